@@ -1,0 +1,435 @@
+//! The application's end of the channel, used by the hooks of libtcpr.
+//!
+//! Nothing here may unwind out of a system call of the application's thread (a pthread_cancel would), so calls
+//! that are cancellation points are made by number. All of it runs under [`Bypass`]: inside libtcpr the
+//! plain names are hooks, and they must let us through.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::ring::{Full, Mapping, Producer, Sent};
+use super::server::ChannelRole;
+use super::wire::{self, Hello, Numbered, RecoveredInfo, Reply, Request, Welcome};
+use super::{sys, Event, Origin};
+
+thread_local! {
+    static BYPASS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// While it lives, the hooks of this thread are plain libc: the thread is inside tcpr.
+///
+/// A signal handler that interrupts the thread meanwhile is plain too. What it writes to a protected session
+/// is not announced, so the manager adopts it from the packet.
+pub struct Bypass(());
+
+impl Bypass {
+    /// Enters, whether the thread is inside or not.
+    pub fn enter() -> Self {
+        BYPASS.with(|depth| depth.set(depth.get() + 1));
+        Self(())
+    }
+
+    /// Enters, unless the thread is inside already: then the caller is us, or a signal handler.
+    #[inline]
+    pub fn enter_first() -> Option<Self> {
+        BYPASS.with(|depth| {
+            if depth.get() != 0 {
+                return None;
+            }
+            depth.set(1);
+            Some(Self(()))
+        })
+    }
+
+    /// Whether this thread is inside tcpr.
+    #[inline]
+    pub fn active() -> bool {
+        BYPASS.with(|depth| depth.get() != 0)
+    }
+
+    /// For a thread of our own, as the embedded manager: inside for ever.
+    pub fn this_thread() {
+        std::mem::forget(Self::enter());
+    }
+}
+
+impl Drop for Bypass {
+    fn drop(&mut self) {
+        BYPASS.with(|depth| depth.set(depth.get() - 1));
+    }
+}
+
+/// Why the manager does not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientError {
+    /// The nearest errno.
+    pub errno: i32,
+    /// What happened, for people.
+    pub text: String,
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for ClientError {}
+
+impl From<io::Error> for ClientError {
+    fn from(e: io::Error) -> Self {
+        Self { errno: e.raw_os_error().unwrap_or(libc::EIO), text: format!("channel: {e}") }
+    }
+}
+
+/// A process's connection to its manager.
+pub struct Client {
+    welcome: Welcome,
+    mapping: Arc<Mapping>,
+    producing: Mutex<Producing>,
+    requesting: Mutex<Requesting>,
+    /// The manager was found dead: nothing is told any more.
+    gone: AtomicBool,
+}
+
+struct Producing {
+    producer: Producer,
+    kick: OwnedFd,
+}
+
+struct Requesting {
+    socket: OwnedFd,
+    number: u32,
+}
+
+/// How long a request may take. The manager answers within its loop; it is slow only when it is in trouble.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a producer naps between looks at a full ring.
+const FULL_NAP: Duration = Duration::from_micros(100);
+
+impl Client {
+    /// Joins the manager of a service, which may still be starting: tries until `patience` is over.
+    pub fn connect(
+        service: &str,
+        token: &str,
+        linked: bool,
+        patience: Duration,
+    ) -> Result<Self, ClientError> {
+        let _inside = Bypass::enter();
+        let deadline = Instant::now() + patience;
+        let name = wire::socket_name(service);
+        let socket = loop {
+            match sys::seqpacket_connect(&name) {
+                Ok(socket) => break sys::move_high(socket),
+                Err(e) if Instant::now() >= deadline => {
+                    let text = format!("no manager of service \"{service}\" answers: {e}");
+                    return Err(ClientError { errno: libc::ENOTCONN, text });
+                }
+                Err(_) => nap(Duration::from_millis(10)),
+            }
+        };
+        let mut requesting = Requesting { socket, number: 0 };
+        let hello = Hello {
+            version: wire::PROTOCOL_VERSION,
+            pid: std::process::id(),
+            token: token.to_owned(),
+            linked,
+        };
+        let (reply, fds) = requesting.ask(hello, deadline.max(Instant::now() + Duration::from_millis(100)))?;
+        let welcome = match reply {
+            Reply::Welcome(welcome) => welcome,
+            Reply::Error { errno, text } => return Err(ClientError { errno, text }),
+            _ => return Err(protocol("an answer to a hello that is no welcome")),
+        };
+        let [memory, kick]: [OwnedFd; 2] =
+            fds.try_into().map_err(|_| protocol("a welcome without shared memory"))?;
+        let mapping = Arc::new(Mapping::new(memory.as_fd())?);
+        let producer = Producer::new(mapping.clone())?;
+        let kick = sys::move_high(kick);
+        Ok(Self {
+            welcome,
+            mapping,
+            producing: Mutex::new(Producing { producer, kick }),
+            requesting: Mutex::new(requesting),
+            gone: AtomicBool::new(false),
+        })
+    }
+
+    /// What the manager told when it admitted us.
+    pub fn welcome(&self) -> &Welcome {
+        &self.welcome
+    }
+
+    /// Whether the manager was found dead. Protected descriptors go on as plain ones then; their packets are
+    /// held by the rules, which fail closed.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Tells an event (not [`Event::Write`]). False: nobody is there to hear it.
+    pub fn push(&self, event: &Event<'_>) -> bool {
+        let kicks = matches!(
+            event,
+            Event::Wait { .. }
+                | Event::Commit { .. }
+                | Event::Exit
+                | Event::Close { .. }
+                | Event::Shutdown { .. }
+                | Event::Attach { origin: Origin::Recovered, .. }
+        );
+        self.produce(kicks, |producer| producer.push(event)).is_some()
+    }
+
+    /// Announces a write, performs it and tells how it went, as one step (see [`Producer::write`]). `None`:
+    /// nobody is there to hear it, and nothing was sent.
+    pub fn write(
+        &self,
+        thread: u32,
+        handle: u32,
+        asked: u64,
+        len: usize,
+        mut fill: impl FnMut(&mut [u8]),
+        mut send: impl FnMut(&[u8]) -> Sent,
+    ) -> Option<Sent> {
+        self.produce(false, |producer| producer.write(thread, handle, asked, len, &mut fill, &mut send))
+    }
+
+    fn produce<T>(
+        &self,
+        kicks: bool,
+        mut entry: impl FnMut(&mut Producer) -> Result<T, Full>,
+    ) -> Option<T> {
+        let _inside = Bypass::enter();
+        while !self.is_gone() {
+            let mut producing = lock(&self.producing);
+            let result = entry(&mut producing.producer);
+            let urgent = kicks || result.is_err() || producing.producer.is_half_full();
+            if urgent && producing.producer.wants_kick() {
+                sys::kick(producing.kick.as_fd());
+            }
+            if let Ok(value) = result {
+                return Some(value);
+            }
+            drop(producing);
+            self.look_for_manager();
+            nap(FULL_NAP);
+        }
+        None
+    }
+
+    fn look_for_manager(&self) {
+        // Held by another thread: that one waits for a reply, and will find out itself.
+        if let Ok(requesting) = self.requesting.try_lock() {
+            if requesting.hung_up() {
+                self.gone.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn request(&self, request: Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        let _inside = Bypass::enter();
+        if self.is_gone() {
+            return Err(gone());
+        }
+        let result = lock(&self.requesting).ask(request, Instant::now() + REPLY_TIMEOUT);
+        match result {
+            Ok((Reply::Error { errno, text }, _)) => Err(ClientError { errno, text }),
+            Err(e) if e.errno == libc::ENOTCONN => {
+                self.gone.store(true, Ordering::Relaxed);
+                Err(e)
+            }
+            other => other,
+        }
+    }
+
+    /// Fetches restored sessions of a listening port, with their descriptors; and whether there are more.
+    pub fn recovered(
+        &self,
+        port: u16,
+        max: u32,
+    ) -> Result<(Vec<(RecoveredInfo, OwnedFd)>, bool), ClientError> {
+        let (reply, fds) = self.request(Request::GetRecovered { port, max })?;
+        match reply {
+            Reply::Recovered { sessions, more } if sessions.len() == fds.len() => {
+                Ok((sessions.into_iter().zip(fds).collect(), more))
+            }
+            _ => Err(protocol("recovered sessions without their descriptors")),
+        }
+    }
+
+    /// Makes a request that is answered by [`Reply::Ok`].
+    pub fn tell(&self, request: Request) -> Result<(), ClientError> {
+        match self.request(request)?.0 {
+            Reply::Ok => Ok(()),
+            _ => Err(protocol("an unexpected reply")),
+        }
+    }
+
+    /// What the manager knows of a session.
+    pub fn session(
+        &self,
+        tuple: tcpr_session::tuple::FourTuple,
+    ) -> Result<wire::SessionFacts, ClientError> {
+        match self.request(Request::SessionInfo { tuple })?.0 {
+            Reply::Session(facts) => Ok(facts),
+            _ => Err(protocol("an unexpected reply")),
+        }
+    }
+
+    /// The role of this member.
+    pub fn role(&self) -> ChannelRole {
+        match self.mapping.header().role.load(Ordering::Acquire) {
+            1 => ChannelRole::Backup,
+            2 => ChannelRole::Master,
+            3 => ChannelRole::Fenced,
+            _ => ChannelRole::Starting,
+        }
+    }
+
+    /// The number of the epoch.
+    pub fn epoch(&self) -> u64 {
+        self.mapping.header().epoch.load(Ordering::Acquire)
+    }
+
+    /// Waits for a role; `None` waits without end. An error when the manager is gone.
+    pub fn wait_role(&self, role: ChannelRole, timeout: Option<Duration>) -> Result<bool, ClientError> {
+        let _inside = Bypass::enter();
+        let deadline = timeout.map(|t| Instant::now() + t);
+        let word = &self.mapping.header().role;
+        loop {
+            let value = word.load(Ordering::Acquire);
+            if value == role as u32 {
+                return Ok(true);
+            }
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(false);
+            }
+            self.look_for_manager();
+            if self.is_gone() {
+                return Err(gone());
+            }
+            // A dead manager wakes nobody: look again from time to time.
+            let slice = Duration::from_millis(200);
+            sys::futex_wait(word, value, Some(left.map_or(slice, |l| l.min(slice))));
+        }
+    }
+
+    /// How many recovered sessions of a listening port wait to be accepted.
+    #[inline]
+    pub fn pending(&self, port: u16) -> u32 {
+        match self.welcome.ports.iter().position(|p| p.port == port) {
+            Some(i) => {
+                self.mapping.header().recovered.get(i).map_or(0, |s| s.pending.load(Ordering::Acquire))
+            }
+            None => 0,
+        }
+    }
+
+    /// Whether a local port belongs to one of the manager's doorbell connections.
+    pub fn is_doorbell(&self, port: u16) -> bool {
+        port != 0
+            && self
+                .mapping
+                .header()
+                .doorbells
+                .iter()
+                .any(|d: &AtomicU32| d.load(Ordering::Acquire) == u32::from(port))
+    }
+
+    /// Our descriptors: the application must neither close nor overwrite them.
+    pub fn descriptors(&self) -> [RawFd; 2] {
+        let kick = lock(&self.producing).kick.as_raw_fd();
+        [lock(&self.requesting).socket.as_raw_fd(), kick]
+    }
+
+    /// Gives up one number that the application wants for itself. Returns where our descriptor went.
+    pub fn vacate(&self, fd: RawFd) -> Option<RawFd> {
+        let _inside = Bypass::enter();
+        let mut requesting = lock(&self.requesting);
+        let mut producing = lock(&self.producing);
+        for ours in [&mut requesting.socket, &mut producing.kick] {
+            if ours.as_raw_fd() == fd {
+                let moved = sys::move_high(ours.try_clone().ok()?);
+                *ours = moved;
+                return Some(ours.as_raw_fd());
+            }
+        }
+        None
+    }
+}
+
+impl Requesting {
+    /// Sends a request and waits for its reply.
+    fn ask<T: serde::Serialize>(
+        &mut self,
+        body: T,
+        deadline: Instant,
+    ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        self.number = self.number.wrapping_add(1);
+        let bytes = wire::encode(&Numbered { number: self.number, body })?;
+        let mut buffer = vec![0u8; wire::MAX_MESSAGE];
+        sys::send(self.socket.as_fd(), &bytes, &[]).map_err(hung_up_or)?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let text = "the manager does not answer".into();
+                return Err(ClientError { errno: libc::ETIMEDOUT, text });
+            }
+            match sys::poll(self.socket.as_fd(), libc::POLLIN, left) {
+                Ok(0) => continue,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(_) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let (n, fds) = match sys::receive(self.socket.as_fd(), &mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                other => other.map_err(hung_up_or)?,
+            };
+            if n == 0 {
+                return Err(gone());
+            }
+            let reply: Numbered<Reply> = wire::decode(&buffer[..n])?;
+            // An older one answers somebody who gave up: its descriptors are closed here.
+            if reply.number == self.number {
+                return Ok((reply.body, fds));
+            }
+        }
+    }
+
+    fn hung_up(&self) -> bool {
+        let gone = libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
+        matches!(sys::poll(self.socket.as_fd(), libc::POLLRDHUP, Duration::ZERO),
+            Ok(found) if found & (gone | libc::POLLRDHUP) != 0)
+    }
+}
+
+/// Our locks guard state that is consistent at every point at which a panic could come.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn nap(duration: Duration) {
+    // A futex that nobody wakes, rather than nanosleep, which is a cancellation point.
+    sys::futex_wait(&AtomicU32::new(0), 0, Some(duration));
+}
+
+fn gone() -> ClientError {
+    ClientError { errno: libc::ENOTCONN, text: "the manager is gone".into() }
+}
+
+fn hung_up_or(e: io::Error) -> ClientError {
+    match e.raw_os_error() {
+        Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => gone(),
+        _ => e.into(),
+    }
+}
+
+fn protocol(what: &str) -> ClientError {
+    ClientError { errno: libc::EPROTO, text: format!("the manager broke the channel's protocol: {what}") }
+}

@@ -1,0 +1,346 @@
+//! The manager's end of the channel, for its event loop: nothing here blocks.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use super::ring::{self, Consumer, Corrupt, Mapping, SLOTS};
+use super::wire::{self, Hello, Numbered, PortInfo, Reply, Request, Welcome};
+use super::{sys, Event};
+
+/// The role of this member, as applications see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ChannelRole {
+    /// Not decided yet.
+    Starting = 0,
+    /// Standing by.
+    Backup = 1,
+    /// Serving.
+    Master = 2,
+    /// Releasing nothing, until it knows that it may.
+    Fenced = 3,
+}
+
+/// What every process of a service is told when it joins.
+#[derive(Clone, Debug)]
+pub struct Greeting {
+    /// The name of the service.
+    pub service: String,
+    /// What `tcpr run` put into `TCPR_TOKEN`.
+    pub token: String,
+    /// Its virtual addresses.
+    pub vips: Vec<IpAddr>,
+    /// Its protected ports; at most [`SLOTS`].
+    pub ports: Vec<PortInfo>,
+    /// Destinations to which connections are protected.
+    pub outgoing: Vec<SocketAddr>,
+}
+
+/// Why a channel must be closed.
+#[derive(Debug)]
+pub enum ChannelError {
+    /// The process closed its end, most likely by dying.
+    Gone,
+    /// It broke the protocol: a wrong token, an unknown message, nonsense in the ring.
+    Misbehaved(String),
+    /// The kernel refused something.
+    Io(io::Error),
+}
+
+impl fmt::Display for ChannelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChannelError::Gone => f.write_str("the process closed its channel"),
+            ChannelError::Misbehaved(what) => write!(f, "the process broke the channel's protocol: {what}"),
+            ChannelError::Io(e) => write!(f, "channel: {e}"),
+        }
+    }
+}
+
+impl std::error::Error for ChannelError {}
+
+impl From<Corrupt> for ChannelError {
+    fn from(corrupt: Corrupt) -> Self {
+        ChannelError::Misbehaved(corrupt.to_string())
+    }
+}
+
+impl From<io::Error> for ChannelError {
+    fn from(e: io::Error) -> Self {
+        ChannelError::Io(e)
+    }
+}
+
+/// The socket on which processes join.
+pub struct ChannelListener {
+    socket: OwnedFd,
+    greeting: Arc<Greeting>,
+    next: u32,
+}
+
+impl ChannelListener {
+    /// Listens for the processes of a service. `AddrInUse`: another manager of the service runs in this network
+    /// namespace.
+    pub fn bind(greeting: Greeting) -> io::Result<Self> {
+        if greeting.ports.len() > SLOTS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many protected ports"));
+        }
+        let socket = sys::seqpacket_listen(&wire::socket_name(&greeting.service))?;
+        Ok(Self { socket, greeting: Arc::new(greeting), next: 1 })
+    }
+
+    /// Takes one process that wants to join, if there is one. It has no ring until its hello was received.
+    pub fn accept(&mut self) -> Result<Option<Channel>, ChannelError> {
+        let Some(socket) = sys::accept(self.socket.as_fd())? else {
+            return Ok(None);
+        };
+        let pid = sys::peer_pid(socket.as_fd())?;
+        let process = sys::pidfd(socket.as_fd(), pid)?;
+        let id = self.next;
+        self.next += 1;
+        Ok(Some(Channel { id, pid, socket, process, greeting: self.greeting.clone(), joined: None }))
+    }
+}
+
+impl AsFd for ChannelListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// What [`Channel::receive`] found on the socket.
+#[derive(Debug)]
+pub enum Incoming {
+    /// The process was admitted and has its ring now: watch [`Channel::kick_fd`].
+    Joined(Hello),
+    /// A request; give its number to [`Channel::reply`].
+    Request(u32, Request),
+}
+
+/// One process of the application.
+pub struct Channel {
+    id: u32,
+    pid: u32,
+    socket: OwnedFd,
+    process: OwnedFd,
+    greeting: Arc<Greeting>,
+    joined: Option<Joined>,
+}
+
+struct Joined {
+    mapping: Arc<Mapping>,
+    consumer: Consumer,
+    kick: OwnedFd,
+}
+
+impl Channel {
+    /// Its number, never used again by this manager.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The process, by the kernel's word.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The socket: readable when [`Channel::receive`] has something. Its end of file says that the process gave
+    /// the channel up (it died or called exec), unless a forked child still has a copy.
+    pub fn socket_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// A pidfd: readable when the process is dead, whoever has copies of its descriptors. Drain once more then.
+    pub fn process_fd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    /// Readable when the process kicked; present once it has joined.
+    pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.joined.as_ref().map(|j| j.kick.as_fd())
+    }
+
+    /// Whether the process was admitted.
+    pub fn has_joined(&self) -> bool {
+        self.joined.is_some()
+    }
+
+    /// Takes one message from the socket. A hello is answered here.
+    pub fn receive(&mut self) -> Result<Option<Incoming>, ChannelError> {
+        let mut buffer = [0u8; 8192];
+        let (n, fds) = match sys::receive(self.socket.as_fd(), &mut buffer) {
+            Ok(received) => received,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(e) if e.raw_os_error() == Some(libc::ECONNRESET) => return Err(ChannelError::Gone),
+            Err(e) => return Err(ChannelError::Misbehaved(e.to_string())),
+        };
+        if n == 0 {
+            return Err(ChannelError::Gone);
+        }
+        if !fds.is_empty() {
+            return Err(ChannelError::Misbehaved("it sent descriptors".into()));
+        }
+        let misbehaved = |e: io::Error| ChannelError::Misbehaved(e.to_string());
+        if self.joined.is_some() {
+            let request: Numbered<Request> = wire::decode(&buffer[..n]).map_err(misbehaved)?;
+            return Ok(Some(Incoming::Request(request.number, request.body)));
+        }
+        let hello: Numbered<Hello> = wire::decode(&buffer[..n]).map_err(misbehaved)?;
+        self.admit(hello).map(|hello| Some(Incoming::Joined(hello)))
+    }
+
+    fn admit(&mut self, hello: Numbered<Hello>) -> Result<Hello, ChannelError> {
+        let Numbered { number, body: hello } = hello;
+        let refuse = |errno, text: String| {
+            let body = Reply::Error { errno, text: text.clone() };
+            // It is being turned away: whether it hears why is its own affair.
+            let _ = send(self.socket.as_fd(), number, body, &[]);
+            Err(ChannelError::Misbehaved(text))
+        };
+        if hello.version != wire::PROTOCOL_VERSION {
+            let (theirs, ours) = (hello.version, wire::PROTOCOL_VERSION);
+            return refuse(
+                libc::EPROTO,
+                format!("libtcpr speaks channel version {theirs}, the manager {ours}"),
+            );
+        }
+        if !same(hello.token.as_bytes(), self.greeting.token.as_bytes()) {
+            return refuse(libc::EACCES, "wrong token: the program was not started by this manager".into());
+        }
+        let memory = sys::memory(ring::MEMORY_BYTES)?;
+        let mapping = Arc::new(Mapping::new(memory.as_fd())?);
+        ring::initialise(&mapping);
+        let kick = sys::eventfd()?;
+        let greeting = &self.greeting;
+        for (slot, port) in mapping.header().recovered.iter().zip(&greeting.ports) {
+            slot.port.store(port.port.into(), Ordering::Relaxed);
+        }
+        let welcome = Welcome {
+            version: wire::PROTOCOL_VERSION,
+            service: greeting.service.clone(),
+            vips: greeting.vips.clone(),
+            ports: greeting.ports.clone(),
+            outgoing: greeting.outgoing.clone(),
+            channel: self.id,
+        };
+        send(self.socket.as_fd(), number, Reply::Welcome(welcome), &[memory.as_fd(), kick.as_fd()])?;
+        let consumer = Consumer::new(mapping.clone());
+        self.joined = Some(Joined { mapping, consumer, kick });
+        Ok(hello)
+    }
+
+    /// Answers a request. Descriptors are duplicated into the process: close yours afterwards, or its close
+    /// sends no FIN.
+    pub fn reply(&self, number: u32, reply: Reply, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        send(self.socket.as_fd(), number, reply, fds)
+    }
+
+    /// Consumes what the process has told since, up to an open intent. Clears the kick. Returns how many
+    /// events there were.
+    pub fn drain(&mut self, f: impl FnMut(Event<'_>)) -> Result<usize, ChannelError> {
+        match &mut self.joined {
+            Some(joined) => Ok(joined.consumer.drain(f)?),
+            None => Ok(0),
+        }
+    }
+
+    /// Clears the kick; call it when [`Channel::kick_fd`] is readable.
+    pub fn clear_kick(&self) {
+        if let Some(joined) = &self.joined {
+            sys::unkick(joined.kick.as_fd());
+        }
+    }
+
+    /// The connection of the write at which the last `drain` stopped. While there is one, bytes that no event
+    /// announced may belong to it; if the process has died, it will never be known how many were taken.
+    pub fn open_intent(&self) -> Option<u32> {
+        self.joined.as_ref().and_then(|j| j.consumer.open_intent())
+    }
+
+    /// Before the loop sleeps: asks for kicks. False: there is something to drain, do not sleep.
+    pub fn prepare_sleep(&mut self) -> Result<bool, ChannelError> {
+        match &mut self.joined {
+            Some(joined) => Ok(joined.consumer.prepare_sleep()?),
+            None => Ok(true),
+        }
+    }
+
+    /// After the loop woke: no more kicks are needed.
+    pub fn wake(&mut self) {
+        if let Some(joined) = &mut self.joined {
+            joined.consumer.wake();
+        }
+    }
+
+    /// Publishes the role and wakes those who wait for it.
+    pub fn set_role(&self, role: ChannelRole) {
+        if let Some(joined) = &self.joined {
+            let word = &joined.mapping.header().role;
+            word.store(role as u32, Ordering::Release);
+            sys::futex_wake(word);
+        }
+    }
+
+    /// Publishes the epoch (its number) and the index of its member.
+    pub fn set_epoch(&self, number: u64, member: u32) {
+        if let Some(joined) = &self.joined {
+            let header = joined.mapping.header();
+            header.epoch.store(number, Ordering::Release);
+            header.role_member.store(member, Ordering::Release);
+        }
+    }
+
+    /// Publishes how many recovered sessions of a listening port no process has attached yet (those that lie
+    /// in a process's stash still count). False: the port is not one of the greeting's.
+    pub fn set_pending(&self, port: u16, pending: u32) -> bool {
+        let Some(joined) = &self.joined else { return false };
+        let slots = &joined.mapping.header().recovered;
+        // By the greeting's order: the application could have written over the port in the header.
+        match self.greeting.ports.iter().position(|p| p.port == port) {
+            Some(i) => {
+                slots[i].pending.store(pending, Ordering::Release);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Publishes the local ports of the doorbell connections; at most [`SLOTS`]. Before they are connected.
+    pub fn set_doorbells(&self, ports: &[u16]) {
+        if let Some(joined) = &self.joined {
+            let slots = &joined.mapping.header().doorbells;
+            for (i, slot) in slots.iter().enumerate() {
+                slot.store(ports.get(i).copied().unwrap_or(0).into(), Ordering::Release);
+            }
+        }
+    }
+}
+
+fn send(
+    socket: BorrowedFd<'_>,
+    number: u32,
+    body: Reply,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), ChannelError> {
+    let bytes = wire::encode(&Numbered { number, body })?;
+    match sys::send(socket, &bytes, fds) {
+        Ok(()) => Ok(()),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {
+            Err(ChannelError::Gone)
+        }
+        // It asks and never listens.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            Err(ChannelError::Misbehaved("it does not read its replies".into()))
+        }
+        Err(e) => Err(ChannelError::Io(e)),
+    }
+}
+
+/// Compares secrets in a time that does not depend on where they differ.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
+}

@@ -1,0 +1,169 @@
+//! What is said on the channel's socket: MessagePack, one message a packet.
+//!
+//! The application asks and the manager answers; every request carries a number that its reply repeats, so
+//! that a reply that comes after its asker has given up is known as such.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use tcpr_session::tuple::FourTuple;
+
+/// Grows when an older counterpart would misunderstand.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// No message is longer. It must hold a [`Reply::Recovered`] of [`MAX_RECOVERED`] sessions.
+pub const MAX_MESSAGE: usize = 64 << 10;
+
+/// How many sessions, each with a descriptor, one reply may carry (the kernel allows 253 descriptors).
+pub const MAX_RECOVERED: usize = 200;
+
+/// The abstract address of a service's channel (without its leading zero byte).
+pub fn socket_name(service: &str) -> String {
+    format!("tcpr/{service}/channel")
+}
+
+/// A request or reply with its number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Numbered<T> {
+    /// The same in a request and its reply.
+    pub number: u32,
+    /// What is said.
+    pub body: T,
+}
+
+/// The first message of a process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`] of the library.
+    pub version: u32,
+    /// The process as it sees itself; the manager believes the kernel's word instead.
+    pub pid: u32,
+    /// What `tcpr run` put into `TCPR_TOKEN`.
+    pub token: String,
+    /// Whether the program calls `tcpr_*` itself.
+    pub linked: bool,
+}
+
+/// A protected port, as far as the application's side needs to know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortInfo {
+    /// The port.
+    pub port: u16,
+    /// `greeting = "absorb"`: what is written to a recovered session before it was read from is dropped.
+    pub absorb_greeting: bool,
+}
+
+/// What the manager tells a process that it admits. The shared memory and the kick come with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// [`PROTOCOL_VERSION`] of the manager.
+    pub version: u32,
+    /// The name of the service.
+    pub service: String,
+    /// Its virtual addresses.
+    pub vips: Vec<IpAddr>,
+    /// Its protected ports.
+    pub ports: Vec<PortInfo>,
+    /// Destinations to which connections are protected.
+    pub outgoing: Vec<SocketAddr>,
+    /// The number of this channel.
+    pub channel: u32,
+}
+
+/// What a process asks for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// The sessions that were restored for a listener and that nobody holds yet.
+    GetRecovered {
+        /// The listener's port.
+        port: u16,
+        /// At most so many.
+        max: u32,
+    },
+    /// The process listens.
+    Listen {
+        /// Where.
+        addr: IpAddr,
+        /// On which port.
+        port: u16,
+        /// With which backlog.
+        backlog: i32,
+    },
+    /// Hand the service over to the partner.
+    Switchover,
+    /// What is known of one session.
+    SessionInfo {
+        /// Its addresses.
+        tuple: FourTuple,
+    },
+}
+
+/// One restored session; its descriptor travels beside the message, in the same order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecoveredInfo {
+    /// Its addresses.
+    pub tuple: FourTuple,
+    /// The session's number.
+    pub session: u32,
+    /// How many of the first bytes that the application writes have already been sent.
+    pub absorb: u64,
+    /// How many bytes of input wait to be read again.
+    pub input_pending: u64,
+}
+
+/// What the manager knows of one session.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionFacts {
+    /// The session's number.
+    pub session: u32,
+    /// Input before this offset is done.
+    pub in_done: u64,
+    /// Input before this offset is stored.
+    pub in_stored: u64,
+    /// Output before this offset may be released.
+    pub out_done: u64,
+    /// Output before this offset is stored.
+    pub out_stored: u64,
+    /// Whether its state could not be known after a crash.
+    pub torn: bool,
+}
+
+/// What the manager answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Hello`].
+    Welcome(Welcome),
+    /// To [`Request::GetRecovered`]: as many descriptors come with it.
+    Recovered {
+        /// The sessions.
+        sessions: Vec<RecoveredInfo>,
+        /// Whether there are more.
+        more: bool,
+    },
+    /// To [`Request::SessionInfo`].
+    Session(SessionFacts),
+    /// Done.
+    Ok,
+    /// Not done.
+    Error {
+        /// The nearest errno.
+        errno: i32,
+        /// What happened, for people.
+        text: String,
+    },
+}
+
+/// Serialises a message.
+pub fn encode<T: Serialize>(message: &T) -> std::io::Result<Vec<u8>> {
+    let bytes = rmp_serde::to_vec_named(message).map_err(std::io::Error::other)?;
+    if bytes.len() > MAX_MESSAGE {
+        return Err(std::io::Error::other("message too long for the channel"));
+    }
+    Ok(bytes)
+}
+
+/// Parses a message of the other side.
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> std::io::Result<T> {
+    rmp_serde::from_slice(bytes)
+        .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e.to_string()))
+}

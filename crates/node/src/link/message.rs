@@ -1,0 +1,459 @@
+//! The application messages of a replication connection and their encoding.
+//!
+//! Messages follow one another in the decrypted byte stream, each behind its length (LEB128). Those of the hot
+//! path have a fixed little-endian layout; the others are MessagePack maps behind their kind byte, so that a
+//! later version may add fields. A `Records` that goes on where the one before it ended, in the same epoch, is
+//! sent without epoch and position: with a small batch they would be half of what goes over the wire.
+
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::fmt;
+use tcpr_session::role::Epoch;
+
+/// Longest message, its header included.
+pub const MAX_MESSAGE: usize = 1 << 20;
+/// Longest `bytes` of a `Records` or `Forward`.
+pub const MAX_BYTES: usize = MAX_MESSAGE - POINT_LEN;
+/// Longest length prefix: three groups of seven bits hold `MAX_MESSAGE`.
+pub(crate) const MAX_PREFIX: usize = 3;
+
+/// Kind byte, epoch (number, member), position.
+const POINT_LEN: usize = 1 + 8 + 1 + 8;
+
+mod kind {
+    pub const RECORDS: u8 = 1;
+    pub const RECORDS_NEXT: u8 = 2;
+    pub const ACK: u8 = 3;
+    pub const FORWARD: u8 = 4;
+    pub const HELLO: u8 = 16;
+    pub const SNAPSHOT_BEGIN: u8 = 17;
+    pub const SNAPSHOT_END: u8 = 18;
+    pub const PAIRED: u8 = 19;
+    pub const PAIRED_ACK: u8 = 20;
+    pub const HANDOVER: u8 = 21;
+    pub const HANDOVER_ACK: u8 = 22;
+    pub const BYE: u8 = 23;
+}
+
+/// What the members say to each other; borrowed bytes live until the next call on the link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// The first message of either side.
+    Hello(Hello),
+    /// What follows is a snapshot of the store as of this log position.
+    SnapshotBegin {
+        /// The sender's epoch.
+        epoch: Epoch,
+        /// Log position that the snapshot stands for.
+        position: u64,
+    },
+    /// The snapshot is complete.
+    SnapshotEnd {
+        /// The sender's epoch.
+        epoch: Epoch,
+        /// Log position that the snapshot stands for.
+        position: u64,
+    },
+    /// A piece of the log.
+    Records {
+        /// The sender's epoch.
+        epoch: Epoch,
+        /// Log position of the first byte.
+        position: u64,
+        /// The records.
+        bytes: &'a [u8],
+    },
+    /// Everything before this log position is stored.
+    Ack {
+        /// The epoch of the records.
+        epoch: Epoch,
+        /// First log position that is not stored.
+        position: u64,
+    },
+    /// The replica is full: from now on it may promote.
+    Paired {
+        /// The master's epoch.
+        epoch: Epoch,
+    },
+    /// Answer to `Paired`.
+    PairedAck {
+        /// The master's epoch.
+        epoch: Epoch,
+    },
+    /// Switchover: the log ends at this position, the replica is to become master.
+    Handover {
+        /// The epoch that ends.
+        epoch: Epoch,
+        /// Where its log ends.
+        position: u64,
+    },
+    /// Answer to `Handover`.
+    HandoverAck {
+        /// The epoch that ended.
+        epoch: Epoch,
+    },
+    /// A raw packet that the partner is to have.
+    Forward {
+        /// The packet from its IP header on.
+        bytes: &'a [u8],
+    },
+    /// The sender closes the connection on purpose.
+    Bye {
+        /// Why, for the log.
+        reason: Cow<'a, str>,
+    },
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The sender's protocol version.
+    pub protocol: u16,
+    /// Name of the service.
+    pub service: String,
+    /// Index of the sending member.
+    pub member: u8,
+    /// Random number of the sending manager's life.
+    pub boot: u64,
+    /// The sender's epoch.
+    pub epoch: Epoch,
+    /// The sender's role, as a number of the role machine.
+    pub role: u8,
+    /// Digest of what must be configured alike.
+    pub config_digest: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Point {
+    epoch: Epoch,
+    position: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Only {
+    epoch: Epoch,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Reason<'a> {
+    // Not borrowed when decoded: serde takes a string of MessagePack by copy or by loan as it likes.
+    reason: Cow<'a, str>,
+}
+
+/// Why bytes are not a message, or a message cannot be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Malformed {
+    /// Longer than [`MAX_MESSAGE`].
+    TooLong,
+    /// Shorter than its kind needs.
+    Truncated,
+    /// A kind of message that this version does not know.
+    Kind(u8),
+    /// The MessagePack of this kind is broken.
+    Body(u8),
+    /// A continuation with nothing before it.
+    NoRecordsBefore,
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Malformed::TooLong => write!(f, "message longer than {MAX_MESSAGE} bytes"),
+            Malformed::Truncated => f.write_str("message shorter than its header"),
+            Malformed::Kind(kind) => write!(f, "unknown kind of message {kind}"),
+            Malformed::Body(kind) => write!(f, "broken message of kind {kind}"),
+            Malformed::NoRecordsBefore => f.write_str("records go on but did not begin"),
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// Where the next `Records` starts if it goes on; kept alike by both ends of one direction.
+#[derive(Debug, Default)]
+pub struct Continuation(Option<(Epoch, u64)>);
+
+impl Continuation {
+    fn advance(&mut self, epoch: Epoch, position: u64, length: usize) {
+        self.0 = Some((epoch, position.wrapping_add(length as u64)));
+    }
+}
+
+/// Appends a message with its length prefix; `out` is as before if that fails.
+pub fn encode(message: &Message<'_>, state: &mut Continuation, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    match *message {
+        Message::Records { epoch, position, bytes } => {
+            let goes_on = state.0 == Some((epoch, position));
+            let header = if goes_on { 1 } else { POINT_LEN };
+            put_length(header + bytes.len(), out)?;
+            if goes_on {
+                out.push(kind::RECORDS_NEXT);
+            } else {
+                put_point(kind::RECORDS, epoch, position, out);
+            }
+            out.extend_from_slice(bytes);
+            state.advance(epoch, position, bytes.len());
+            Ok(())
+        }
+        Message::Ack { epoch, position } => {
+            put_length(POINT_LEN, out)?;
+            put_point(kind::ACK, epoch, position, out);
+            Ok(())
+        }
+        Message::Forward { bytes } => {
+            put_length(1 + bytes.len(), out)?;
+            out.push(kind::FORWARD);
+            out.extend_from_slice(bytes);
+            Ok(())
+        }
+        Message::Hello(ref hello) => put_control(kind::HELLO, hello, out),
+        Message::SnapshotBegin { epoch, position } => {
+            put_control(kind::SNAPSHOT_BEGIN, &Point { epoch, position }, out)
+        }
+        Message::SnapshotEnd { epoch, position } => {
+            put_control(kind::SNAPSHOT_END, &Point { epoch, position }, out)
+        }
+        Message::Paired { epoch } => put_control(kind::PAIRED, &Only { epoch }, out),
+        Message::PairedAck { epoch } => put_control(kind::PAIRED_ACK, &Only { epoch }, out),
+        Message::Handover { epoch, position } => put_control(kind::HANDOVER, &Point { epoch, position }, out),
+        Message::HandoverAck { epoch } => put_control(kind::HANDOVER_ACK, &Only { epoch }, out),
+        Message::Bye { ref reason } => {
+            put_control(kind::BYE, &Reason { reason: Cow::Borrowed(reason.as_ref()) }, out)
+        }
+    }
+}
+
+/// Reads one message, given without its length prefix.
+pub fn decode<'a>(message: &'a [u8], state: &mut Continuation) -> Result<Message<'a>, Malformed> {
+    let (&kind, body) = message.split_first().ok_or(Malformed::Truncated)?;
+    Ok(match kind {
+        kind::RECORDS => {
+            let (epoch, position, bytes) = take_point(body)?;
+            state.advance(epoch, position, bytes.len());
+            Message::Records { epoch, position, bytes }
+        }
+        kind::RECORDS_NEXT => {
+            let (epoch, position) = state.0.ok_or(Malformed::NoRecordsBefore)?;
+            state.advance(epoch, position, body.len());
+            Message::Records { epoch, position, bytes: body }
+        }
+        kind::ACK => {
+            let (epoch, position, _) = take_point(body)?;
+            Message::Ack { epoch, position }
+        }
+        kind::FORWARD => Message::Forward { bytes: body },
+        kind::HELLO => Message::Hello(take_control(kind, body)?),
+        kind::SNAPSHOT_BEGIN => {
+            let Point { epoch, position } = take_control(kind, body)?;
+            Message::SnapshotBegin { epoch, position }
+        }
+        kind::SNAPSHOT_END => {
+            let Point { epoch, position } = take_control(kind, body)?;
+            Message::SnapshotEnd { epoch, position }
+        }
+        kind::PAIRED => Message::Paired { epoch: take_control::<Only>(kind, body)?.epoch },
+        kind::PAIRED_ACK => Message::PairedAck { epoch: take_control::<Only>(kind, body)?.epoch },
+        kind::HANDOVER => {
+            let Point { epoch, position } = take_control(kind, body)?;
+            Message::Handover { epoch, position }
+        }
+        kind::HANDOVER_ACK => Message::HandoverAck { epoch: take_control::<Only>(kind, body)?.epoch },
+        kind::BYE => Message::Bye { reason: take_control::<Reason<'_>>(kind, body)?.reason },
+        other => return Err(Malformed::Kind(other)),
+    })
+}
+
+/// The length prefix at the start of `stream`: (length, size of the prefix), `None` if it is not whole yet.
+pub(crate) fn take_length(stream: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
+    let mut length = 0;
+    for (at, &byte) in stream.iter().take(MAX_PREFIX).enumerate() {
+        length |= usize::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            return if length > MAX_MESSAGE { Err(Malformed::TooLong) } else { Ok(Some((length, at + 1))) };
+        }
+    }
+    if stream.len() >= MAX_PREFIX { Err(Malformed::TooLong) } else { Ok(None) }
+}
+
+fn put_length(length: usize, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    if length > MAX_MESSAGE {
+        return Err(Malformed::TooLong);
+    }
+    let mut rest = length;
+    while rest >= 0x80 {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+    Ok(())
+}
+
+fn put_point(kind: u8, epoch: Epoch, position: u64, out: &mut Vec<u8>) {
+    let mut header = [0; POINT_LEN];
+    header[0] = kind;
+    header[1..9].copy_from_slice(&epoch.number.to_le_bytes());
+    header[9] = epoch.member;
+    header[10..].copy_from_slice(&position.to_le_bytes());
+    out.extend_from_slice(&header);
+}
+
+fn take_point(body: &[u8]) -> Result<(Epoch, u64, &[u8]), Malformed> {
+    let (number, rest) = body.split_first_chunk::<8>().ok_or(Malformed::Truncated)?;
+    let (&member, rest) = rest.split_first().ok_or(Malformed::Truncated)?;
+    let (position, rest) = rest.split_first_chunk::<8>().ok_or(Malformed::Truncated)?;
+    Ok((Epoch { number: u64::from_le_bytes(*number), member }, u64::from_le_bytes(*position), rest))
+}
+
+fn put_control<T: Serialize>(kind: u8, body: &T, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    let body = rmp_serde::to_vec_named(body).map_err(|_| Malformed::Body(kind))?;
+    put_length(1 + body.len(), out)?;
+    out.push(kind);
+    out.extend_from_slice(&body);
+    Ok(())
+}
+
+fn take_control<'a, T: Deserialize<'a>>(kind: u8, body: &'a [u8]) -> Result<T, Malformed> {
+    rmp_serde::from_slice(body).map_err(|_| Malformed::Body(kind))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn any_epoch() -> impl Strategy<Value = Epoch> {
+        (any::<u64>(), any::<u8>()).prop_map(|(number, member)| Epoch { number, member })
+    }
+
+    /// A message without borrowed bytes: (what, epoch, position, bytes), made into a message by `build`.
+    pub(crate) type Plan = (u8, Epoch, u64, Vec<u8>);
+
+    pub(crate) fn any_plan(longest: usize) -> impl Strategy<Value = Plan> {
+        (0u8..11, any_epoch(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..=longest))
+    }
+
+    pub(crate) fn build((what, epoch, position, bytes): &Plan) -> Message<'_> {
+        let (epoch, position) = (*epoch, *position);
+        match what {
+            0 => Message::Hello(Hello {
+                protocol: position as u16,
+                service: String::from_utf8_lossy(bytes).into_owned(),
+                member: epoch.member,
+                boot: position,
+                epoch,
+                role: 2,
+                config_digest: !position,
+            }),
+            1 => Message::SnapshotBegin { epoch, position },
+            2 => Message::SnapshotEnd { epoch, position },
+            3 => Message::Records { epoch, position, bytes },
+            4 => Message::Ack { epoch, position },
+            5 => Message::Paired { epoch },
+            6 => Message::PairedAck { epoch },
+            7 => Message::Handover { epoch, position },
+            8 => Message::HandoverAck { epoch },
+            9 => Message::Forward { bytes },
+            _ => Message::Bye { reason: String::from_utf8_lossy(bytes) },
+        }
+    }
+
+    /// Decodes a whole stream of prefixed messages.
+    fn decode_all<'a>(mut stream: &'a [u8], state: &mut Continuation) -> Vec<Message<'a>> {
+        let mut messages = Vec::new();
+        while let Some((length, prefix)) = take_length(stream).unwrap() {
+            messages.push(decode(&stream[prefix..prefix + length], state).unwrap());
+            stream = &stream[prefix + length..];
+        }
+        assert!(stream.is_empty());
+        messages
+    }
+
+    const EPOCH: Epoch = Epoch { number: 7, member: 1 };
+
+    #[test]
+    fn records_that_go_on_cost_one_byte_of_header() {
+        let (mut out, mut state) = (Vec::new(), Continuation::default());
+        let bytes = [9; 32];
+        let mut sizes = Vec::new();
+        for position in [1000, 1032, 1064, 5000] {
+            let before = out.len();
+            encode(&Message::Records { epoch: EPOCH, position, bytes: &bytes }, &mut state, &mut out).unwrap();
+            sizes.push(out.len() - before - bytes.len());
+        }
+        assert_eq!(sizes, [19, 2, 2, 19]);
+        let positions: Vec<u64> = decode_all(&out, &mut Continuation::default())
+            .iter()
+            .map(|m| match m {
+                Message::Records { position, epoch: EPOCH, .. } => *position,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(positions, [1000, 1032, 1064, 5000]);
+    }
+
+    #[test]
+    fn too_long_is_refused_and_leaves_nothing() {
+        let (mut out, mut state) = (Vec::new(), Continuation::default());
+        let mut bytes = vec![0; MAX_BYTES + 1];
+        let too_long = Message::Records { epoch: EPOCH, position: 0, bytes: &bytes };
+        assert_eq!(encode(&too_long, &mut state, &mut out), Err(Malformed::TooLong));
+        assert!(out.is_empty() && state.0.is_none());
+        bytes.pop();
+        encode(&Message::Records { epoch: EPOCH, position: 0, bytes: &bytes }, &mut state, &mut out).unwrap();
+        assert_eq!(take_length(&out), Ok(Some((MAX_MESSAGE, MAX_PREFIX))));
+        assert_eq!(take_length(&[0xff, 0xff, 0x7f]), Err(Malformed::TooLong));
+        assert_eq!(take_length(&[0x80, 0x80, 0x80]), Err(Malformed::TooLong));
+        assert_eq!(take_length(&[0x80, 0x80]), Ok(None));
+    }
+
+    #[test]
+    fn a_later_version_may_add_fields() {
+        #[derive(Serialize)]
+        struct Longer {
+            epoch: Epoch,
+            reserved: u32,
+        }
+        let mut bytes = vec![kind::PAIRED];
+        bytes.extend(rmp_serde::to_vec_named(&Longer { epoch: EPOCH, reserved: 3 }).unwrap());
+        assert_eq!(decode(&bytes, &mut Continuation::default()), Ok(Message::Paired { epoch: EPOCH }));
+    }
+
+    #[test]
+    fn a_continuation_needs_a_beginning() {
+        let error = decode(&[kind::RECORDS_NEXT, 1, 2], &mut Continuation::default());
+        assert_eq!(error, Err(Malformed::NoRecordsBefore));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_decodes(plans in proptest::collection::vec(any_plan(300), 0..12)) {
+            let (mut out, mut state) = (Vec::new(), Continuation::default());
+            let messages: Vec<_> = plans.iter().map(build).collect();
+            for message in &messages {
+                encode(message, &mut state, &mut out).unwrap();
+            }
+            prop_assert_eq!(decode_all(&out, &mut Continuation::default()), messages);
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..32) {
+            let mut state = Continuation(Some((EPOCH, u64::MAX)));
+            let _ = decode(&bytes, &mut state);
+            let _ = take_length(&bytes);
+            let mut with_kind = vec![kind];
+            with_kind.extend(&bytes);
+            let _ = decode(&with_kind, &mut state);
+        }
+
+        #[test]
+        fn truncated_messages_are_errors_or_shorter(plan in any_plan(100), cut in any::<prop::sample::Index>()) {
+            let mut out = Vec::new();
+            encode(&build(&plan), &mut Continuation::default(), &mut out).unwrap();
+            let (_, prefix) = take_length(&out).unwrap().unwrap();
+            let cut = prefix + cut.index(out.len() - prefix);
+            if let Ok(message) = decode(&out[prefix..cut], &mut Continuation::default()) {
+                prop_assert!(matches!(message, Message::Records { .. } | Message::Forward { .. }));
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What TCP connections the kernel has on the virtual IP, and a way to be rid of one.
+//!
+//! [`SockDiag::destroy`] sends a RST to the peer in every state but TIME_WAIT, through OUTPUT like any
+//! segment: the rules must hold it and the filter drop it. Where a descriptor of the socket can be had,
+//! [`crate::repair::abort_silently`] is the silent way; orphans (`inode` 0) have none.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use crate::nfqueue::{netlink_socket, netlink_send, u16_ne, u32_ne, Messages, NLMSG_ERROR, NLMSG_HEADER};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
+/// struct inet_diag_sockid
+const ID: usize = 48;
+/// struct inet_diag_msg
+const ANSWER: usize = 4 + ID + 20;
+/// All states but LISTEN (10) and CLOSE (7).
+const CONNECTIONS: u32 = 0xfff & !(1 << 10) & !(1 << 7) & !1;
+
+/// TCP states as the kernel numbers them.
+pub mod state {
+    #![allow(missing_docs)]
+    pub const ESTABLISHED: u8 = 1;
+    pub const SYN_SENT: u8 = 2;
+    pub const SYN_RECV: u8 = 3;
+    pub const FIN_WAIT1: u8 = 4;
+    pub const FIN_WAIT2: u8 = 5;
+    pub const TIME_WAIT: u8 = 6;
+    pub const CLOSE: u8 = 7;
+    pub const CLOSE_WAIT: u8 = 8;
+    pub const LAST_ACK: u8 = 9;
+    pub const LISTEN: u8 = 10;
+    pub const CLOSING: u8 = 11;
+}
+
+/// One TCP connection of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpSocket {
+    /// Our end; an IPv4 address also where the socket is an IPv6 one that carries IPv4.
+    pub local: SocketAddr,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// See [`state`].
+    pub state: u8,
+    /// Bytes received and not read by the application.
+    pub rqueue: u32,
+    /// Bytes written and not acknowledged by the peer.
+    pub wqueue: u32,
+    /// Inode of the socket, as in /proc/PID/fd; 0 if no process has it (orphan, TIME_WAIT, not yet accepted).
+    pub inode: u32,
+}
+
+/// A NETLINK_SOCK_DIAG socket.
+pub struct SockDiag {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl SockDiag {
+    /// Opens the socket in the network namespace of the calling thread.
+    pub fn open() -> io::Result<SockDiag> {
+        Ok(SockDiag { socket: netlink_socket(libc::NETLINK_SOCK_DIAG)?, buffer: vec![0; 32 << 10] })
+    }
+
+    /// All connections, listeners excluded, whose local end is one of `locals`. The kernel walks all its
+    /// connections for this: not for the hot path.
+    pub fn list(&mut self, locals: &[SocketAddr]) -> io::Result<Vec<TcpSocket>> {
+        // The kernel can select by one port; with several we do.
+        let port = match locals {
+            [first, rest @ ..] if rest.iter().all(|other| other.port() == first.port()) => first.port(),
+            [] => return Ok(Vec::new()),
+            _ => 0,
+        };
+        let mut found = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let mut id = [0; ID];
+            id[..2].copy_from_slice(&port.to_be_bytes());
+            let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+            netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, CONNECTIONS, &id))?;
+            self.receive(|socket| {
+                if locals.contains(&socket.local) {
+                    found.push(socket);
+                }
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Destroys a connection, whoever holds it; a process that does reads ECONNABORTED. `Ok(false)` if there is
+    /// none with these addresses. **Sends a RST**, see the module. Needs CAP_NET_ADMIN.
+    pub fn destroy(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
+        let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+        netlink_send(&self.socket, &request(SOCK_DESTROY, flags, family, u32::MAX, &socket_id(local, peer)))?;
+        match self.receive(|_| {}) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Receives the answer to one request up to its end, which is an error, an acknowledgement, or DONE.
+    fn receive(&mut self, mut f: impl FnMut(TcpSocket)) -> io::Result<()> {
+        loop {
+            // SAFETY: the pointer and length describe the buffer.
+            let n = unsafe {
+                libc::recv(
+                    self.socket.as_raw_fd(),
+                    self.buffer.as_mut_ptr().cast(),
+                    self.buffer.len(),
+                    libc::MSG_DONTWAIT,
+                )
+            };
+            let Ok(n) = usize::try_from(n) else {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error);
+            };
+            for message in Messages(&self.buffer[..n]) {
+                match message.kind {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => match message.error() {
+                        0 => return Ok(()),
+                        errno => return Err(io::Error::from_raw_os_error(errno)),
+                    },
+                    SOCK_DIAG_BY_FAMILY => {
+                        if let Some(socket) = parse(message.body) {
+                            f(socket);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+impl AsRawFd for SockDiag {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl AsFd for SockDiag {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A netlink message with a struct inet_diag_req_v2.
+fn request(kind: u16, flags: u16, family: libc::c_int, states: u32, id: &[u8; ID]) -> Vec<u8> {
+    let length = NLMSG_HEADER + 8 + ID;
+    let mut message = Vec::with_capacity(length);
+    message.extend_from_slice(&(length as u32).to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(&flags.to_ne_bytes());
+    message.extend_from_slice(&[0; 8]);
+    message.extend_from_slice(&[family as u8, libc::IPPROTO_TCP as u8, 0, 0]);
+    message.extend_from_slice(&states.to_ne_bytes());
+    message.extend_from_slice(id);
+    message
+}
+
+/// A struct inet_diag_sockid that names one connection.
+fn socket_id(local: SocketAddr, peer: SocketAddr) -> [u8; ID] {
+    let mut id = [0; ID];
+    for (end, port_at, ip_at) in [(local, 0, 4), (peer, 2, 20)] {
+        id[port_at..port_at + 2].copy_from_slice(&end.port().to_be_bytes());
+        match end.ip() {
+            IpAddr::V4(ip) => id[ip_at..ip_at + 4].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => id[ip_at..ip_at + 16].copy_from_slice(&ip.octets()),
+        }
+    }
+    // No interface; the last 8 bytes are a cookie, all ones means that we have none.
+    id[40..].fill(0xff);
+    id
+}
+
+/// A struct inet_diag_msg.
+fn parse(body: &[u8]) -> Option<TcpSocket> {
+    let body = body.get(..ANSWER)?;
+    let end = |port_at: usize, ip_at: usize| {
+        let port = u16::from_be(u16_ne(&body[port_at..]));
+        let mut octets = [0; 16];
+        octets.copy_from_slice(&body[ip_at..ip_at + 16]);
+        let ip = if i32::from(body[0]) == libc::AF_INET {
+            IpAddr::from([octets[0], octets[1], octets[2], octets[3]])
+        } else {
+            Ipv6Addr::from(octets).to_canonical()
+        };
+        SocketAddr::new(ip, port)
+    };
+    Some(TcpSocket {
+        local: end(4, 8),
+        peer: end(6, 24),
+        state: body[1],
+        rqueue: u32_ne(&body[56..]),
+        wqueue: u32_ne(&body[60..]),
+        inode: u32_ne(&body[68..]),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_laid_out_as_the_kernel_wants_it() {
+        let id = socket_id("192.0.2.200:5555".parse().unwrap(), "198.51.100.7:258".parse().unwrap());
+        assert_eq!(id[..8], [0x15, 0xb3, 1, 2, 192, 0, 2, 200]);
+        assert_eq!(id[20..24], [198, 51, 100, 7]);
+        assert_eq!(id[36..40], [0; 4]);
+        assert_eq!(id[40..], [0xff; 8]);
+    }
+
+    #[test]
+    fn a_mapped_address_is_an_ipv4_address() {
+        let local: SocketAddr = "192.0.2.200:5555".parse().unwrap();
+        let peer: SocketAddr = "198.51.100.7:258".parse().unwrap();
+        let mapped = |end: SocketAddr| match end.ip() {
+            IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), end.port()),
+            IpAddr::V6(_) => end,
+        };
+        for (family, id) in
+            [(libc::AF_INET, socket_id(local, peer)), (libc::AF_INET6, socket_id(mapped(local), mapped(peer)))]
+        {
+            let mut body = vec![family as u8, state::FIN_WAIT1, 0, 0];
+            body.extend_from_slice(&id);
+            for n in 1..=5u32 {
+                body.extend_from_slice(&n.to_ne_bytes());
+            }
+            let socket = parse(&body).unwrap();
+            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, inode: 5 };
+            assert_eq!(socket, expected);
+            assert!(parse(&body[..ANSWER - 1]).is_none());
+        }
+    }
+}

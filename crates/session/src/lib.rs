@@ -1,0 +1,15 @@
+//! The pure core of tcpr: everything that decides, without I/O, clock, thread or `unsafe`. Bytes and `now` go
+//! in, actions come out. `docs/architecture.md` is the map.
+#![forbid(unsafe_code)]
+
+pub mod filter;
+pub mod framing;
+pub mod record;
+pub mod segment;
+pub mod seq;
+pub mod store;
+pub mod tuple;
+pub mod turn;
+
+/// Time since an arbitrary origin of the host process; never goes back.
+pub type Now = std::time::Duration;

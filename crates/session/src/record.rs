@@ -1,0 +1,586 @@
+//! Log records: how a master's state reaches a replica (DESIGN section 4, "Wire size").
+//!
+//! Fixed little-endian layouts, no padding. Offsets of streams travel as their low 32 bits and are widened
+//! against the store's own offsets: both sides of a record are always less than 2^31 apart. Only an opening
+//! (or snapshot) record carries whole u64 offsets.
+//!
+//! | record | bytes | when |
+//! |---|---|---|
+//! | open, IPv4 (`tcp_recovery_full` of the paper) | 57 | a session is established, or enters a snapshot |
+//! | open, IPv6 | 81 | the same |
+//! | sync (`tcp_recovery_sync`) | 24 | at most once a batch for a session that moved |
+//! | input, output | 12 + payload | bytes of a stream |
+//! | commit | 4 + 16 a session | the end of a turn |
+//! | end | 8 | the session is over |
+
+use std::net::{IpAddr, SocketAddr};
+
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::seq::Seq;
+use crate::tuple::{FourTuple, SessionId};
+
+/// Most payload bytes of one input or output record; longer ones are split.
+pub const MAX_PAYLOAD: usize = 0xffff;
+
+const OPEN_V4: u8 = 1;
+const OPEN_V6: u8 = 2;
+const SYNC: u8 = 3;
+const INPUT: u8 = 4;
+const OUTPUT: u8 = 5;
+const COMMIT: u8 = 6;
+const END: u8 = 7;
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct OpenTail {
+    session: U32,
+    isn_in: U32,
+    isn_out: U32,
+    mss: U16,
+    shifts: u8,
+    window: U16,
+    ts_recent: U32,
+    ts_value: U32,
+    in_done: U64,
+    out_acked: U64,
+    internal_port: U16,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct SyncWire {
+    kind: u8,
+    flags: u8,
+    window: U16,
+    session: U32,
+    out_acked: U32,
+    in_edge: U32,
+    ts_recent: U32,
+    ts_value: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct BytesWire {
+    kind: u8,
+    flags: u8,
+    len: U16,
+    session: U32,
+    offset: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct CommitHead {
+    kind: u8,
+    flags: u8,
+    count: U16,
+}
+
+/// One session's part of a commit, as on the wire.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CommitWire {
+    session: U32,
+    in_done: U32,
+    out_done: U32,
+    open: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct EndWire {
+    kind: u8,
+    reason: u8,
+    reserved: U16,
+    session: U32,
+}
+
+const FIN: u32 = 1 << 31;
+const TORN: u32 = 1 << 30;
+const CLOSED: u32 = 1 << 29;
+/// Most output bytes that an open response may have released: what is left of 32 bits beside the flags.
+pub const MAX_OPEN: u64 = CLOSED as u64 - 1;
+
+/// What opens a session in a store. Window scale shifts are None where scaling was not negotiated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Open {
+    /// Number of the session.
+    pub session: SessionId,
+    /// Its ends.
+    pub tuple: FourTuple,
+    /// Port on which the application listens; differs from the tuple's only where ports are corrected.
+    pub internal_port: u16,
+    /// The peer's initial sequence number.
+    pub isn_in: Seq,
+    /// Our initial sequence number.
+    pub isn_out: Seq,
+    /// The peer's maximum segment size.
+    pub mss: u16,
+    /// The peer's window shift (scales windows that we receive) and ours.
+    pub shifts: Option<(u8, u8)>,
+    /// SACK was negotiated.
+    pub sack: bool,
+    /// Timestamps were negotiated.
+    pub timestamps: bool,
+    /// The peer completed the handshake.
+    pub established: bool,
+    /// The peer's last window, unscaled.
+    pub window: u16,
+    /// The peer's newest timestamp value.
+    pub ts_recent: u32,
+    /// Our newest timestamp value.
+    pub ts_value: u32,
+    /// Input before this offset is done.
+    pub in_done: u64,
+    /// Output before this offset was acknowledged by the peer.
+    pub out_acked: u64,
+}
+
+/// What moves while data flows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sync {
+    /// Number of the session.
+    pub session: SessionId,
+    /// The peer completed the handshake.
+    pub established: bool,
+    /// Low 32 bits of the output offset that the peer acknowledged (its FIN's acknowledgement counts one).
+    pub out_acked: u32,
+    /// Low 32 bits of the input offset up to which we advertised window.
+    pub in_edge: u32,
+    /// The peer's last window, unscaled.
+    pub window: u16,
+    /// The peer's newest timestamp value.
+    pub ts_recent: u32,
+    /// Our newest timestamp value.
+    pub ts_value: u32,
+}
+
+/// One session's part of a commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Committed {
+    /// Number of the session.
+    pub session: SessionId,
+    /// Low 32 bits: input before it is done.
+    pub in_done: u32,
+    /// Low 32 bits: output before it may leave.
+    pub out_done: u32,
+    /// Output bytes before `out_done` that an open response has released and that come again after a failover.
+    pub open: u32,
+    /// The application ended its output.
+    pub fin: bool,
+    /// The application closed the connection: nobody reads it any more.
+    pub closed: bool,
+    /// The state cannot be known after a crash.
+    pub torn: bool,
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum EndReason {
+    /// Both directions were closed and acknowledged.
+    Closed = 0,
+    /// The peer reset it.
+    ResetByPeer = 1,
+    /// We reset it.
+    ResetByUs = 2,
+    /// The handshake was never completed.
+    Expired = 3,
+    /// It was torn when a takeover needed it.
+    Torn = 4,
+    /// The kernel no longer knows it.
+    Swept = 5,
+}
+
+/// A decoded record; payloads borrow from the batch.
+#[derive(Clone, Copy, Debug)]
+pub enum Record<'a> {
+    /// A session opens, or enters a snapshot.
+    Open(Open),
+    /// A session moved.
+    Sync(Sync),
+    /// Input bytes from the peer, in order; `fin` when the peer's FIN follows them.
+    Input {
+        /// Number of the session.
+        session: SessionId,
+        /// Low 32 bits of the offset of the first byte.
+        offset: u32,
+        /// The bytes.
+        bytes: &'a [u8],
+        /// The peer's FIN stands behind them.
+        fin: bool,
+    },
+    /// Output bytes of a turn; they count only with the commit that follows.
+    Output {
+        /// Number of the session.
+        session: SessionId,
+        /// Low 32 bits of the offset of the first byte.
+        offset: u32,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// The end of a turn, all or nothing.
+    Commit(&'a [CommitWire]),
+    /// A session is over.
+    End {
+        /// Number of the session.
+        session: SessionId,
+        /// Why.
+        reason: EndReason,
+    },
+}
+
+/// Bytes that are no record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Malformed;
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a malformed log record")
+    }
+}
+
+impl CommitWire {
+    /// Decodes the entry.
+    #[must_use]
+    pub fn get(&self) -> Committed {
+        let open = self.open.get();
+        Committed {
+            session: self.session.get(),
+            in_done: self.in_done.get(),
+            out_done: self.out_done.get(),
+            open: open & !(FIN | TORN | CLOSED),
+            fin: open & FIN != 0,
+            torn: open & TORN != 0,
+            closed: open & CLOSED != 0,
+        }
+    }
+}
+
+impl From<Committed> for CommitWire {
+    fn from(c: Committed) -> CommitWire {
+        assert!(u64::from(c.open) <= MAX_OPEN, "an open response is bounded");
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        CommitWire {
+            session: c.session.into(),
+            in_done: c.in_done.into(),
+            out_done: c.out_done.into(),
+            open: (c.open | bit(c.fin, FIN) | bit(c.torn, TORN) | bit(c.closed, CLOSED)).into(),
+        }
+    }
+}
+
+const F_SACK: u8 = 1;
+const F_TIMESTAMPS: u8 = 2;
+const F_SCALE: u8 = 4;
+const F_ESTABLISHED: u8 = 8;
+
+fn flag(on: bool, bit: u8) -> u8 {
+    if on {
+        bit
+    } else {
+        0
+    }
+}
+
+impl Open {
+    /// Appends the record.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let flags = flag(self.sack, F_SACK)
+            | flag(self.timestamps, F_TIMESTAMPS)
+            | flag(self.shifts.is_some(), F_SCALE)
+            | flag(self.established, F_ESTABLISHED);
+        let (theirs, ours) = self.shifts.unwrap_or((0, 0));
+        match (self.tuple.local.ip(), self.tuple.peer.ip()) {
+            (IpAddr::V4(l), IpAddr::V4(p)) => {
+                out.extend_from_slice(&[OPEN_V4, flags]);
+                out.extend_from_slice(&l.octets());
+                out.extend_from_slice(&p.octets());
+            }
+            (IpAddr::V6(l), IpAddr::V6(p)) => {
+                out.extend_from_slice(&[OPEN_V6, flags]);
+                out.extend_from_slice(&l.octets());
+                out.extend_from_slice(&p.octets());
+            }
+            _ => unreachable!("a session has one address family"),
+        }
+        out.extend_from_slice(&self.tuple.local.port().to_le_bytes());
+        out.extend_from_slice(&self.tuple.peer.port().to_le_bytes());
+        out.extend_from_slice(
+            OpenTail {
+                session: self.session.into(),
+                isn_in: self.isn_in.0.into(),
+                isn_out: self.isn_out.0.into(),
+                mss: self.mss.into(),
+                shifts: theirs << 4 | ours,
+                window: self.window.into(),
+                ts_recent: self.ts_recent.into(),
+                ts_value: self.ts_value.into(),
+                in_done: self.in_done.into(),
+                out_acked: self.out_acked.into(),
+                internal_port: self.internal_port.into(),
+            }
+            .as_bytes(),
+        );
+    }
+
+    fn decode(kind: u8, flags: u8, bytes: &[u8]) -> Result<(Open, &[u8]), Malformed> {
+        let (local, peer, rest): (IpAddr, IpAddr, &[u8]) = if kind == OPEN_V4 {
+            let ((l, p), rest) = <([u8; 4], [u8; 4])>::split(bytes)?;
+            (l.into(), p.into(), rest)
+        } else {
+            let ((l, p), rest) = <([u8; 16], [u8; 16])>::split(bytes)?;
+            (l.into(), p.into(), rest)
+        };
+        let (ports, rest) = <[U16; 2]>::ref_from_prefix(rest).map_err(|_| Malformed)?;
+        let (t, rest) = OpenTail::ref_from_prefix(rest).map_err(|_| Malformed)?;
+        let open = Open {
+            session: t.session.get(),
+            tuple: FourTuple {
+                local: SocketAddr::new(local, ports[0].get()),
+                peer: SocketAddr::new(peer, ports[1].get()),
+            },
+            internal_port: t.internal_port.get(),
+            isn_in: Seq(t.isn_in.get()),
+            isn_out: Seq(t.isn_out.get()),
+            mss: t.mss.get(),
+            shifts: (flags & F_SCALE != 0).then_some(((t.shifts >> 4).min(14), (t.shifts & 15).min(14))),
+            sack: flags & F_SACK != 0,
+            timestamps: flags & F_TIMESTAMPS != 0,
+            established: flags & F_ESTABLISHED != 0,
+            window: t.window.get(),
+            ts_recent: t.ts_recent.get(),
+            ts_value: t.ts_value.get(),
+            in_done: t.in_done.get(),
+            out_acked: t.out_acked.get(),
+        };
+        // Offsets are widened by signed distance; nothing real is anywhere near 2^62.
+        if open.in_done >> 62 != 0 || open.out_acked >> 62 != 0 {
+            return Err(Malformed);
+        }
+        Ok((open, rest))
+    }
+}
+
+trait Split: Sized {
+    fn split(bytes: &[u8]) -> Result<(Self, &[u8]), Malformed>;
+}
+
+impl<const N: usize> Split for ([u8; N], [u8; N]) {
+    fn split(bytes: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+        let (a, rest) = bytes.split_first_chunk::<N>().ok_or(Malformed)?;
+        let (b, rest) = rest.split_first_chunk::<N>().ok_or(Malformed)?;
+        Ok(((*a, *b), rest))
+    }
+}
+
+impl Sync {
+    /// Appends the record.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(
+            SyncWire {
+                kind: SYNC,
+                flags: flag(self.established, F_ESTABLISHED),
+                window: self.window.into(),
+                session: self.session.into(),
+                out_acked: self.out_acked.into(),
+                in_edge: self.in_edge.into(),
+                ts_recent: self.ts_recent.into(),
+                ts_value: self.ts_value.into(),
+            }
+            .as_bytes(),
+        );
+    }
+}
+
+fn encode_bytes(kind: u8, session: SessionId, offset: u64, bytes: &[u8], fin: bool, out: &mut Vec<u8>) {
+    let mut at = 0;
+    loop {
+        let part = &bytes[at..bytes.len().min(at + MAX_PAYLOAD)];
+        let last = at + part.len() == bytes.len();
+        out.extend_from_slice(
+            BytesWire {
+                kind,
+                flags: flag(fin && last, 1),
+                len: (part.len() as u16).into(),
+                session: session.into(),
+                offset: ((offset + at as u64) as u32).into(),
+            }
+            .as_bytes(),
+        );
+        out.extend_from_slice(part);
+        at += part.len();
+        if last {
+            return;
+        }
+    }
+}
+
+/// Appends input from `offset`, in as many records as it takes.
+pub fn encode_input(session: SessionId, offset: u64, bytes: &[u8], fin: bool, out: &mut Vec<u8>) {
+    encode_bytes(INPUT, session, offset, bytes, fin, out);
+}
+
+/// Appends output from `offset`, in as many records as it takes.
+pub fn encode_output(session: SessionId, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
+    encode_bytes(OUTPUT, session, offset, bytes, false, out);
+}
+
+/// Appends one commit of at most 65,535 sessions.
+pub fn encode_commit(entries: &[Committed], out: &mut Vec<u8>) {
+    let count = u16::try_from(entries.len()).expect("a commit has at most 65,535 sessions");
+    out.extend_from_slice(CommitHead { kind: COMMIT, flags: 0, count: count.into() }.as_bytes());
+    for entry in entries {
+        out.extend_from_slice(CommitWire::from(*entry).as_bytes());
+    }
+}
+
+/// Appends the end of a session.
+pub fn encode_end(session: SessionId, reason: EndReason, out: &mut Vec<u8>) {
+    out.extend_from_slice(
+        EndWire { kind: END, reason: reason as u8, reserved: 0.into(), session: session.into() }.as_bytes(),
+    );
+}
+
+/// Takes the next record off a batch. None at its end.
+///
+/// # Errors
+/// The batch does not hold what its headers say.
+pub fn decode<'a>(bytes: &mut &'a [u8]) -> Result<Option<Record<'a>>, Malformed> {
+    let Some((&kind, tail)) = bytes.split_first() else { return Ok(None) };
+    let (record, rest) = match kind {
+        OPEN_V4 | OPEN_V6 => {
+            let (&flags, tail) = tail.split_first().ok_or(Malformed)?;
+            let (open, rest) = Open::decode(kind, flags, tail)?;
+            (Record::Open(open), rest)
+        }
+        SYNC => {
+            let (w, rest) = SyncWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+            let sync = Sync {
+                session: w.session.get(),
+                established: w.flags & F_ESTABLISHED != 0,
+                out_acked: w.out_acked.get(),
+                in_edge: w.in_edge.get(),
+                window: w.window.get(),
+                ts_recent: w.ts_recent.get(),
+                ts_value: w.ts_value.get(),
+            };
+            (Record::Sync(sync), rest)
+        }
+        INPUT | OUTPUT => {
+            let (w, rest) = BytesWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+            let (payload, rest) = rest.split_at_checked(usize::from(w.len.get())).ok_or(Malformed)?;
+            let (session, offset) = (w.session.get(), w.offset.get());
+            let record = if kind == INPUT {
+                Record::Input { session, offset, bytes: payload, fin: w.flags & 1 != 0 }
+            } else {
+                Record::Output { session, offset, bytes: payload }
+            };
+            (record, rest)
+        }
+        COMMIT => {
+            let (w, rest) = CommitHead::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+            let (entries, rest) =
+                <[CommitWire]>::ref_from_prefix_with_elems(rest, usize::from(w.count.get())).map_err(|_| Malformed)?;
+            (Record::Commit(entries), rest)
+        }
+        END => {
+            let (w, rest) = EndWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+            let reason = match w.reason {
+                0 => EndReason::Closed,
+                1 => EndReason::ResetByPeer,
+                2 => EndReason::ResetByUs,
+                3 => EndReason::Expired,
+                4 => EndReason::Torn,
+                5 => EndReason::Swept,
+                _ => return Err(Malformed),
+            };
+            (Record::End { session: w.session.get(), reason }, rest)
+        }
+        _ => return Err(Malformed),
+    };
+    *bytes = rest;
+    Ok(Some(record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn open(v6: bool) -> Open {
+        let (l, p) = if v6 { ("[2001:db8::1]:5555", "[2001:db8::2]:4") } else { ("192.0.2.200:5555", "192.0.2.9:4") };
+        Open {
+            session: 7,
+            tuple: FourTuple { local: l.parse().unwrap(), peer: p.parse().unwrap() },
+            internal_port: 5555,
+            isn_in: Seq(1),
+            isn_out: Seq(2),
+            mss: 1460,
+            shifts: Some((7, 14)),
+            sack: true,
+            timestamps: true,
+            established: true,
+            window: 500,
+            ts_recent: 8,
+            ts_value: 9,
+            in_done: 1 << 40,
+            out_acked: 3,
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_paper_or_less() {
+        for (v6, size) in [(false, 57), (true, 81)] {
+            let mut out = Vec::new();
+            open(v6).encode(&mut out);
+            assert_eq!(out.len(), size);
+            let mut rest = &out[..];
+            let Ok(Some(Record::Open(back))) = decode(&mut rest) else { panic!() };
+            assert_eq!(back, open(v6));
+            assert!(rest.is_empty());
+        }
+        assert_eq!(size_of::<SyncWire>(), 24);
+        assert_eq!(size_of::<CommitWire>(), 16);
+    }
+
+    #[test]
+    fn long_input_is_split_and_the_fin_stands_last() {
+        let bytes = vec![5u8; MAX_PAYLOAD + 10];
+        let mut out = Vec::new();
+        encode_input(1, u64::from(u32::MAX) - 1, &bytes, true, &mut out);
+        let mut rest = &out[..];
+        let mut seen = 0;
+        while let Some(Record::Input { offset, bytes, fin, .. }) = decode(&mut rest).unwrap() {
+            assert_eq!(offset, (u32::MAX - 1).wrapping_add(seen));
+            seen += bytes.len() as u32;
+            assert_eq!(fin, rest.is_empty());
+        }
+        assert_eq!(seen as usize, bytes.len());
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..9) {
+            let mut bytes = bytes;
+            if let Some(b) = bytes.first_mut() { *b = kind; }
+            let mut rest = &bytes[..];
+            while let Ok(Some(_)) = decode(&mut rest) {}
+        }
+
+        #[test]
+        fn a_commit_survives(entries in proptest::collection::vec(
+            (any::<u32>(), any::<u32>(), any::<u32>(), 0..=MAX_OPEN as u32, any::<[bool; 3]>()), 0..20)) {
+            let entries: Vec<_> = entries.into_iter().map(|(session, in_done, out_done, open, [fin, torn, closed])|
+                Committed { session, in_done, out_done, open, fin, torn, closed }).collect();
+            let mut out = Vec::new();
+            encode_commit(&entries, &mut out);
+            let mut rest = &out[..];
+            let Some(Record::Commit(back)) = decode(&mut rest).unwrap() else { panic!() };
+            prop_assert_eq!(back.iter().map(CommitWire::get).collect::<Vec<_>>(), entries);
+        }
+    }
+}

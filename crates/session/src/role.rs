@@ -1,0 +1,854 @@
+//! Who is master: the role machine of one of two members.
+//!
+//! Heartbeats, evidence and the operator's wishes go in ([`RoleInput`]); what the member must do comes out
+//! ([`RoleAction`]). Nothing here reads a clock or sends a byte.
+//!
+//! ```text
+//!   state       event                                          next        actions
+//!   ---------   --------------------------------------------   ---------   -----------------------------------
+//!   Starting    no partner configured                          Master      BecomeMaster{n+1}
+//!               partner is master, epoch not below ours        Backup      BecomeBackup
+//!               partner is starting, we are preferred          Master      BecomeMaster{n+1}
+//!               nobody heard for start_wait (or no master for
+//!                 twice that), then reach                      Master      ProbeReach.., BecomeMaster{n+1}
+//!   Backup      master shows a higher epoch                    Backup      BecomeBackup (replica stale)
+//!    full       suspects the master, then reach                Master      ProbeReach.., [CloseLink],
+//!                                                                          BecomeMaster{n+2, take_over}
+//!    full       suspects the master, was cut off itself        Backup      [CloseLink] (replica stale)
+//!    full       Handover in this epoch                         Master      [CloseLink], BecomeMaster{n+2, take_over}
+//!    not full   partner starting, or backup too                Starting
+//!    not full   no serving master for 2*start_wait, reach      Master      ProbeReach.., BecomeMaster{n+1}
+//!   Master      any partner with a higher epoch                Backup      [CloseLink], Demote
+//!    solo       link up, partner backup in our epoch           snapshot    StartPairing
+//!    snapshot   ReplicaFull                                    holding     HoldForReplica, SendPaired
+//!    snapshot   LinkDown                                       solo
+//!    holding    PairedAcked                                    paired
+//!    held*      link lost, or partner suspected                stalled     Stall, ProbeReach..
+//!    stalled    partner back, same link                        held
+//!    stalled    partner starting (its replica is gone)         solo        [CloseLink], GoSolo{n+1}
+//!    stalled    link lost, partner still backup in our epoch,
+//!                 and link up again or solo_after passed       announced   Announce{n+1}
+//!    announced  partner is backup in the announced epoch       solo        [CloseLink], GoSolo
+//!    stalled,   partner silent for solo_after: reach           solo        [CloseLink], GoSolo{n+1}
+//!    announced                                 no reach        Fenced      Fence
+//!    paired     SwitchoverRequested                            handing     StartHandover
+//!    handing    HandoverAcked, or higher epoch heard           Backup      Demote
+//!    handing    neither in solo_after + misses*heartbeat       stalled     (as if the link were lost)
+//!    any        carrier lost                                   Fenced      Fence
+//!   Fenced      partner heard, with carrier                    as before   Unfence
+//!               reach for solo_after, partner still silent     solo        Unfence, [CloseLink], GoSolo{n+1}
+//!
+//!   * held = holding or paired: the backup may believe itself full, so it may promote.
+//! ```
+//!
+//! # Why two members cannot both write
+//!
+//! From `HoldForReplica` on, a master releases only what the backup acknowledged in this epoch, and a backup
+//! that promotes never acknowledges that epoch again (the runtime's duty). So a promotion silences the old
+//! master, and an epoch whose pair broke is never resumed without a new claim. The claims are numbered so
+//! that the outcome does not depend on a member's name: **going solo takes n+1, taking over takes n+2**. A
+//! takeover that crossed with an announced solo therefore wins, and the announcing master has released
+//! nothing yet: while both are in contact it first hears the backup follow its new epoch, which is the
+//! backup's word that it gave its replica up. Only without contact does time decide, and there (arbiter
+//! `none`) a partition with both members in reach of peers can make two masters; on contact the lower epoch
+//! yields.
+//!
+//! # Whose silence is it?
+//!
+//! A member that was paused, or cut off, hears nobody either. So timeouts count time *awake*: a gap between
+//! two calls counts as one and a half heartbeats at most, and after a pause or a cut-off no silence proves
+//! anything until the partner had time for two heartbeats or more. A backup that was itself away for so long
+//! that its master may have gone solo meanwhile, and then finds the master silent, treats its replica as
+//! stale; a master in the same position marks its claim `doubtful`.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Now;
+
+#[cfg(test)]
+mod tests;
+
+/// The generation of a mastership. Ordered by number, then member; a member only claims epochs that carry
+/// its own id, so two members never hold the same one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Grows with every claim.
+    pub number: u64,
+    /// Index of the member that claimed it.
+    pub member: u8,
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.number, self.member)
+    }
+}
+
+/// What a member is. The numbers are those of the channel's `role` word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Role {
+    /// Has just started and looks for its partner.
+    Starting = 0,
+    /// Stands by.
+    Backup = 1,
+    /// Owns the virtual IP and serves.
+    Master = 2,
+    /// A master that is, or was, cut off: it releases nothing.
+    Fenced = 3,
+}
+
+/// What may leave for a peer now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Nothing: not master, or fenced.
+    Nothing,
+    /// What the replica acknowledged in this epoch.
+    Acknowledged,
+    /// Everything: there is no replica that could take over.
+    Freely,
+}
+
+/// The timings and identity of a member.
+#[derive(Clone, Debug)]
+pub struct RoleConfig {
+    /// Index of this member.
+    pub me: u8,
+    /// False when only one member is configured.
+    pub has_partner: bool,
+    /// Index of the member that becomes master when both start together.
+    pub preferred: u8,
+    /// Interval of heartbeats.
+    pub heartbeat: Duration,
+    /// Heartbeats that may be missed in a row before the partner is suspected.
+    pub misses: u32,
+    /// How long a partner must be silent before a paired master goes on alone.
+    pub solo_after: Duration,
+    /// How long a starting member waits for its partner.
+    pub start_wait: Duration,
+}
+
+/// What a member says of itself in every heartbeat and hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartnerView {
+    /// Its role.
+    pub role: Role,
+    /// Master: the epoch it claimed. Backup: the epoch it follows. Starting: the highest it knows.
+    pub epoch: Epoch,
+    /// Master: the backup confirmed that it is paired in this epoch. For status only, it may be out of date.
+    pub paired: bool,
+    /// Backup: it holds a complete replica of this epoch. For status only, it may be out of date.
+    pub full_replica: bool,
+}
+
+/// What the machine is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleInput {
+    /// An authentic heartbeat from the partner, or the hello of a new link.
+    Heartbeat(PartnerView),
+    /// The replication connection stands.
+    LinkUp,
+    /// It was lost. A connection that either member closed because of [`RoleAction::CloseLink`] is lost
+    /// without `reset`.
+    LinkDown {
+        /// The partner's process ended, or its host refused the connection.
+        reset: bool,
+    },
+    /// The partner's manager or its `tcpr run` said that its service ended: its replica is gone too.
+    PartnerBye,
+    /// `true`: a peer or a reachability target was heard just now, asked for or not. `false`: a probe found
+    /// nobody, and nobody was heard since it was sent.
+    Reach(bool),
+    /// Link state of the service interface. Taken to be true until told.
+    Carrier(bool),
+    /// As master: the backup acknowledged the snapshot's end and every record since.
+    ReplicaFull,
+    /// As master: the backup stored that it is paired in this epoch.
+    PairedAcked,
+    /// As backup: the store is a complete snapshot, and the master said paired in this epoch.
+    PairedIn(Epoch),
+    /// As backup: the store is no full replica any more, for example because a new snapshot begins.
+    StoreStale,
+    /// As backup: the master hands over; its log is complete.
+    Handover(Epoch),
+    /// As master: the operator, or a stopping service, asks for a switchover.
+    SwitchoverRequested,
+    /// As master: the backup took over in this epoch.
+    HandoverAcked(Epoch),
+}
+
+/// What the runtime must do, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleAction {
+    /// Serve. Never again acknowledge a record of an epoch below this one.
+    BecomeMaster {
+        /// The epoch claimed.
+        epoch: Epoch,
+        /// Restore the sessions of the store; otherwise start with none.
+        take_over: bool,
+        /// The epoch that ends.
+        old: Epoch,
+    },
+    /// Stand by and follow this epoch. What the store holds is not a replica of it.
+    BecomeBackup {
+        /// The epoch followed.
+        epoch: Epoch,
+    },
+    /// Was master: remove the virtual IP, end all sessions silently, then stand by.
+    Demote {
+        /// The epoch followed from now on.
+        epoch: Epoch,
+    },
+    /// Send the backup a snapshot and the log behind it. Releases stay free.
+    StartPairing,
+    /// From now on release only what the replica acknowledged in this epoch.
+    HoldForReplica {
+        /// This epoch.
+        epoch: Epoch,
+    },
+    /// Tell the backup, in the log's order, that it is paired.
+    SendPaired {
+        /// This epoch.
+        epoch: Epoch,
+    },
+    /// The replica is out of contact. Nothing changes in what may be released; for status and logs.
+    Stall,
+    /// Name this epoch in heartbeats, at once. Releases go on to need the old epoch's acknowledgements.
+    Announce {
+        /// The epoch claimed.
+        epoch: Epoch,
+    },
+    /// Send a heartbeat with this epoch, then release freely, and resume what a handover froze.
+    GoSolo {
+        /// The epoch claimed.
+        epoch: Epoch,
+        /// The partner may have taken the sessions over and served them while we were cut off (or since a
+        /// handover), and nobody is left to say so. Keeping them risks mixing two histories of a stream.
+        doubtful: bool,
+    },
+    /// Release nothing.
+    Fence,
+    /// Release again, by the rule that held before.
+    Unfence,
+    /// Find out whether anybody is in reach, and answer with [`RoleInput::Reach`] within about a heartbeat
+    /// interval; at once with `true` when there is nothing to ask.
+    ProbeReach,
+    /// Freeze the application, drain the log, send the handover.
+    StartHandover {
+        /// The epoch that is handed over.
+        epoch: Epoch,
+    },
+    /// Drop the replication connection, telling the partner so that it is not taken for a death. The machine
+    /// considers it down already.
+    CloseLink,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pairing {
+    Solo,
+    Snapshot,
+    Holding,
+    Paired,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Master {
+    pairing: Pairing,
+    /// Since when this epoch's pair is beyond repair: the link was lost, or a handover got no answer.
+    broken: Option<Duration>,
+    stalled: bool,
+    /// Our epoch is a claim that the backup has not yet been heard to follow.
+    announced: bool,
+    handover: Option<Duration>,
+    handed_over: bool,
+    fenced: bool,
+}
+
+impl Master {
+    const SOLO: Master = Master {
+        pairing: Pairing::Solo,
+        broken: None,
+        stalled: false,
+        announced: false,
+        handover: None,
+        handed_over: false,
+        fenced: false,
+    };
+
+    fn held(&self) -> bool {
+        matches!(self.pairing, Pairing::Holding | Pairing::Paired)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Starting { since: Duration },
+    Backup { paired_in: Option<Epoch> },
+    Master(Master),
+}
+
+/// The role machine of one member. Every `Duration` inside is time awake, but for those named `real`.
+#[derive(Clone, Debug)]
+pub struct RoleMachine {
+    cfg: RoleConfig,
+    epoch: Epoch,
+    state: State,
+    actions: VecDeque<RoleAction>,
+
+    real: Now,
+    awake: Duration,
+    /// Until then silence proves nothing: we were away.
+    listen_until: Duration,
+    /// We were cut off, or paused for long, since the partner was last heard.
+    absent: bool,
+
+    partner: Option<PartnerView>,
+    /// The highest epoch the partner named. Members never name a lower one later, so less is out of date.
+    partner_epoch: Epoch,
+    heard: Duration,
+    heard_real: Now,
+    /// Suspected whatever the heartbeats' timing says.
+    accused: bool,
+    bye: bool,
+    fenced_since: Option<Duration>,
+
+    link_up: bool,
+    carrier: bool,
+    evidence: Option<Duration>,
+    /// When to ask next; none while there is nothing to find out.
+    probe_at: Option<Duration>,
+}
+
+impl RoleMachine {
+    /// A machine that has just started. `last_epoch` is the highest epoch this member had on disk.
+    pub fn new(cfg: RoleConfig, last_epoch: Epoch, now: Now) -> Self {
+        let mut machine = RoleMachine {
+            epoch: last_epoch,
+            state: State::Starting { since: Duration::ZERO },
+            actions: VecDeque::new(),
+            real: now,
+            awake: Duration::ZERO,
+            listen_until: Duration::ZERO,
+            absent: false,
+            partner: None,
+            partner_epoch: Epoch::default(),
+            heard: Duration::ZERO,
+            heard_real: now,
+            accused: false,
+            bye: false,
+            fenced_since: None,
+            link_up: false,
+            carrier: true,
+            evidence: None,
+            probe_at: None,
+            cfg,
+        };
+        if !machine.cfg.has_partner {
+            machine.promote(1, false);
+        }
+        machine
+    }
+
+    /// Takes an input.
+    pub fn handle(&mut self, now: Now, input: RoleInput) {
+        self.advance(now);
+        match input {
+            RoleInput::Heartbeat(view) => self.heartbeat(view),
+            RoleInput::LinkUp => self.link_up = true,
+            RoleInput::LinkDown { reset } => self.link_down(reset),
+            RoleInput::PartnerBye => {
+                self.accused = true;
+                self.bye = true;
+            }
+            RoleInput::Reach(somebody) => self.reach(somebody),
+            RoleInput::Carrier(up) => self.carrier(up),
+            RoleInput::ReplicaFull => {
+                let epoch = self.epoch;
+                if let State::Master(m) = &mut self.state {
+                    if m.pairing == Pairing::Snapshot {
+                        m.pairing = Pairing::Holding;
+                        self.actions.push_back(RoleAction::HoldForReplica { epoch });
+                        self.actions.push_back(RoleAction::SendPaired { epoch });
+                    }
+                }
+            }
+            RoleInput::PairedAcked => {
+                if let State::Master(m) = &mut self.state {
+                    if m.pairing == Pairing::Holding && m.broken.is_none() {
+                        m.pairing = Pairing::Paired;
+                    }
+                }
+            }
+            RoleInput::PairedIn(epoch) => {
+                if let State::Backup { paired_in } = &mut self.state {
+                    if epoch == self.epoch {
+                        *paired_in = Some(epoch);
+                    }
+                }
+            }
+            RoleInput::StoreStale => {
+                if let State::Backup { paired_in } = &mut self.state {
+                    *paired_in = None;
+                }
+            }
+            RoleInput::Handover(epoch) => {
+                if self.full() && epoch == self.epoch && self.carrier {
+                    self.promote(2, true);
+                }
+            }
+            RoleInput::SwitchoverRequested => {
+                if self.can_switch_over().is_ok() {
+                    let (epoch, awake) = (self.epoch, self.awake);
+                    if let State::Master(m) = &mut self.state {
+                        m.handover = Some(awake);
+                        m.handed_over = true;
+                        self.actions.push_back(RoleAction::StartHandover { epoch });
+                    }
+                }
+            }
+            RoleInput::HandoverAcked(epoch) => {
+                if matches!(self.state, State::Master(_)) && epoch > self.epoch {
+                    self.partner_epoch = self.partner_epoch.max(epoch);
+                    self.demote(epoch);
+                }
+            }
+        }
+        self.decide();
+    }
+
+    /// To be called at [`RoleMachine::poll_timeout`], after the inputs that were waiting.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.advance(now);
+        self.decide();
+    }
+
+    /// When to call [`RoleMachine::handle_timeout`]; at most a heartbeat interval away, because long gaps
+    /// are how the machine knows that it was paused.
+    pub fn poll_timeout(&self) -> Option<Now> {
+        if !self.cfg.has_partner {
+            return None;
+        }
+        let cfg = &self.cfg;
+        let mut next = self.awake + cfg.heartbeat;
+        let mut at = |t: Duration| {
+            if t > self.awake {
+                next = next.min(t);
+            }
+        };
+        at(self.heard + self.suspicion());
+        at(self.heard + cfg.solo_after);
+        at(self.listen_until);
+        self.probe_at.into_iter().for_each(&mut at);
+        self.evidence.into_iter().for_each(|t| at(t + cfg.solo_after));
+        self.fenced_since.into_iter().for_each(|t| at(t + self.suspicion()));
+        if let State::Master(m) = &self.state {
+            m.broken.into_iter().for_each(|t| at(t + cfg.solo_after));
+            m.handover.into_iter().for_each(|t| at(t + cfg.solo_after + self.suspicion()));
+        }
+        Some(self.real + (next - self.awake))
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<RoleAction> {
+        self.actions.pop_front()
+    }
+
+    /// What this member is.
+    pub fn role(&self) -> Role {
+        match &self.state {
+            State::Starting { .. } => Role::Starting,
+            State::Backup { .. } => Role::Backup,
+            State::Master(m) if m.fenced => Role::Fenced,
+            State::Master(_) => Role::Master,
+        }
+    }
+
+    /// The epoch claimed (master), followed (backup) or known. It never falls, and must be on disk before
+    /// a heartbeat names it.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// What our heartbeats and hellos say: the partner's [`PartnerView`] of us.
+    pub fn view(&self) -> PartnerView {
+        let paired = matches!(&self.state, State::Master(m) if m.pairing == Pairing::Paired && m.broken.is_none());
+        PartnerView { role: self.role(), epoch: self.epoch, paired, full_replica: self.full() }
+    }
+
+    /// A failure of the master would be survived: as master, the backup is paired and in contact; as backup,
+    /// the replica is full.
+    pub fn protected(&self) -> bool {
+        match &self.state {
+            State::Master(m) => {
+                m.pairing == Pairing::Paired && m.broken.is_none() && !m.fenced && !self.suspected()
+            }
+            _ => self.full(),
+        }
+    }
+
+    /// What may leave for a peer now. The actions say the same, one change at a time.
+    pub fn release(&self) -> Release {
+        match &self.state {
+            State::Master(m) if m.fenced => Release::Nothing,
+            State::Master(m) if m.held() => Release::Acknowledged,
+            State::Master(_) => Release::Freely,
+            _ => Release::Nothing,
+        }
+    }
+
+    /// What the partner said last, however long ago.
+    pub fn partner(&self) -> Option<PartnerView> {
+        self.partner
+    }
+
+    /// The partner is not heard, or said that it ended.
+    pub fn partner_suspected(&self) -> bool {
+        self.suspected()
+    }
+
+    /// A paired master waits for its backup: nothing leaves that is not acknowledged.
+    pub fn stalled(&self) -> bool {
+        matches!(&self.state, State::Master(m) if m.stalled)
+    }
+
+    /// Whether [`RoleInput::SwitchoverRequested`] would be followed, or why not.
+    pub fn can_switch_over(&self) -> Result<(), &'static str> {
+        let State::Master(m) = &self.state else { return Err("this member is not the master") };
+        if m.handover.is_some() {
+            return Err("a switchover is under way");
+        }
+        if !self.cfg.has_partner {
+            return Err("there is no partner");
+        }
+        if !self.protected() || !self.link_up {
+            return Err("the partner is not paired");
+        }
+        Ok(())
+    }
+
+    fn suspicion(&self) -> Duration {
+        self.cfg.heartbeat * self.cfg.misses
+    }
+
+    fn since_heard(&self) -> Duration {
+        self.awake - self.heard
+    }
+
+    fn full(&self) -> bool {
+        matches!(self.state, State::Backup { paired_in } if paired_in == Some(self.epoch))
+    }
+
+    fn suspected(&self) -> bool {
+        let fenced = self.fenced_since.is_some_and(|t| self.awake - t >= self.suspicion());
+        self.awake >= self.listen_until && (self.accused || self.since_heard() >= self.suspicion() || fenced)
+    }
+
+    fn partner_is(&self, role: Role) -> bool {
+        self.partner.is_some_and(|p| p.role == role)
+    }
+
+    fn advance(&mut self, now: Now) {
+        let gap = now.saturating_sub(self.real);
+        self.real = self.real.max(now);
+        let limit = self.cfg.heartbeat * 3 / 2;
+        self.awake += gap.min(limit);
+        if gap > limit {
+            self.listen(self.cfg.heartbeat * 2);
+            self.absent |= self.long_away(gap);
+        }
+    }
+
+    /// A partner that heard nothing of us all the while may have gone solo. It last heard us up to a heartbeat
+    /// and a delay earlier than we know.
+    fn long_away(&self, away: Duration) -> bool {
+        away + self.cfg.heartbeat * 2 >= self.cfg.solo_after
+    }
+
+    fn listen(&mut self, time: Duration) {
+        self.listen_until = self.listen_until.max(self.awake + time);
+    }
+
+    fn heartbeat(&mut self, view: PartnerView) {
+        if view.epoch < self.partner_epoch {
+            return;
+        }
+        self.partner_epoch = view.epoch;
+        self.partner = Some(view);
+        self.heard = self.awake;
+        self.heard_real = self.real;
+        self.accused = false;
+        self.bye = false;
+        self.absent = false;
+        self.fenced_since = match view.role {
+            Role::Fenced => self.fenced_since.or(Some(self.awake)),
+            _ => None,
+        };
+        let is_master = matches!(view.role, Role::Master | Role::Fenced);
+        match self.state {
+            State::Starting { .. } => self.heard_while_starting(view),
+            State::Backup { .. } => {
+                if is_master {
+                    if view.epoch > self.epoch {
+                        self.follow(view.epoch);
+                    }
+                    return;
+                }
+                // The partner's mastership is over, whatever became of it. A higher epoch says that it went
+                // on without us before it ended.
+                self.epoch = self.epoch.max(view.epoch);
+                if self.full() {
+                    self.accused = true;
+                } else {
+                    self.state = State::Starting { since: self.awake };
+                    self.heard_while_starting(view);
+                }
+            }
+            State::Master(m) => {
+                if view.epoch > self.epoch {
+                    // Even if the partner is no longer master: it was, after us, and knows of more than we do.
+                    self.demote(view.epoch);
+                    return;
+                }
+                if m.fenced && self.carrier {
+                    self.unfence();
+                }
+                let fenced = self.role() == Role::Fenced;
+                let gone = view.role == Role::Starting && m.held();
+                let follows = view.role == Role::Backup && m.announced && view.epoch == self.epoch;
+                if !fenced && (gone || follows) {
+                    self.go_solo(false);
+                }
+            }
+        }
+    }
+
+    fn heard_while_starting(&mut self, view: PartnerView) {
+        match view.role {
+            // A master below what we know yields when it hears us; until then there is none to follow.
+            Role::Master | Role::Fenced if view.epoch >= self.epoch => self.follow(view.epoch),
+            Role::Master | Role::Fenced => {}
+            Role::Starting | Role::Backup => {
+                self.epoch = self.epoch.max(view.epoch);
+                let both = view.role == Role::Starting;
+                if both && self.cfg.preferred == self.cfg.me && self.carrier {
+                    self.promote(1, false);
+                }
+            }
+        }
+    }
+
+    fn link_down(&mut self, reset: bool) {
+        // A refusal between punctual heartbeats says something of the listener, nothing of the process.
+        let telling = self.link_up || self.since_heard() > self.cfg.heartbeat * 3 / 2;
+        self.accused |= reset && telling;
+        self.link_up = false;
+        let awake = self.awake;
+        if let State::Master(m) = &mut self.state {
+            if m.held() {
+                m.broken = m.broken.or(Some(awake));
+            } else {
+                m.pairing = Pairing::Solo;
+            }
+        }
+    }
+
+    fn reach(&mut self, somebody: bool) {
+        if self.probe_at.is_none() || (somebody && !self.carrier) {
+            return;
+        }
+        if !somebody {
+            self.absent = true;
+            self.evidence = None;
+            if !matches!(self.state, State::Master(_)) {
+                self.listen(self.suspicion());
+            }
+            return;
+        }
+        match self.state {
+            State::Starting { .. } => self.promote(1, false),
+            State::Backup { .. } if self.full() => self.promote(2, true),
+            State::Backup { .. } => self.promote(1, false),
+            State::Master(_) => self.evidence = self.evidence.or(Some(self.awake)),
+        }
+    }
+
+    fn carrier(&mut self, up: bool) {
+        let was = std::mem::replace(&mut self.carrier, up);
+        if was == up {
+            return;
+        }
+        self.absent = true;
+        self.evidence = None;
+        let master = matches!(self.state, State::Master(_));
+        if !up && master {
+            self.fence();
+        } else if up && !self.cfg.has_partner {
+            self.unfence();
+        } else if up && !master {
+            self.listen(self.suspicion());
+        }
+    }
+
+    /// Everything that depends on time.
+    fn decide(&mut self) {
+        if !self.cfg.has_partner {
+            return;
+        }
+        let probing = match self.state {
+            State::Starting { since } => {
+                let alone = self.awake - since.max(self.heard) >= self.cfg.start_wait;
+                let leaderless = self.awake - since >= self.cfg.start_wait * 2;
+                (alone || leaderless) && self.awake >= self.listen_until
+            }
+            State::Backup { .. } => self.decide_as_backup(),
+            State::Master(m) => self.decide_as_master(m),
+        };
+        if !probing || !self.carrier {
+            self.probe_at = None;
+        } else if self.probe_at.is_none_or(|at| self.awake >= at) {
+            self.probe_at = Some(self.awake + self.cfg.heartbeat);
+            self.actions.push_back(RoleAction::ProbeReach);
+        }
+    }
+
+    fn decide_as_backup(&mut self) -> bool {
+        if self.full() {
+            let away = self.real.saturating_sub(self.heard_real);
+            if self.suspected() && self.absent && self.long_away(away) {
+                self.state = State::Backup { paired_in: None };
+                self.close_link();
+            } else {
+                return self.suspected();
+            }
+        }
+        let fenced = self.fenced_since.map_or(Duration::ZERO, |t| self.awake - t);
+        let unserved = self.since_heard().max(fenced);
+        unserved >= self.cfg.start_wait * 2 && self.awake >= self.listen_until
+    }
+
+    fn decide_as_master(&mut self, mut m: Master) -> bool {
+        let cfg = &self.cfg;
+        let suspected = self.suspected();
+        if m.handover.is_some_and(|t| self.awake - t >= cfg.solo_after + self.suspicion()) {
+            m.handover = None;
+            m.broken = m.broken.or(Some(self.awake.saturating_sub(cfg.solo_after)));
+        }
+        let lost = m.held() && m.handover.is_none() && (suspected || m.broken.is_some());
+        if lost && !m.stalled {
+            self.evidence = None;
+            self.actions.push_back(RoleAction::Stall);
+        }
+        m.stalled = lost;
+        self.state = State::Master(m);
+
+        if m.fenced {
+            let settled = self.evidence.is_some_and(|t| self.awake - t >= self.cfg.solo_after);
+            if self.carrier && suspected && settled {
+                self.unfence();
+                self.go_solo(true);
+                return false;
+            }
+            return true;
+        }
+        if lost && suspected {
+            if !self.bye && self.since_heard() < self.cfg.solo_after {
+                return true;
+            }
+            if self.evidence.is_some() {
+                self.go_solo(true);
+                return false;
+            }
+            // A partner that said goodbye spares us the wait, not the evidence: give the probe its time.
+            if self.since_heard() >= self.cfg.solo_after {
+                self.fence();
+            }
+            return true;
+        }
+        if lost && !m.announced {
+            let waited = m.broken.is_some_and(|t| self.awake - t >= self.cfg.solo_after);
+            let follows = self.partner_is(Role::Backup) && self.partner_epoch == self.epoch;
+            if follows && (waited || self.link_up) {
+                self.epoch = self.claim(1);
+                m.announced = true;
+                self.state = State::Master(m);
+                self.actions.push_back(RoleAction::Announce { epoch: self.epoch });
+            }
+        }
+        let ready = self.link_up && self.partner_is(Role::Backup) && self.partner_epoch == self.epoch;
+        if m.pairing == Pairing::Solo && ready && !suspected {
+            m.pairing = Pairing::Snapshot;
+            self.state = State::Master(m);
+            self.actions.push_back(RoleAction::StartPairing);
+        }
+        false
+    }
+
+    fn claim(&self, step: u64) -> Epoch {
+        Epoch { number: self.epoch.number + step, member: self.cfg.me }
+    }
+
+    fn close_link(&mut self) {
+        if std::mem::take(&mut self.link_up) {
+            self.actions.push_back(RoleAction::CloseLink);
+        }
+    }
+
+    fn promote(&mut self, step: u64, take_over: bool) {
+        let old = self.epoch;
+        self.close_link();
+        self.epoch = self.claim(step);
+        self.state = State::Master(Master::SOLO);
+        self.evidence = None;
+        self.probe_at = None;
+        self.actions.push_back(RoleAction::BecomeMaster { epoch: self.epoch, take_over, old });
+    }
+
+    fn follow(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+        self.state = State::Backup { paired_in: None };
+        self.actions.push_back(RoleAction::BecomeBackup { epoch });
+    }
+
+    fn demote(&mut self, epoch: Epoch) {
+        self.close_link();
+        self.epoch = epoch;
+        self.state = State::Backup { paired_in: None };
+        self.evidence = None;
+        self.actions.push_back(RoleAction::Demote { epoch });
+    }
+
+    fn go_solo(&mut self, out_of_contact: bool) {
+        let State::Master(m) = self.state else { return };
+        let doubtful = out_of_contact && m.held() && (self.absent || m.handed_over);
+        if !m.announced {
+            self.epoch = self.claim(1);
+        }
+        self.close_link();
+        self.state = State::Master(Master::SOLO);
+        self.evidence = None;
+        self.actions.push_back(RoleAction::GoSolo { epoch: self.epoch, doubtful });
+    }
+
+    fn fence(&mut self) {
+        self.absent = true;
+        self.evidence = None;
+        if let State::Master(m) = &mut self.state {
+            if !std::mem::replace(&mut m.fenced, true) {
+                self.actions.push_back(RoleAction::Fence);
+            }
+        }
+    }
+
+    fn unfence(&mut self) {
+        self.evidence = None;
+        if let State::Master(m) = &mut self.state {
+            if std::mem::take(&mut m.fenced) {
+                self.actions.push_back(RoleAction::Unfence);
+            }
+        }
+    }
+}

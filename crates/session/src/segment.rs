@@ -1,0 +1,410 @@
+//! A checked view of one TCP segment in its IP packet, and the few ways we write one.
+//!
+//! Parsed once, then trusted: every accessor is infallible. Byte order is handled here and nowhere else.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::seq::Seq;
+
+/// TCP flag bits (RFC 9293, section 3.1).
+pub mod flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Opens a connection.
+    pub const SYN: u8 = 0x02;
+    /// Resets a connection.
+    pub const RST: u8 = 0x04;
+    /// Push.
+    pub const PSH: u8 = 0x08;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 0x10;
+}
+
+/// Why a packet is not a TCP segment that we can judge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ParseError {
+    /// Shorter than its headers say.
+    Truncated,
+    /// Neither IPv4 nor IPv6, or with an extension header that we do not follow.
+    NotIp,
+    /// Not TCP.
+    NotTcp,
+    /// A fragment: its segment is elsewhere.
+    Fragment,
+    /// A header length that cannot be.
+    BadLength,
+}
+
+/// TCP options that matter to a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Maximum segment size, on a SYN.
+    pub mss: Option<u16>,
+    /// Window scale shift, on a SYN.
+    pub window_scale: Option<u8>,
+    /// SACK permitted, on a SYN.
+    pub sack_permitted: bool,
+    /// Timestamp value and echo reply.
+    pub timestamps: Option<(u32, u32)>,
+}
+
+/// A view of an IPv4 or IPv6 packet that holds a whole TCP header.
+#[derive(Clone, Copy)]
+pub struct Segment<'a> {
+    packet: &'a [u8],
+    tcp: usize,
+    data: usize,
+    end: usize,
+}
+
+fn be16(b: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([b[at], b[at + 1]])
+}
+
+fn be32(b: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
+}
+
+impl<'a> Segment<'a> {
+    /// Checks the lengths and finds the parts.
+    ///
+    /// # Errors
+    /// Says why these bytes are no TCP segment.
+    pub fn parse(packet: &'a [u8]) -> Result<Segment<'a>, ParseError> {
+        let first = *packet.first().ok_or(ParseError::Truncated)?;
+        let (tcp, end) = match first >> 4 {
+            4 => {
+                if packet.len() < 20 {
+                    return Err(ParseError::Truncated);
+                }
+                let header = usize::from(first & 15) * 4;
+                if header < 20 {
+                    return Err(ParseError::BadLength);
+                }
+                if packet[9] != 6 {
+                    return Err(ParseError::NotTcp);
+                }
+                if be16(packet, 6) & 0x3fff != 0 {
+                    return Err(ParseError::Fragment);
+                }
+                // A GSO packet of 64 KiB and more carries 0 here (BIG TCP).
+                let total = match usize::from(be16(packet, 2)) {
+                    0 => packet.len(),
+                    n => n,
+                };
+                (header, total)
+            }
+            6 => {
+                if packet.len() < 40 {
+                    return Err(ParseError::Truncated);
+                }
+                match packet[6] {
+                    6 => {}
+                    44 => return Err(ParseError::Fragment),
+                    0 | 43 | 60 => return Err(ParseError::NotIp),
+                    _ => return Err(ParseError::NotTcp),
+                }
+                let total = match usize::from(be16(packet, 4)) {
+                    0 => packet.len(),
+                    n => n + 40,
+                };
+                (40, total)
+            }
+            _ => return Err(ParseError::NotIp),
+        };
+        if end > packet.len() || tcp + 20 > end {
+            return Err(ParseError::Truncated);
+        }
+        let data = tcp + usize::from(packet[tcp + 12] >> 4) * 4;
+        if data < tcp + 20 {
+            return Err(ParseError::BadLength);
+        }
+        if data > end {
+            return Err(ParseError::Truncated);
+        }
+        Ok(Segment { packet, tcp, data, end })
+    }
+
+    /// Source address and port.
+    #[must_use]
+    pub fn source(&self) -> SocketAddr {
+        SocketAddr::new(self.address(12, 8), be16(self.packet, self.tcp))
+    }
+
+    /// Destination address and port.
+    #[must_use]
+    pub fn destination(&self) -> SocketAddr {
+        SocketAddr::new(self.address(16, 24), be16(self.packet, self.tcp + 2))
+    }
+
+    fn address(&self, v4: usize, v6: usize) -> IpAddr {
+        let p = self.packet;
+        if p[0] >> 4 == 4 {
+            IpAddr::V4(Ipv4Addr::new(p[v4], p[v4 + 1], p[v4 + 2], p[v4 + 3]))
+        } else {
+            let mut a = [0; 16];
+            a.copy_from_slice(&p[v6..v6 + 16]);
+            IpAddr::V6(Ipv6Addr::from(a))
+        }
+    }
+
+    /// Sequence number.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        Seq(be32(self.packet, self.tcp + 4))
+    }
+
+    /// Acknowledgement number; counts only with ACK set.
+    #[must_use]
+    pub fn ack(&self) -> Seq {
+        Seq(be32(self.packet, self.tcp + 8))
+    }
+
+    /// Flag bits, as in [`flags`].
+    #[must_use]
+    pub fn flags(&self) -> u8 {
+        self.packet[self.tcp + 13]
+    }
+
+    /// Whether all of these flag bits are set.
+    #[must_use]
+    pub fn has(&self, bits: u8) -> bool {
+        self.flags() & bits == bits
+    }
+
+    /// Window as on the wire, unscaled.
+    #[must_use]
+    pub fn window(&self) -> u16 {
+        be16(self.packet, self.tcp + 14)
+    }
+
+    /// Payload bytes.
+    #[must_use]
+    pub fn payload(&self) -> &'a [u8] {
+        &self.packet[self.data..self.end]
+    }
+
+    /// Sequence space that it takes: payload, and one each for SYN and FIN.
+    #[must_use]
+    pub fn sequence_length(&self) -> u32 {
+        let f = self.flags();
+        (self.end - self.data) as u32 + u32::from(f & flags::SYN != 0) + u32::from(f & flags::FIN != 0)
+    }
+
+    /// The options we know; unknown or malformed ones are passed over.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        let mut found = Options::default();
+        let mut rest = &self.packet[self.tcp + 20..self.data];
+        loop {
+            match rest {
+                [] | [0, ..] => return found,
+                [1, tail @ ..] => rest = tail,
+                [kind, len, ..] if usize::from(*len) >= 2 && usize::from(*len) <= rest.len() => {
+                    let (option, tail) = rest.split_at(usize::from(*len));
+                    match (kind, &option[2..]) {
+                        (2, [a, b]) => found.mss = Some(u16::from_be_bytes([*a, *b])),
+                        // RFC 7323, section 2.3: a shift above 14 is used as 14.
+                        (3, [shift]) => found.window_scale = Some((*shift).min(14)),
+                        (4, []) => found.sack_permitted = true,
+                        (8, v @ [_, _, _, _, _, _, _, _]) => {
+                            found.timestamps = Some((be32(v, 0), be32(v, 4)));
+                        }
+                        _ => {}
+                    }
+                    rest = tail;
+                }
+                _ => return found,
+            }
+        }
+    }
+
+    /// Whether the TCP checksum is right.
+    #[must_use]
+    pub fn checksum_ok(&self) -> bool {
+        fold(self.pseudo_sum() + sum(&self.packet[self.tcp..self.end])) == 0xffff
+    }
+
+    fn pseudo_sum(&self) -> u64 {
+        let addresses = if self.packet[0] >> 4 == 4 { &self.packet[12..20] } else { &self.packet[8..40] };
+        sum(addresses) + 6 + (self.end - self.tcp) as u64
+    }
+
+    /// Copies the packet into `out` with other sequence and acknowledgement numbers and a full checksum: after
+    /// NFQUEUE replaced a payload, the kernel takes no offload for granted.
+    pub fn rewrite(&self, seq: Seq, ack: Seq, out: &mut Vec<u8>) {
+        out.clear();
+        out.extend_from_slice(&self.packet[..self.end]);
+        out[self.tcp + 4..self.tcp + 8].copy_from_slice(&seq.0.to_be_bytes());
+        out[self.tcp + 8..self.tcp + 12].copy_from_slice(&ack.0.to_be_bytes());
+        out[self.tcp + 16..self.tcp + 18].fill(0);
+        let total = fold(self.pseudo_sum() + sum(&out[self.tcp..]));
+        out[self.tcp + 16..self.tcp + 18].copy_from_slice(&(!total).to_be_bytes());
+    }
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    let mut chunks = bytes.chunks_exact(4);
+    let mut total: u64 = 0;
+    for c in &mut chunks {
+        total += u64::from(be32(c, 0));
+    }
+    let mut last = [0; 4];
+    let rest = chunks.remainder();
+    last[..rest.len()].copy_from_slice(rest);
+    total + u64::from(u32::from_be_bytes(last))
+}
+
+fn fold(mut total: u64) -> u16 {
+    while total >> 16 != 0 {
+        total = (total & 0xffff) + (total >> 16);
+    }
+    total as u16
+}
+
+/// What a segment that we make ourselves says.
+#[derive(Clone, Copy, Debug)]
+pub struct Build<'a> {
+    /// Sender.
+    pub source: SocketAddr,
+    /// Receiver.
+    pub destination: SocketAddr,
+    /// Sequence number.
+    pub seq: Seq,
+    /// Acknowledgement number.
+    pub ack: Seq,
+    /// Flag bits.
+    pub flags: u8,
+    /// Window, unscaled.
+    pub window: u16,
+    /// Timestamp value and echo, where the session uses them.
+    pub timestamps: Option<(u32, u32)>,
+    /// Payload.
+    pub payload: &'a [u8],
+}
+
+impl Build<'_> {
+    /// Writes the whole IP packet into `out`, checksums included. Both addresses are of one family.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.clear();
+        let options = if self.timestamps.is_some() { 12 } else { 0 };
+        let tcp_len = 20 + options + self.payload.len();
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(s), IpAddr::V4(d)) => {
+                out.extend_from_slice(&[0x45, 0]);
+                out.extend_from_slice(&((20 + tcp_len) as u16).to_be_bytes());
+                // No fragments, TTL 64, TCP.
+                out.extend_from_slice(&[0, 0, 0x40, 0, 64, 6, 0, 0]);
+                out.extend_from_slice(&s.octets());
+                out.extend_from_slice(&d.octets());
+                let check = !fold(sum(&out[..20]));
+                out[10..12].copy_from_slice(&check.to_be_bytes());
+            }
+            (IpAddr::V6(s), IpAddr::V6(d)) => {
+                out.extend_from_slice(&[0x60, 0, 0, 0]);
+                out.extend_from_slice(&(tcp_len as u16).to_be_bytes());
+                out.extend_from_slice(&[6, 64]);
+                out.extend_from_slice(&s.octets());
+                out.extend_from_slice(&d.octets());
+            }
+            _ => unreachable!("a session has one address family"),
+        }
+        out.extend_from_slice(&self.source.port().to_be_bytes());
+        out.extend_from_slice(&self.destination.port().to_be_bytes());
+        out.extend_from_slice(&self.seq.0.to_be_bytes());
+        out.extend_from_slice(&self.ack.0.to_be_bytes());
+        out.extend_from_slice(&[((20 + options) / 4 << 4) as u8, self.flags]);
+        out.extend_from_slice(&self.window.to_be_bytes());
+        out.extend_from_slice(&[0, 0, 0, 0]);
+        if let Some((value, echo)) = self.timestamps {
+            out.extend_from_slice(&[1, 1, 8, 10]);
+            out.extend_from_slice(&value.to_be_bytes());
+            out.extend_from_slice(&echo.to_be_bytes());
+        }
+        out.extend_from_slice(self.payload);
+        let (tcp, check) = {
+            let view = Segment::parse(out).expect("what we build parses");
+            (view.tcp, !fold(view.pseudo_sum() + sum(&out[view.tcp..])))
+        };
+        out[tcp + 16..tcp + 18].copy_from_slice(&check.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn build(v6: bool, payload: &[u8], ts: Option<(u32, u32)>) -> Vec<u8> {
+        let (s, d) = if v6 { ("[2001:db8::1]:5", "[2001:db8::2]:6") } else { ("192.0.2.1:5", "192.0.2.2:6") };
+        let mut out = Vec::new();
+        Build {
+            source: s.parse().unwrap(),
+            destination: d.parse().unwrap(),
+            seq: Seq(7),
+            ack: Seq(9),
+            flags: flags::ACK | flags::PSH,
+            window: 1000,
+            timestamps: ts,
+            payload,
+        }
+        .write(&mut out);
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn what_we_build_parses_and_agrees_with_etherparse(
+            v6 in any::<bool>(), payload in proptest::collection::vec(any::<u8>(), 0..300),
+            ts in proptest::option::of(any::<(u32, u32)>()), seq in any::<u32>(), ack in any::<u32>()
+        ) {
+            let packet = build(v6, &payload, ts);
+            let s = Segment::parse(&packet).unwrap();
+            prop_assert!(s.checksum_ok());
+            prop_assert_eq!(s.payload(), &payload[..]);
+            prop_assert_eq!(s.options().timestamps, ts);
+            let mut changed = Vec::new();
+            s.rewrite(Seq(seq), Seq(ack), &mut changed);
+            let c = Segment::parse(&changed).unwrap();
+            prop_assert!(c.checksum_ok());
+            prop_assert_eq!((c.seq(), c.ack()), (Seq(seq), Seq(ack)));
+            let theirs = etherparse::SlicedPacket::from_ip(&changed).unwrap();
+            let Some(etherparse::TransportSlice::Tcp(tcp)) = theirs.transport else { panic!() };
+            prop_assert_eq!(tcp.sequence_number(), seq);
+            prop_assert_eq!(tcp.payload(), &payload[..]);
+            let expect = match theirs.net.unwrap() {
+                etherparse::NetSlice::Ipv4(ip) => tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()).unwrap(),
+                etherparse::NetSlice::Ipv6(ip) => tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination()).unwrap(),
+                _ => panic!(),
+            };
+            prop_assert_eq!(tcp.checksum(), expect);
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..100), head in any::<bool>()) {
+            let mut bytes = bytes;
+            if head && bytes.len() > 20 { bytes[0] = 0x45; bytes[9] = 6; bytes[6] = 0; bytes[7] = 0; bytes[2] = 0; }
+            if let Ok(s) = Segment::parse(&bytes) {
+                let _ = (s.options(), s.checksum_ok(), s.payload(), s.sequence_length(), s.source());
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_breaks_the_checksum(payload in proptest::collection::vec(any::<u8>(), 1..64), bit in 0usize..1000) {
+            let mut packet = build(false, &payload, None);
+            let at = 20 + bit / 8 % (packet.len() - 20);
+            packet[at] ^= 1 << (bit % 8);
+            if let Ok(s) = Segment::parse(&packet) {
+                prop_assert!(!s.checksum_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn options_of_a_syn() {
+        let mut p = build(false, &[2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2, 1, 3, 3, 7], None);
+        p[32] = 10 << 4;
+        let o = Segment::parse(&p).unwrap().options();
+        assert_eq!(o, Options { mss: Some(1460), window_scale: Some(7), sack_permitted: true, timestamps: Some((1, 2)) });
+    }
+}

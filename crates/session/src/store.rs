@@ -1,0 +1,390 @@
+//! The session store: what a prefix of the log computes.
+//!
+//! Master and replica hold the same type and call the same [`Store::apply`]; the master applies each record as
+//! it appends it. That is guarantee I5 by construction.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::record::{self, Committed, EndReason, Malformed, Open, Record, Sync};
+use crate::seq::{self, Seq};
+use crate::tuple::{FourTuple, SessionId};
+
+/// Everything a new master needs to go on with a session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Session {
+    /// What the handshake settled; its moving fields are zero.
+    pub open: Open,
+    /// The peer completed the handshake.
+    pub established: bool,
+    /// Input before this offset is done.
+    pub in_done: u64,
+    /// Input from `in_done`, in order.
+    pub input: VecDeque<u8>,
+    /// The peer's FIN stands behind the input.
+    pub in_fin: bool,
+    /// Input offset up to which window was advertised to the peer.
+    pub in_edge: u64,
+    /// Output before this offset was acknowledged (one more once our FIN was).
+    pub out_acked: u64,
+    /// Output before this offset may leave.
+    pub out_done: u64,
+    /// The output offset that belongs to `in_done`; less than `out_done` in an open response.
+    pub out_base: u64,
+    /// Output from `out_acked`; what lies past `out_done` awaits its commit.
+    pub output: VecDeque<u8>,
+    /// The application ended its output at `out_done`.
+    pub out_fin: bool,
+    /// The application closed the connection.
+    pub closed: bool,
+    /// The state cannot be known after a crash.
+    pub torn: bool,
+    /// The peer's last window, unscaled.
+    pub window: u16,
+    /// The peer's newest timestamp value.
+    pub ts_recent: u32,
+    /// Our newest timestamp value.
+    pub ts_value: u32,
+}
+
+impl Session {
+    fn new(open: Open) -> Session {
+        Session {
+            established: open.established,
+            in_done: open.in_done,
+            input: VecDeque::new(),
+            in_fin: false,
+            in_edge: open.in_done,
+            out_acked: open.out_acked,
+            out_done: open.out_acked,
+            out_base: open.out_acked,
+            output: VecDeque::new(),
+            out_fin: false,
+            closed: false,
+            torn: false,
+            window: open.window,
+            ts_recent: open.ts_recent,
+            ts_value: open.ts_value,
+            // What moves lives above; the opening record's copy would only make equal sessions differ.
+            open: Open { established: false, window: 0, ts_recent: 0, ts_value: 0, in_done: 0, out_acked: 0, ..open },
+        }
+    }
+
+    /// Offset behind the last input byte.
+    #[must_use]
+    pub fn in_end(&self) -> u64 {
+        self.in_done + self.input.len() as u64
+    }
+
+    /// Highest input offset that an acknowledgement may cover: the FIN counts one.
+    #[must_use]
+    pub fn in_ackable(&self) -> u64 {
+        self.in_end() + u64::from(self.in_fin)
+    }
+
+    /// Highest output offset that may leave: the FIN counts one.
+    #[must_use]
+    pub fn out_sendable(&self) -> u64 {
+        self.out_done + u64::from(self.out_fin)
+    }
+
+    /// Offset behind the last output byte that is here, committed or not.
+    #[must_use]
+    pub fn out_end(&self) -> u64 {
+        self.out_acked.min(self.out_done) + self.output.len() as u64
+    }
+
+    /// The sequence number of an input offset.
+    #[must_use]
+    pub fn in_seq(&self, offset: u64) -> Seq {
+        seq::at(self.open.isn_in, offset)
+    }
+
+    /// The sequence number of an output offset.
+    #[must_use]
+    pub fn out_seq(&self, offset: u64) -> Seq {
+        seq::at(self.open.isn_out, offset)
+    }
+
+    /// The peer's window in bytes.
+    #[must_use]
+    pub fn window_bytes(&self) -> u32 {
+        u32::from(self.window) << self.open.shifts.map_or(0, |(theirs, _)| theirs)
+    }
+
+    /// Both directions ended and were acknowledged by the peer as far as we know.
+    #[must_use]
+    pub fn finished(&self) -> bool {
+        self.in_fin && self.out_fin && self.out_acked > self.out_done
+    }
+}
+
+/// Why a record does not fit the store: the log is broken and the replica needs a new snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreError {
+    /// Not a record at all.
+    Malformed,
+    /// A session with this number or four-tuple is already here.
+    Duplicate(SessionId),
+    /// Bytes that do not continue the stream.
+    Gap(SessionId),
+    /// A commit beyond what is stored, or one that goes back.
+    Impossible(SessionId),
+}
+
+impl From<Malformed> for StoreError {
+    fn from(_: Malformed) -> StoreError {
+        StoreError::Malformed
+    }
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StoreError::Malformed => f.write_str("a malformed log record"),
+            StoreError::Duplicate(s) => write!(f, "session {s} opened twice"),
+            StoreError::Gap(s) => write!(f, "bytes of session {s} that do not continue its stream"),
+            StoreError::Impossible(s) => write!(f, "a commit of session {s} that cannot be"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// The sessions of a service, by number and by four-tuple.
+#[derive(Default, Clone, PartialEq, Eq, Debug)]
+pub struct Store {
+    sessions: HashMap<SessionId, Session>,
+    by_tuple: HashMap<FourTuple, SessionId>,
+}
+
+/// Widens the low half of an offset that is less than 2^31 away from `near`.
+fn widen(low: u32, near: u64) -> Option<u64> {
+    u64::try_from(near as i64 + i64::from(low.wrapping_sub(near as u32) as i32)).ok()
+}
+
+impl Store {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> Store {
+        Store::default()
+    }
+
+    /// How many sessions it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// A session by number.
+    #[must_use]
+    pub fn get(&self, id: SessionId) -> Option<&Session> {
+        self.sessions.get(&id)
+    }
+
+    /// Number of the session with these ends.
+    #[must_use]
+    pub fn find(&self, tuple: &FourTuple) -> Option<SessionId> {
+        self.by_tuple.get(tuple).copied()
+    }
+
+    /// All sessions, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.values()
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.sessions.clear();
+        self.by_tuple.clear();
+    }
+
+    /// Applies a batch of records.
+    ///
+    /// # Errors
+    /// A record that does not fit; the store then holds what came before it.
+    pub fn apply_batch(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        while let Some(record) = record::decode(&mut bytes)? {
+            self.apply(record)?;
+        }
+        Ok(())
+    }
+
+    /// Applies one record. Records of unknown sessions other than an opening are passed over: a session may
+    /// end on the wire while its last words are still in the log.
+    ///
+    /// # Errors
+    /// The record does not fit.
+    pub fn apply(&mut self, record: Record<'_>) -> Result<(), StoreError> {
+        match record {
+            Record::Open(open) => self.open(open),
+            Record::Sync(sync) => self.sync(sync),
+            Record::Input { session, offset, bytes, fin } => {
+                let Some(s) = self.sessions.get_mut(&session) else { return Ok(()) };
+                if s.in_end() as u32 != offset || s.in_fin && !(bytes.is_empty() && fin) {
+                    return Err(StoreError::Gap(session));
+                }
+                s.input.extend(bytes);
+                s.in_fin |= fin;
+                Ok(())
+            }
+            Record::Output { session, offset, bytes } => {
+                let Some(s) = self.sessions.get_mut(&session) else { return Ok(()) };
+                if s.out_end() as u32 != offset || s.out_fin {
+                    return Err(StoreError::Gap(session));
+                }
+                s.output.extend(bytes);
+                Ok(())
+            }
+            Record::Commit(entries) => {
+                // All or nothing: checked before any is applied.
+                for entry in entries {
+                    self.check_commit(entry.get())?;
+                }
+                for entry in entries {
+                    self.commit(entry.get());
+                }
+                Ok(())
+            }
+            Record::End { session, .. } => {
+                if let Some(s) = self.sessions.remove(&session) {
+                    self.by_tuple.remove(&s.open.tuple);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn open(&mut self, open: Open) -> Result<(), StoreError> {
+        if self.sessions.contains_key(&open.session) || self.by_tuple.contains_key(&open.tuple) {
+            return Err(StoreError::Duplicate(open.session));
+        }
+        self.by_tuple.insert(open.tuple, open.session);
+        self.sessions.insert(open.session, Session::new(open));
+        Ok(())
+    }
+
+    fn sync(&mut self, sync: Sync) -> Result<(), StoreError> {
+        let Some(s) = self.sessions.get_mut(&sync.session) else { return Ok(()) };
+        let acked = widen(sync.out_acked, s.out_acked).ok_or(StoreError::Impossible(sync.session))?;
+        let edge = widen(sync.in_edge, s.in_end()).ok_or(StoreError::Impossible(sync.session))?;
+        if acked > s.out_sendable() {
+            return Err(StoreError::Impossible(sync.session));
+        }
+        if acked > s.out_acked {
+            let from = s.out_acked.min(s.out_done);
+            s.output.drain(..(acked.min(s.out_done) - from) as usize);
+            s.out_acked = acked;
+        }
+        s.in_edge = s.in_edge.max(edge);
+        s.established |= sync.established;
+        s.window = sync.window;
+        s.ts_recent = sync.ts_recent;
+        s.ts_value = sync.ts_value;
+        Ok(())
+    }
+
+    fn check_commit(&self, c: Committed) -> Result<(), StoreError> {
+        let Some(s) = self.sessions.get(&c.session) else { return Ok(()) };
+        let fits = widen(c.in_done, s.in_done).is_some_and(|n| n >= s.in_done && n <= s.in_end())
+            && widen(c.out_done, s.out_done)
+                .is_some_and(|n| {
+                    n >= s.out_done
+                        && n <= s.out_end()
+                        && n.checked_sub(u64::from(c.open)).is_some_and(|base| base >= s.out_base)
+                });
+        if fits {
+            Ok(())
+        } else {
+            Err(StoreError::Impossible(c.session))
+        }
+    }
+
+    fn commit(&mut self, c: Committed) {
+        let Some(s) = self.sessions.get_mut(&c.session) else { return };
+        let in_done = widen(c.in_done, s.in_done).expect("checked");
+        s.input.drain(..(in_done - s.in_done) as usize);
+        s.in_done = in_done;
+        s.out_done = widen(c.out_done, s.out_done).expect("checked");
+        s.out_base = s.out_done - u64::from(c.open);
+        s.out_fin |= c.fin;
+        s.closed |= c.closed;
+        s.torn = c.torn;
+        // An idle session keeps no buffer of a burst long past.
+        if s.input.is_empty() && s.input.capacity() > 4096 {
+            s.input = VecDeque::new();
+        }
+    }
+
+    /// Drops output that no commit covers: what a crashed master's last turn left in the log.
+    pub fn drop_uncommitted(&mut self) {
+        for s in self.sessions.values_mut() {
+            s.output.truncate((s.out_done - s.out_acked.min(s.out_done)) as usize);
+        }
+    }
+
+    /// Appends the records from which an empty store computes this session: its part of a snapshot.
+    pub fn snapshot(&self, id: SessionId, out: &mut Vec<u8>) {
+        let Some(s) = self.sessions.get(&id) else { return };
+        let start = s.out_acked.min(s.out_done);
+        let open = Open {
+            established: s.established,
+            window: s.window,
+            ts_recent: s.ts_recent,
+            ts_value: s.ts_value,
+            in_done: s.in_done,
+            out_acked: start.min(s.out_base),
+            ..s.open
+        };
+        open.encode(out);
+        // An open response may begin before what the peer has acknowledged; the commit needs the distance, and
+        // bytes that are gone are filled in: they are acknowledged again at once.
+        let gone = start - open.out_acked;
+        if gone > 0 {
+            record::encode_output(id, open.out_acked, &vec![0; gone as usize], out);
+        }
+        let (a, b) = s.input.as_slices();
+        record::encode_input(id, s.in_done, a, s.in_fin && b.is_empty(), out);
+        if !b.is_empty() {
+            record::encode_input(id, s.in_done + a.len() as u64, b, s.in_fin, out);
+        }
+        let (a, b) = s.output.as_slices();
+        for (at, part) in [(start, a), (start + a.len() as u64, b)] {
+            if !part.is_empty() {
+                record::encode_output(id, at, part, out);
+            }
+        }
+        record::encode_commit(
+            &[Committed {
+                session: id,
+                in_done: s.in_done as u32,
+                out_done: s.out_done as u32,
+                open: (s.out_done - s.out_base) as u32,
+                fin: s.out_fin,
+                closed: s.closed,
+                torn: s.torn,
+            }],
+            out,
+        );
+        Sync {
+            session: id,
+            established: s.established,
+            out_acked: s.out_acked as u32,
+            in_edge: s.in_edge as u32,
+            window: s.window,
+            ts_recent: s.ts_recent,
+            ts_value: s.ts_value,
+        }
+        .encode(out);
+    }
+
+    /// Why this session ended, as a record, applied.
+    pub fn end(&mut self, id: SessionId, reason: EndReason) {
+        self.apply(Record::End { session: id, reason }).expect("an end fits always");
+    }
+}

@@ -1,0 +1,564 @@
+//! What of an application's work is done: hook events go in, commits come out.
+//!
+//! A thread's turn is what it does between two waits. Turns of different threads that touched the same
+//! session form one group, and a group commits as one, when the last of its threads has ended its turn.
+//! So a commit never claims input whose answer is still being written somewhere else.
+
+mod progress;
+#[cfg(test)]
+mod tests;
+
+use crate::framing::Framing;
+use crate::tuple::SessionId;
+use crate::Now;
+use progress::{Progress, NO_GROUP};
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+/// A thread of a hooked application: `channel << 32 | thread`.
+pub type Thread = u64;
+
+/// Past this many open turns, further ones end with each event: an application that makes up thread
+/// numbers must not eat the manager's memory.
+const MAX_OPEN_TURNS: usize = 1 << 16;
+
+/// What becomes of input that was read and not answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unanswered {
+    /// It is not done: it is read again after a failover.
+    #[default]
+    Redeliver,
+    /// It is done when the turn ends (with framing: as far as its messages are complete).
+    Discard,
+}
+
+/// How the sessions of a port are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortPolicy {
+    /// Message boundaries of the input.
+    pub framing: Framing,
+    /// What becomes of unanswered input.
+    pub unanswered: Unanswered,
+    /// A session with more input than this that is read and not done is torn.
+    pub max_unanswered_bytes: u64,
+}
+
+impl PortPolicy {
+    /// The defaults that go with a framing: `Discard` where it is set, else `Redeliver`.
+    pub fn framed(framing: Framing) -> Self {
+        PortPolicy {
+            framing,
+            unanswered: if framing.is_set() {
+                Unanswered::Discard
+            } else {
+                Unanswered::Redeliver
+            },
+            max_unanswered_bytes: 4 << 20,
+        }
+    }
+}
+
+impl Default for PortPolicy {
+    fn default() -> Self {
+        PortPolicy::framed(Framing::None)
+    }
+}
+
+/// What a commit says about one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitEntry {
+    /// The session.
+    pub session: SessionId,
+    /// Input before this offset is done.
+    pub in_done: u64,
+    /// Output before this offset may be released.
+    pub out_done: u64,
+    /// The output offset that belongs to `in_done`: less than `out_done` while a response is open, or
+    /// while a recovered application has not yet written again what is already out.
+    pub out_base: u64,
+    /// The application ended its output: a FIN may leave.
+    pub fin: bool,
+    /// The state of the session cannot be known after a crash.
+    pub torn: bool,
+}
+
+/// What is done, for all sessions of a group of turns: all of it or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// One entry for each touched session about which there is something new to say.
+    pub entries: Vec<CommitEntry>,
+}
+
+/// What has happened so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Commits made.
+    pub commits: u64,
+    /// Times a session became torn.
+    pub torn: u64,
+    /// Commits that left a response open.
+    pub open_commits: u64,
+    /// Turns that outlasted `max_turn`.
+    pub timeouts: u64,
+}
+
+#[derive(Debug)]
+struct OpenTurn {
+    group: u32,
+    /// The session this thread read last, and how far: a write answers it.
+    last_read: Option<(SessionId, u64)>,
+}
+
+/// Open turns that commit as one.
+#[derive(Debug, Default)]
+struct Group {
+    /// Threads whose turn has not ended.
+    threads: Vec<Thread>,
+    sessions: Vec<SessionId>,
+    deadline: Option<Now>,
+    /// More than one session was touched (also if one is closed meanwhile).
+    several: bool,
+    /// The process of the threads; `shared` if there is more than one.
+    channel: u32,
+    shared: bool,
+}
+
+/// Decides which input is done and which output may leave.
+///
+/// Events of unknown sessions are ignored.
+#[derive(Debug)]
+pub struct TurnPolicy {
+    max_turn: Duration,
+    sessions: HashMap<SessionId, Progress>,
+    /// Only threads with an open turn are in here.
+    threads: HashMap<Thread, OpenTurn>,
+    groups: Vec<Group>,
+    free_groups: Vec<u32>,
+    /// Commits to be polled: all entries in a row, and the number that each commit takes.
+    entries: VecDeque<CommitEntry>,
+    commits: VecDeque<usize>,
+    counters: Counters,
+}
+
+fn channel_of(t: Thread) -> u32 {
+    (t >> 32) as u32
+}
+
+impl TurnPolicy {
+    /// A policy without sessions; `max_turn` counts from a turn's first output.
+    pub fn new(max_turn: Duration) -> Self {
+        TurnPolicy {
+            max_turn,
+            sessions: HashMap::new(),
+            threads: HashMap::new(),
+            groups: Vec::new(),
+            free_groups: Vec::new(),
+            entries: VecDeque::new(),
+            commits: VecDeque::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// A session is attached, new or recovered. The application will read from `in_done` on and write
+    /// from `out_base` on; what it writes below `out_done` is absorbed.
+    pub fn open(
+        &mut self,
+        s: SessionId,
+        policy: PortPolicy,
+        in_done: u64,
+        out_done: u64,
+        out_base: u64,
+    ) {
+        self.close(s);
+        self.sessions
+            .insert(s, Progress::new(s, policy, in_done, out_done, out_base));
+    }
+
+    /// The session is deleted; what was not committed for it never will be.
+    pub fn close(&mut self, s: SessionId) {
+        let Some(p) = self.sessions.remove(&s) else {
+            return;
+        };
+        if p.group != NO_GROUP {
+            self.groups[p.group as usize].sessions.retain(|x| *x != s);
+        }
+        // The number may be given to another session while the turn still goes on.
+        for turn in self.threads.values_mut() {
+            if turn.last_read.is_some_and(|(r, _)| r == s) {
+                turn.last_read = None;
+            }
+        }
+    }
+
+    /// In-order input as it is stored (also that which is stored when a session is opened). Needed for
+    /// framed sessions only.
+    pub fn input(&mut self, s: SessionId, offset: u64, bytes: &[u8]) {
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.scanner.feed(offset, bytes);
+        }
+    }
+
+    /// The thread took `n` bytes of input from the socket (0: it saw the end).
+    pub fn read(&mut self, now: Now, t: Thread, s: SessionId, n: u64) {
+        if !self.touch(t, s) {
+            return;
+        }
+        let (Some(p), Some(turn)) = (self.sessions.get_mut(&s), self.threads.get_mut(&t)) else {
+            return;
+        };
+        p.read(n);
+        turn.last_read = Some((s, p.in_read));
+        if p.oversized() {
+            // A thread that swallows a stream without ever waiting must not make the store keep it all.
+            self.start_clock(now, t);
+        }
+        self.bound(t);
+    }
+
+    /// The thread wrote: the kernel took `taken` bytes (or they were absorbed), and not all if `short`.
+    pub fn write(&mut self, now: Now, t: Thread, s: SessionId, taken: u64, short: bool) {
+        if (taken == 0 && !short) || !self.touch(t, s) {
+            return;
+        }
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.write(taken, short);
+        }
+        self.answer(t, s);
+        self.start_clock(now, t);
+        self.bound(t);
+    }
+
+    /// Bytes of the application were seen on the wire that no hook had announced.
+    pub fn adopted(&mut self, now: Now, s: SessionId, n: u64) {
+        let Some(p) = self.sessions.get_mut(&s) else {
+            return;
+        };
+        if n == 0 {
+            return;
+        }
+        let announced = p.pending();
+        p.adopt(n);
+        if p.group != NO_GROUP {
+            let group = &mut self.groups[p.group as usize];
+            // Nor may its input be done before the rest of a turn over several sessions.
+            if announced || group.several {
+                let deadline = now.saturating_add(self.max_turn);
+                group.deadline.get_or_insert(deadline);
+                return;
+            }
+        }
+        self.commit(&[s], true, false);
+    }
+
+    /// The application says that `n` more bytes of input are done. From its first call on (`n` may be 0)
+    /// nothing is inferred for this session.
+    pub fn consume(&mut self, t: Thread, s: SessionId, n: u64) {
+        if !self.touch(t, s) {
+            return;
+        }
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.consume(n);
+        }
+        self.bound(t);
+    }
+
+    /// The thread ends the output of the session.
+    pub fn shutdown(&mut self, now: Now, t: Thread, s: SessionId) {
+        if !self.touch(t, s) {
+            return;
+        }
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.shutdown();
+        }
+        self.answer(t, s);
+        self.start_clock(now, t);
+        self.bound(t);
+    }
+
+    /// The thread is about to wait, or said commit.
+    pub fn turn_end(&mut self, _now: Now, t: Thread) {
+        self.thread_gone(t);
+    }
+
+    /// The thread ended: so did its turn.
+    pub fn thread_gone(&mut self, t: Thread) {
+        let Some(turn) = self.threads.remove(&t) else {
+            return;
+        };
+        let group = &mut self.groups[turn.group as usize];
+        if let Some(i) = group.threads.iter().rposition(|x| *x == t) {
+            group.threads.swap_remove(i);
+        }
+        if group.threads.is_empty() {
+            self.commit_group(turn.group, false);
+            self.dissolve(turn.group);
+        }
+    }
+
+    /// The process died: what its threads did since their last commit never happened.
+    pub fn process_gone(&mut self, channel: u32) {
+        let mut dead: Vec<Thread> = self.threads.keys().copied().collect();
+        dead.retain(|t| channel_of(*t) == channel);
+        dead.sort_unstable();
+        for t in dead {
+            let Some(turn) = self.threads.get(&t) else {
+                continue;
+            };
+            let g = turn.group;
+            let group = &self.groups[g as usize];
+            if group.shared {
+                // Another process holds the same socket, with the dead one's bytes in it: they can
+                // neither be taken back nor told apart.
+                for s in &group.sessions {
+                    if let Some(p) = self.sessions.get_mut(s) {
+                        p.tear();
+                    }
+                }
+                self.thread_gone(t);
+            } else {
+                for s in &group.sessions {
+                    if let Some(p) = self.sessions.get_mut(s) {
+                        p.roll_back();
+                    }
+                }
+                for t in &group.threads {
+                    self.threads.remove(t);
+                }
+                self.dissolve(g);
+            }
+        }
+        // What was read in earlier turns and is not done will be read again as well.
+        for p in self.sessions.values_mut() {
+            if p.channel == Some(channel) && p.group == NO_GROUP {
+                p.roll_back();
+            }
+        }
+    }
+
+    /// When `handle_timeout` wants to be called.
+    pub fn poll_timeout(&self) -> Option<Now> {
+        self.groups.iter().filter_map(|g| g.deadline).min()
+    }
+
+    /// Commits what turns that outlast `max_turn` have written so far; the turns go on.
+    pub fn handle_timeout(&mut self, now: Now) {
+        for g in 0..self.groups.len() as u32 {
+            let group = &mut self.groups[g as usize];
+            if group.deadline.is_none_or(|d| d > now) {
+                continue;
+            }
+            group.deadline = None;
+            if group.sessions.is_empty() {
+                continue;
+            }
+            self.counters.timeouts += 1;
+            self.commit_group(g, true);
+            if self.groups[g as usize].several {
+                self.split(g);
+            }
+        }
+    }
+
+    /// Takes the oldest commit that was not taken yet into `out`; `false` if there is none.
+    pub fn poll_commit(&mut self, out: &mut Commit) -> bool {
+        out.entries.clear();
+        let Some(n) = self.commits.pop_front() else {
+            return false;
+        };
+        out.entries.extend(self.entries.drain(..n));
+        true
+    }
+
+    /// How far the application has read, if the session is known.
+    pub fn in_read(&self, s: SessionId) -> Option<u64> {
+        self.sessions.get(&s).map(|p| p.in_read)
+    }
+
+    /// Whether the session has output (or its end) that no commit covers yet.
+    pub fn pending(&self, s: SessionId) -> bool {
+        self.sessions.get(&s).is_some_and(Progress::pending)
+    }
+
+    /// Whether no open turn has touched the session and all that was read of it is done.
+    pub fn quiescent(&self, s: SessionId) -> bool {
+        self.sessions.get(&s).is_none_or(Progress::quiescent)
+    }
+
+    /// Whether an open turn has output that no commit covers yet, or a commit waits to be taken.
+    pub fn has_uncommitted(&self) -> bool {
+        let touched = |g: &Group| g.sessions.iter().any(|s| self.pending(*s));
+        !self.commits.is_empty() || self.groups.iter().any(touched)
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The session becomes part of the thread's turn. `false` if it is unknown.
+    fn touch(&mut self, t: Thread, s: SessionId) -> bool {
+        let Some(p) = self.sessions.get_mut(&s) else {
+            return false;
+        };
+        p.channel = Some(channel_of(t));
+        let of_session = p.group;
+        match self.threads.get(&t).map(|turn| turn.group) {
+            Some(g) if g == of_session => {}
+            Some(g) if of_session == NO_GROUP => self.add_session(g, s),
+            Some(g) => self.merge(g, of_session),
+            None if of_session == NO_GROUP => {
+                let g = self.new_group();
+                self.add_thread(g, t, None);
+                self.add_session(g, s);
+            }
+            None => self.add_thread(of_session, t, None),
+        }
+        true
+    }
+
+    /// The thread had output for `s`: that answers what it read last, be it of another session.
+    fn answer(&mut self, t: Thread, s: SessionId) {
+        let Some((r, upto)) = self.threads.get(&t).and_then(|turn| turn.last_read) else {
+            return;
+        };
+        // It may have left the group when an overlong turn was split.
+        if r != s && self.touch(t, r) {
+            if let Some(p) = self.sessions.get_mut(&r) {
+                p.answer(upto);
+            }
+        }
+    }
+
+    fn start_clock(&mut self, now: Now, t: Thread) {
+        if let Some(turn) = self.threads.get(&t) {
+            let deadline = now.saturating_add(self.max_turn);
+            self.groups[turn.group as usize]
+                .deadline
+                .get_or_insert(deadline);
+        }
+    }
+
+    fn bound(&mut self, t: Thread) {
+        if self.threads.len() > MAX_OPEN_TURNS {
+            self.thread_gone(t);
+        }
+    }
+
+    fn new_group(&mut self) -> u32 {
+        self.free_groups.pop().unwrap_or_else(|| {
+            self.groups.push(Group::default());
+            (self.groups.len() - 1) as u32
+        })
+    }
+
+    fn add_thread(&mut self, g: u32, t: Thread, last_read: Option<(SessionId, u64)>) {
+        let group = &mut self.groups[g as usize];
+        if group.threads.is_empty() {
+            group.channel = channel_of(t);
+        }
+        group.shared |= group.channel != channel_of(t);
+        group.threads.push(t);
+        let group = g;
+        self.threads.insert(t, OpenTurn { group, last_read });
+    }
+
+    fn add_session(&mut self, g: u32, s: SessionId) {
+        let group = &mut self.groups[g as usize];
+        group.several |= !group.sessions.is_empty();
+        group.sessions.push(s);
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.group = g;
+        }
+    }
+
+    fn merge(&mut self, a: u32, b: u32) {
+        let size = |g: u32| {
+            let group = &self.groups[g as usize];
+            group.sessions.len() + group.threads.len()
+        };
+        let (into, from) = if size(a) >= size(b) { (a, b) } else { (b, a) };
+        let mut from_group = std::mem::take(&mut self.groups[from as usize]);
+        for t in &from_group.threads {
+            if let Some(turn) = self.threads.get_mut(t) {
+                turn.group = into;
+            }
+        }
+        for s in &from_group.sessions {
+            if let Some(p) = self.sessions.get_mut(s) {
+                p.group = into;
+            }
+        }
+        let group = &mut self.groups[into as usize];
+        group.threads.append(&mut from_group.threads);
+        group.sessions.append(&mut from_group.sessions);
+        group.several |= from_group.several || group.sessions.len() > 1;
+        group.shared |= from_group.shared || group.channel != from_group.channel;
+        group.deadline = match (group.deadline, from_group.deadline) {
+            (Some(x), Some(y)) => Some(x.min(y)),
+            (x, y) => x.or(y),
+        };
+        self.free_groups.push(from);
+    }
+
+    /// Lets go of all sessions and threads of the group.
+    fn dissolve(&mut self, g: u32) {
+        self.release_sessions(g);
+        let group = &mut self.groups[g as usize];
+        group.threads.clear();
+        group.shared = false;
+        group.deadline = None;
+        self.free_groups.push(g);
+    }
+
+    fn release_sessions(&mut self, g: u32) {
+        let group = &mut self.groups[g as usize];
+        for s in group.sessions.drain(..) {
+            if let Some(p) = self.sessions.get_mut(&s) {
+                p.group = NO_GROUP;
+            }
+        }
+        group.several = false;
+    }
+
+    /// The group was just committed in mid-turn: nothing ties its threads together any more. Without
+    /// this, threads whose turns always overlap would stay one group for ever.
+    fn split(&mut self, g: u32) {
+        self.release_sessions(g);
+        let threads = std::mem::take(&mut self.groups[g as usize].threads);
+        self.groups[g as usize].shared = false;
+        for (i, t) in threads.into_iter().enumerate() {
+            let last_read = self.threads.remove(&t).and_then(|turn| turn.last_read);
+            let own = if i == 0 { g } else { self.new_group() };
+            self.add_thread(own, t, last_read);
+        }
+    }
+
+    fn commit_group(&mut self, g: u32, timeout: bool) {
+        let group = &mut self.groups[g as usize];
+        let (sessions, alone) = (std::mem::take(&mut group.sessions), !group.several);
+        self.commit(&sessions, alone, timeout);
+        self.groups[g as usize].sessions = sessions;
+    }
+
+    fn commit(&mut self, sessions: &[SessionId], alone: bool, timeout: bool) {
+        let mut entries = 0;
+        let mut open = false;
+        for s in sessions {
+            let Some(p) = self.sessions.get_mut(s) else {
+                continue;
+            };
+            let settled = p.settle(alone, timeout);
+            self.counters.torn += u64::from(settled.newly_torn);
+            if settled.changed {
+                open |= settled.open;
+                entries += 1;
+                self.entries.push_back(p.done);
+            }
+        }
+        if entries > 0 {
+            self.counters.commits += 1;
+            self.counters.open_commits += u64::from(open);
+            self.commits.push_back(entries);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What the application has done with one session, and what of it a commit may claim.
+
+use super::{CommitEntry, PortPolicy, Unanswered};
+use crate::framing::Scanner;
+use crate::tuple::SessionId;
+
+/// No open turn has touched the session.
+pub(super) const NO_GROUP: u32 = u32::MAX;
+
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub policy: PortPolicy,
+    pub scanner: Scanner,
+    /// Input offset up to which the application has read.
+    pub in_read: u64,
+    /// Input offset up to which what was read was answered.
+    answered: u64,
+    /// Where `tcpr_consume` has come to, once it was used.
+    consumed: Option<u64>,
+    /// Output offset up to which the application has written, absorbed bytes included.
+    written: u64,
+    fin_asked: bool,
+    /// The last write was short: what it left over is in the application's memory only.
+    short: bool,
+    /// Torn for good.
+    lost: bool,
+    /// As last committed.
+    pub done: CommitEntry,
+    /// The group of open turns that has touched this session.
+    pub group: u32,
+    /// The process that touched it last.
+    pub channel: Option<u32>,
+}
+
+/// What a commit found to say about a session.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Settled {
+    pub changed: bool,
+    pub open: bool,
+    pub newly_torn: bool,
+}
+
+impl Progress {
+    pub fn new(
+        session: SessionId,
+        policy: PortPolicy,
+        in_done: u64,
+        out_done: u64,
+        out_base: u64,
+    ) -> Self {
+        let out_base = out_base.min(out_done);
+        Progress {
+            policy,
+            scanner: Scanner::new(policy.framing, in_done),
+            in_read: in_done,
+            answered: in_done,
+            consumed: None,
+            written: out_base,
+            fin_asked: false,
+            short: false,
+            lost: false,
+            done: CommitEntry {
+                session,
+                in_done,
+                out_done,
+                out_base,
+                fin: false,
+                torn: false,
+            },
+            group: NO_GROUP,
+            channel: None,
+        }
+    }
+
+    pub fn read(&mut self, n: u64) {
+        self.in_read = self.in_read.saturating_add(n);
+    }
+
+    /// More is read but not committed than a session may keep.
+    pub fn oversized(&self) -> bool {
+        self.in_read - self.done.in_done > self.policy.max_unanswered_bytes
+    }
+
+    pub fn answer(&mut self, upto: u64) {
+        self.answered = self.answered.max(upto.min(self.in_read));
+    }
+
+    pub fn write(&mut self, taken: u64, short: bool) {
+        self.written = self.written.saturating_add(taken);
+        self.short = short;
+        self.answered = self.in_read;
+    }
+
+    pub fn adopt(&mut self, n: u64) {
+        if self.written < self.done.out_done {
+            // The hook should have swallowed these bytes and did not: the peer got them twice, or they
+            // are not the answer that we took them for.
+            self.tear();
+            self.written = self.done.out_done;
+        }
+        self.written = self.written.saturating_add(n);
+        self.answered = self.in_read;
+    }
+
+    pub fn consume(&mut self, n: u64) {
+        let from = self.consumed.unwrap_or(self.done.in_done);
+        self.consumed = Some(from.saturating_add(n).min(self.in_read));
+    }
+
+    pub fn shutdown(&mut self) {
+        self.fin_asked = true;
+        // Whatever was left over will never be written: what is out is the whole answer.
+        self.short = false;
+        self.answered = self.in_read;
+    }
+
+    /// Nobody can know any more what the application made of this session.
+    pub fn tear(&mut self) {
+        self.lost = true;
+    }
+
+    /// Output, or its end, that no commit covers yet.
+    pub fn pending(&self) -> bool {
+        self.written > self.done.out_done || self.fin_asked != self.done.fin
+    }
+
+    pub fn quiescent(&self) -> bool {
+        self.group == NO_GROUP && !self.pending() && self.in_read == self.done.in_done
+    }
+
+    /// The process died: its successor starts from what is committed.
+    pub fn roll_back(&mut self) {
+        self.in_read = self.done.in_done;
+        self.answered = self.done.in_done;
+        self.consumed = None;
+        self.written = self.done.out_base;
+        self.fin_asked = self.done.fin;
+        self.short = false;
+        self.group = NO_GROUP;
+    }
+
+    /// How far the input would be done if the turn was whole.
+    fn target(&self) -> u64 {
+        let discard = self.policy.unanswered == Unanswered::Discard;
+        let reached = if discard { self.in_read } else { self.answered };
+        let target = if let Some(consumed) = self.consumed {
+            consumed
+        } else if self.policy.framing.is_set() {
+            self.scanner.last_end(reached).unwrap_or(0)
+        } else {
+            reached
+        };
+        target.max(self.done.in_done)
+    }
+
+    /// Commits: `alone` if the turn touched no other session, `timeout` if it is not over yet.
+    pub fn settle(&mut self, alone: bool, timeout: bool) -> Settled {
+        let before = self.done;
+        let target = self.target();
+        let unfinished = self.short || (timeout && alone && !self.fin_asked);
+        // An open response counts on being written again, because its input is read again, or because
+        // the application greets whoever connects.
+        let comes_again = match self.consumed {
+            Some(_) => self.in_read > before.in_done,
+            None => target > before.in_done,
+        } || (before.in_done == 0 && before.out_base == 0);
+        let open = unfinished && alone && comes_again && !before.torn && !self.lost;
+
+        let done = &mut self.done;
+        done.out_done = done.out_done.max(self.written);
+        done.fin = self.fin_asked;
+        if !open {
+            done.in_done = target;
+            done.out_base = self.written;
+            done.torn = self.short;
+        }
+        if self.in_read - done.in_done > self.policy.max_unanswered_bytes {
+            self.lost = true;
+        }
+        if self.lost {
+            // Reset at a takeover, whatever it held: so hold nothing.
+            done.in_done = self.in_read;
+            done.out_base = done.out_done;
+            done.torn = true;
+        }
+        self.scanner.forget(self.done.in_done);
+        Settled {
+            changed: self.done != before,
+            open: open && !self.lost,
+            newly_torn: self.done.torn && !before.torn,
+        }
+    }
+}

@@ -1,0 +1,475 @@
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+const T: Thread = 1;
+const T2: Thread = 2;
+/// A thread of another process.
+const U: Thread = 1 << 32;
+
+fn policy() -> TurnPolicy {
+    TurnPolicy::new(50 * MS)
+}
+
+fn with(port: PortPolicy, sessions: &[SessionId]) -> TurnPolicy {
+    let mut p = policy();
+    for s in sessions {
+        p.open(*s, port, 0, 0, 0);
+    }
+    p
+}
+
+fn commits(p: &mut TurnPolicy) -> Vec<Vec<CommitEntry>> {
+    let mut out = Commit::default();
+    let mut all = Vec::new();
+    while p.poll_commit(&mut out) {
+        let mut entries = out.entries.clone();
+        entries.sort_by_key(|e| e.session);
+        all.push(entries);
+    }
+    all
+}
+
+fn one(p: &mut TurnPolicy) -> Vec<CommitEntry> {
+    let mut all = commits(p);
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.pop().unwrap()
+}
+
+fn entry(session: SessionId, in_done: u64, out_done: u64, out_base: u64) -> CommitEntry {
+    CommitEntry {
+        session,
+        in_done,
+        out_done,
+        out_base,
+        fin: false,
+        torn: false,
+    }
+}
+
+fn torn(e: CommitEntry) -> CommitEntry {
+    CommitEntry { torn: true, ..e }
+}
+
+fn fin(e: CommitEntry) -> CommitEntry {
+    CommitEntry { fin: true, ..e }
+}
+
+fn discard() -> PortPolicy {
+    PortPolicy {
+        unanswered: Unanswered::Discard,
+        ..PortPolicy::default()
+    }
+}
+
+#[test]
+fn a_turn_commits_when_it_ends() {
+    let mut p = with(PortPolicy::default(), &[7]);
+    p.read(MS, T, 7, 10);
+    p.write(MS, T, 7, 4, false);
+    assert!(p.pending(7) && p.has_uncommitted() && !p.quiescent(7));
+    assert_eq!(commits(&mut p), vec![] as Vec<Vec<CommitEntry>>);
+    p.turn_end(MS, T);
+    assert!(p.has_uncommitted() && !p.pending(7));
+    assert_eq!(one(&mut p), vec![entry(7, 10, 4, 4)]);
+    assert!(!p.has_uncommitted() && p.quiescent(7));
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty());
+}
+
+#[test]
+fn unanswered_input_is_not_done() {
+    let mut p = with(PortPolicy::default(), &[1, 2, 3]);
+    p.read(MS, T, 1, 5);
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty());
+    assert_eq!(p.in_read(1), Some(5));
+    // The wait ended the turn: output to another session is no answer any more.
+    p.write(MS, T, 2, 3, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 0, 3, 3)]);
+    // Reading another session ends it as well; a write answers the newest.
+    p.read(MS, T, 1, 5);
+    p.read(MS, T, 2, 6);
+    p.write(MS, T, 3, 1, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 6, 3, 3), entry(3, 0, 1, 1)]);
+    // Anybody's later output to the same session answers all of it.
+    p.write(MS, T2, 1, 2, false);
+    p.turn_end(MS, T2);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 2, 2)]);
+}
+
+#[test]
+fn discarded_input_is_done_at_the_end_of_the_turn() {
+    let mut p = with(discard(), &[1]);
+    p.read(MS, T, 1, 5);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 5, 0, 0)]);
+}
+
+#[test]
+fn framed_input_is_done_by_messages() {
+    let mut p = with(PortPolicy::framed(Framing::Lines), &[1]);
+    p.input(1, 0, b"one\ntwo\nthr");
+    p.read(MS, T, 1, 6);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 4, 0, 0)]);
+    p.read(MS, T, 1, 5);
+    p.write(MS, T, 1, 3, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 8, 3, 3)]);
+
+    let port = PortPolicy {
+        unanswered: Unanswered::Redeliver,
+        ..PortPolicy::framed(Framing::Lines)
+    };
+    let mut p = with(port, &[1]);
+    p.input(1, 0, b"one\ntwo\nthr");
+    p.read(MS, T, 1, 11);
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty());
+    p.write(MS, T, 1, 1, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 8, 1, 1)]);
+}
+
+#[test]
+fn consumed_input_is_done_and_nothing_is_inferred() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.consume(T, 1, 0);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 2, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 2, 2)]);
+    p.consume(T, 1, 4);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 4, 2, 2)]);
+    p.consume(T, 1, u64::MAX);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 2, 2)]);
+}
+
+#[test]
+fn turns_over_the_same_session_commit_as_one() {
+    let mut p = with(PortPolicy::default(), &[1, 2, 3, 4]);
+    p.read(MS, T, 1, 1);
+    p.write(MS, T, 2, 1, false);
+    p.read(MS, T2, 3, 1);
+    p.write(MS, T2, 4, 1, false);
+    p.write(MS, T2, 2, 1, false);
+    p.turn_end(MS, T2);
+    assert!(commits(&mut p).is_empty() && p.pending(4));
+    p.turn_end(MS, T);
+    assert_eq!(
+        one(&mut p),
+        vec![
+            entry(1, 1, 0, 0),
+            entry(2, 0, 2, 2),
+            entry(3, 1, 0, 0),
+            entry(4, 0, 1, 1)
+        ]
+    );
+    // Nothing in common: one commit each.
+    p.write(MS, T, 1, 1, false);
+    p.write(MS, T2, 2, 1, false);
+    p.turn_end(MS, T2);
+    assert_eq!(one(&mut p), vec![entry(2, 0, 3, 3)]);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 1, 1, 1)]);
+}
+
+#[test]
+fn a_short_answer_is_open_until_a_write_is_whole() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 100, false);
+    p.write(MS, T, 1, 50, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 150, 0)]);
+    p.write(MS, T, 1, 0, true);
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty());
+    // More input, read while the answer is open, waits with it.
+    p.read(MS, T, 1, 5);
+    p.turn_end(MS, T);
+    p.write(MS, T, 1, 30, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 180, 0)]);
+    p.write(MS, T, 1, 20, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 15, 200, 200)]);
+    assert_eq!(p.counters().open_commits, 2);
+    assert_eq!(p.counters().torn, 0);
+}
+
+#[test]
+fn consumption_waits_for_an_open_answer() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 10);
+    p.consume(T, 1, 8);
+    p.write(MS, T, 1, 50, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 50, 0)]);
+    p.write(MS, T, 1, 1, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 8, 51, 51)]);
+    // Consumed after the answer is out, as a careful program does it: it was open all the same.
+    p.read(MS, T, 1, 2);
+    p.write(MS, T, 1, 5, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 8, 56, 51)]);
+}
+
+#[test]
+fn a_short_write_among_several_sessions_tears_it() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 5, false);
+    p.write(MS, T, 2, 3, true);
+    p.turn_end(MS, T);
+    assert_eq!(
+        one(&mut p),
+        vec![entry(1, 10, 5, 5), torn(entry(2, 0, 3, 3))]
+    );
+    // Still short, now alone: what was lost stays lost.
+    p.read(MS, T, 2, 4);
+    p.write(MS, T, 2, 1, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(2, 4, 4, 4))]);
+    p.write(MS, T, 2, 1, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 4, 5, 5)]);
+    assert_eq!(p.counters().torn, 1);
+}
+
+#[test]
+fn a_short_push_that_nothing_would_repeat_is_torn() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    // A greeting comes again: whoever connects gets it.
+    p.write(MS, T, 1, 5, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 5, 0)]);
+    p.write(MS, T, 1, 5, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 10, 10)]);
+    // A push in mid-stream does not.
+    p.write(MS, T, 1, 5, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 0, 15, 15))]);
+}
+
+#[test]
+fn too_much_unanswered_input_tears_for_good() {
+    let port = PortPolicy {
+        max_unanswered_bytes: 100,
+        ..PortPolicy::default()
+    };
+    let mut p = with(port, &[1]);
+    p.read(MS, T, 1, 100);
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty());
+    p.read(MS, T, 1, 1);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 101, 0, 0))]);
+    p.write(MS, T, 1, 5, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 101, 5, 5))]);
+    assert_eq!(p.counters().torn, 1);
+
+    // A message that is answered in the same turn may be larger.
+    let mut p = with(port, &[1]);
+    p.read(MS, T, 1, 1000);
+    p.write(MS, T, 1, 1, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 1000, 1, 1)]);
+    // A thread that swallows without ever waiting is stopped by the clock.
+    let mut p = with(
+        PortPolicy {
+            unanswered: Unanswered::Discard,
+            ..port
+        },
+        &[1],
+    );
+    p.read(MS, T, 1, 1000);
+    p.handle_timeout(p.poll_timeout().unwrap());
+    assert_eq!(one(&mut p)[0].in_done, 1000);
+}
+
+#[test]
+fn a_recovered_application_catches_up_with_what_is_out() {
+    let mut p = policy();
+    p.open(1, PortPolicy::default(), 20, 300, 100);
+    assert!(p.quiescent(1));
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 50, true);
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty());
+    p.write(MS, T, 1, 50, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 30, 300, 200)]);
+    p.read(MS, T, 1, 1);
+    p.write(MS, T, 1, 150, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 31, 350, 350)]);
+}
+
+#[test]
+fn the_end_of_output_is_output() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.shutdown(MS, T, 1);
+    assert!(p.pending(1));
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![fin(entry(1, 0, 0, 0))]);
+    // It ends an answer that was cut short.
+    p.read(MS, T, 2, 5);
+    p.write(MS, T, 2, 5, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 0, 5, 0)]);
+    p.shutdown(MS, T, 2);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![fin(entry(2, 5, 5, 5))]);
+}
+
+#[test]
+fn adopted_bytes_commit_at_once_or_with_their_turn() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.adopted(MS, 1, 5);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 5, 5)]);
+    p.read(MS, T, 1, 3);
+    p.adopted(MS, 1, 5);
+    assert_eq!(one(&mut p), vec![entry(1, 3, 10, 10)]);
+    p.write(MS, T, 1, 1, false);
+    p.adopted(MS, 1, 5);
+    assert!(commits(&mut p).is_empty());
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 3, 16, 16)]);
+    // Input whose other output is not committed yet must not be done before it.
+    p.read(MS, T, 1, 1);
+    p.write(MS, T, 2, 1, false);
+    p.adopted(MS, 1, 1);
+    assert!(commits(&mut p).is_empty());
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 4, 17, 17), entry(2, 0, 1, 1)]);
+    // Bytes that should have been absorbed.
+    p.open(2, PortPolicy::default(), 5, 9, 6);
+    p.adopted(MS, 2, 1);
+    assert_eq!(one(&mut p), vec![torn(entry(2, 5, 10, 10))]);
+}
+
+#[test]
+fn an_overlong_turn_is_committed_in_parts() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(10 * MS, T, 1, 5);
+    assert_eq!(p.poll_timeout(), None);
+    p.write(20 * MS, T, 1, 5, false);
+    p.write(60 * MS, T, 1, 5, false);
+    assert_eq!(p.poll_timeout(), Some(70 * MS));
+    p.handle_timeout(69 * MS);
+    assert!(commits(&mut p).is_empty());
+    p.handle_timeout(70 * MS);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 10, 0)]);
+    assert_eq!(p.poll_timeout(), None);
+    p.turn_end(80 * MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 5, 10, 10)]);
+
+    p.read(MS, T, 1, 5);
+    p.write(MS, T, 2, 5, false);
+    p.handle_timeout(51 * MS);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 10, 10), entry(2, 0, 5, 5)]);
+    // It still is the same turn: this answers what was read before.
+    p.read(MS, T, 1, 5);
+    p.write(60 * MS, T, 2, 5, false);
+    p.turn_end(60 * MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 15, 10, 10), entry(2, 0, 10, 10)]);
+    assert_eq!(p.counters().timeouts, 2);
+}
+
+#[test]
+fn threads_part_after_an_overlong_turn() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(MS, T, 1, 5);
+    p.write(MS, T, 2, 5, false);
+    p.write(MS, T2, 2, 5, false);
+    p.handle_timeout(60 * MS);
+    assert_eq!(one(&mut p), vec![entry(1, 5, 0, 0), entry(2, 0, 10, 10)]);
+    p.write(MS, T2, 2, 5, false);
+    p.turn_end(MS, T2);
+    assert_eq!(one(&mut p), vec![entry(2, 0, 15, 15)]);
+    p.write(MS, T, 2, 5, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 0, 20, 20)]);
+}
+
+#[test]
+fn a_dead_process_leaves_what_was_committed() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(MS, T, 1, 5);
+    p.turn_end(MS, T);
+    p.read(MS, T, 2, 5);
+    p.write(MS, T, 2, 5, false);
+    p.shutdown(MS, T, 2);
+    p.process_gone(0);
+    assert!(commits(&mut p).is_empty() && !p.has_uncommitted());
+    assert_eq!((p.in_read(1), p.in_read(2)), (Some(0), Some(0)));
+    assert!(p.quiescent(1) && p.quiescent(2) && p.poll_timeout().is_none());
+
+    // Another process lives on with the same session.
+    p.write(MS, T, 1, 5, false);
+    p.write(MS, U, 1, 5, false);
+    p.process_gone(0);
+    assert!(commits(&mut p).is_empty());
+    p.turn_end(MS, U);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 0, 10, 10))]);
+}
+
+#[test]
+fn sessions_may_come_and_go_in_mid_turn() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(MS, T, 9, 5);
+    p.write(MS, T, 9, 5, true);
+    p.adopted(MS, 9, 5);
+    p.consume(T, 9, 5);
+    p.shutdown(MS, T, 9);
+    p.close(9);
+    p.input(9, 0, b"x");
+    assert!(p.threads.is_empty() && !p.pending(9) && p.in_read(9).is_none());
+
+    p.read(MS, T, 1, 5);
+    p.write(MS, T, 2, 5, true);
+    p.close(1);
+    p.open(1, PortPolicy::default(), 0, 0, 0);
+    p.write(MS, T, 2, 1, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(2, 0, 6, 6))]);
+    assert!(p.quiescent(1));
+}
+
+#[test]
+fn bookkeeping_does_not_grow() {
+    let mut p = with(PortPolicy::default(), &[1, 2, 3]);
+    let mut out = Commit::default();
+    for i in 0..10_000u64 {
+        let (a, b) = (i % 7, i % 5 + 10);
+        p.read(MS, a, (i % 3) as u32 + 1, 1);
+        p.write(MS, b, (i % 2) as u32 + 1, 1, i % 11 == 0);
+        if i % 13 == 0 {
+            p.handle_timeout(MS * i as u32);
+        }
+        if i % 4 == 0 {
+            p.turn_end(MS, a);
+            p.turn_end(MS, b);
+        }
+        while p.poll_commit(&mut out) {}
+    }
+    assert!(p.groups.len() <= 16 && p.threads.len() <= 12);
+    for t in 0..20 {
+        p.turn_end(MS, t);
+    }
+    assert!(p.threads.is_empty() && p.free_groups.len() == p.groups.len());
+    assert!(p.entries.len() == p.commits.iter().sum::<usize>());
+
+    for t in 0..2 * MAX_OPEN_TURNS as u64 {
+        p.write(MS, t, 1, 1, false);
+    }
+    assert!(p.threads.len() <= MAX_OPEN_TURNS);
+}

@@ -1,0 +1,733 @@
+//! Model servers in a small world that crashes at any event: what peers see must be what they would have
+//! seen without the crash. proptest prints the seed of a failing run.
+
+use proptest::prelude::*;
+use std::collections::VecDeque;
+use std::time::Duration;
+use tcpr_session::framing::{Framing, Scanner};
+use tcpr_session::turn::{Commit, CommitEntry, PortPolicy, TurnPolicy, Unanswered};
+
+const MAX_TURN: Duration = Duration::from_millis(50);
+
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// One peer, its connection, and what the store knows of it.
+struct Wire {
+    /// All that the peer will ever send.
+    script: Vec<u8>,
+    /// How much of it is stored.
+    arrived: usize,
+    read: usize,
+    /// Stored output: released up to `done.out_done`.
+    out: Vec<u8>,
+    done: CommitEntry,
+    absorb: usize,
+    /// One request at a time: (request ends here, the next one is sent when this much is out).
+    paced: VecDeque<(usize, usize)>,
+    lost: bool,
+}
+
+struct Crash;
+
+struct World {
+    policy: TurnPolicy,
+    port: PortPolicy,
+    wires: Vec<Wire>,
+    now: Duration,
+    rng: Rng,
+    /// Events until the crash.
+    fuel: usize,
+    short: usize,
+    timeouts: bool,
+    commit: Commit,
+}
+
+impl World {
+    fn new(seed: u64, port: PortPolicy, scripts: Vec<Vec<u8>>, fuel: usize, short: usize) -> Self {
+        let mut w = World {
+            policy: TurnPolicy::new(MAX_TURN),
+            port,
+            wires: Vec::new(),
+            now: Duration::ZERO,
+            rng: Rng(seed),
+            fuel,
+            short,
+            timeouts: false,
+            commit: Commit::default(),
+        };
+        for (i, script) in scripts.into_iter().enumerate() {
+            w.policy.open(i as u32, port, 0, 0, 0);
+            w.wires.push(Wire {
+                script,
+                arrived: 0,
+                read: 0,
+                out: Vec::new(),
+                done: CommitEntry {
+                    session: i as u32,
+                    in_done: 0,
+                    out_done: 0,
+                    out_base: 0,
+                    fin: false,
+                    torn: false,
+                },
+                absorb: 0,
+                paced: VecDeque::new(),
+                lost: false,
+            });
+        }
+        w
+    }
+
+    /// Each peer sends a line only when the answer to the one before is out whole.
+    fn pace(&mut self, answer: impl Fn(&[u8]) -> Vec<u8>) {
+        for w in &mut self.wires {
+            let (mut end, mut out) = (0, 0);
+            for line in w.script.split_inclusive(|b| *b == b'\n') {
+                end += line.len();
+                w.paced.push_back((end, out));
+                out += answer(line).len();
+            }
+        }
+    }
+
+    fn event(&mut self) -> Result<(), Crash> {
+        if self.fuel == 0 {
+            return Err(Crash);
+        }
+        self.fuel -= 1;
+        if self.timeouts {
+            self.now += Duration::from_millis(self.rng.below(40) as u64);
+            if self.policy.poll_timeout().is_some_and(|t| t <= self.now) {
+                self.policy.handle_timeout(self.now);
+                self.store();
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the commits as a replica would, and checks what must hold for each.
+    fn store(&mut self) {
+        let mut commit = std::mem::take(&mut self.commit);
+        while self.policy.poll_commit(&mut commit) {
+            assert!(!commit.entries.is_empty());
+            for e in &commit.entries {
+                let w = &mut self.wires[e.session as usize];
+                assert!(e.in_done >= w.done.in_done && e.in_done <= w.read as u64);
+                assert!(e.out_done >= w.done.out_done && e.out_done <= w.out.len() as u64);
+                assert!(e.out_base >= w.done.out_base && e.out_base <= e.out_done);
+                assert!(!w.done.fin || e.fin);
+                assert_ne!(*e, w.done);
+                w.done = *e;
+            }
+        }
+        self.commit = commit;
+    }
+
+    fn arrive(&mut self) {
+        for i in 0..self.wires.len() {
+            let n = self.rng.below(12);
+            let w = &mut self.wires[i];
+            let out = w.done.out_done as usize;
+            let mut limit = w.script.len();
+            if let Some(next) = w.paced.iter().find(|p| p.1 > out) {
+                let i = w.paced.iter().position(|p| p == next).unwrap();
+                limit = w.paced[i - 1].0;
+            }
+            let upto = limit.min(w.arrived + n).max(w.arrived);
+            self.policy
+                .input(i as u32, w.arrived as u64, &w.script[w.arrived..upto]);
+            w.arrived = upto;
+        }
+    }
+
+    fn ready(&self, s: usize) -> bool {
+        let w = &self.wires[s];
+        !w.lost && w.read < w.arrived
+    }
+
+    fn read(&mut self, t: u64, s: usize) -> Result<Vec<u8>, Crash> {
+        let most = self.wires[s].arrived - self.wires[s].read;
+        let n = 1 + self.rng.below(most);
+        self.read_exactly(t, s, n)
+    }
+
+    fn read_exactly(&mut self, t: u64, s: usize, n: usize) -> Result<Vec<u8>, Crash> {
+        self.event()?;
+        let w = &mut self.wires[s];
+        let bytes = w.script[w.read..w.read + n].to_vec();
+        w.read += n;
+        self.policy.read(self.now, t, s as u32, n as u64);
+        Ok(bytes)
+    }
+
+    /// Writes from the front of `bytes`, as much as the kernel takes; `true` if that was all.
+    fn write(&mut self, t: u64, s: usize, bytes: &mut Vec<u8>) -> Result<bool, Crash> {
+        self.event()?;
+        let absorbed = self.wires[s].absorb.min(bytes.len());
+        let fresh = bytes.len() - absorbed;
+        let short = fresh > 0 && self.rng.chance(self.short);
+        let taken = absorbed + if short { self.rng.below(fresh) } else { fresh };
+        let w = &mut self.wires[s];
+        if w.lost {
+            bytes.clear();
+            return Ok(true);
+        }
+        let from = w.done.out_done as usize - absorbed.min(w.absorb);
+        if absorbed > 0 {
+            let at = w.out.len() - w.absorb;
+            assert_eq!(bytes[..absorbed], w.out[at..at + absorbed], "from {from}");
+        }
+        w.absorb -= absorbed;
+        w.out.extend_from_slice(&bytes[absorbed..taken]);
+        bytes.drain(..taken);
+        self.policy
+            .write(self.now, t, s as u32, taken as u64, short);
+        Ok(!short)
+    }
+
+    fn wait(&mut self, t: u64) -> Result<(), Crash> {
+        self.event()?;
+        self.policy.turn_end(self.now, t);
+        self.store();
+        self.arrive();
+        Ok(())
+    }
+
+    /// The other member takes over with what is stored; torn sessions are reset.
+    fn fail_over(&mut self) {
+        self.store();
+        self.fuel = usize::MAX;
+        self.policy = TurnPolicy::new(MAX_TURN);
+        for (s, w) in self.wires.iter_mut().enumerate() {
+            w.out.truncate(w.done.out_done as usize);
+            w.lost = w.done.torn;
+            if w.lost {
+                continue;
+            }
+            let d = w.done;
+            w.read = d.in_done as usize;
+            w.absorb = (d.out_done - d.out_base) as usize;
+            let (s, port) = (s as u32, self.port);
+            self.policy.open(s, port, d.in_done, d.out_done, d.out_base);
+            self.policy
+                .input(s, d.in_done, &w.script[w.read..w.arrived]);
+        }
+    }
+
+    fn all_read(&self) -> bool {
+        self.wires
+            .iter()
+            .all(|w| w.lost || w.read == w.script.len())
+    }
+
+    /// Runs a server to the end, killing it once when the fuel is spent.
+    fn run(&mut self, mut server: impl FnMut(&mut World) -> Result<(), Crash>) {
+        if server(self).is_err() {
+            self.fail_over();
+            assert!(server(self).is_ok());
+        }
+        self.store();
+        assert!(!self.policy.has_uncommitted());
+        for (s, w) in self.wires.iter().enumerate().filter(|(_, w)| !w.lost) {
+            assert_eq!(w.absorb, 0);
+            assert_eq!(w.done.out_done as usize, w.out.len());
+            assert!(!w.done.torn && w.done.out_base == w.done.out_done);
+            assert_eq!(w.done.in_done as usize, w.script.len());
+            assert!(self.policy.quiescent(s as u32));
+        }
+    }
+}
+
+fn lines(rng: &mut Rng, name: usize) -> Vec<u8> {
+    let mut script = Vec::new();
+    for i in 0..1 + rng.below(8) {
+        let pad = "x".repeat(rng.below(9));
+        script.extend_from_slice(format!("{name}.{i}{pad}\n").as_bytes());
+    }
+    script
+}
+
+fn answer(line: &[u8]) -> Vec<u8> {
+    let mut a = b"re:".to_vec();
+    a.extend_from_slice(line);
+    a
+}
+
+fn take_line(buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let end = buffer.iter().position(|b| *b == b'\n')? + 1;
+    Some(buffer.drain(..end).collect())
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Echo,
+    Rpc,
+    RpcConsume,
+}
+
+/// An event loop with one thread. `batch`: how many sessions it may serve between two waits.
+fn event_loop(w: &mut World, kind: Kind, batch: usize) -> Result<(), Crash> {
+    let n = w.wires.len();
+    let mut inputs = vec![Vec::new(); n];
+    let mut outputs: Vec<Vec<u8>> = vec![Vec::new(); n];
+    if kind == Kind::RpcConsume {
+        for s in 0..n {
+            w.policy.consume(1, s as u32, 0);
+        }
+    }
+    let mut idle = 0;
+    while idle < 60 {
+        w.wait(1)?;
+        let busy = !w.all_read() || outputs.iter().any(|o| !o.is_empty());
+        idle = if busy { 0 } else { idle + 1 };
+        let first = w.rng.below(n);
+        for s in (0..batch.min(n)).map(|i| (first + i) % n) {
+            // Some servers go on reading while an answer is stuck, some do not.
+            let mut done = 0;
+            if w.ready(s) && (outputs[s].is_empty() || w.rng.chance(50)) {
+                let bytes = w.read(1, s)?;
+                match kind {
+                    Kind::Echo => outputs[s].extend(bytes),
+                    _ => {
+                        inputs[s].extend(bytes);
+                        while let Some(line) = take_line(&mut inputs[s]) {
+                            done += line.len();
+                            outputs[s].extend(answer(&line));
+                            if w.rng.chance(30) && !w.write(1, s, &mut outputs[s])? {
+                                continue;
+                            }
+                        }
+                    }
+                }
+            }
+            if done > 0 && kind == Kind::RpcConsume {
+                w.event()?;
+                w.policy.consume(1, s as u32, done as u64);
+            }
+            if !outputs[s].is_empty() {
+                w.write(1, s, &mut outputs[s])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_loop(seed: u64, kind: Kind, paced: bool, port: PortPolicy, batch: usize, fuel: usize) {
+    let mut rng = Rng(seed);
+    let n = 1 + rng.below(3);
+    let scripts = (0..n).map(|i| lines(&mut rng, i)).collect();
+    let short = [0, 20, 60][rng.below(3)];
+    let mut w = World::new(seed, port, scripts, fuel, short);
+    w.timeouts = batch == 1 && rng.chance(50);
+    if paced {
+        w.pace(answer);
+    }
+    w.run(|w| event_loop(w, kind, batch));
+    for wire in &w.wires {
+        let whole: Vec<u8> = match kind {
+            Kind::Echo => wire.script.clone(),
+            _ => wire
+                .script
+                .split_inclusive(|b| *b == b'\n')
+                .flat_map(answer)
+                .collect(),
+        };
+        if wire.lost {
+            assert!(batch > 1 && short > 0 && n > 1);
+            assert!(whole.starts_with(&wire.out));
+        } else {
+            assert_eq!(wire.out, whole);
+        }
+    }
+}
+
+fn framed(unanswered: Unanswered) -> PortPolicy {
+    PortPolicy {
+        unanswered,
+        ..PortPolicy::framed(Framing::Lines)
+    }
+}
+
+/// Whole lines from each of two sides to the other one, or raw bytes.
+fn proxy(w: &mut World, by_line: bool) -> Result<(), Crash> {
+    let mut inputs = [Vec::new(), Vec::new()];
+    let mut outputs = [Vec::new(), Vec::new()];
+    let mut idle = 0;
+    while idle < 60 {
+        w.wait(1)?;
+        let busy = !w.all_read() || outputs.iter().any(|o| !o.is_empty());
+        idle = if busy { 0 } else { idle + 1 };
+        for s in 0..2 {
+            let to = 1 - s;
+            if w.ready(s) {
+                let bytes = w.read(1, s)?;
+                if by_line {
+                    inputs[s].extend(bytes);
+                    while let Some(line) = take_line(&mut inputs[s]) {
+                        outputs[to].extend(line);
+                    }
+                } else {
+                    outputs[to].extend(bytes);
+                }
+            }
+            if !outputs[to].is_empty() {
+                w.write(1, to, &mut outputs[to])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every line goes to everybody.
+fn chat(w: &mut World) -> Result<(), Crash> {
+    let n = w.wires.len();
+    let mut inputs = vec![Vec::new(); n];
+    let mut outputs: Vec<Vec<u8>> = vec![Vec::new(); n];
+    let mut idle = 0;
+    while idle < 60 {
+        w.wait(1)?;
+        let busy = !w.all_read() || outputs.iter().any(|o| !o.is_empty());
+        idle = if busy { 0 } else { idle + 1 };
+        for s in 0..n {
+            if w.ready(s) && w.rng.chance(60) {
+                inputs[s].extend(w.read(1, s)?);
+                while let Some(line) = take_line(&mut inputs[s]) {
+                    for (to, output) in outputs.iter_mut().enumerate() {
+                        output.extend(&line);
+                        w.write(1, to, output)?;
+                    }
+                }
+            }
+        }
+        for (to, output) in outputs.iter_mut().enumerate() {
+            if !output.is_empty() {
+                w.write(1, to, output)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Thread 1 reads requests, threads 2 and 3 answer them.
+fn pool(w: &mut World) -> Result<(), Crash> {
+    let n = w.wires.len();
+    let mut inputs = vec![Vec::new(); n];
+    let mut jobs: VecDeque<(usize, Vec<u8>)> = VecDeque::new();
+    let mut held: [Option<(usize, Vec<u8>)>; 2] = [None, None];
+    let mut idle = 0;
+    while idle < 200 {
+        let busy = !w.all_read() || !jobs.is_empty() || held.iter().any(Option::is_some);
+        idle = if busy { 0 } else { idle + 1 };
+        let t = w.rng.below(3);
+        if t == 0 {
+            let s = w.rng.below(n);
+            if w.ready(s) && w.rng.chance(70) {
+                inputs[s].extend(w.read(1, s)?);
+                if let Some(line) = take_line(&mut inputs[s]) {
+                    jobs.push_back((s, answer(&line)));
+                }
+            } else {
+                w.wait(1)?;
+            }
+            continue;
+        }
+        let thread = t as u64 + 1;
+        match held[t - 1].take().or_else(|| jobs.pop_front()) {
+            Some((s, mut bytes)) => {
+                if !w.write(thread, s, &mut bytes)? {
+                    held[t - 1] = Some((s, bytes));
+                    w.wait(thread)?;
+                } else if w.rng.chance(60) {
+                    w.wait(thread)?;
+                }
+            }
+            None => w.wait(thread)?,
+        }
+    }
+    for t in 1..=3 {
+        w.wait(t)?;
+    }
+    Ok(())
+}
+
+/// Threads take whole lines from the same sessions, and answer in whatever order they come to it.
+fn crowd(w: &mut World) -> Result<(), Crash> {
+    let n = w.wires.len();
+    let mut held: [Option<(usize, Vec<u8>)>; 3] = [None, None, None];
+    let mut idle = 0;
+    while idle < 200 {
+        let busy = !w.all_read() || held.iter().any(Option::is_some);
+        idle = if busy { 0 } else { idle + 1 };
+        let t = w.rng.below(3);
+        if let Some((s, mut bytes)) = held[t].take() {
+            assert!(w.write(t as u64, s, &mut bytes)?);
+            if w.rng.chance(50) {
+                w.wait(t as u64)?;
+            }
+            continue;
+        }
+        let s = w.rng.below(n);
+        let line = {
+            let wire = &w.wires[s];
+            let rest = &wire.script[wire.read..wire.arrived];
+            rest.iter().position(|b| *b == b'\n')
+        };
+        match line {
+            Some(at) => {
+                let line = w.read_exactly(t as u64, s, at + 1)?;
+                held[t] = Some((s, answer(&line)));
+            }
+            None => w.wait(t as u64)?,
+        }
+    }
+    for t in 0..3 {
+        w.wait(t)?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn echo(seed: u64, fuel in 0usize..80, batch in 1usize..4) {
+        check_loop(seed, Kind::Echo, false, PortPolicy::default(), batch, fuel);
+    }
+
+    #[test]
+    fn one_request_at_a_time(seed: u64, fuel in 0usize..120, batch in 1usize..4) {
+        check_loop(seed, Kind::Rpc, true, PortPolicy::default(), batch, fuel);
+    }
+
+    #[test]
+    fn pipelined_rpc(seed: u64, fuel in 0usize..80, batch in 1usize..4, redeliver: bool) {
+        let unanswered = if redeliver { Unanswered::Redeliver } else { Unanswered::Discard };
+        check_loop(seed, Kind::Rpc, false, framed(unanswered), batch, fuel);
+    }
+
+    #[test]
+    fn pipelined_rpc_that_consumes(seed: u64, fuel in 0usize..80, batch in 1usize..4) {
+        check_loop(seed, Kind::RpcConsume, false, PortPolicy::default(), batch, fuel);
+    }
+
+    #[test]
+    fn two_sides_of_a_proxy(seed: u64, fuel in 0usize..60, by_line: bool, short in 0usize..40) {
+        let mut rng = Rng(seed);
+        let port = if by_line { framed(Unanswered::Discard) } else { PortPolicy::default() };
+        let scripts = (0..2).map(|i| lines(&mut rng, i)).collect();
+        let short = if short < 20 { 0 } else { short };
+        let mut w = World::new(seed, port, scripts, fuel, short);
+        w.run(|w| proxy(w, by_line));
+        for s in 0..2 {
+            let (wire, from) = (&w.wires[s], &w.wires[1 - s]);
+            prop_assert!(from.script.starts_with(&wire.out));
+            prop_assert!(wire.lost || from.lost || wire.out == from.script);
+            prop_assert!(!wire.lost || short > 0);
+        }
+    }
+
+    #[test]
+    fn chat_room(seed: u64, fuel in 0usize..120, short in 0usize..40) {
+        let mut rng = Rng(seed);
+        let n = 2 + rng.below(3);
+        let scripts = (0..n).map(|i| lines(&mut rng, i)).collect();
+        let short = if short < 20 { 0 } else { short };
+        let mut w = World::new(seed, framed(Unanswered::Discard), scripts, fuel, short);
+        w.run(chat);
+        for wire in w.wires.iter().filter(|w| !w.lost) {
+            for (s, from) in w.wires.iter().enumerate() {
+                let prefix = format!("{s}.");
+                let heard: Vec<u8> = wire
+                    .out
+                    .split_inclusive(|b| *b == b'\n')
+                    .filter(|l| l.starts_with(prefix.as_bytes()))
+                    .flatten()
+                    .copied()
+                    .collect();
+                prop_assert!(from.script.starts_with(&heard));
+                prop_assert!(from.lost || heard == from.script);
+            }
+        }
+        prop_assert!(short > 0 || w.wires.iter().all(|w| !w.lost));
+    }
+
+    #[test]
+    fn thread_pool(seed: u64, fuel in 0usize..120, short in 0usize..40) {
+        let mut rng = Rng(seed);
+        let n = 1 + rng.below(4);
+        let scripts = (0..n).map(|i| lines(&mut rng, i)).collect();
+        let short = if short < 20 { 0 } else { short };
+        let mut w = World::new(seed, PortPolicy::default(), scripts, fuel, short);
+        w.pace(answer);
+        w.run(pool);
+        for wire in &w.wires {
+            let whole: Vec<u8> =
+                wire.script.split_inclusive(|b| *b == b'\n').flat_map(answer).collect();
+            prop_assert!(whole.starts_with(&wire.out));
+            prop_assert!(wire.lost || wire.out == whole);
+            prop_assert!(!wire.lost || short > 0);
+        }
+    }
+
+    #[test]
+    fn several_threads_on_one_session(seed: u64, fuel in 0usize..80) {
+        let mut rng = Rng(seed);
+        let n = 1 + rng.below(2);
+        let scripts = (0..n).map(|i| lines(&mut rng, i)).collect();
+        let mut w = World::new(seed, framed(Unanswered::Redeliver), scripts, fuel, 0);
+        w.run(crowd);
+        for wire in &w.wires {
+            let sorted = |bytes: &[u8]| {
+                let mut lines: Vec<Vec<u8>> =
+                    bytes.split_inclusive(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
+                lines.sort();
+                lines
+            };
+            let whole: Vec<u8> =
+                wire.script.split_inclusive(|b| *b == b'\n').flat_map(answer).collect();
+            prop_assert_eq!(sorted(&wire.out), sorted(&whole));
+        }
+    }
+
+    /// Any events at all: nothing panics, offsets never go back, and the end of all turns settles all.
+    #[test]
+    fn nonsense(seed: u64) {
+        let mut rng = Rng(seed);
+        let mut p = TurnPolicy::new(MAX_TURN);
+        let mut known: Vec<Option<CommitEntry>> = vec![None; 5];
+        let mut commit = Commit::default();
+        for i in 0..300u64 {
+            let now = Duration::from_millis(i * 10);
+            let s = rng.below(6) as u32;
+            let t = (rng.below(3) as u64) << 32 | rng.below(3) as u64;
+            let n = [0, 1, 7, 5000, u64::MAX / 2, u64::MAX][[0, 1, 2, 2, 3, 3, 4, 5][rng.below(8)]];
+            match rng.below(40) {
+                0..=1 if s < 5 => {
+                    let (discard, framing) = (rng.chance(50), rng.below(3));
+                    let port = PortPolicy {
+                        framing: [
+                            Framing::None,
+                            Framing::Lines,
+                            Framing::Length {
+                                at: rng.below(3),
+                                bytes: [1, 2, 4, 8, 5][rng.below(5)],
+                                big_endian: rng.chance(50),
+                                counts_whole_message: rng.chance(50),
+                            },
+                        ][framing],
+                        unanswered: if discard { Unanswered::Discard } else { Unanswered::Redeliver },
+                        max_unanswered_bytes: 10_000,
+                    };
+                    p.open(s, port, n, n / 2, n / 3);
+                    known[s as usize] = None;
+                }
+                2 => {
+                    p.close(s);
+                    if s < 5 {
+                        known[s as usize] = None;
+                    }
+                }
+                3..=9 => p.read(now, t, s, n),
+                10..=19 => p.write(now, t, s, n, rng.chance(30)),
+                20 => p.adopted(now, s, n),
+                21..=22 => p.consume(t, s, n),
+                23 => p.shutdown(now, t, s),
+                24 => p.process_gone((t >> 32) as u32),
+                25 => p.thread_gone(t),
+                26..=28 => p.handle_timeout(now),
+                29..=31 => {
+                    let bytes: Vec<u8> = (0..rng.below(40)).map(|_| rng.below(14) as u8).collect();
+                    p.input(s, n, &bytes);
+                }
+                _ => p.turn_end(now, t),
+            }
+            while p.poll_commit(&mut commit) {
+                prop_assert!(!commit.entries.is_empty());
+                for e in &commit.entries {
+                    prop_assert!(e.out_base <= e.out_done);
+                    prop_assert!(p.in_read(e.session).is_none_or(|r| e.in_done <= r));
+                    if let Some(k) = &known[e.session as usize] {
+                        prop_assert!(e.in_done >= k.in_done && e.out_done >= k.out_done);
+                        prop_assert!(e.out_base >= k.out_base);
+                    }
+                    known[e.session as usize] = Some(*e);
+                }
+            }
+        }
+        for t in 0..9u64 {
+            p.turn_end(Duration::ZERO, (t / 3) << 32 | t % 3);
+        }
+        while p.poll_commit(&mut commit) {}
+        prop_assert!(!p.has_uncommitted() && p.poll_timeout().is_none());
+    }
+
+    /// The scanner against the obvious way to do it, in any split, asked in any order.
+    #[test]
+    fn scanner(
+        seed: u64,
+        bytes in proptest::collection::vec(prop_oneof![Just(10u8), Just(0), 0u8..6, any::<u8>()], 0..300),
+        at in 0usize..3,
+        width in prop_oneof![Just(0u8), Just(1), Just(2), Just(4), Just(8)],
+        big_endian: bool,
+        whole: bool,
+    ) {
+        let mut ends = Vec::new();
+        let framing = if width == 0 {
+            ends.extend((0..bytes.len()).filter(|i| bytes[*i] == 10).map(|i| i as u64 + 1));
+            Framing::Lines
+        } else {
+            let (mut start, header) = (0u128, at + width as usize);
+            while let Some(head) = bytes.get(start as usize..start as usize + header) {
+                let mut field = head[at..].to_vec();
+                if !big_endian {
+                    field.reverse();
+                }
+                let value = field.iter().fold(0u128, |v, b| v << 8 | u128::from(*b));
+                let length = if whole { value } else { value + header as u128 };
+                if length < header as u128 || start + length > bytes.len() as u128 {
+                    break;
+                }
+                start += length;
+                ends.push(start as u64);
+            }
+            Framing::Length { at, bytes: width, big_endian, counts_whole_message: whole }
+        };
+        let mut rng = Rng(seed);
+        let start = rng.next() >> 20;
+        let mut s = Scanner::new(framing, start);
+        let mut fed = 0;
+        let mut done = 0;
+        while fed < bytes.len() {
+            let n = 1 + rng.below((bytes.len() - fed).min(40));
+            s.feed(start + fed as u64, &bytes[fed..fed + n]);
+            fed += n;
+            for _ in 0..4 {
+                let upto = done + rng.below(fed - done as usize + 1) as u64;
+                let expected = ends.iter().rev().find(|e| **e <= upto && **e > done);
+                let found = s.last_end(start + upto).filter(|e| *e > start + done);
+                prop_assert_eq!(found, expected.map(|e| start + e));
+            }
+            if rng.chance(30) {
+                done = rng.below(fed + 1) as u64;
+                s.forget(start + done);
+                done = done.max(0);
+            }
+        }
+    }
+}
