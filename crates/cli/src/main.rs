@@ -1,2 +1,109 @@
-//! The command tcpr.
-fn main() {}
+//! The command `tcpr`. Exit codes: 0 done, 1 failed, 2 usage; `status` has its own (see its help).
+
+mod ask;
+mod check;
+mod demo;
+mod logger;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tcpr_node::config::Config;
+
+#[derive(Parser)]
+#[command(
+    name = "tcpr",
+    version,
+    about = "Keeps the TCP connections of a server alive through the death of its process or machine",
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Clone)]
+struct Common {
+    /// Configuration file [default: $TCPR_CONFIG, else /etc/tcpr/tcpr.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a server under protection, in the foreground; logs go to stderr
+    Run {
+        /// Configuration file [default: $TCPR_CONFIG, else /etc/tcpr/tcpr.toml]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The server and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+        program: Vec<std::ffi::OsString>,
+    },
+    /// Say what this member is; exits 0 if a failure would be survived, 1 if not, 3 if no manager runs
+    Status(Common),
+    /// List the protected connections
+    Sessions(Common),
+    /// Hand the service over to the partner
+    Switchover(Common),
+    /// Check the configuration file
+    Check(Common),
+    /// Find out what this kernel and these privileges allow, and what to do about it
+    Doctor(Common),
+    /// Print a new key for replication; put the same file on both members
+    Keygen,
+    /// Remove what a killed manager left behind: packet rules, virtual IP, laboratories of dead processes
+    Cleanup(Common),
+    /// Show a chat that survives the death of its machine, on this machine, in network namespaces
+    Demo {
+        /// Print the steps as JSON
+        #[arg(long)]
+        json: bool,
+        /// How many clients chat
+        #[arg(long, default_value_t = 3)]
+        clients: usize,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let usage = error.use_stderr();
+            if let Err(failed) = error.print() {
+                eprintln!("tcpr: {failed}");
+            }
+            return ExitCode::from(if usage { 2 } else { 0 });
+        }
+    };
+    let result = match cli.command {
+        Command::Run { config, program } => run::run(config, program),
+        Command::Status(c) => ask::status(&c),
+        Command::Sessions(c) => ask::sessions(&c),
+        Command::Switchover(c) => ask::switchover(&c),
+        Command::Check(c) => check::check(&c),
+        Command::Doctor(c) => check::doctor(&c),
+        Command::Keygen => {
+            print!("{}", tcpr_node::key::generate());
+            Ok(0)
+        }
+        Command::Cleanup(c) => check::cleanup(&c),
+        Command::Demo { json, clients } => demo::demo(json, clients),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(message) => {
+            eprintln!("tcpr: {message}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn load(config: Option<&PathBuf>) -> Result<Config, String> {
+    Config::load(config.map(PathBuf::as_path)).map_err(|e| e.to_string())
+}

@@ -210,7 +210,7 @@ fn claim(label: &str) -> io::Result<(String, PathBuf, File)> {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let id = format!("tcpr{}x{n}", std::process::id());
         // A dead process may have had our number and left a directory to be read.
-        let taken = |n: &String| lab_id(n) == Some(&id);
+        let taken = |n: &String| lab_id(n) == Some(id.as_str());
         let mut there = fs::read_dir(ROOT)?.flatten().filter_map(|e| e.file_name().into_string().ok());
         if there.any(|n| taken(&n)) || netns::names().iter().any(taken) {
             continue;

@@ -46,7 +46,7 @@ impl Msg {
     }
 
     fn pad(&mut self) -> &mut Msg {
-        while self.0.len() % 4 != 0 {
+        while self.0.len() & 3 != 0 {
             self.0.push(0);
         }
         self

@@ -78,7 +78,10 @@ impl Arp {
         if rc < 0 {
             return Err(io::Error::last_os_error());
         }
-        let arp = Arp { socket, interface: interface.to_string() };
+        let arp = Arp {
+            socket,
+            interface: interface.to_string(),
+        };
         arp.mac()?;
         Ok(arp)
     }
@@ -89,7 +92,11 @@ impl Arp {
         let mut length = size_of_val(&a) as u32;
         // SAFETY: both pointers are to locals that outlive the call, and `length` is the size of `a`.
         let rc = unsafe {
-            libc::getsockname(self.socket.as_raw_fd(), (&raw mut a).cast(), &raw mut length)
+            libc::getsockname(
+                self.socket.as_raw_fd(),
+                (&raw mut a).cast(),
+                &raw mut length,
+            )
         };
         if rc < 0 {
             return Err(io::Error::last_os_error());
@@ -97,7 +104,10 @@ impl Arp {
         if a.sll_hatype != ARPHRD_ETHER || a.sll_halen != 6 {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                format!("{} is not an Ethernet interface (or has gone); a virtual IP needs one", self.interface),
+                format!(
+                    "{} is not an Ethernet interface (or has gone); a virtual IP needs one",
+                    self.interface
+                ),
             ));
         }
         let mut mac = [0; 6];
@@ -151,7 +161,14 @@ impl Arp {
 
     fn send(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: the pointer and the length are those of `frame`, which outlives the call.
-        let n = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        let n = unsafe {
+            libc::send(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+            )
+        };
         if n < 0 {
             return Err(self.context(io::Error::last_os_error()));
         }
@@ -242,9 +259,17 @@ mod tests {
             here.send_gratuitous(vip).unwrap();
             let mac = here.mac().unwrap();
             for _ in 0..2 {
-                assert_eq!(hear(&there), ArpHeard { ip: vip, mac, answer: false });
+                assert_eq!(
+                    hear(&there),
+                    ArpHeard {
+                        ip: vip,
+                        mac,
+                        answer: false
+                    }
+                );
             }
-            let table = pair.there(|| std::fs::read_to_string("/proc/thread-self/net/arp").unwrap());
+            let table =
+                pair.there(|| std::fs::read_to_string("/proc/thread-self/net/arp").unwrap());
             let hex = mac.map(|b| format!("{b:02x}")).join(":");
             assert!(table.contains(&hex), "{hex} is not in {table}");
             for sender in [Ipv4Addr::UNSPECIFIED, [192, 0, 2, 1].into()] {

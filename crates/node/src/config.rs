@@ -5,6 +5,7 @@
 //! message of our own (the key, what is wrong, what to do), and all mistakes are told at once.
 
 mod raw;
+mod service;
 mod validate;
 
 #[cfg(test)]
@@ -274,8 +275,12 @@ impl Config {
     pub fn parse(text: &str, env_member: Option<&str>) -> Result<Config, ConfigError> {
         let raw: raw::File = toml::from_str(text)
             .map_err(|e| ConfigError::one(e.to_string().trim_end().to_string()))?;
-        validate::validate(raw, env_member.filter(|m| !m.is_empty()))
-            .map_err(|mistakes| ConfigError { path: None, mistakes })
+        validate::validate(raw, env_member.filter(|m| !m.is_empty())).map_err(|mistakes| {
+            ConfigError {
+                path: None,
+                mistakes,
+            }
+        })
     }
 
     /// This member.
@@ -286,7 +291,11 @@ impl Config {
     /// The other member, unless this one is alone.
     pub fn partner(&self) -> Option<&Member> {
         let me = usize::from(self.member_index);
-        self.members.iter().enumerate().find(|(i, _)| *i != me).map(|(_, m)| m)
+        self.members
+            .iter()
+            .enumerate()
+            .find(|(i, _)| *i != me)
+            .map(|(_, m)| m)
     }
 
     /// Whether this member starts as master when both start together.
@@ -320,7 +329,10 @@ impl Config {
             format!("{key}: {what} is IPv6, which is not built yet; use IPv4 there for now")
         };
         for v in self.service.virtual_ips.iter().filter(|v| v.addr.is_ipv6()) {
-            list.push(ipv6("service.virtual_ip", format!("{}/{}", v.addr, v.prefix)));
+            list.push(ipv6(
+                "service.virtual_ip",
+                format!("{}/{}", v.addr, v.prefix),
+            ));
         }
         for o in self.service.outgoing.iter().filter(|o| o.is_ipv6()) {
             list.push(ipv6("service.outgoing.address", o.to_string()));

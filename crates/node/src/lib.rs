@@ -1,1 +1,17 @@
-//! placeholder
+//! The Linux runtime of tcpr: the manager, and everything that touches the kernel. `docs/architecture.md` is
+//! the map.
+
+pub mod arp;
+pub mod channel;
+pub mod config;
+pub mod heartbeat;
+pub mod key;
+pub mod link;
+pub mod manager;
+pub mod nfqueue;
+pub mod rawsock;
+pub mod reach;
+pub mod repair;
+pub mod rules;
+pub mod sockdiag;
+pub mod vip;

@@ -27,7 +27,7 @@ pub use message::{decode, encode, Continuation, Hello, Malformed, Message, MAX_B
 
 use buffer::{Inbox, Outbox};
 use handshake::{Agreed, ANSWER_LEN, OFFER_LEN, TAG_LEN};
-use snow::{HandshakeState, TransportState};
+use snow::HandshakeState;
 use std::borrow::Cow;
 use std::fmt;
 use std::io;

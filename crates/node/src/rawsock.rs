@@ -9,7 +9,7 @@
 //!   by the ordinary route, on the real interface.
 //!
 //! Packets carry [`MARK`] and pass the rules on `lo` anyway; injected ones do not visit the queue. `lo` must
-//! be up. The kernel fills in the checksum of the IPv4 header, and only that: TCP's must be whole, an injected
+//! be up, or injected packets are lost without an error. The kernel fills in the checksum of the IPv4 header, and only that: TCP's must be whole, an injected
 //! segment with a wrong one is dropped like any other.
 
 use std::io;

@@ -3,9 +3,16 @@
 //! The kernel sends nothing for all of this. What the caller must see to:
 //! - Segments of the peer that arrive before [`restore`] returns meet no socket and would be answered by a
 //!   RST: hold them (NFQUEUE), they are delivered well to the socket that exists by the time they are released.
+//!   Unless they came while an *old* socket of the same addresses lived on this machine: the kernel looked
+//!   that one up before the queue (early demux) and delivers to it, dead or not. Drop those, and inject a
+//!   copy with [`crate::rawsock`].
 //! - Everything that the peer has acknowledged must lie before `snd_una_seq`, or in the queues: a socket that
 //!   lacks it discards every segment of that peer, because it acknowledges the future.
-//! - Timers start anew: a fresh socket has no RTT, and sends the queue again after 1 s, not sooner.
+//! - Timers start anew, and a fresh socket has no RTT: after 1 s it sends the *last* segment of its queue again
+//!   (tail loss probe), and 3 s after that the first. Whoever wants the peer served sooner sends the first
+//!   segment himself; its acknowledgement sets the timers right.
+//! - A TIME_WAIT socket of the same addresses is replaced if it had timestamps; without, `restore` fails, and
+//!   [`crate::sockdiag`] can remove it in silence.
 //! - Our own FIN, where it was already sent: [`RestoreSpec::fin_sent`]. The peer's FIN cannot be restored, only
 //!   received: inject it again as a segment ([`crate::rawsock`]), like all input that is to be read again.
 
@@ -19,6 +26,9 @@ const TCP_SEND_QUEUE: libc::c_int = 2;
 const REPAIR_ON: libc::c_int = 1;
 /// Off without a window probe. 0 would send one, and it would tell the peer of us before we are ready.
 const REPAIR_OFF_NO_PROBE: libc::c_int = -1;
+
+/// What TCP_MAXSEG takes. TCP_REPAIR_OPTIONS, which gets the true value, knows no limits.
+const MAXSEG_RANGE: (libc::c_int, libc::c_int) = (88, 32767);
 
 const TCPOPT_MSS: u32 = 2;
 const TCPOPT_WINDOW: u32 = 3;
@@ -39,7 +49,7 @@ pub struct RestoreSpec<'a> {
     /// that the application writes.
     pub snd_una_seq: u32,
     /// Bytes that may have been sent and are not acknowledged (two slices, for a ring). They are not sent
-    /// now, but when the peer misses them or the retransmission timer (1 s) runs out.
+    /// now, but when the peer misses them or a retransmission timer runs out.
     pub snd_queue: [&'a [u8]; 2],
     /// Bytes that were never sent. They are sent at once, as far as windows allow.
     pub unsent: [&'a [u8]; 2],
@@ -134,8 +144,8 @@ pub fn restore(spec: &RestoreSpec<'_>) -> io::Result<OwnedFd> {
         check(unsafe { libc::bind(fd, address, length) })
     }))?;
     // Sizes segments from the start. TCP_REPAIR_OPTIONS sets the same limit later, but does not tell the
-    // code that cuts segments, which would stay at 536 bytes.
-    let mss = libc::c_int::from(spec.mss);
+    // code that cuts segments, which would stay at 524 bytes.
+    let mss = libc::c_int::from(spec.mss).clamp(MAXSEG_RANGE.0, MAXSEG_RANGE.1);
     step("TCP_MAXSEG", set_tcp(fd, libc::TCP_MAXSEG, &mss))?;
     step("connect", with_sockaddr(&spec.peer, |address, length| {
         // SAFETY: with_sockaddr hands out a pointer to a socket address and its length.

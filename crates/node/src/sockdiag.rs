@@ -1,8 +1,9 @@
 //! What TCP connections the kernel has on the virtual IP, and a way to be rid of one.
 //!
-//! [`SockDiag::destroy`] sends a RST to the peer in every state but TIME_WAIT, through OUTPUT like any
-//! segment: the rules must hold it and the filter drop it. Where a descriptor of the socket can be had,
-//! [`crate::repair::abort_silently`] is the silent way; orphans (`inode` 0) have none.
+//! [`SockDiag::destroy`] works on orphans too (`inode` 0; FIN_WAIT1 with its queue, FIN_WAIT2, TIME_WAIT). It
+//! sends a RST with ACK to the peer, through OUTPUT like any segment, so the rules must hold it and the filter
+//! drop it. Only TIME_WAIT and an orphan in FIN_WAIT2 go in silence. Where a descriptor of the socket can be
+//! had, [`crate::repair::abort_silently`] is the silent way.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -90,7 +91,7 @@ impl SockDiag {
     }
 
     /// Destroys a connection, whoever holds it; a process that does reads ECONNABORTED. `Ok(false)` if there is
-    /// none with these addresses. **Sends a RST**, see the module. Needs CAP_NET_ADMIN.
+    /// none with these addresses. What was received and not read can still be read. **Sends a RST**, see the module. Needs CAP_NET_ADMIN.
     pub fn destroy(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;

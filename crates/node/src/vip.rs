@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 #[cfg(test)]
 pub(crate) mod testnet;
 
-// Not in the libc crate for every libc. From linux/if_link.h and linux/if_addr.h.
+// From linux/if_link.h and linux/if_addr.h.
 const IFLA_IFNAME: u16 = 3;
 const IFLA_CARRIER_DOWN_COUNT: u16 = 48;
 const IFA_ADDRESS: u16 = 1;
@@ -109,7 +109,8 @@ impl Vip {
         if !self.present()? {
             return Ok(false);
         }
-        self.set(lifetime_s).map_err(|e| self.context("cannot renew", e))?;
+        self.set(lifetime_s)
+            .map_err(|e| self.context("cannot renew", e))?;
         Ok(true)
     }
 
@@ -192,7 +193,10 @@ impl Vip {
     /// may take up to a second to say so here; `link` knows at once.
     pub fn running(&self) -> io::Result<bool> {
         let mut name = [0 as libc::c_char; libc::IFNAMSIZ];
-        for (to, from) in name.iter_mut().zip(self.interface.bytes().take(libc::IFNAMSIZ - 1)) {
+        for (to, from) in name
+            .iter_mut()
+            .zip(self.interface.bytes().take(libc::IFNAMSIZ - 1))
+        {
             *to = from as libc::c_char;
         }
         let mut request = libc::ifreq {
@@ -201,7 +205,13 @@ impl Vip {
         };
         // SAFETY: `request` is a whole ifreq that outlives the call, its name ends with a zero byte, and
         // SIOCGIFFLAGS writes nothing but its flags.
-        let rc = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &mut request) };
+        let rc = unsafe {
+            libc::ioctl(
+                self.socket.as_raw_fd(),
+                libc::SIOCGIFFLAGS as _,
+                &mut request,
+            )
+        };
         if rc < 0 {
             let e = io::Error::last_os_error();
             return Err(match e.raw_os_error() {
@@ -227,7 +237,11 @@ impl Vip {
         if self.no_prefix_route {
             attribute(&mut body, IFA_FLAGS, &IFA_F_NOPREFIXROUTE.to_ne_bytes());
         }
-        self.change(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &body)
+        self.change(
+            libc::RTM_NEWADDR,
+            libc::NLM_F_CREATE | libc::NLM_F_REPLACE,
+            &body,
+        )
     }
 
     fn ifaddrmsg(&self) -> Vec<u8> {
@@ -275,23 +289,23 @@ impl Vip {
                 return Err(e);
             }
             let mut rest = &buffer[..n as usize];
-            while let Some((kind, flags, sequence, body, after)) = split_message(rest) {
+            while let Some((m, after)) = split_message(rest) {
                 rest = after;
-                if sequence != self.sequence {
+                if m.sequence != self.sequence {
                     continue;
                 }
-                match i32::from(kind) {
+                match i32::from(m.kind) {
                     libc::NLMSG_ERROR => {
-                        let code = u32_at(body, 0).unwrap_or(0) as i32;
+                        let code = u32_at(m.body, 0).unwrap_or(0) as i32;
                         return match code {
                             0 => Ok(()),
                             code => Err(io::Error::from_raw_os_error(-code)),
                         };
                     }
                     libc::NLMSG_DONE => return Ok(()),
-                    _ => each(kind, body),
+                    _ => each(m.kind, m.body),
                 }
-                if i32::from(flags) & libc::NLM_F_MULTI == 0 {
+                if i32::from(m.flags) & libc::NLM_F_MULTI == 0 {
                     return Ok(());
                 }
             }
@@ -369,14 +383,25 @@ fn find_attribute(mut list: &[u8], kind: u16) -> Option<&[u8]> {
     None
 }
 
-/// (kind, flags, sequence, body, what follows) of the first message in `data`.
-fn split_message(data: &[u8]) -> Option<(u16, u16, u32, &[u8], &[u8])> {
+struct Message<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    body: &'a [u8],
+}
+
+/// The first message in `data`, and what follows it.
+fn split_message(data: &[u8]) -> Option<(Message<'_>, &[u8])> {
     let length = u32_at(data, 0)? as usize;
     let body = data.get(HEADER..length)?;
+    let message = Message {
+        kind: u16::from_ne_bytes([data[4], data[5]]),
+        flags: u16::from_ne_bytes([data[6], data[7]]),
+        sequence: u32_at(data, 8)?,
+        body,
+    };
     let after = data.get(length.next_multiple_of(4)..).unwrap_or_default();
-    let kind = u16::from_ne_bytes([data[4], data[5]]);
-    let flags = u16::from_ne_bytes([data[6], data[7]]);
-    Some((kind, flags, u32_at(data, 8)?, body, after))
+    Some((message, after))
 }
 
 fn u32_at(data: &[u8], at: usize) -> Option<u32> {
@@ -416,7 +441,10 @@ mod tests {
             assert!(vip.present().unwrap());
             let mut waited = Duration::ZERO;
             while vip.present().unwrap() {
-                assert!(waited < Duration::from_secs(20), "the address did not expire");
+                assert!(
+                    waited < Duration::from_secs(20),
+                    "the address did not expire"
+                );
                 std::thread::sleep(Duration::from_millis(50));
                 waited += Duration::from_millis(50);
             }
@@ -427,7 +455,9 @@ mod tests {
     fn link_state_and_carrier() {
         in_netns(|| {
             ip("link add v0 type veth peer name v1\nlink set v0 up\nlink set v1 up");
-            let mut vip = Vip::new("v0", [192, 0, 2, 200].into(), 32).unwrap().without_prefix_route();
+            let mut vip = Vip::new("v0", [192, 0, 2, 200].into(), 32)
+                .unwrap()
+                .without_prefix_route();
             let before = vip.link().unwrap();
             assert!(before.up && before.carrier, "{before:?}");
             ip("link set v1 down");
@@ -444,8 +474,15 @@ mod tests {
             ip("link del v0");
             assert!(!vip.remove().unwrap());
             let e = vip.add(3).unwrap_err().to_string();
-            assert!(e.contains("no interface \"v0\"") && e.contains("ip link"), "{e}");
-            assert!(vip.running().unwrap_err().to_string().contains("no interface"));
+            assert!(
+                e.contains("no interface \"v0\"") && e.contains("ip link"),
+                "{e}"
+            );
+            assert!(vip
+                .running()
+                .unwrap_err()
+                .to_string()
+                .contains("no interface"));
             assert!(Vip::new("v7", [192, 0, 2, 200].into(), 24).is_err());
         });
     }

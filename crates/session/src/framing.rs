@@ -238,7 +238,10 @@ mod tests {
     fn lines_in_any_split() {
         for piece in 1..=9 {
             let text = b"ab\n\n0123456\nrest";
-            assert_eq!(ends(Framing::Lines, 0, text, piece), (vec![3, 4, 12], false));
+            assert_eq!(
+                ends(Framing::Lines, 0, text, piece),
+                (vec![3, 4, 12], false)
+            );
             assert_eq!(
                 ends(Framing::Lines, 1000, text, piece),
                 (vec![1003, 1004, 1012], false)

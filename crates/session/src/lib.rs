@@ -6,6 +6,7 @@ pub mod filter;
 pub mod framing;
 pub mod record;
 pub mod segment;
+pub mod role;
 pub mod seq;
 pub mod store;
 pub mod tuple;

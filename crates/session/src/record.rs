@@ -10,7 +10,7 @@
 //! | open, IPv6 | 81 | the same |
 //! | sync (`tcp_recovery_sync`) | 24 | at most once a batch for a session that moved |
 //! | input, output | 12 + payload | bytes of a stream |
-//! | commit | 4 + 16 a session | the end of a turn |
+//! | commit | 4 + 18 a session | the end of a turn |
 //! | end | 8 | the session is over |
 
 use std::net::{IpAddr, SocketAddr};
@@ -86,6 +86,8 @@ pub struct CommitWire {
     session: U32,
     in_done: U32,
     out_done: U32,
+    flags: u8,
+    open_high: u8,
     open: U32,
 }
 
@@ -98,11 +100,11 @@ struct EndWire {
     session: U32,
 }
 
-const FIN: u32 = 1 << 31;
-const TORN: u32 = 1 << 30;
-const CLOSED: u32 = 1 << 29;
-/// Most output bytes that an open response may have released: what is left of 32 bits beside the flags.
-pub const MAX_OPEN: u64 = CLOSED as u64 - 1;
+const FIN: u8 = 1;
+const TORN: u8 = 2;
+const CLOSED: u8 = 4;
+/// Most output bytes that an open response may have released: 40 bits, for a download may be long.
+pub const MAX_OPEN: u64 = (1 << 40) - 1;
 
 /// What opens a session in a store. Window scale shifts are None where scaling was not negotiated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -168,7 +170,7 @@ pub struct Committed {
     /// Low 32 bits: output before it may leave.
     pub out_done: u32,
     /// Output bytes before `out_done` that an open response has released and that come again after a failover.
-    pub open: u32,
+    pub open: u64,
     /// The application ended its output.
     pub fin: bool,
     /// The application closed the connection: nobody reads it any more.
@@ -247,28 +249,28 @@ impl CommitWire {
     /// Decodes the entry.
     #[must_use]
     pub fn get(&self) -> Committed {
-        let open = self.open.get();
         Committed {
             session: self.session.get(),
             in_done: self.in_done.get(),
             out_done: self.out_done.get(),
-            open: open & !(FIN | TORN | CLOSED),
-            fin: open & FIN != 0,
-            torn: open & TORN != 0,
-            closed: open & CLOSED != 0,
+            open: u64::from(self.open_high) << 32 | u64::from(self.open.get()),
+            fin: self.flags & FIN != 0,
+            torn: self.flags & TORN != 0,
+            closed: self.flags & CLOSED != 0,
         }
     }
 }
 
 impl From<Committed> for CommitWire {
     fn from(c: Committed) -> CommitWire {
-        assert!(u64::from(c.open) <= MAX_OPEN, "an open response is bounded");
-        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        assert!(c.open <= MAX_OPEN, "an open response is bounded");
         CommitWire {
             session: c.session.into(),
             in_done: c.in_done.into(),
             out_done: c.out_done.into(),
-            open: (c.open | bit(c.fin, FIN) | bit(c.torn, TORN) | bit(c.closed, CLOSED)).into(),
+            flags: flag(c.fin, FIN) | flag(c.torn, TORN) | flag(c.closed, CLOSED),
+            open_high: (c.open >> 32) as u8,
+            open: (c.open as u32).into(),
         }
     }
 }
@@ -573,7 +575,7 @@ mod tests {
 
         #[test]
         fn a_commit_survives(entries in proptest::collection::vec(
-            (any::<u32>(), any::<u32>(), any::<u32>(), 0..=MAX_OPEN as u32, any::<[bool; 3]>()), 0..20)) {
+            (any::<u32>(), any::<u32>(), any::<u32>(), 0..=MAX_OPEN, any::<[bool; 3]>()), 0..20)) {
             let entries: Vec<_> = entries.into_iter().map(|(session, in_done, out_done, open, [fin, torn, closed])|
                 Committed { session, in_done, out_done, open, fin, torn, closed }).collect();
             let mut out = Vec::new();

@@ -243,6 +243,37 @@ impl<'a> Segment<'a> {
     }
 }
 
+/// A copy of a packet that can go anywhere: its checksum is right, and full where `vouched` had left that to
+/// hardware. None if it is no TCP segment or its checksum is wrong.
+#[must_use]
+pub fn completed(packet: &[u8], vouched: bool) -> Option<Vec<u8>> {
+    let segment = Segment::parse(packet).ok()?;
+    if !vouched && !segment.checksum_ok() {
+        return None;
+    }
+    let mut out = Vec::new();
+    segment.rewrite(segment.seq(), segment.ack(), &mut out);
+    Some(out)
+}
+
+/// The RST that a host without such a connection answers with, to a segment that carries an ACK.
+#[must_use]
+pub fn reset_for(segment: &Segment<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    Build {
+        source: segment.destination(),
+        destination: segment.source(),
+        seq: segment.ack(),
+        ack: Seq(0),
+        flags: flags::RST,
+        window: 0,
+        timestamps: None,
+        payload: &[],
+    }
+    .write(&mut out);
+    out
+}
+
 fn sum(bytes: &[u8]) -> u64 {
     let mut chunks = bytes.chunks_exact(4);
     let mut total: u64 = 0;
@@ -286,8 +317,14 @@ pub struct Build<'a> {
 impl Build<'_> {
     /// Writes the whole IP packet into `out`, checksums included. Both addresses are of one family.
     pub fn write(&self, out: &mut Vec<u8>) {
+        self.write_with(&[], out);
+    }
+
+    /// The same with further options, as on a SYN; their length is a multiple of four.
+    pub fn write_with(&self, further: &[u8], out: &mut Vec<u8>) {
+        debug_assert!(further.len() % 4 == 0 && further.len() <= 28, "options are padded and there is room");
         out.clear();
-        let options = if self.timestamps.is_some() { 12 } else { 0 };
+        let options = further.len() + if self.timestamps.is_some() { 12 } else { 0 };
         let tcp_len = 20 + options + self.payload.len();
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(s), IpAddr::V4(d)) => {
@@ -313,7 +350,7 @@ impl Build<'_> {
         out.extend_from_slice(&self.destination.port().to_be_bytes());
         out.extend_from_slice(&self.seq.0.to_be_bytes());
         out.extend_from_slice(&self.ack.0.to_be_bytes());
-        out.extend_from_slice(&[((20 + options) / 4 << 4) as u8, self.flags]);
+        out.extend_from_slice(&[(((20 + options) / 4) << 4) as u8, self.flags]);
         out.extend_from_slice(&self.window.to_be_bytes());
         out.extend_from_slice(&[0, 0, 0, 0]);
         if let Some((value, echo)) = self.timestamps {
@@ -321,6 +358,7 @@ impl Build<'_> {
             out.extend_from_slice(&value.to_be_bytes());
             out.extend_from_slice(&echo.to_be_bytes());
         }
+        out.extend_from_slice(further);
         out.extend_from_slice(self.payload);
         let (tcp, check) = {
             let view = Segment::parse(out).expect("what we build parses");

@@ -157,6 +157,13 @@ pub struct Store {
     by_tuple: HashMap<FourTuple, SessionId>,
 }
 
+/// An idle session keeps no buffer of a burst long past.
+fn shrink(buffer: &mut VecDeque<u8>) {
+    if buffer.is_empty() && buffer.capacity() > 4096 {
+        *buffer = VecDeque::new();
+    }
+}
+
 /// Widens the low half of an offset that is less than 2^31 away from `near`.
 fn widen(low: u32, near: u64) -> Option<u64> {
     u64::try_from(near as i64 + i64::from(low.wrapping_sub(near as u32) as i32)).ok()
@@ -231,6 +238,8 @@ impl Store {
                 }
                 s.input.extend(bytes);
                 s.in_fin |= fin;
+                // Nobody sends before the handshake is over; the record that says so may come later.
+                s.established = true;
                 Ok(())
             }
             Record::Output { session, offset, bytes } => {
@@ -280,6 +289,7 @@ impl Store {
             let from = s.out_acked.min(s.out_done);
             s.output.drain(..(acked.min(s.out_done) - from) as usize);
             s.out_acked = acked;
+            shrink(&mut s.output);
         }
         s.in_edge = s.in_edge.max(edge);
         s.established |= sync.established;
@@ -293,11 +303,7 @@ impl Store {
         let Some(s) = self.sessions.get(&c.session) else { return Ok(()) };
         let fits = widen(c.in_done, s.in_done).is_some_and(|n| n >= s.in_done && n <= s.in_end())
             && widen(c.out_done, s.out_done)
-                .is_some_and(|n| {
-                    n >= s.out_done
-                        && n <= s.out_end()
-                        && n.checked_sub(u64::from(c.open)).is_some_and(|base| base >= s.out_base)
-                });
+                .is_some_and(|n| n >= s.out_done && n <= s.out_end() && n >= c.open);
         if fits {
             Ok(())
         } else {
@@ -311,14 +317,14 @@ impl Store {
         s.input.drain(..(in_done - s.in_done) as usize);
         s.in_done = in_done;
         s.out_done = widen(c.out_done, s.out_done).expect("checked");
-        s.out_base = s.out_done - u64::from(c.open);
+        s.out_base = s.out_done - c.open;
         s.out_fin |= c.fin;
         s.closed |= c.closed;
         s.torn = c.torn;
-        // An idle session keeps no buffer of a burst long past.
-        if s.input.is_empty() && s.input.capacity() > 4096 {
-            s.input = VecDeque::new();
-        }
+        s.established = true;
+        // What was read was within the window, whatever the last sync said of it.
+        s.in_edge = s.in_edge.max(in_done);
+        shrink(&mut s.input);
     }
 
     /// Drops output that no commit covers: what a crashed master's last turn left in the log.
@@ -332,24 +338,23 @@ impl Store {
     pub fn snapshot(&self, id: SessionId, out: &mut Vec<u8>) {
         let Some(s) = self.sessions.get(&id) else { return };
         let start = s.out_acked.min(s.out_done);
-        let open = Open {
+        Open {
             established: s.established,
             window: s.window,
             ts_recent: s.ts_recent,
             ts_value: s.ts_value,
             in_done: s.in_done,
-            out_acked: start.min(s.out_base),
+            out_acked: start,
             ..s.open
-        };
-        open.encode(out);
-        // An open response may begin before what the peer has acknowledged; the commit needs the distance, and
-        // bytes that are gone are filled in: they are acknowledged again at once.
-        let gone = start - open.out_acked;
-        if gone > 0 {
-            record::encode_output(id, open.out_acked, &vec![0; gone as usize], out);
+        }
+        .encode(out);
+        if !s.established {
+            return;
         }
         let (a, b) = s.input.as_slices();
-        record::encode_input(id, s.in_done, a, s.in_fin && b.is_empty(), out);
+        if !a.is_empty() || s.in_fin {
+            record::encode_input(id, s.in_done, a, s.in_fin && b.is_empty(), out);
+        }
         if !b.is_empty() {
             record::encode_input(id, s.in_done + a.len() as u64, b, s.in_fin, out);
         }
@@ -364,7 +369,8 @@ impl Store {
                 session: id,
                 in_done: s.in_done as u32,
                 out_done: s.out_done as u32,
-                open: (s.out_done - s.out_base) as u32,
+                // An open response may have begun before what the peer has acknowledged.
+                open: s.out_done - s.out_base,
                 fin: s.out_fin,
                 closed: s.closed,
                 torn: s.torn,

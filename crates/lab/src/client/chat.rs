@@ -1,8 +1,9 @@
 //! Clients of a line chat: what one says reaches all others, and nobody else says anything.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::engine::{connect, Clients, Failure, Protocol, Received};
@@ -24,6 +25,23 @@ pub struct ChatOptions {
     pub group: String,
     /// Time for all to connect and to be in the room.
     pub connect_timeout: Duration,
+    /// What they say, chosen at random, if a person is to read it; else random characters.
+    pub phrases: Vec<String>,
+    /// Where every line that a client of the group has heard is told.
+    pub tap: Option<Sender<Heard>>,
+}
+
+/// A line that was heard, right and in its turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// Number of the client who heard it.
+    pub by: usize,
+    /// Number of the client who said it.
+    pub from: usize,
+    /// The speaker's number of it.
+    pub seq: u64,
+    /// What was said.
+    pub text: String,
 }
 
 impl ChatOptions {
@@ -39,6 +57,8 @@ impl ChatOptions {
             rate: Rate { bytes: (1, 200), pause },
             group: "c".into(),
             connect_timeout: Duration::from_secs(20),
+            phrases: Vec::new(),
+            tap: None,
         }
     }
 
@@ -70,6 +90,8 @@ pub struct Room {
     /// The lengths of the lines that each client has said, in whole, since the start.
     said: Vec<Vec<u32>>,
     total: u64,
+    phrases: Vec<String>,
+    tap: Option<Sender<Heard>>,
 }
 
 #[doc(hidden)]
@@ -104,6 +126,8 @@ impl ChatClients {
             seed: options.seed,
             said: vec![Vec::new(); n],
             total: 0,
+            phrases: options.phrases.clone(),
+            tap: options.tap.clone(),
         };
         let chat = |index| Chat {
             index,
@@ -210,11 +234,14 @@ impl Room {
         name.strip_prefix(&self.group)?.parse().ok().filter(|&i| i < self.said.len())
     }
 
-    /// What client `index` says as its line `seq`: the listeners know it too.
+    /// What client `index` says as its line `seq`.
     fn payload(&self, index: usize, seq: u64, bytes: (u32, u32)) -> Vec<u8> {
         let mut rng = Rng::fork(self.seed ^ mix(index as u64), seq);
+        if !self.phrases.is_empty() {
+            return self.phrases[rng.range(0, self.phrases.len() as u64 - 1) as usize].as_bytes().to_vec();
+        }
         // Now and then one that needs several segments.
-        let scale = if seq % 20 == 0 { 20 } else { 1 };
+        let scale = if rng.chance(5) { 20 } else { 1 };
         let n = rng.range(bytes.0.max(1).into(), u64::from(bytes.1.max(1)) * scale);
         (0..n).map(|_| b' ' + rng.range(0, 94) as u8).collect()
     }
@@ -279,7 +306,7 @@ impl Protocol for Chat {
                         Some(Ok(true)) => self.heard_total += 1,
                         Some(Ok(false)) | None => {}
                     }
-                    r.right += if matches!(who, Some(_)) && r.failure.is_some() { 0 } else { len };
+                    r.right += if who.is_some() && r.failure.is_some() { 0 } else { len };
                 }
                 Err(text) => {
                     r.failure.get_or_insert(Failure::Message { text });
@@ -339,17 +366,91 @@ fn hear(heard: &mut [u64], room: &Room, me: usize, who: usize, line: &Line<'_>) 
         });
     }
     heard[who] = line.seq;
-    let _ = line.payload;
+    if let Some(tap) = &room.tap {
+        let text = String::from_utf8_lossy(line.payload).into_owned();
+        // Nobody listening any more is no fault of the chat.
+        let _ = tap.send(Heard { by: me, from: who, seq: line.seq, text });
+    }
     Ok(true)
 }
 
-/// The lines of a captured text by speaker, for messages and demonstrations.
-pub fn count_lines(text: &str) -> HashMap<String, usize> {
-    let mut by = HashMap::new();
-    for l in text.lines() {
-        if let Ok(line) = parse(l.as_bytes()) {
-            *by.entry(line.name.to_owned()).or_insert(0) += 1;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(n: usize) -> (Room, Vec<Chat>) {
+        let room = Room {
+            group: "c".into(),
+            seed: 3,
+            said: vec![Vec::new(); n],
+            total: 0,
+            phrases: Vec::new(),
+            tap: None,
+        };
+        let chat = |index| Chat {
+            index,
+            rng: Rng::fork(3, index as u64),
+            next: 1,
+            queue: Vec::new(),
+            ends: VecDeque::new(),
+            written_of_first: 0,
+            said: 0,
+            heard: vec![0; n],
+            heard_total: 0,
+            input: Vec::new(),
+        };
+        (room, (0..n).map(chat).collect())
+    }
+
+    /// Client 0 says a few lines, cut anywhere; returns them.
+    fn talk(room: &mut Room, chat: &mut Chat) -> Vec<Vec<u8>> {
+        let mut text = Vec::new();
+        while chat.said < 6 || !chat.queue.is_empty() {
+            let mut out = Vec::new();
+            chat.produce(room, Rate::normal(), &mut out);
+            chat.written(room, out.len(), Instant::now());
+            text.extend(out);
+        }
+        text.split_inclusive(|&b| b == b'\n').map(<[u8]>::to_vec).collect()
+    }
+
+    #[test]
+    fn hears_lines_however_they_are_cut() {
+        let (mut room, mut chats) = room(2);
+        let lines = talk(&mut room, &mut chats[0]);
+        let all = lines.concat();
+        assert_eq!(chats[1].outstanding_bytes(&room), all.len() as u64);
+        for piece in all.chunks(7) {
+            let r = chats[1].received(&mut room, piece, Instant::now());
+            assert!(r.failure.is_none(), "{:?}", r.failure);
+        }
+        assert_eq!(chats[1].outstanding(&room), 0);
+        assert_eq!(chats[0].outstanding(&room), 0);
+    }
+
+    #[test]
+    fn finds_lost_doubled_and_broken_lines() {
+        for what in ["lost", "doubled", "broken", "own"] {
+            let (mut room, mut chats) = self::room(2);
+            let lines = talk(&mut room, &mut chats[0]);
+            let mut heard = lines.clone();
+            match what {
+                "lost" => drop(heard.drain(2..4)),
+                "doubled" => heard.insert(3, lines[1].clone()),
+                "broken" => {
+                    heard[2].remove(15);
+                }
+                _ => {}
+            }
+            let me = usize::from(what != "own");
+            let r = chats[me].received(&mut room, &heard.concat(), Instant::now());
+            assert!(matches!(r.failure, Some(Failure::Message { .. })), "{what}");
+            let len = |l: &[Vec<u8>]| l.concat().len() as u64;
+            match what {
+                "lost" => assert_eq!((r.lost, r.doubled), (len(&lines[2..4]), 0)),
+                "doubled" => assert_eq!((r.lost, r.doubled), (0, len(&lines[1..2]))),
+                _ => {}
+            }
         }
     }
-    by
 }

@@ -166,7 +166,7 @@ mod tests {
         assert_eq!((r.lost, r.doubled), (37, 0));
         let r = sent(&|b| {
             let twice = b[480..500].to_vec();
-            b.splice(500..500, twice);
+            drop(b.splice(500..500, twice));
         });
         assert_eq!(r.failure, Some(Failure::Mismatch { offset: 500, shift: Some(-20) }));
         assert_eq!((r.lost, r.doubled), (0, 20));

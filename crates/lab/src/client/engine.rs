@@ -331,13 +331,12 @@ impl<P: Protocol> Clients<P> {
             self.set_mode(CLOSE);
             done = self.wait_pending(deadline);
         }
-        let mut stats = self.stats();
+        let stats = self.stats();
         if done && stats.errors.is_empty() {
             return Ok(stats);
         }
         let mut text = format!("clients with seed {}:", self.seed);
         if !done {
-            stats.bytes_lost += stats.outstanding;
             let n = self.control.pending.load(SeqCst);
             text.push_str(&format!(
                 "\n  {n} of {} connections still {what} after {timeout:?} ({} outstanding)",

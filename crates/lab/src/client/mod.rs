@@ -10,7 +10,7 @@ mod engine;
 mod memcached;
 mod stream;
 
-pub use chat::{ChatClients, ChatOptions};
+pub use chat::{ChatClients, ChatOptions, Heard};
 pub use echo::{EchoClients, EchoOptions};
 pub use engine::{ClientError, Clients, End, Failure, Stall, Stats};
 pub use memcached::{MemcachedClients, MemcachedOptions};

@@ -159,7 +159,10 @@ impl Protocol for Stream {
             let n = usize::from(len);
             let rest = &self.input[at..];
             let wrong = |text: String| Some(Failure::Message { text });
-            let Some(&(flying, _, when)) = self.flying.front().filter(|_| self.writing > 0) else {
+            let writing = self.writing;
+            // Of a record that is only half written, that half may be back already.
+            let out = |r: &&(u8, u8, Instant)| writing > 0 || rest.len() <= usize::from(r.1);
+            let Some(&(flying, _, when)) = self.flying.front().filter(out) else {
                 r.doubled = rest.len() as u64;
                 r.failure = Some(Failure::Unexpected { bytes: r.doubled });
                 break;

@@ -1,6 +1,7 @@
 //! What the hooks tell: descriptors, reads, writes, turns, and processes that end.
 
-use super::{Filter, Mode, Stage};
+use super::live::{Live, Stage};
+use super::{Filter, Mode};
 use crate::record::{self, Committed, MAX_OPEN};
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::Thread;
@@ -33,14 +34,16 @@ impl Filter {
         }
         self.handles.insert((channel, handle), session);
         let policy = self.policy(tuple.local.port());
-        let s = self.store.get(session).expect("found");
-        let live = self.live.get_mut(&session).expect("a master's session is live");
-        if !live.owners.contains(&channel) {
-            live.owners.push(channel);
-        }
-        live.orphan = false;
-        if !live.attached {
-            live.attached = true;
+        let mut first = false;
+        self.recount(session, |live| {
+            if !live.owners.contains(&channel) {
+                live.owners.push(channel);
+            }
+            live.orphan = false;
+            first = !std::mem::replace(&mut live.attached, true);
+        });
+        if first {
+            let s = self.store.get(session).expect("found");
             self.turns.open(session, policy, s.in_done, s.out_done, s.out_base);
             let (a, b) = s.input.as_slices();
             for (offset, bytes) in [(s.in_done, a), (s.in_done + a.len() as u64, b)] {
@@ -49,8 +52,9 @@ impl Filter {
                 }
             }
         }
-        if origin == Origin::Recovered && live.stage == Stage::Restored {
-            self.handed_over(now, session);
+        let _ = origin;
+        if self.live[&session].stage == Stage::Restored {
+            self.barrier_met(now);
         }
     }
 
@@ -89,9 +93,18 @@ impl Filter {
 
     /// A thread waits, or said commit: its turn is over.
     pub fn turn_end(&mut self, now: Now, channel: u32, thread: u32) {
-        if self.mode != Mode::Passive {
-            self.turns.turn_end(now, thread_key(channel, thread));
+        if self.mode == Mode::Passive {
+            return;
         }
+        let thread = thread_key(channel, thread);
+        self.turns.turn_end(now, thread);
+        let closed = &mut self.closed;
+        self.closing.retain(|&(t, session)| {
+            if t == thread {
+                closed.push(session);
+            }
+            t != thread
+        });
     }
 
     /// The application ends its output.
@@ -104,6 +117,8 @@ impl Filter {
 
     /// A process closes its last descriptor of a connection. `abort`: the kernel will reset it.
     pub fn close(&mut self, now: Now, channel: u32, thread: u32, handle: u32, abort: bool) {
+        // FIN or RST: both may leave when the close is committed.
+        let _ = abort;
         let Some(session) = self.session_of(channel, handle) else { return };
         self.handles.remove(&(channel, handle));
         let live = self.live.get_mut(&session).expect("live");
@@ -111,14 +126,16 @@ impl Filter {
         if live.owners.is_empty() {
             live.fin_asked = true;
             live.closed = true;
-            live.abort |= abort;
-            self.turns.shutdown(now, thread_key(channel, thread), session);
+            let thread = thread_key(channel, thread);
+            self.turns.shutdown(now, thread, session);
+            self.closing.push((thread, session));
         }
     }
 
     /// A process exits in order: what it holds is closed by the kernel, as it asked for.
     pub fn exit(&mut self, now: Now, channel: u32) {
-        let held: Vec<u32> = self.handles.keys().filter(|(c, _)| *c == channel).map(|(_, h)| *h).collect();
+        let mut held: Vec<u32> = self.handles.keys().filter(|(c, _)| *c == channel).map(|(_, h)| *h).collect();
+        held.sort_unstable();
         for handle in held {
             self.close(now, channel, u32::MAX, handle, false);
         }
@@ -127,12 +144,27 @@ impl Filter {
 
     /// Which write has an open intent, told after each drain of the hooks' rings.
     pub fn set_intent(&mut self, intent: Option<(u32, u32)>) {
-        self.intent = intent;
+        self.set_intents(intent);
+    }
+
+    /// The same where several processes serve: (channel, handle) of each open intent.
+    pub fn set_intents(&mut self, intents: impl IntoIterator<Item = (u32, u32)>) {
+        let before = std::mem::take(&mut self.intents);
+        self.intents.extend(intents);
+        for key in before {
+            if !self.intents.contains(&key) {
+                // What went around the hooks meanwhile could not be told from the write.
+                if let Some(&session) = self.handles.get(&key) {
+                    self.judge_held(self.clock, session);
+                }
+            }
+        }
     }
 
     /// To be called after a round of hook events: applies the commits that they led to.
     pub fn run_commits(&mut self, now: Now) {
-        if matches!(self.mode, Mode::Passive | Mode::Frozen) {
+        self.clock = now;
+        if !self.mode.serves() {
             return;
         }
         let mut commit = std::mem::take(&mut self.commit);
@@ -143,43 +175,66 @@ impl Filter {
                 let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get_mut(&e.session)) else {
                     continue;
                 };
-                let fresh = (e.out_done.saturating_sub(s.out_done)) as usize;
-                assert!(fresh <= live.pending.len(), "a commit of output that was never written");
-                let open = e.out_done.max(s.out_done) - e.out_base;
-                // Longer than a record can say: what it began cannot be told any more.
-                let torn = e.torn || open > MAX_OPEN;
-                let entry = Committed {
+                let fresh = e.out_done.saturating_sub(s.out_done);
+                let taken = fresh.min(live.pending.len() as u64);
+                let from = s.out_done;
+                let out_done = from + taken;
+                let open = out_done.saturating_sub(e.out_base);
+                // Output that is nowhere, or a response longer than a record can say: it cannot be told any more.
+                live.lost |= taken < fresh || open > MAX_OPEN;
+                entries.push(Committed {
                     session: e.session,
                     in_done: e.in_done as u32,
-                    out_done: e.out_done.max(s.out_done) as u32,
-                    open: open.min(MAX_OPEN) as u32,
+                    out_done: out_done as u32,
+                    open: open.min(MAX_OPEN),
                     fin: e.fin,
                     closed: live.closed,
-                    torn,
-                };
-                let bytes: Vec<u8> = live.pending.drain(..fresh).collect();
-                let from = s.out_done;
-                if !bytes.is_empty() {
+                    torn: e.torn || live.lost,
+                });
+                if taken > 0 {
+                    let bytes: Vec<u8> = live.pending.drain(..taken as usize).collect();
+                    if live.pending.is_empty() && live.pending.capacity() > 4096 {
+                        live.pending = Default::default();
+                    }
                     self.write(bytes.len(), |out| record::encode_output(e.session, from, &bytes, out));
                 }
-                entries.push(entry);
             }
-            // A record has room for 65,535 sessions; a turn over more of them is beyond any server.
-            assert!(entries.len() <= usize::from(u16::MAX), "a turn over too many sessions");
-            if entries.is_empty() {
-                continue;
-            }
-            let position = self.write(0, |out| record::encode_commit(&entries, out));
-            for e in &entries {
-                if let Some(live) = self.live.get_mut(&e.session) {
-                    live.out_pos = position;
-                }
-            }
-            for e in &entries {
-                self.judge_held(now, e.session);
-            }
+            self.write_commit(now, &entries);
         }
         self.commit = commit;
+        for session in std::mem::take(&mut self.closed) {
+            // A close after a shutdown moves nothing that a turn knows of; still nobody is to get the session.
+            let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { continue };
+            if live.closed && s.out_fin && !s.closed {
+                let entry = Committed {
+                    session,
+                    in_done: s.in_done as u32,
+                    out_done: s.out_done as u32,
+                    open: s.out_done - s.out_base,
+                    fin: true,
+                    closed: true,
+                    torn: s.torn,
+                };
+                self.write_commit(now, &[entry]);
+            }
+        }
+    }
+
+    fn write_commit(&mut self, now: Now, entries: &[Committed]) {
+        // A record has room for 65,535 sessions; a turn over more of them is beyond any server.
+        assert!(entries.len() <= usize::from(u16::MAX), "a turn over too many sessions");
+        if entries.is_empty() {
+            return;
+        }
+        let position = self.write(0, |out| record::encode_commit(entries, out));
+        for e in entries {
+            if let Some(live) = self.live.get_mut(&e.session) {
+                live.out_pos = position;
+            }
+        }
+        for e in entries {
+            self.judge_held(now, e.session);
+        }
     }
 
     /// Output of a session that no hook knows: each segment is its own turn, and its input is done at once.
@@ -193,65 +248,69 @@ impl Filter {
             in_done: in_done as u32,
             out_done: (from + bytes.len() as u64) as u32,
             open: 0,
-            fin,
-            closed: fin,
+            fin: fin || s.out_fin,
+            closed: fin || s.closed,
             torn: false,
         };
         if !bytes.is_empty() {
             self.write(bytes.len(), |out| record::encode_output(session, from, &bytes, out));
         }
-        let position = self.write(0, |out| record::encode_commit(&[entry], out));
-        self.live.get_mut(&session).expect("live").out_pos = position;
-        self.judge_held(now, session);
+        self.write_commit(now, &[entry]);
     }
 
     /// The process of this channel is dead: its open turns never happened, and its endings are withheld.
     pub fn process_gone(&mut self, now: Now, channel: u32) {
         self.turns.process_gone(channel);
+        // What the policy has to say of turns that the dead one shared with the living comes first.
+        self.run_commits(now);
         self.handles.retain(|(c, _), _| *c != channel);
+        self.closing.retain(|(t, _)| (*t >> 32) as u32 != channel);
+        self.intents.retain(|(c, _)| *c != channel);
         let mut orphans = Vec::new();
         for (&id, live) in &mut self.live {
-            if !live.owners.contains(&channel) {
-                continue;
-            }
+            let s = self.store.get(id).expect("live");
+            let held_it = live.owners.contains(&channel);
             live.owners.retain(|&c| c != channel);
-            if live.owners.is_empty() {
-                live.orphan = true;
-                live.pending.clear();
+            // Closed in a turn that never came to its end.
+            let unclosed = (live.fin_asked && !s.out_fin || live.closed && !s.closed) && !self.turns.pending(id);
+            // Accepted, and dead before it could say so.
+            let unsaid = !live.attached && live.held.iter().any(|h| live.unasked(h));
+            if live.owners.is_empty() && (held_it || live.attached && unclosed || unsaid) {
                 orphans.push(id);
             }
         }
+        orphans.sort_unstable();
         for id in orphans {
+            let s = self.store.get(id).expect("live");
             let live = self.live.get_mut(&id).expect("listed");
-            if live.closed || live.fin_asked {
-                continue;
-            }
-            let dropped: Vec<u32> =
-                live.held.iter().filter(|h| h.fin || h.rst).map(|h| h.id).collect();
-            live.held.retain(|h| !h.fin && !h.rst);
-            self.counters.endings_withheld += dropped.len() as u64;
-            self.actions.extend(dropped.into_iter().map(super::Action::DropOut));
+            live.orphan = true;
+            live.pending.clear();
+            live.fin_asked = s.out_fin;
+            live.closed = s.closed;
+            self.judge_held(now, id);
         }
-        self.run_commits(now);
     }
 
     /// The process of this channel lives: what it ended, it ended behind our back, and on purpose.
     pub fn process_alive(&mut self, now: Now, channel: u32) {
-        let silent: Vec<SessionId> = self
-            .live
-            .iter()
-            .filter(|(_, l)| l.owners.contains(&channel) && !l.fin_asked && !l.closed)
-            .filter(|(_, l)| l.held.iter().any(|h| h.fin || h.rst))
-            .map(|(id, _)| *id)
-            .collect();
+        if !self.mode.serves() {
+            return;
+        }
+        let asked = std::mem::take(&mut self.suspects);
+        let (silent, others) = asked.into_iter().partition(|id| {
+            let silent = |l: &Live| l.owners.contains(&channel) && l.held.iter().any(|h| l.unasked(h));
+            self.live.get(id).is_some_and(silent)
+        });
+        self.suspects = others;
         for session in silent {
             self.counters.unhooked_closes += 1;
             let live = self.live.get_mut(&session).expect("listed");
             live.fin_asked = true;
             live.closed = true;
-            live.abort |= live.held.iter().any(|h| h.rst);
-            self.turns.shutdown(now, thread_key(channel, u32::MAX), session);
-            self.turns.turn_end(now, thread_key(channel, u32::MAX));
+            let thread = thread_key(channel, u32::MAX);
+            self.turns.shutdown(now, thread, session);
+            self.closing.push((thread, session));
+            self.turn_end(now, channel, u32::MAX);
             self.run_commits(now);
             self.judge_held(now, session);
         }

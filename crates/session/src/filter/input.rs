@@ -2,18 +2,23 @@
 //! TCP has judged it (RFC 9293, section 3.10.7.4; tcp_validate_incoming, tcp_ack in the kernel).
 //!
 //! Storing more than the kernel takes is harmless, since an honest peer sends the same bytes again; storing less
-//! would hold its ACKs for ever. So every test here is the kernel's or laxer.
+//! would hold its ACKs for ever. So every test here is the kernel's or laxer, but for two: an RST that the kernel
+//! might refuse ends nothing here (the sweep will find out), and an ACK of what never left is kept from the
+//! kernel, which has sent it as far as it knows.
 
-use super::{Action, Filter, HeldIn, Live, Mode, Stage, Syn, MAX_SYNS};
+use super::live::{HeldIn, Live, Stage};
+use super::opening::EmbryoIn;
+use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
-use crate::segment::{flags, Segment};
-use crate::seq;
+use crate::segment::{self, flags, Segment};
+use crate::seq::{self, Seq};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
-/// Most out-of-order bytes kept of one session.
+/// Most out-of-order bytes kept of one session, and what keeping a piece costs beside its bytes.
 const MAX_EARLY: usize = 16 << 20;
+const EARLY_PIECE: usize = 96;
 /// Most SYNs held while a barrier stands; later ones are dropped and come again.
 const MAX_HELD_SYNS: usize = 1024;
 /// Most packets held of one session while it is restored; later ones are dropped and come again.
@@ -27,19 +32,30 @@ struct Believed {
     raw_ack: Option<u64>,
     /// Offset of the first payload byte, as near as it can be known.
     offset: i64,
-    reset: bool,
+}
+
+enum Judgement {
+    Believed(Believed),
+    /// The local TCP will not take it.
+    Ignored,
+    /// It acknowledges what never left.
+    Forged,
+    /// The peer ends the connection.
+    Reset,
 }
 
 impl Filter {
     /// A packet from the INPUT queue. `vouched`: the kernel or its hardware has checked the checksum, or there
     /// is none because the packet never left the host.
     pub fn packet_in(&mut self, now: Now, id: u32, bytes: &[u8], vouched: bool) {
+        self.clock = now;
         self.counters.packets_in += 1;
         self.take_in(now, Some(id), bytes, vouched);
     }
 
-    /// An inbound packet that the former master forwarded.
+    /// An inbound packet that the former master forwarded, its checksum full and right.
     pub fn forwarded_in(&mut self, now: Now, bytes: &[u8]) {
+        self.clock = now;
         self.take_in(now, None, bytes, true);
     }
 
@@ -47,22 +63,26 @@ impl Filter {
         match self.mode {
             Mode::Passive => return self.drop_in(id),
             Mode::Frozen => {
-                self.actions.push(Action::Forward(bytes.to_vec()));
+                if let Some(packet) = segment::completed(bytes, vouched) {
+                    self.actions.push(Action::Forward(packet));
+                }
                 return self.drop_in(id);
             }
             Mode::Restoring | Mode::Active => {}
         }
         let Ok(segment) = Segment::parse(bytes) else {
-            return self.deliver(id, bytes);
+            // What we cannot judge TCP may not see, or it would acknowledge what no store holds.
+            self.counters.disbelieved += 1;
+            return self.drop_in(id);
         };
         if !vouched && !segment.checksum_ok() {
             self.counters.disbelieved += 1;
             return self.deliver(id, bytes);
         }
         let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
-        match self.store.find(&tuple) {
+        match self.store.find(&tuple).or_else(|| self.opened_by(now, tuple, &segment)) {
             Some(session) => self.known_in(now, id, session, &segment, bytes),
-            None => self.unknown_in(now, id, tuple, &segment, bytes),
+            None => self.unknown_in(id, tuple, &segment, bytes),
         }
     }
 
@@ -73,83 +93,94 @@ impl Filter {
         });
     }
 
+    /// Delivers the segment, with another acknowledgement if one is given.
+    fn deliver_with(&mut self, id: Option<u32>, segment: &Segment<'_>, ack: Option<Seq>, bytes: &[u8]) {
+        let Some(ack) = ack else { return self.deliver(id, bytes) };
+        let mut changed = Vec::new();
+        segment.rewrite(segment.seq(), ack, &mut changed);
+        self.actions.push(match id {
+            Some(id) => Action::ModifyIn(id, changed),
+            None => Action::Inject(changed),
+        });
+    }
+
     fn drop_in(&mut self, id: Option<u32>) {
         if let Some(id) = id {
             self.actions.push(Action::DropIn(id));
         }
     }
 
-    fn unknown_in(&mut self, now: Now, id: Option<u32>, tuple: FourTuple, segment: &Segment<'_>, bytes: &[u8]) {
+    fn unknown_in(&mut self, id: Option<u32>, tuple: FourTuple, segment: &Segment<'_>, bytes: &[u8]) {
         let opens = segment.has(flags::SYN) && !segment.has(flags::ACK);
         if self.mode == Mode::Restoring {
-            // No new connection before the recovered ones are in the application's hands, and no RST at a
-            // stranger that may yet be one of ours.
+            // No new connection before the recovered ones are in the application's hands, and no RST from a
+            // kernel that has not yet all its sockets.
             if opens && self.held_syns.len() < MAX_HELD_SYNS {
                 self.held_syns.push(HeldIn { id, bytes: bytes.to_vec() });
-            } else {
-                self.drop_in(id);
+                return;
             }
-            return;
+            if self.resets.contains(&tuple) && segment.has(flags::ACK) && !segment.has(flags::RST) {
+                // The challenge to our RST (RFC 5961, section 3): the next one has the right number.
+                let reset = segment::reset_for(segment);
+                self.actions.push(Action::SendPeer(reset));
+            }
+            return self.drop_in(id);
         }
         if opens {
-            self.note_syn(now, tuple, segment);
+            self.note_syn(tuple, segment, false);
         }
         self.deliver(id, bytes);
     }
 
-    pub(super) fn note_syn(&mut self, now: Now, tuple: FourTuple, segment: &Segment<'_>) {
-        if self.syns.len() >= MAX_SYNS && !self.syns.contains_key(&tuple) {
-            // Past the bound a flood pushes out the oldest: its SYN will come again.
-            if let Some(oldest) = self.syns.iter().min_by_key(|(_, s)| s.at).map(|(t, _)| *t) {
-                self.syns.remove(&oldest);
-            }
-        }
-        let syn = Syn { isn: segment.seq(), options: segment.options(), window: segment.window(), at: now };
-        self.syns.insert(tuple, syn);
-    }
-
     fn known_in(&mut self, now: Now, id: Option<u32>, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
-        let s = self.store.get(session).expect("found");
-        let live = self.live.get_mut(&session).expect("a master's session is live");
-        if matches!(live.stage, Stage::Probing | Stage::Restored) {
-            self.held_back_in(now, id, session, segment, bytes);
-            return;
+        match self.live[&session].stage {
+            Stage::Embryo { .. } => return match self.embryo_in(now, session, segment) {
+                EmbryoIn::Answered => self.drop_in(id),
+                EmbryoIn::Stranger => {
+                    let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
+                    self.unknown_in(id, tuple, segment, bytes);
+                }
+                EmbryoIn::Established => self.held_back_in(now, id, session, segment, bytes),
+            },
+            Stage::Probing | Stage::Restored => return self.held_back_in(now, id, session, segment, bytes),
+            Stage::Feeding { .. } | Stage::Live => {}
         }
         if segment.has(flags::SYN) {
-            // A retransmitted SYN, or a new one on an old tuple: TCP answers it, and its SYN-ACK tells.
-            let tuple = s.open.tuple;
-            self.note_syn(now, tuple, segment);
-            return self.deliver(id, bytes);
-        }
-        let Some(believed) = judge(s, live, segment) else {
-            self.counters.disbelieved += 1;
-            return self.deliver(id, bytes);
-        };
-        if believed.reset {
-            self.end_session(now, session, EndReason::ResetByPeer);
-            return self.deliver(id, bytes);
-        }
-        let clamped = self.apply_in(now, session, segment, &believed);
-        match (clamped, id) {
-            (Some(ack), Some(id)) => {
-                let mut changed = Vec::new();
-                segment.rewrite(segment.seq(), ack, &mut changed);
-                self.actions.push(Action::ModifyIn(id, changed));
+            // A retransmitted SYN, or a new one on an old tuple: TCP answers it, and its SYN-ACK tells. The
+            // answer to our own SYN once more: TCP acknowledges it.
+            if !segment.has(flags::ACK) {
+                let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
+                self.note_syn(tuple, segment, false);
             }
-            (Some(ack), None) => {
-                let mut changed = Vec::new();
-                segment.rewrite(segment.seq(), ack, &mut changed);
-                self.actions.push(Action::Inject(changed));
-            }
-            (None, id) => self.deliver(id, bytes),
+            return self.deliver(id, bytes);
         }
-        self.end_if_finished(now, session);
+        let (s, live) = (self.store.get(session).expect("found"), &self.live[&session]);
+        match judge(s, live, segment) {
+            Judgement::Ignored => {
+                self.counters.disbelieved += 1;
+                self.deliver(id, bytes);
+            }
+            Judgement::Forged => {
+                self.counters.disbelieved += 1;
+                self.drop_in(id);
+            }
+            Judgement::Reset => {
+                self.end_session(now, session, EndReason::ResetByPeer);
+                self.deliver(id, bytes);
+            }
+            Judgement::Believed(b) => {
+                let ack = self.apply_in(now, session, segment, &b);
+                self.store_input(now, session, b.offset, segment);
+                self.deliver_with(id, segment, ack, bytes);
+                self.end_if_finished(now, session);
+            }
+        }
     }
 
-    /// Applies what the segment says. Returns the ACK that the local TCP may see instead, if it is another.
-    fn apply_in(
-        &mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed,
-    ) -> Option<seq::Seq> {
+    /// Applies what the segment says beside its bytes. Returns the ACK that the local TCP may see instead, if
+    /// it is another.
+    fn apply_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> Option<Seq> {
+        self.established(session);
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let mut moved = !s.established;
@@ -168,6 +199,8 @@ impl Filter {
                 moved = true;
             }
         }
+        let shown = believed.raw_ack.map(|ack| ack.min(live.kernel_nxt));
+        live.kernel_una = live.kernel_una.max(shown.unwrap_or(0));
         let clamped = live.clamp.and_then(|until| {
             if live.kernel_nxt >= until {
                 live.clamp = None;
@@ -177,12 +210,11 @@ impl Filter {
         if moved {
             self.mark_dirty(now, session);
         }
-        self.store_input(session, believed.offset, segment);
         clamped
     }
 
     /// Appends the segment's new bytes to the log, and what had arrived early behind them.
-    fn store_input(&mut self, session: SessionId, offset: i64, segment: &Segment<'_>) {
+    fn store_input(&mut self, now: Now, session: SessionId, offset: i64, segment: &Segment<'_>) {
         let fin = segment.has(flags::FIN);
         let payload = segment.payload();
         if payload.is_empty() && !fin {
@@ -199,18 +231,18 @@ impl Filter {
             if fin {
                 live.early_fin = Some(end as u64);
             }
-            if !payload.is_empty() && live.early_bytes + payload.len() <= MAX_EARLY {
-                // What came first stays, as in the kernel's own queue.
-                live.early.entry(offset as u64).or_insert_with(|| {
-                    live.early_bytes += payload.len();
-                    payload.to_vec()
-                });
+            let cost = payload.len() + EARLY_PIECE;
+            // The longer of two that start alike: a retransmission may be of several segments at once.
+            let known = live.early.get(&(offset as u64)).map_or(0, Vec::len);
+            if payload.len() > known && live.early_cost + cost <= MAX_EARLY {
+                live.early_cost += payload.len() - known + if known == 0 { EARLY_PIECE } else { 0 };
+                live.early.insert(offset as u64, payload.to_vec());
             }
             return;
         }
         let fresh = &payload[(in_end as i64 - offset) as usize..];
         if live.early.is_empty() && live.early_fin.is_none() {
-            self.append_input(session, in_end, fresh, fin);
+            self.append_input(now, session, in_end, fresh, fin);
             return;
         }
         let mut joined = fresh.to_vec();
@@ -222,7 +254,7 @@ impl Filter {
                     break;
                 }
                 let (_, bytes) = live.early.pop_first().expect("first");
-                live.early_bytes -= bytes.len();
+                live.early_cost -= bytes.len() + EARLY_PIECE;
                 let known = (at - start) as usize;
                 if known < bytes.len() {
                     joined.extend_from_slice(&bytes[known..]);
@@ -233,18 +265,21 @@ impl Filter {
         }
         if fin {
             live.early.clear();
-            live.early_bytes = 0;
+            live.early_cost = 0;
             live.early_fin = None;
         }
-        self.append_input(session, in_end, &joined, fin);
+        self.append_input(now, session, in_end, &joined, fin);
     }
 
-    fn append_input(&mut self, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
+    fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
         let position = self.write(bytes.len(), |out| record::encode_input(session, offset, bytes, fin, out));
         let live = self.live.get_mut(&session).expect("live");
         live.in_pos = position;
         if live.attached {
             self.turns.input(session, offset, bytes);
+        }
+        if std::mem::take(&mut live.ack_ahead) {
+            self.judge_held(now, session);
         }
     }
 
@@ -252,22 +287,35 @@ impl Filter {
     fn held_back_in(&mut self, now: Now, id: Option<u32>, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
-        if let Some(believed) = judge(s, live, segment) {
-            if believed.reset {
+        let bare = segment.sequence_length() == 0;
+        let mut ack = None;
+        match judge(s, live, segment) {
+            Judgement::Reset => {
                 self.end_session(now, session, EndReason::ResetByPeer);
+                // No socket is to hear of it yet, or it hears of it now.
                 return self.deliver(id, bytes);
             }
-            if live.stage == Stage::Probing && believed.raw_ack.is_some() {
-                if let Some(ack) = believed.ack {
-                    live.acked = live.acked.max(ack);
+            Judgement::Believed(b) => {
+                // The peer sends only where it was given window: this is what was advertised.
+                let end = b.offset + i64::from(segment.sequence_length());
+                live.edge = live.edge.max(u64::try_from(end).unwrap_or(0));
+                if live.stage == Stage::Restored {
+                    ack = Some(self.apply_in(now, session, segment, &b));
+                } else if b.raw_ack.is_some() {
+                    live.acked = live.acked.max(b.ack.unwrap_or(0));
+                    live.window = segment.window();
+                    if !std::mem::replace(&mut live.probed, true) {
+                        self.actions.push(Action::Probed(session));
+                    }
                 }
-                live.window = segment.window();
-                self.actions.push(Action::Probed(session));
             }
+            Judgement::Ignored | Judgement::Forged => self.counters.disbelieved += 1,
         }
         let live = self.live.get_mut(&session).expect("live");
-        // A bare ACK has said all it has to say.
-        if segment.sequence_length() == 0 || live.held_in.len() >= MAX_HELD_IN {
+        if let (true, Some(ack)) = (bare, ack) {
+            // It shows no input: the barrier does not mind, and the socket may go on sending.
+            self.deliver_with(id, segment, ack, bytes);
+        } else if bare || live.held_in.len() >= MAX_HELD_IN {
             self.drop_in(id);
         } else {
             live.held_in.push(HeldIn { id, bytes: bytes.to_vec() });
@@ -281,45 +329,53 @@ impl Filter {
         }
     }
 
+    /// Both directions ended, were acknowledged, and the local TCP knows it: nothing of it is to come.
     pub(super) fn end_if_finished(&mut self, now: Now, session: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { return };
-        if s.in_fin && s.out_fin && live.acked > s.out_done && live.released_ack >= s.in_ackable() {
+        let peer_has_all = s.out_fin && live.acked > s.out_done && live.kernel_una > s.out_done;
+        let kernel_has_all = live.kernel_ack >= s.in_ackable() && live.released_ack >= s.in_ackable();
+        if s.in_fin && peer_has_all && kernel_has_all {
             self.end_session(now, session, EndReason::Closed);
         }
     }
 }
 
-/// TCP's own acceptance tests. None: the local TCP will not take it.
-fn judge(s: &Session, live: &Live, segment: &Segment<'_>) -> Option<Believed> {
+/// TCP's own acceptance tests.
+fn judge(s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement {
     let in_next = s.in_ackable();
-    // The kernel may lag behind the store, never lead: what it still expects is acceptable too.
     let offset = i64::from(segment.seq().since(s.in_seq(in_next))) + in_next as i64;
     let end = offset + i64::from(segment.sequence_length());
     if segment.has(flags::RST) {
         // RFC 5961, section 3: only the exact number resets; anything else is answered with a challenge.
-        let exact = offset == in_next as i64 || offset == live.kernel_ack as i64;
-        return exact.then_some(Believed { ack: None, raw_ack: None, offset, reset: true });
+        return if offset == in_next as i64 { Judgement::Reset } else { Judgement::Ignored };
     }
-    let oldest = live.kernel_ack.min(in_next) as i64;
-    if offset > live.edge.max(in_next) as i64 || (end < oldest && !segment.payload().is_empty()) {
-        return None;
+    // One less: a keepalive.
+    let oldest = live.kernel_ack.min(in_next) as i64 - 1;
+    let mut edge = live.edge.max(in_next);
+    if matches!(live.stage, Stage::Probing | Stage::Restored) {
+        // What was advertised last may not have been told any more.
+        edge += u64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
+    }
+    if offset > edge as i64 || end < oldest {
+        return Judgement::Ignored;
     }
     if let Some((value, _)) = segment.options().timestamps {
         let stale = (live.ts_recent.wrapping_sub(value) as i32) > 1;
         if stale && segment.sequence_length() > 0 {
-            return None;
+            return Judgement::Ignored;
         }
     }
-    if !segment.has(flags::ACK) {
-        return None;
+    if !segment.has(flags::ACK) || segment.has(flags::SYN) {
+        return Judgement::Ignored;
     }
     let raw_ack = seq::offset(s.open.isn_out, segment.ack(), live.acked);
-    // What was sent, by us or by the master before us.
-    let sent = live.kernel_nxt.max(live.clamp.unwrap_or(0));
+    // What left, by us or by the master before us.
+    let left = live.released.max(live.clamp.unwrap_or(0));
     let ack = match raw_ack {
-        Some(ack) if ack > sent => return None,
+        // The kernel refuses what is beyond its own sequence numbers by itself.
+        Some(ack) if ack > left => return Judgement::Forged,
         Some(ack) if ack > live.acked => Some(ack),
         _ => None,
     };
-    Some(Believed { ack, raw_ack, offset, reset: false })
+    Judgement::Believed(Believed { ack, raw_ack, offset })
 }

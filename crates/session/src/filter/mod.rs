@@ -4,6 +4,7 @@
 //! every input byte that its ACK covers and every output byte that it carries (I1), and no output before its
 //! turn is committed (I2). One filter serves a member through all its roles; [`Mode`] says which rules are on.
 //!
+//! - `opening`: handshakes, half-open sessions
 //! - `input`: segments from peers, judged as TCP will judge them
 //! - `output`: segments of the local TCP, held until they may leave
 //! - `app`: what the hooks tell; turns; processes that die
@@ -11,26 +12,27 @@
 
 mod app;
 mod input;
+mod live;
+mod log;
+mod opening;
 mod output;
 mod recovery;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::record::{self, EndReason, Sync};
-use crate::segment::Options;
-use crate::seq::Seq;
-use crate::store::{Store, StoreError};
+use crate::record::{self, EndReason};
+use crate::store::Store;
 use crate::tuple::{FourTuple, SessionId};
-use crate::turn::{Commit, PortPolicy, TurnPolicy};
+use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
 use crate::Now;
+use live::{HeldIn, Live, Waiting};
+use opening::Handshakes;
 
 pub use app::Origin;
 pub use recovery::RestoreSpec;
 
-/// Most connections whose SYN was seen and whose SYN-ACK was not.
-const MAX_SYNS: usize = 4096;
 /// Longest that a half-open session is kept: the kernel gives up after about 63 s.
 const EMBRYONIC: Duration = Duration::from_secs(75);
 /// A session that moved is told to the replica at the latest after this long.
@@ -125,135 +127,19 @@ pub struct FilterConfig {
     pub max_turn: Duration,
 }
 
-/// An outbound packet in hand.
-#[derive(Debug)]
-struct Held {
-    id: u32,
-    /// First offset of its payload, and the offset behind it (a FIN counts one).
-    start: u64,
-    end: u64,
-    /// Input offset that it acknowledges.
-    ack: u64,
-    fin: bool,
-    rst: bool,
-    /// Kept where the packet may have to be changed, or its bytes adopted.
-    bytes: Option<Vec<u8>>,
-    since: Now,
-}
-
-/// An outbound packet that only waits for the replica.
-#[derive(Debug)]
-struct Waiting {
-    need: u64,
-    serial: u64,
-    session: SessionId,
-    held: Held,
-}
-
-impl PartialEq for Waiting {
-    fn eq(&self, other: &Waiting) -> bool {
-        (self.need, self.serial) == (other.need, other.serial)
-    }
-}
-impl Eq for Waiting {}
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Waiting) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Waiting {
-    fn cmp(&self, other: &Waiting) -> std::cmp::Ordering {
-        (self.need, self.serial).cmp(&(other.need, other.serial))
-    }
-}
-
-/// An inbound packet: in the queue under a number, or in our hands.
-#[derive(Debug)]
-struct HeldIn {
-    id: Option<u32>,
-    bytes: Vec<u8>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Syn {
-    isn: Seq,
-    options: Options,
-    window: u16,
-    at: Now,
-}
-
-/// How far a recovered session has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
-    /// The peer was probed; nothing is restored.
-    Probing,
-    /// A socket exists; input stays behind the barrier.
-    Restored,
-    /// Through the barrier; the kept input is being injected up to `until`.
-    Feeding { until: u64, next: Now, tries: u32 },
-    /// Nothing special any more.
-    Live,
-}
-
-/// What a master knows of a session beside its store: all of it can be lost.
-#[derive(Debug)]
-struct Live {
-    stage: Stage,
-    opened: Now,
-    owners: Vec<u32>,
-    /// The processes that held it are dead.
-    orphan: bool,
-    /// Attached once: the turn policy knows it.
-    attached: bool,
-    /// Announced by hooks, not yet committed.
-    pending: VecDeque<u8>,
-    closed: bool,
-    abort: bool,
-    fin_asked: bool,
-    /// Offset behind the last byte (or FIN) that the local TCP has sent.
-    kernel_nxt: u64,
-    /// Highest input offset that the local TCP has acknowledged.
-    kernel_ack: u64,
-    /// Highest offset that was let go to the peer.
-    released: u64,
-    /// Highest input acknowledgement that was let go.
-    released_ack: u64,
-    /// Log positions behind the session's last input and commit, and what is known stored.
-    open_pos: u64,
-    in_pos: u64,
-    in_known: u64,
-    out_pos: u64,
-    out_known: u64,
-    held: VecDeque<Held>,
-    held_in: Vec<HeldIn>,
-    /// Input that arrived out of order, by offset.
-    early: BTreeMap<u64, Vec<u8>>,
-    early_bytes: usize,
-    early_fin: Option<u64>,
-    /// The peer's true acknowledgement.
-    acked: u64,
-    edge: u64,
-    window: u16,
-    ts_recent: u32,
-    ts_value: u32,
-    dirty: bool,
-    /// Until the local TCP has passed this offset it may not see acknowledgements of the future.
-    clamp: Option<u64>,
-    /// When to send the first unacknowledged segment again after a takeover, and how often it was.
-    resend: Option<(Now, u32, u64)>,
-}
-
 /// See the module's description.
 #[derive(Debug)]
 pub struct Filter {
     config: FilterConfig,
     mode: Mode,
+    /// What a handover interrupted.
+    thaw_to: Mode,
     store: Store,
     live: HashMap<SessionId, Live>,
     turns: TurnPolicy,
     commit: Commit,
     handles: HashMap<(u32, u32), SessionId>,
-    syns: HashMap<FourTuple, Syn>,
+    handshakes: Handshakes,
     held_syns: Vec<HeldIn>,
     next_id: SessionId,
     batch: Vec<u8>,
@@ -265,13 +151,25 @@ pub struct Filter {
     serial: u64,
     dirty: Vec<SessionId>,
     sync_due: Option<Now>,
-    /// Packets that no hook announced and whose process may be dying.
+    /// FINs and RSTs that no hook announced and whose process may be dying, and those that were asked about.
     suspicious: VecDeque<(Now, SessionId)>,
-    /// Sessions after a takeover that still want the timer.
-    recovering: Vec<SessionId>,
-    sweep_due: Now,
-    /// The process holds a write whose outcome it has not told yet.
-    intent: Option<(u32, u32)>,
+    suspects: BTreeSet<SessionId>,
+    /// Sessions that want [`Self::handle_timeout`]; entries may be stale.
+    timers: BinaryHeap<Reverse<(Now, SessionId)>>,
+    /// Half-open sessions: when they expire, and how many there are. Entries may be stale.
+    expiries: VecDeque<(Now, SessionId)>,
+    embryos: usize,
+    /// Sessions without a socket, and those that the barrier waits for.
+    probing: usize,
+    awaited: usize,
+    /// Torn sessions that this takeover has reset, while strangers are not answered otherwise.
+    resets: BTreeSet<FourTuple>,
+    /// Writes whose outcome the process has not told yet.
+    intents: Vec<(u32, u32)>,
+    /// Sessions closed in turns that are not over, and in turns that just ended.
+    closing: Vec<(Thread, SessionId)>,
+    closed: Vec<SessionId>,
+    clock: Now,
     actions: Vec<Action>,
     counters: Counters,
 }
@@ -284,11 +182,12 @@ impl Filter {
             turns: TurnPolicy::new(config.max_turn),
             config,
             mode: Mode::Passive,
+            thaw_to: Mode::Active,
             store: Store::new(),
             live: HashMap::new(),
             commit: Commit::default(),
             handles: HashMap::new(),
-            syns: HashMap::new(),
+            handshakes: Handshakes::default(),
             held_syns: Vec::new(),
             next_id: 1,
             batch: Vec::new(),
@@ -301,9 +200,17 @@ impl Filter {
             dirty: Vec::new(),
             sync_due: None,
             suspicious: VecDeque::new(),
-            recovering: Vec::new(),
-            sweep_due: Duration::ZERO,
-            intent: None,
+            suspects: BTreeSet::new(),
+            timers: BinaryHeap::new(),
+            expiries: VecDeque::new(),
+            embryos: 0,
+            probing: 0,
+            awaited: 0,
+            resets: BTreeSet::new(),
+            intents: Vec::new(),
+            closing: Vec::new(),
+            closed: Vec::new(),
+            clock: Duration::ZERO,
             actions: Vec::new(),
             counters: Counters::default(),
         }
@@ -338,139 +245,6 @@ impl Filter {
         out.append(&mut self.actions);
     }
 
-    // ---- the log -------------------------------------------------------------------------------------
-
-    /// Log position behind everything written so far.
-    #[must_use]
-    pub fn log_end(&self) -> u64 {
-        self.end
-    }
-
-    /// Moves the unsent part of the log into `out`, after the records of the sessions that moved. Returns the
-    /// position of its first byte.
-    pub fn take_batch(&mut self, out: &mut Vec<u8>) -> u64 {
-        self.write_syncs();
-        let start = self.end - self.batch.len() as u64;
-        out.append(&mut self.batch);
-        start
-    }
-
-    /// Whether a batch is worth sending now: idle moves wait for the timer.
-    #[must_use]
-    pub fn has_batch(&self, now: Now) -> bool {
-        !self.batch.is_empty() || self.sync_due.is_some_and(|due| now >= due)
-    }
-
-    fn write_syncs(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for id in dirty.drain(..) {
-            let Some(live) = self.live.get_mut(&id) else { continue };
-            live.dirty = false;
-            let Some(s) = self.store.get(id) else { continue };
-            let sync = Sync {
-                session: id,
-                established: true,
-                out_acked: live.acked.min(s.out_sendable()) as u32,
-                in_edge: live.edge as u32,
-                window: live.window,
-                ts_recent: live.ts_recent,
-                ts_value: live.ts_value,
-            };
-            self.write(0, |out| sync.encode(out));
-        }
-        self.dirty = dirty;
-        self.sync_due = None;
-    }
-
-    /// Appends records to the log and applies them: master and replica compute the same store.
-    fn write(&mut self, payload: usize, encode: impl FnOnce(&mut Vec<u8>)) -> u64 {
-        let from = self.batch.len();
-        encode(&mut self.batch);
-        let written = (self.batch.len() - from) as u64;
-        let applied = self.store.apply_batch(&self.batch[from..]);
-        assert!(applied.is_ok(), "I5: a record that we wrote does not fit our own store: {applied:?}");
-        self.counters.records += 1;
-        self.counters.log_bytes += written;
-        self.counters.payload_bytes += payload as u64;
-        self.end += written;
-        self.end
-    }
-
-    fn mark_dirty(&mut self, now: Now, id: SessionId) {
-        let live = self.live.get_mut(&id).expect("a live session");
-        if !live.dirty {
-            live.dirty = true;
-            self.dirty.push(id);
-        }
-        self.sync_due.get_or_insert(now + SYNC_DELAY);
-    }
-
-    /// The replica has stored the log up to `position`.
-    pub fn replica_stored(&mut self, now: Now, position: u64) {
-        assert!(position <= self.end, "I1: the replica acknowledges log that was never written");
-        self.acked = self.acked.max(position);
-        self.release_stored(now);
-    }
-
-    /// Log position that the replica is known to have.
-    #[must_use]
-    pub fn replica_position(&self) -> u64 {
-        self.acked
-    }
-
-    /// From now on nothing leaves without the replica's acknowledgement, which so far reaches `position`.
-    pub fn hold_for_replica(&mut self, position: u64) {
-        self.needs_replica = true;
-        self.acked = position;
-        for live in self.live.values_mut() {
-            live.in_known = 0;
-            live.out_known = 0;
-        }
-    }
-
-    /// No replica any more, and leave to go on alone.
-    pub fn go_solo(&mut self, now: Now) {
-        self.needs_replica = false;
-        self.release_stored(now);
-    }
-
-    /// Whether releases wait for a replica.
-    #[must_use]
-    pub fn needs_replica(&self) -> bool {
-        self.needs_replica
-    }
-
-    /// A fenced master releases nothing at all.
-    pub fn set_fenced(&mut self, now: Now, fenced: bool) {
-        self.fenced = fenced;
-        self.release_stored(now);
-    }
-
-    // ---- replica -------------------------------------------------------------------------------------
-
-    /// As a backup: forget the store, a snapshot begins.
-    pub fn replica_reset(&mut self) {
-        assert!(self.mode == Mode::Passive, "only a backup takes a snapshot");
-        self.store.clear();
-    }
-
-    /// As a backup: applies a batch of the master's log.
-    ///
-    /// # Errors
-    /// The log does not fit the store; it needs a new snapshot.
-    pub fn replica_apply(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        assert!(self.mode == Mode::Passive, "I3: a master follows no log");
-        self.store.apply_batch(bytes)
-    }
-
-    /// As a master: the records from which an empty store computes this one, up to [`Self::log_end`].
-    pub fn snapshot(&mut self, out: &mut Vec<u8>) {
-        self.write_syncs();
-        for s in self.store.iter() {
-            self.store.snapshot(s.open.session, out);
-        }
-    }
-
     // ---- roles ---------------------------------------------------------------------------------------
 
     /// Becomes master of an empty or own store, nothing to take over.
@@ -483,47 +257,72 @@ impl Filter {
     /// Hands over: from now on the log does not grow, nothing leaves, and input is forwarded.
     pub fn freeze(&mut self) {
         assert!(matches!(self.mode, Mode::Active | Mode::Restoring), "only a master hands over");
+        // The last words; a frozen log does not grow.
+        self.write_syncs();
+        self.thaw_to = self.mode;
         self.mode = Mode::Frozen;
     }
 
     /// A handover that came to nothing: master again. What was forwarded meanwhile the peers send again.
     pub fn thaw(&mut self, now: Now) {
-        self.mode = Mode::Active;
+        if self.mode == Mode::Frozen {
+            self.mode = self.thaw_to;
+        }
+        self.run_commits(now);
         self.release_stored(now);
     }
 
     /// No longer master: everything in hand is dropped, silently; the store is no longer ours to use.
     pub fn demote(&mut self) {
         self.mode = Mode::Passive;
-        for Reverse(w) in self.waiting.drain() {
-            self.actions.push(Action::DropOut(w.held.id));
-        }
-        let mut inbound = std::mem::take(&mut self.held_syns);
-        for (_, mut live) in self.live.drain() {
-            for h in live.held.drain(..) {
-                self.actions.push(Action::DropOut(h.id));
-            }
-            inbound.append(&mut live.held_in);
-        }
-        for h in inbound {
+        self.drop_in_hand();
+        for h in std::mem::take(&mut self.held_syns) {
             if let Some(id) = h.id {
                 self.actions.push(Action::DropIn(id));
             }
         }
         self.store.clear();
-        self.turns = TurnPolicy::new(self.config.max_turn);
-        self.handles.clear();
-        self.syns.clear();
-        self.dirty.clear();
-        self.suspicious.clear();
-        self.recovering.clear();
+        self.handshakes = Handshakes::default();
         self.batch.clear();
         self.end = 0;
         self.acked = 0;
-        self.sync_due = None;
-        self.intent = None;
         self.needs_replica = false;
         self.fenced = false;
+    }
+
+    /// Drops every packet and all that is known beside the store and the log. Returns the sessions.
+    fn drop_in_hand(&mut self) -> HashMap<SessionId, Live> {
+        for Reverse(w) in self.waiting.drain() {
+            self.actions.push(Action::DropOut(w.held.id));
+        }
+        let mut lives = std::mem::take(&mut self.live);
+        let mut ids: Vec<SessionId> = lives.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let live = lives.get_mut(&id).expect("listed");
+            for h in live.held.drain(..) {
+                self.actions.push(Action::DropOut(h.id));
+            }
+            for id in live.held_in.drain(..).filter_map(|h| h.id) {
+                self.actions.push(Action::DropIn(id));
+            }
+        }
+        self.turns = TurnPolicy::new(self.config.max_turn);
+        self.handles.clear();
+        self.dirty.clear();
+        self.sync_due = None;
+        self.suspicious.clear();
+        self.suspects.clear();
+        self.timers.clear();
+        self.expiries.clear();
+        self.embryos = 0;
+        self.probing = 0;
+        self.awaited = 0;
+        self.resets.clear();
+        self.intents.clear();
+        self.closing.clear();
+        self.closed.clear();
+        lives
     }
 
     // ---- time ----------------------------------------------------------------------------------------
@@ -531,30 +330,24 @@ impl Filter {
     /// When [`Self::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Now> {
-        if self.mode == Mode::Passive {
+        if matches!(self.mode, Mode::Passive | Mode::Frozen) {
             return None;
         }
-        let recovering = self
-            .recovering
-            .iter()
-            .filter_map(|id| self.live.get(id))
-            .filter_map(|l| {
-                let feed = match l.stage {
-                    Stage::Feeding { next, .. } => Some(next),
-                    _ => None,
-                };
-                [feed, l.resend.map(|r| r.0)].into_iter().flatten().min()
-            })
-            .min();
-        let embryos = (!self.syns.is_empty() || !self.live.is_empty()).then_some(self.sweep_due);
-        [self.turns.poll_timeout(), self.sync_due, self.suspicious.front().map(|s| s.0), recovering, embryos]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.turns.poll_timeout(),
+            self.sync_due,
+            self.suspicious.front().map(|s| s.0),
+            self.timers.peek().map(|Reverse((due, _))| *due),
+            self.expiries.front().map(|e| e.0),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Does what time asks for.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.clock = now;
         if matches!(self.mode, Mode::Passive | Mode::Frozen) {
             return;
         }
@@ -562,20 +355,20 @@ impl Filter {
         self.run_commits(now);
         self.check_suspicious(now);
         self.handle_recovery_timeout(now);
-        if now >= self.sweep_due {
-            self.sweep_due = now + Duration::from_secs(5);
-            self.syns.retain(|_, syn| now < syn.at + EMBRYONIC);
-            let expired: Vec<SessionId> = self
-                .store
-                .iter()
-                .filter(|s| !s.established)
-                .map(|s| s.open.session)
-                .filter(|id| self.live.get(id).is_some_and(|l| now >= l.opened + EMBRYONIC))
-                .collect();
-            for id in expired {
-                self.end_session(now, id, EndReason::Expired);
-            }
+        self.expire(now);
+        if self.sync_due.is_some_and(|due| now >= due) {
+            self.write_syncs();
         }
+    }
+
+    /// Changes what the barrier's counters count of a session.
+    fn recount(&mut self, id: SessionId, change: impl FnOnce(&mut Live)) {
+        let live = self.live.get_mut(&id).expect("a live session");
+        let before = (live.probing(), live.awaited());
+        change(live);
+        let after = (live.probing(), live.awaited());
+        self.probing = self.probing + usize::from(after.0) - usize::from(before.0);
+        self.awaited = self.awaited + usize::from(after.1) - usize::from(before.1);
     }
 
     /// Deletes a session everywhere. What waits for the replica may still leave; what waits for more is dropped.
@@ -584,29 +377,36 @@ impl Filter {
         self.write(0, |out| record::encode_end(id, reason, out));
         self.turns.close(id);
         if let Some(live) = self.live.remove(&id) {
+            self.embryos -= usize::from(!live.established);
+            self.probing -= usize::from(live.probing());
+            self.awaited -= usize::from(live.awaited());
             for h in live.held {
                 self.actions.push(Action::DropOut(h.id));
             }
-            for h in live.held_in {
-                if let Some(id) = h.id {
-                    self.actions.push(Action::AcceptIn(id));
-                }
+            for id in live.held_in.into_iter().filter_map(|h| h.id) {
+                // To a socket that is gone, or to none: an RST may answer, where strangers get one.
+                self.actions.push(if self.mode == Mode::Restoring { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
         }
+        self.suspects.remove(&id);
         self.counters.ended += 1;
         self.actions.push(Action::Ended(id, tuple, reason));
         self.run_commits(now);
+        self.barrier_met(now);
     }
 
     /// The kernel has no such socket any more: the sweep removes the record.
     pub fn swept(&mut self, now: Now, tuple: &FourTuple) {
+        if matches!(self.mode, Mode::Passive | Mode::Frozen) {
+            return;
+        }
         if let Some(id) = self.store.find(tuple) {
             self.end_session(now, id, EndReason::Swept);
         }
     }
 
     fn policy(&self, port: u16) -> PortPolicy {
-        self.config.ports.iter().find(|(p, _)| *p == port).map(|(_, policy)| policy.clone()).unwrap_or_default()
+        self.config.ports.iter().find(|(p, _)| *p == port).map(|(_, policy)| *policy).unwrap_or_default()
     }
 }
 

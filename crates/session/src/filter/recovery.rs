@@ -1,10 +1,12 @@
 //! Takeover (DESIGN section 6): probe the peers, restore sockets, keep input behind the barrier, then inject
 //! what the application has yet to read.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::{Action, Filter, HeldIn, Live, Mode, Stage};
+use super::live::{HeldIn, Live, Stage};
+use super::{Action, Filter, Mode};
 use crate::record::EndReason;
 use crate::segment::{flags, Build, Segment};
 use crate::tuple::{FourTuple, SessionId};
@@ -12,14 +14,18 @@ use crate::Now;
 
 /// Largest injected segment: the local TCP takes any size over lo.
 const INJECT: usize = 32 << 10;
-/// How long the local TCP has to acknowledge injected input before it is injected again.
+/// Most injected input that the local TCP has not acknowledged: well within the smallest receive buffer.
+const INJECT_AHEAD: u64 = 64 << 10;
+/// How long the local TCP has to acknowledge injected input before it is injected again; then twice as long,
+/// up to the second. It goes on as long as it takes: the peer was told that we have these bytes, and an
+/// application that is slow to read makes the kernel drop them.
 const INJECT_AGAIN: Duration = Duration::from_millis(20);
-/// How often it is; then the peer's own retransmission is left to do it.
-const INJECT_TRIES: u32 = 100;
+const INJECT_SLOWEST: u32 = 5;
 /// When the first unacknowledged segment is sent again: a fresh socket's own timer starts at a second.
 const RESEND: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(40), Duration::from_millis(80)];
-/// A restored socket's clock runs ahead of the old one's by this much, so that the peer never sees it go back.
-const TIMESTAMP_MARGIN_MS: u32 = 1000;
+/// A restored socket's clock runs ahead of what the store knows by this much, so that the peer never sees it go
+/// back.
+pub(super) const TIMESTAMP_MARGIN_MS: u32 = 1000;
 /// Least window that a restored socket has: more than was advertised does no harm.
 const MIN_WINDOW: u64 = 65_535;
 
@@ -61,8 +67,7 @@ pub struct RestoreSpec {
 }
 
 impl Filter {
-    /// Becomes master with the replica's store: every session starts as probed. `ticks_ms`: a clock in ms that
-    /// ran on since the records came; see [`RestoreSpec::timestamp`].
+    /// Becomes master with the replica's store: every session starts as unprobed.
     pub fn take_over(&mut self, now: Now) {
         assert!(self.mode == Mode::Passive, "only a backup takes over");
         self.mode = Mode::Restoring;
@@ -73,88 +78,126 @@ impl Filter {
         self.batch.clear();
         self.store.drop_uncommitted();
         self.next_id = self.store.iter().map(|s| s.open.session).max().unwrap_or(0).wrapping_add(1);
-        let torn: Vec<SessionId> = self.store.iter().filter(|s| s.torn).map(|s| s.open.session).collect();
-        for id in torn {
-            self.counters.torn += 1;
-            let reset = self.segment_to_peer(id, flags::RST | flags::ACK, None, &[]);
-            self.actions.push(Action::SendPeer(reset));
-            self.end_session(now, id, EndReason::Torn);
-        }
-        self.live = self
-            .store
-            .iter()
-            .map(|s| {
-                let mut live = Live::new(now, s);
-                live.stage = Stage::Probing;
-                live.clamp = Some(s.out_sendable());
-                live.released_ack = s.in_ackable();
-                (s.open.session, live)
-            })
-            .collect::<HashMap<_, _>>();
-        self.recovering = self.live.keys().copied().collect();
+        self.start_over(now, &HashMap::new());
     }
 
-    /// Appends, for each session, a raw keepalive probe: its answer is the peer's true ACK.
-    pub fn probes(&mut self) {
-        let ids: Vec<SessionId> =
-            self.live.iter().filter(|(_, l)| l.stage == Stage::Probing).map(|(id, _)| *id).collect();
+    /// A master whose application died and is started again here: takes over from itself. Replica and log go
+    /// on. The kernel's sockets of the dead application must be gone, or vanish silently, before the restore.
+    pub fn recover(&mut self, now: Now) {
+        assert!(self.mode.serves(), "only a master recovers");
+        self.mode = Mode::Restoring;
+        self.write_syncs();
+        let before = self.drop_in_hand();
+        self.start_over(now, &before);
+    }
+
+    fn start_over(&mut self, now: Now, before: &HashMap<SessionId, Live>) {
+        self.clock = now;
+        let mut ids: Vec<SessionId> = self.store.iter().map(|s| s.open.session).collect();
+        ids.sort_unstable();
         for id in ids {
+            let s = self.store.get(id).expect("listed");
+            if s.torn {
+                self.counters.torn += 1;
+                self.resets.insert(s.open.tuple);
+                self.reset_peer(id);
+                self.end_session(now, id, EndReason::Torn);
+                continue;
+            }
+            let mut live = Live::new(s);
+            live.clamp = Some(s.out_sendable());
+            if let Some(old) = before.get(&id) {
+                // Nothing of it may leave before the replica has it, and what left may be acknowledged.
+                (live.base_pos, live.in_pos, live.out_pos) = (self.end, self.end, self.end);
+                (live.released, live.released_ack, live.acked) = (old.released.min(s.out_sendable()), old.released_ack, old.acked);
+                (live.edge, live.ts_value) = (live.edge.max(old.edge), old.ts_value);
+            }
+            if s.established {
+                live.stage = Stage::Probing;
+            } else {
+                let next = now + INJECT_AGAIN;
+                live.stage = Stage::Embryo { next, tries: 0 };
+                live.edge = live.edge.max(MIN_WINDOW);
+                self.embryos += 1;
+                self.timers.push(Reverse((next, id)));
+            }
+            self.probing += usize::from(live.probing());
+            self.awaited += usize::from(live.awaited());
+            self.live.insert(id, live);
+        }
+        self.barrier_met(now);
+    }
+
+    /// Asks each peer for its true ACK, with a keepalive probe; half-open ones get their SYN-ACK. May be
+    /// called again.
+    pub fn probes(&mut self) {
+        if self.fenced {
+            return;
+        }
+        for id in self.ids_of(|l| l.stage == Stage::Probing && !l.probed || matches!(l.stage, Stage::Embryo { .. })) {
             let s = self.store.get(id).expect("live");
-            // One before what is acknowledged: never acceptable, always answered (RFC 9293, section 3.8.4).
-            let seq = s.out_seq(s.out_acked).add(u64::from(u32::MAX));
-            let packet = self.segment_to_peer(id, flags::ACK, Some(seq.0), &[]);
+            if matches!(self.live[&id].stage, Stage::Embryo { .. }) {
+                self.send_syn_ack(id);
+                continue;
+            }
+            // One before what is acknowledged: never acceptable, always answered (RFC 9293, section 3.8.4). The
+            // byte is an old one for the peer, whatever it is; Linux limits the rate of answers to empty ones.
+            let seq = s.out_seq(s.out_acked.min(s.out_done)).add(u64::from(u32::MAX));
+            let packet = self.segment_to_peer(id, flags::ACK, seq, &[0]);
             self.actions.push(Action::SendPeer(packet));
         }
     }
 
-    /// Whether a session still waits for the probe's answer.
-    #[must_use]
-    pub fn unprobed(&self) -> usize {
-        self.live.values().filter(|l| l.stage == Stage::Probing).count()
-    }
-
-    /// Sessions that have no socket yet.
-    #[must_use]
-    pub fn unrestored(&self) -> Vec<SessionId> {
-        let mut ids: Vec<_> =
-            self.live.iter().filter(|(_, l)| l.stage == Stage::Probing).map(|(id, _)| *id).collect();
+    fn ids_of(&self, which: impl Fn(&Live) -> bool) -> Vec<SessionId> {
+        let mut ids: Vec<SessionId> = self.live.iter().filter(|(_, l)| which(l)).map(|(id, _)| *id).collect();
         ids.sort_unstable();
         ids
     }
 
-    /// Sessions whose socket is made and not yet in the application's hands.
+    /// How many sessions still wait for the probe's answer.
+    #[must_use]
+    pub fn unprobed(&self) -> usize {
+        self.probing
+    }
+
+    /// Sessions that have no socket yet. Half-open ones are not among them: each is told as probed once its
+    /// peer has completed the handshake, if need be long after the takeover.
+    #[must_use]
+    pub fn unrestored(&self) -> Vec<SessionId> {
+        self.ids_of(Live::probing)
+    }
+
+    /// How many sessions are not yet in the application's hands and should be.
     #[must_use]
     pub fn not_handed_over(&self) -> usize {
-        self.live
-            .iter()
-            .filter(|(id, l)| {
-                matches!(l.stage, Stage::Probing | Stage::Restored)
-                    && !l.attached
-                    && self.store.get(**id).is_some_and(|s| !s.closed)
-            })
-            .count()
+        self.awaited
     }
 
     /// What it takes to make the socket of this session. `answered`: the peer told its true ACK; then all that
-    /// it has not acknowledged is new to it. `elapsed_ms`: since the session's newest record came.
+    /// it has not acknowledged is new to it. `elapsed_ms`: since the session's newest record came, or less.
     #[must_use]
-    pub fn restore_spec(&self, id: SessionId, answered: bool, elapsed_ms: u32) -> Option<RestoreSpec> {
+    pub fn restore_spec(&mut self, id: SessionId, answered: bool, elapsed_ms: u32) -> Option<RestoreSpec> {
         let s = self.store.get(id)?;
-        let live = self.live.get(&id)?;
+        let live = self.live.get_mut(&id)?;
+        if matches!(live.stage, Stage::Embryo { .. }) {
+            return None;
+        }
         // The FIN's acknowledgement counts one; it has no byte.
         let una = live.acked.min(s.out_done);
+        live.spec_una = una;
         let start = s.out_acked.min(s.out_done);
-        let output: Vec<u8> = s.output.iter().skip((una - start) as usize).copied().collect();
+        let output: Vec<u8> = s.output.range((una - start) as usize..(s.out_done - start) as usize).copied().collect();
         let (sent, unsent) = if answered { (Vec::new(), output) } else { (output, Vec::new()) };
         let edge = live.edge.max(s.in_end() + MIN_WINDOW);
+        let from = feed_from(s);
         Some(RestoreSpec {
             session: id,
             tuple: s.open.tuple,
             snd_una: s.out_seq(una).0,
             sent,
             unsent,
-            rcv_nxt: s.in_seq(s.in_done).0,
-            rcv_wnd: (edge - s.in_done).min(1 << 30) as u32,
+            rcv_nxt: s.in_seq(from).0,
+            rcv_wnd: (edge - from).min(1 << 30) as u32,
             mss: s.open.mss,
             shifts: s.open.shifts,
             sack: s.open.sack,
@@ -170,135 +213,148 @@ impl Filter {
         })
     }
 
-    /// Its socket exists, with `sent` as in its [`RestoreSpec`].
+    /// Its socket exists, with `sent` as in its last [`RestoreSpec`].
     pub fn restored(&mut self, now: Now, id: SessionId, sent: usize) {
         let Some(s) = self.store.get(id) else { return };
         let live = self.live.get_mut(&id).expect("live");
         assert!(live.stage == Stage::Probing, "a session is restored once");
-        live.stage = Stage::Restored;
-        let una = live.acked.min(s.out_done);
-        live.kernel_nxt = una + sent as u64;
-        live.released = live.kernel_nxt;
-        live.kernel_ack = s.in_done;
+        live.kernel_una = live.spec_una;
+        live.kernel_nxt = live.spec_una + sent as u64;
+        live.released = live.released.max(live.kernel_nxt);
+        live.kernel_ack = feed_from(s);
+        live.resend = None;
         if s.out_sendable() > live.acked {
             live.resend = Some((now + RESEND[0], 0, live.acked));
+            self.timers.push(Reverse((now + RESEND[0], id)));
+        }
+        if live.acked.min(live.kernel_nxt) > live.kernel_una {
+            // Acknowledged while the socket was being made.
+            live.kernel_una = live.acked.min(live.kernel_nxt);
+            let packet = self.segment_to_kernel(id, self.live[&id].edge.min(s.in_ackable()), flags::ACK, &[]);
+            self.actions.push(Action::Inject(packet));
         }
         self.counters.restored += 1;
-        if s.closed {
-            // Nobody accepts it: the kernel alone sees it to its end.
-            live.closed = true;
-            live.fin_asked = true;
-            self.handed_over(now, id);
-        }
+        self.recount(id, |l| l.stage = Stage::Restored);
         self.mark_dirty(now, id);
+        if self.mode == Mode::Active {
+            self.through_barrier(now, id);
+        } else {
+            self.barrier_met(now);
+        }
     }
 
     /// A socket could not be made: the session is reset and counted, never left hanging.
     pub fn restore_failed(&mut self, now: Now, id: SessionId) {
+        let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
         self.counters.torn += 1;
-        let reset = self.segment_to_peer(id, flags::RST | flags::ACK, None, &[]);
-        self.actions.push(Action::SendPeer(reset));
+        self.resets.insert(tuple);
+        self.reset_peer(id);
         self.end_session(now, id, EndReason::Torn);
     }
 
-    /// The application holds it. The barrier falls when it holds all of them.
-    pub(super) fn handed_over(&mut self, now: Now, id: SessionId) {
-        let _ = id;
-        if self.not_handed_over() == 0 {
+    /// The barrier falls when the application holds all sessions that it is to have.
+    pub(super) fn barrier_met(&mut self, now: Now) {
+        if self.mode == Mode::Restoring && self.awaited == 0 {
             self.lift_barrier(now);
         }
     }
 
-    /// Every session that has its socket shows its input, held packets go on, new connections may come.
-    /// Called when the application holds all sessions, or when it took too long.
+    /// Every session that has its socket shows its input, held packets go on, new connections may come. Called
+    /// when it took the application too long; not before every session has its socket, or was given up.
     pub fn lift_barrier(&mut self, now: Now) {
-        if self.mode != Mode::Restoring {
-            return;
-        }
-        if self.live.values().any(|l| l.stage == Stage::Probing) {
+        if self.mode != Mode::Restoring || self.probing > 0 {
             return;
         }
         self.mode = Mode::Active;
-        let ids: Vec<SessionId> = self.live.keys().copied().collect();
-        for id in ids {
-            let Some(live) = self.live.get_mut(&id) else { continue };
-            if live.stage != Stage::Restored {
-                continue;
-            }
-            let until = self.store.get(id).map_or(0, crate::store::Session::in_ackable);
-            live.stage = Stage::Feeding { until, next: now + INJECT_AGAIN, tries: 0 };
-            self.inject_input(id);
-            let held = std::mem::take(&mut self.live.get_mut(&id).expect("listed").held_in);
-            self.replay_held(now, held);
+        self.resets.clear();
+        for id in self.ids_of(|l| l.stage == Stage::Restored) {
+            self.through_barrier(now, id);
         }
         let syns: Vec<HeldIn> = std::mem::take(&mut self.held_syns);
         self.replay_held(now, syns);
     }
 
-    /// Gives the local TCP the kept input, as the peer's segments.
-    fn inject_input(&mut self, id: SessionId) {
-        let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
-        let Stage::Feeding { until, .. } = live.stage else { return };
-        let from = live.kernel_ack.max(s.in_done);
-        let end = until.min(s.in_end());
-        let fin = s.in_fin && until > s.in_end();
-        if from >= until {
+    /// One session goes on: its kept input is injected, and what was held follows.
+    fn through_barrier(&mut self, now: Now, id: SessionId) {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
+        let (from, until, next) = (live.kernel_ack, s.in_ackable(), now + INJECT_AGAIN);
+        let held = std::mem::take(&mut live.held_in);
+        self.recount(id, |l| l.stage = Stage::Feeding { until, fed: from, next, tries: 0 });
+        self.timers.push(Reverse((next, id)));
+        self.feed_on(now, id);
+        self.replay_held(now, held);
+    }
+
+    /// Gives the local TCP more of the kept input, as far as it has acknowledged what it was given.
+    pub(super) fn feed_on(&mut self, now: Now, id: SessionId) {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
+        let Stage::Feeding { until, fed, .. } = live.stage else { return };
+        if live.kernel_ack >= until {
+            live.stage = Stage::Live;
             return;
         }
-        let bytes: Vec<u8> =
-            s.input.range((from - s.in_done).min(s.input.len() as u64) as usize..(end - s.in_done) as usize).copied().collect();
-        let ack = s.out_seq(live.acked.min(live.kernel_nxt));
-        let mut at = 0;
-        loop {
-            let part = &bytes[at..bytes.len().min(at + INJECT)];
-            let last = at + part.len() == bytes.len();
-            let mut packet = Vec::new();
-            Build {
-                source: s.open.tuple.peer,
-                destination: s.open.tuple.local,
-                seq: s.in_seq(from + at as u64),
-                ack,
-                flags: flags::ACK | flags::PSH | if fin && last { flags::FIN } else { 0 },
-                window: live.window,
-                timestamps: s.open.timestamps.then_some((live.ts_recent, live.ts_value)),
-                payload: part,
-            }
-            .write(&mut packet);
+        // What the store has dropped meanwhile was read: the kernel has it.
+        let from = fed.max(live.kernel_ack).max(s.in_done);
+        let to = until.min(live.kernel_ack.max(s.in_done) + INJECT_AHEAD);
+        if to <= from {
+            return;
+        }
+        live.stage = Stage::Feeding { until, fed: to, next: now + INJECT_AGAIN, tries: 0 };
+        let end = to.min(s.in_end());
+        let fin = s.in_fin && to > s.in_end();
+        let at = |offset: u64| (offset - s.in_done).min(s.input.len() as u64) as usize;
+        let bytes: Vec<u8> = s.input.range(at(from)..at(end.max(from))).copied().collect();
+        let parts = bytes.len().div_ceil(INJECT).max(1);
+        for part in 0..parts {
+            let piece = &bytes[part * INJECT..bytes.len().min((part + 1) * INJECT)];
+            let last = if fin && part + 1 == parts { flags::FIN } else { 0 };
+            let packet =
+                self.segment_to_kernel(id, from + (part * INJECT) as u64, flags::ACK | flags::PSH | last, piece);
             self.actions.push(Action::Inject(packet));
-            at += part.len();
-            if last {
-                return;
-            }
         }
     }
 
     pub(super) fn handle_recovery_timeout(&mut self, now: Now) {
-        let mut recovering = std::mem::take(&mut self.recovering);
-        recovering.retain(|&id| self.recovery_timeout(now, id));
-        self.recovering = recovering;
+        while self.timers.peek().is_some_and(|Reverse((due, _))| *due <= now) {
+            let Reverse((_, id)) = self.timers.pop().expect("peeked");
+            let next = [self.embryo_timeout(now, id), self.feed_timeout(now, id), self.resend_timeout(now, id)];
+            if let Some(due) = next.into_iter().flatten().min() {
+                self.timers.push(Reverse((due, id)));
+            }
+        }
     }
 
-    /// Returns whether the session still wants the timer.
-    fn recovery_timeout(&mut self, now: Now, id: SessionId) -> bool {
-        let Some(live) = self.live.get_mut(&id) else { return false };
-        if let Stage::Feeding { until, next, tries } = live.stage {
-            if live.kernel_ack >= until || tries >= INJECT_TRIES {
-                live.stage = Stage::Live;
-            } else if now >= next {
-                live.stage = Stage::Feeding { until, next: now + INJECT_AGAIN, tries: tries + 1 };
-                self.inject_input(id);
-            }
+    /// Input that the local TCP has not acknowledged is injected again. Returns when to look again.
+    fn feed_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
+        let live = self.live.get_mut(&id)?;
+        let Stage::Feeding { until, next, tries, .. } = live.stage else { return None };
+        if next > now {
+            return Some(next);
         }
-        let Some(live) = self.live.get_mut(&id) else { return false };
-        if let Some((due, step, una)) = live.resend {
-            if live.acked > una {
-                live.resend = None;
-            } else if now >= due {
-                live.resend = RESEND.get(step as usize + 1).map(|wait| (now + *wait, step + 1, una));
-                self.resend_first(id);
-            }
+        let tries = (tries + 1).min(INJECT_SLOWEST);
+        let next = now + INJECT_AGAIN * 2u32.pow(tries);
+        live.stage = Stage::Feeding { until, fed: live.kernel_ack, next, tries };
+        self.feed_on(now, id);
+        let live = self.live.get_mut(&id)?;
+        let Stage::Feeding { until, fed, .. } = live.stage else { return None };
+        live.stage = Stage::Feeding { until, fed, next, tries };
+        Some(next)
+    }
+
+    fn resend_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
+        let live = self.live.get_mut(&id)?;
+        let (due, step, una) = live.resend?;
+        if live.acked > una {
+            live.resend = None;
+            return None;
         }
-        self.live.get(&id).is_some_and(|l| l.stage != Stage::Live || l.resend.is_some())
+        if due > now {
+            return Some(due);
+        }
+        live.resend = RESEND.get(step as usize + 1).map(|wait| (now + *wait, step + 1, una));
+        let next = live.resend.map(|r| r.0);
+        self.resend_first(id);
+        next
     }
 
     /// Sends the first unacknowledged output again, by ourselves.
@@ -307,27 +363,49 @@ impl Filter {
         // Only what the release rule has let go before.
         let end = live.released.min(s.out_done);
         let start = s.out_acked.min(s.out_done);
-        if self.fenced || live.acked >= end {
+        if live.acked >= end || !self.may_leave(live.all_pos()) {
             return;
         }
         let room = (end - live.acked).min(u64::from(s.open.mss.max(64)) - 12) as usize;
-        let bytes: Vec<u8> = s.output.iter().skip((live.acked - start) as usize).take(room).copied().collect();
-        let packet = self.segment_to_peer(id, flags::ACK | flags::PSH, Some(s.out_seq(live.acked).0), &bytes);
+        let from = (live.acked - start) as usize;
+        let bytes: Vec<u8> = s.output.range(from..from + room).copied().collect();
+        let packet = self.segment_to_peer(id, flags::ACK | flags::PSH, s.out_seq(live.acked), &bytes);
         self.actions.push(Action::SendPeer(packet));
     }
 
-    /// A segment of ours that the local TCP does not know of.
-    fn segment_to_peer(&self, id: SessionId, bits: u8, seq: Option<u32>, payload: &[u8]) -> Vec<u8> {
+    /// Tells the peer that its connection is over, at the numbers that it most likely expects; any other is
+    /// challenged, and the answer to the challenge is right.
+    fn reset_peer(&mut self, id: SessionId) {
+        if self.fenced {
+            return;
+        }
         let s = self.store.get(id).expect("known");
-        let (acked, ts_value, ts_recent) =
-            self.live.get(&id).map_or((s.out_acked, s.ts_value, s.ts_recent), |l| (l.acked, l.ts_value, l.ts_recent));
+        let mut ends = vec![s.out_acked, s.out_sendable()];
+        ends.dedup();
+        for end in ends {
+            let packet = self.segment_to_peer(id, flags::RST | flags::ACK, s.out_seq(end), &[]);
+            self.actions.push(Action::SendPeer(packet));
+        }
+    }
+
+    /// A segment of ours that the local TCP does not know of.
+    fn segment_to_peer(&self, id: SessionId, bits: u8, seq: crate::seq::Seq, payload: &[u8]) -> Vec<u8> {
+        let s = self.store.get(id).expect("known");
+        let live = self.live.get(&id);
+        let (ts_value, ts_recent) = live.map_or((s.ts_value, s.ts_recent), |l| (l.ts_value, l.ts_recent));
         let window = (MIN_WINDOW >> s.open.shifts.map_or(0, |(_, ours)| ours)) as u16;
+        // I1 holds for what we say ourselves, too.
+        let ack = match live {
+            Some(l) if self.needs_replica && self.acked < l.in_pos => l.released_ack,
+            None if self.needs_replica => s.in_done,
+            _ => s.in_ackable(),
+        };
         let mut packet = Vec::new();
         Build {
             source: s.open.tuple.local,
             destination: s.open.tuple.peer,
-            seq: seq.map_or_else(|| s.out_seq(acked), crate::seq::Seq),
-            ack: s.in_seq(s.in_ackable()),
+            seq,
+            ack: s.in_seq(ack),
             flags: bits,
             window: window.max(1),
             timestamps: s.open.timestamps.then_some((ts_value, ts_recent)),
@@ -336,5 +414,34 @@ impl Filter {
         .write(&mut packet);
         debug_assert!(Segment::parse(&packet).is_ok());
         packet
+    }
+
+    /// A segment of the peer's that the local TCP is to see.
+    fn segment_to_kernel(&self, id: SessionId, offset: u64, bits: u8, payload: &[u8]) -> Vec<u8> {
+        let (s, live) = (self.store.get(id).expect("known"), &self.live[&id]);
+        let FourTuple { local, peer } = s.open.tuple;
+        let mut packet = Vec::new();
+        Build {
+            source: peer,
+            destination: local,
+            seq: s.in_seq(offset),
+            ack: s.out_seq(live.acked.min(live.kernel_nxt)),
+            flags: bits,
+            window: live.window,
+            timestamps: s.open.timestamps.then_some((live.ts_recent, live.ts_value)),
+            payload,
+        }
+        .write(&mut packet);
+        packet
+    }
+}
+
+/// Where a restored socket begins to read. Nobody reads a closed one any more: what it would find unread would
+/// make the kernel reset it.
+fn feed_from(s: &crate::store::Session) -> u64 {
+    if s.closed {
+        s.in_end()
+    } else {
+        s.in_done
     }
 }

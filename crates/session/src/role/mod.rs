@@ -15,7 +15,7 @@
 //!    full       suspects the master, then reach                Master      ProbeReach.., [CloseLink],
 //!                                                                          BecomeMaster{n+2, take_over}
 //!    full       suspects the master, was cut off itself        Backup      [CloseLink] (replica stale)
-//!    full       Handover in this epoch                         Master      [CloseLink], BecomeMaster{n+2, take_over}
+//!    full       Handover in this epoch                         Master      BecomeMaster{n+2, take_over}
 //!    not full   partner starting, or backup too                Starting
 //!    not full   no serving master for 2*start_wait, reach      Master      ProbeReach.., BecomeMaster{n+1}
 //!   Master      any partner with a higher epoch                Backup      [CloseLink], Demote
@@ -260,7 +260,9 @@ struct Master {
     pairing: Pairing,
     /// Since when this epoch's pair is beyond repair: the link was lost, or a handover got no answer.
     broken: Option<Duration>,
-    stalled: bool,
+    /// The link was lost since `held`; one that is up now is new.
+    link_lost: bool,
+    stalled: Option<Duration>,
     /// Our epoch is a claim that the backup has not yet been heard to follow.
     announced: bool,
     handover: Option<Duration>,
@@ -272,7 +274,8 @@ impl Master {
     const SOLO: Master = Master {
         pairing: Pairing::Solo,
         broken: None,
-        stalled: false,
+        link_lost: false,
+        stalled: None,
         announced: false,
         handover: None,
         handed_over: false,
@@ -303,6 +306,8 @@ pub struct RoleMachine {
     awake: Duration,
     /// Until then silence proves nothing: we were away.
     listen_until: Duration,
+    /// Until then what is handled may have waited for us through a long pause.
+    distrust_until: Duration,
     /// We were cut off, or paused for long, since the partner was last heard.
     absent: bool,
 
@@ -333,6 +338,7 @@ impl RoleMachine {
             real: now,
             awake: Duration::ZERO,
             listen_until: Duration::ZERO,
+            distrust_until: Duration::ZERO,
             absent: false,
             partner: None,
             partner_epoch: Epoch::default(),
@@ -396,7 +402,8 @@ impl RoleMachine {
                 }
             }
             RoleInput::Handover(epoch) => {
-                if self.full() && epoch == self.epoch && self.carrier {
+                // After a long pause this may be an old message, and the master alone since.
+                if self.full() && epoch == self.epoch && self.carrier && self.awake >= self.distrust_until {
                     self.promote(2, true);
                 }
             }
@@ -475,7 +482,8 @@ impl RoleMachine {
 
     /// What our heartbeats and hellos say: the partner's [`PartnerView`] of us.
     pub fn view(&self) -> PartnerView {
-        let paired = matches!(&self.state, State::Master(m) if m.pairing == Pairing::Paired && m.broken.is_none());
+        let paired =
+            matches!(&self.state, State::Master(m) if m.pairing == Pairing::Paired && m.broken.is_none());
         PartnerView { role: self.role(), epoch: self.epoch, paired, full_replica: self.full() }
     }
 
@@ -512,7 +520,7 @@ impl RoleMachine {
 
     /// A paired master waits for its backup: nothing leaves that is not acknowledged.
     pub fn stalled(&self) -> bool {
-        matches!(&self.state, State::Master(m) if m.stalled)
+        matches!(&self.state, State::Master(m) if m.stalled.is_some())
     }
 
     /// Whether [`RoleInput::SwitchoverRequested`] would be followed, or why not.
@@ -558,7 +566,13 @@ impl RoleMachine {
         self.awake += gap.min(limit);
         if gap > limit {
             self.listen(self.cfg.heartbeat * 2);
-            self.absent |= self.long_away(gap);
+            // What was asked before the pause is no evidence after it.
+            self.probe_at = None;
+            self.evidence = None;
+            if self.long_away(gap) {
+                self.absent = true;
+                self.distrust_until = self.listen_until;
+            }
         }
     }
 
@@ -650,6 +664,7 @@ impl RoleMachine {
         if let State::Master(m) = &mut self.state {
             if m.held() {
                 m.broken = m.broken.or(Some(awake));
+                m.link_lost = true;
             } else {
                 m.pairing = Pairing::Solo;
             }
@@ -670,8 +685,11 @@ impl RoleMachine {
         }
         match self.state {
             State::Starting { .. } => self.promote(1, false),
-            State::Backup { .. } if self.full() => self.promote(2, true),
-            State::Backup { .. } => self.promote(1, false),
+            State::Backup { .. } => {
+                let take_over = self.full();
+                self.close_link();
+                self.promote(if take_over { 2 } else { 1 }, take_over);
+            }
             State::Master(_) => self.evidence = self.evidence.or(Some(self.awake)),
         }
     }
@@ -738,11 +756,11 @@ impl RoleMachine {
             m.broken = m.broken.or(Some(self.awake.saturating_sub(cfg.solo_after)));
         }
         let lost = m.held() && m.handover.is_none() && (suspected || m.broken.is_some());
-        if lost && !m.stalled {
+        if lost && m.stalled.is_none() {
             self.evidence = None;
             self.actions.push_back(RoleAction::Stall);
         }
-        m.stalled = lost;
+        m.stalled = lost.then(|| m.stalled.unwrap_or(self.awake));
         self.state = State::Master(m);
 
         if m.fenced {
@@ -762,8 +780,9 @@ impl RoleMachine {
                 self.go_solo(true);
                 return false;
             }
-            // A partner that said goodbye spares us the wait, not the evidence: give the probe its time.
-            if self.since_heard() >= self.cfg.solo_after {
+            // The probe gets its time, even when the wait was over (goodbye) or spent away (pause).
+            let asked = m.stalled.is_some_and(|t| self.awake - t >= self.cfg.heartbeat * 2);
+            if asked && self.since_heard() >= self.cfg.solo_after {
                 self.fence();
             }
             return true;
@@ -799,7 +818,6 @@ impl RoleMachine {
 
     fn promote(&mut self, step: u64, take_over: bool) {
         let old = self.epoch;
-        self.close_link();
         self.epoch = self.claim(step);
         self.state = State::Master(Master::SOLO);
         self.evidence = None;
@@ -814,7 +832,10 @@ impl RoleMachine {
     }
 
     fn demote(&mut self, epoch: Epoch) {
-        self.close_link();
+        // After a switchover the same link serves in the other direction.
+        if !matches!(self.state, State::Master(m) if m.handover.is_some()) {
+            self.close_link();
+        }
         self.epoch = epoch;
         self.state = State::Backup { paired_in: None };
         self.evidence = None;
@@ -827,7 +848,9 @@ impl RoleMachine {
         if !m.announced {
             self.epoch = self.claim(1);
         }
-        self.close_link();
+        if !m.link_lost {
+            self.close_link();
+        }
         self.state = State::Master(Master::SOLO);
         self.evidence = None;
         self.actions.push_back(RoleAction::GoSolo { epoch: self.epoch, doubtful });

@@ -1,0 +1,122 @@
+//! What a running manager is asked: status, sessions, switchover.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tcpr_node::config::Config;
+use tcpr_node::manager::control::{socket_path, ControlRequest};
+
+use crate::{load, Common};
+
+/// Exit code of `status` where no manager runs.
+const NO_MANAGER: u8 = 3;
+
+fn ask(config: &Config, request: &ControlRequest) -> Result<Value, String> {
+    let path = socket_path(&config.service.run_dir);
+    let talk = || -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(&path)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        writeln!(stream, "{}", serde_json::to_string(request)?)?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        Ok(line)
+    };
+    let line = talk().map_err(|e| format!("no manager answers at {}: {e}", path.display()))?;
+    serde_json::from_str(&line).map_err(|e| format!("the manager's answer is no JSON: {e}"))
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or("-")
+}
+
+/// `tcpr status`.
+pub fn status(common: &Common) -> Result<u8, String> {
+    let config = load(common.config.as_ref())?;
+    let answer = match ask(&config, &ControlRequest::Status) {
+        Ok(answer) => answer,
+        Err(why) => {
+            if common.json {
+                println!("{}", serde_json::json!({ "member": config.me().name, "role": "none", "protected": false, "error": why }));
+            } else {
+                eprintln!("tcpr: {why}");
+            }
+            return Ok(NO_MANAGER);
+        }
+    };
+    let protected = answer.get("protected").and_then(Value::as_bool).unwrap_or(false);
+    if common.json {
+        println!("{answer}");
+    } else {
+        println!("member     {}", text(&answer, "member"));
+        println!("role       {}", text(&answer, "role"));
+        println!("epoch      {}", answer["epoch"]);
+        println!("protected  {}", if protected { "yes" } else { "no" });
+        match answer.get("partner") {
+            Some(Value::Object(_)) => {
+                let p = &answer["partner"];
+                println!(
+                    "partner    {} at {}, {}{}",
+                    text(p, "member"),
+                    text(p, "address"),
+                    text(p, "role"),
+                    p["trouble"].as_str().map(|t| format!(" ({t})")).unwrap_or_default()
+                );
+            }
+            _ => println!("partner    none configured"),
+        }
+        println!("sessions   {}", answer["sessions"]);
+    }
+    Ok(u8::from(!protected))
+}
+
+/// `tcpr sessions`.
+pub fn sessions(common: &Common) -> Result<u8, String> {
+    let config = load(common.config.as_ref())?;
+    let answer = ask(&config, &ControlRequest::Sessions)?;
+    if common.json {
+        println!("{answer}");
+        return Ok(0);
+    }
+    println!("{:>8}  {:<22} {:<22} {:>12} {:>12}  state", "session", "local", "peer", "in", "out");
+    for s in answer["sessions"].as_array().into_iter().flatten() {
+        let state = if s["torn"] == true {
+            "torn"
+        } else if s["established"] == false {
+            "opening"
+        } else if s["finished"] == true || s["peer_finished"] == true {
+            "closing"
+        } else {
+            "established"
+        };
+        println!(
+            "{:>8}  {:<22} {:<22} {:>12} {:>12}  {state}",
+            s["session"], text(s, "local"), text(s, "peer"), s["in_stored"], s["out_done"]
+        );
+    }
+    Ok(0)
+}
+
+/// `tcpr switchover`: returns when the partner is master, or says why not.
+pub fn switchover(common: &Common) -> Result<u8, String> {
+    let config = load(common.config.as_ref())?;
+    let before = Instant::now();
+    let answer = ask(&config, &ControlRequest::Switchover)?;
+    if let Some(why) = answer.get("error").and_then(Value::as_str) {
+        return Err(why.to_owned());
+    }
+    while before.elapsed() < Duration::from_secs(5) {
+        let status = ask(&config, &ControlRequest::Status)?;
+        if status["role"] == "backup" {
+            if common.json {
+                println!("{status}");
+            } else {
+                println!("{} is master now", text(&status["partner"], "member"));
+            }
+            return Ok(0);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Err("the partner did not take over; see tcpr status".to_owned())
+}

@@ -1,0 +1,39 @@
+//! `tcpr run`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use tcpr_node::config::Config;
+use tcpr_node::manager::{Hosting, Manager, ProgramSpec};
+
+use crate::logger;
+
+/// Where libtcpr.so is: `TCPR_LIBRARY`, beside this program, or in its prefix's lib.
+fn library() -> Result<PathBuf, String> {
+    let mut places: Vec<PathBuf> = std::env::var_os("TCPR_LIBRARY").map(PathBuf::from).into_iter().collect();
+    if let Some(dir) = std::env::current_exe().ok().and_then(|e| e.parent().map(PathBuf::from)) {
+        places.push(dir.join("libtcpr.so"));
+        places.push(dir.join("../lib/libtcpr.so"));
+    }
+    places.push("/usr/local/lib/libtcpr.so".into());
+    places.push("/usr/lib/libtcpr.so".into());
+    places.iter().find(|p| p.is_file()).and_then(|p| p.canonicalize().ok()).ok_or_else(|| {
+        let tried: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
+        format!("libtcpr.so is in none of {}; set TCPR_LIBRARY to its path", tried.join(", "))
+    })
+}
+
+/// Serves until the program or a signal ends it.
+pub fn run(config: Option<PathBuf>, program: Vec<OsString>) -> Result<u8, String> {
+    logger::start();
+    let path = Config::path(config.as_deref());
+    let config = Config::load(config.as_deref()).map_err(|e| e.to_string())?;
+    let hosting = Hosting {
+        program: Some(ProgramSpec { command: program, library: library()? }),
+        config_path: Some(path.canonicalize().unwrap_or(path)),
+        signals: true,
+    };
+    let manager = Manager::new(config, hosting).map_err(|e| e.to_string())?;
+    let code = manager.run().map_err(|e| e.to_string())?;
+    Ok(code as u8)
+}

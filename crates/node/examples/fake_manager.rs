@@ -1,0 +1,228 @@
+//! A manager that only listens: admits the processes of a service and prints what their hooks tell, one event a
+//! line. With it libtcpr can be tried without privileges.
+//!
+//! `fake_manager SERVICE TOKEN VIP PORT [INJECT [ABSORB]]`
+//!
+//! Every connection to VIP:INJECT is handed over as a recovered session of PORT, of whose next output ABSORB bytes
+//! have been sent already. It ends at the end of its standard input.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tcpr_node::channel::server::{Channel, ChannelError, ChannelListener, ChannelRole, Greeting, Incoming};
+use tcpr_node::channel::wire::{PortInfo, RecoveredInfo, Reply, Request, SessionFacts, MAX_RECOVERED};
+use tcpr_node::channel::{Event, Origin};
+use tcpr_session::tuple::FourTuple;
+
+struct Fake {
+    vip: IpAddr,
+    port: u16,
+    absorb: u64,
+    channels: HashMap<u32, Channel>,
+    injector: Option<TcpListener>,
+    /// Connections that wait to be fetched.
+    waiting: Vec<TcpStream>,
+    /// Fetched or not, they were not attached yet.
+    pending: u32,
+    doorbell: Option<TcpStream>,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, service, token, vip, port, rest @ ..] = arguments.as_slice() else {
+        return Err("usage: fake_manager SERVICE TOKEN VIP PORT [INJECT [ABSORB]]".into());
+    };
+    let (vip, port): (IpAddr, u16) = (vip.parse()?, port.parse()?);
+    let injector = match rest.first() {
+        Some(inject) => {
+            let listener = TcpListener::bind(SocketAddr::new(vip, inject.parse()?))?;
+            listener.set_nonblocking(true)?;
+            Some(listener)
+        }
+        None => None,
+    };
+    let mut listener = ChannelListener::bind(Greeting {
+        service: service.clone(),
+        token: token.clone(),
+        vips: vec![vip],
+        ports: vec![PortInfo { port, absorb_greeting: false }],
+        outgoing: vec![],
+    })?;
+    println!("ready");
+    let absorb = rest.get(1).map_or(Ok(0), |n| n.parse())?;
+    let mut fake = Fake {
+        vip,
+        port,
+        absorb,
+        channels: HashMap::new(),
+        injector,
+        waiting: vec![],
+        pending: 0,
+        doorbell: None,
+    };
+    let ended = Arc::new(AtomicBool::new(false));
+    let input_ends = ended.clone();
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        input_ends.store(true, Ordering::Relaxed);
+    });
+    while !ended.load(Ordering::Relaxed) {
+        while let Some(channel) = listener.accept()? {
+            fake.channels.insert(channel.id(), channel);
+        }
+        fake.serve();
+        thread::sleep(Duration::from_millis(1));
+    }
+    fake.drain();
+    Ok(())
+}
+
+impl Fake {
+    fn serve(&mut self) {
+        while let Some(Ok((stream, _))) = self.injector.as_ref().map(TcpListener::accept) {
+            self.waiting.push(stream);
+            self.pending += 1;
+        }
+        self.drain();
+        let ids: Vec<u32> = self.channels.keys().copied().collect();
+        for id in ids {
+            if let Err(error) = self.requests(id) {
+                self.drain();
+                println!("{id} gone: {error}");
+                self.channels.remove(&id);
+            }
+        }
+        self.ring();
+        for channel in self.channels.values() {
+            channel.set_pending(self.port, self.pending);
+        }
+    }
+
+    fn drain(&mut self) {
+        let mut spoiled = None;
+        for (&id, channel) in &mut self.channels {
+            let pending = &mut self.pending;
+            let result = channel.drain(|event| match event {
+                Event::Write { thread, handle, taken, short, bytes } => {
+                    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]);
+                    println!("{id} Write {{ thread: {thread}, handle: {handle}, taken: {taken}, short: {short} }} {text:?}");
+                }
+                Event::Attach { handle, origin, tuple } => {
+                    if origin == Origin::Recovered {
+                        *pending = pending.saturating_sub(1);
+                    }
+                    println!("{id} Attach {{ handle: {handle}, origin: {origin:?} }} {}", tuple.local);
+                }
+                event => println!("{id} {event:?}"),
+            });
+            if let Err(error) = result {
+                println!("{id} spoiled: {error}");
+                spoiled = Some(id);
+            }
+        }
+        if let Some(id) = spoiled {
+            self.channels.remove(&id);
+        }
+    }
+
+    fn requests(&mut self, id: u32) -> Result<(), ChannelError> {
+        let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
+        while let Some(incoming) = channel.receive()? {
+            match incoming {
+                Incoming::Joined(hello) => {
+                    println!("{id} joined linked {}", hello.linked);
+                    channel.set_role(ChannelRole::Master);
+                    channel.set_epoch(1, 0);
+                    channel.set_pending(self.port, self.pending);
+                }
+                Incoming::Request(number, Request::GetRecovered { max, .. }) => {
+                    let n = self.waiting.len().min(max as usize).min(MAX_RECOVERED);
+                    let streams: Vec<TcpStream> = self.waiting.drain(..n).collect();
+                    let local = SocketAddr::new(self.vip, self.port);
+                    let sessions = streams
+                        .iter()
+                        .enumerate()
+                        .map(|(i, stream)| RecoveredInfo {
+                            tuple: FourTuple { local, peer: stream.peer_addr().unwrap_or(local) },
+                            session: i as u32,
+                            absorb: self.absorb,
+                            input_pending: 0,
+                        })
+                        .collect();
+                    let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
+                    let more = !self.waiting.is_empty();
+                    channel.reply(number, Reply::Recovered { sessions, more }, &fds)?;
+                }
+                Incoming::Request(number, Request::SessionInfo { .. }) => {
+                    let facts = SessionFacts { session: 7, in_done: 1, ..SessionFacts::default() };
+                    channel.reply(number, Reply::Session(facts), &[])?;
+                }
+                Incoming::Request(number, request) => {
+                    println!("{id} {request:?}");
+                    channel.reply(number, Reply::Ok, &[])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As long as sessions wait, so does a local connection on the listener.
+    fn ring(&mut self) {
+        if self.pending == 0 {
+            self.doorbell = None;
+            return;
+        }
+        let hung_up = |stream: &TcpStream| {
+            stream.set_nonblocking(true).is_err()
+                || !matches!(stream.peek(&mut [0]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+        };
+        if self.doorbell.as_ref().is_some_and(|d| !hung_up(d)) {
+            return;
+        }
+        // Its port must be told before it is connected; std cannot bind first.
+        if let Ok(doorbell) = connect_from(self.vip, self.port, &self.channels) {
+            self.doorbell = Some(doorbell);
+        }
+    }
+}
+
+/// Connects from the VIP to the VIP, telling the applications from which port before.
+fn connect_from(vip: IpAddr, port: u16, channels: &HashMap<u32, Channel>) -> std::io::Result<TcpStream> {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    let IpAddr::V4(vip) = vip else { return Err(std::io::ErrorKind::Unsupported.into()) };
+    let address = |port: u16| libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(vip).to_be() },
+        sin_zero: [0; 8],
+    };
+    let (here, there) = (address(0), address(port));
+    let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: takes no pointers; the result is checked, and owned by nobody else.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: `here` is live and of the given length.
+    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const here).cast(), length) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let stream = TcpStream::from(socket);
+    let own = stream.local_addr()?.port();
+    for channel in channels.values() {
+        channel.set_doorbells(&[own]);
+    }
+    // SAFETY: `there` is live and of the given length.
+    if unsafe { libc::connect(stream.as_raw_fd(), (&raw const there).cast(), length) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(stream)
+}

@@ -1,0 +1,278 @@
+//! Channels to the applications' hooks.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::AsRawFd;
+
+use tcpr_session::filter::{Filter, Origin};
+use tcpr_session::role::{Role, RoleInput};
+use tcpr_session::Now;
+
+use super::{Manager, Token};
+use crate::channel::server::{Channel, ChannelError, ChannelRole, Incoming};
+use crate::channel::wire::{Reply, Request, SessionFacts};
+use crate::channel::{self, Event};
+
+/// A process whose hooks are joined.
+pub(super) struct App {
+    pub channel: Channel,
+    /// Its ring is broken or it said what cannot be: dropped at the next round.
+    broken: bool,
+}
+
+/// Takes what the hooks have told since the last time into the filter.
+pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, now: Now) {
+    let mut intent = None;
+    let mut any = false;
+    for (&id, app) in apps.iter_mut() {
+        let drained = app.channel.drain(|event| tell(filter, now, id, event));
+        match drained {
+            Ok(n) => any |= n > 0,
+            Err(error) => {
+                log::warn!("application {}: {}", app.channel.pid(), describe(&error));
+                app.broken = true;
+            }
+        }
+        if let Some(handle) = app.channel.open_intent() {
+            intent = Some((id, handle));
+        }
+    }
+    filter.set_intent(intent);
+    if any {
+        filter.run_commits(now);
+    }
+}
+
+fn describe(error: &ChannelError) -> String {
+    match error {
+        ChannelError::Gone => "it has left".to_owned(),
+        ChannelError::Misbehaved(what) => what.clone(),
+        ChannelError::Io(e) => e.to_string(),
+    }
+}
+
+fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
+    match event {
+        Event::Attach { handle, origin, tuple } => {
+            let origin = match origin {
+                channel::Origin::Accepted => Origin::Accepted,
+                channel::Origin::Connected => Origin::Connected,
+                channel::Origin::Recovered => Origin::Recovered,
+                channel::Origin::Inherited => Origin::Inherited,
+            };
+            filter.attach(now, id, handle, origin, &tuple);
+        }
+        Event::Write { thread, handle, short, bytes, .. } => filter.write_out(now, id, thread, handle, bytes, short),
+        Event::Read { thread, handle, n } => filter.read(now, id, thread, handle, n),
+        Event::Wait { thread, .. } | Event::Commit { thread } => filter.turn_end(now, id, thread),
+        Event::Consume { thread, handle, n } => filter.consume(id, thread, handle, n),
+        Event::Shutdown { thread, handle } => filter.shutdown(now, id, thread, handle),
+        Event::Close { thread, handle, abort } => filter.close(now, id, thread, handle, abort),
+        Event::Exit => filter.exit(now, id),
+        Event::Absorbed { thread, handle, n } => filter.absorbed(now, id, thread, handle, n),
+    }
+}
+
+impl Manager {
+    pub(super) fn drain_apps(&mut self) {
+        let now = self.now();
+        drain(&mut self.apps, &mut self.filter, now);
+        let broken: Vec<u32> = self.apps.iter().filter(|(_, a)| a.broken).map(|(id, _)| *id).collect();
+        for id in broken {
+            self.drop_app(id);
+        }
+    }
+
+    /// Announces that we sleep. False: there is something to read first.
+    pub(super) fn apps_may_sleep(&mut self) -> bool {
+        let mut may = true;
+        for app in self.apps.values_mut() {
+            match app.channel.prepare_sleep() {
+                Ok(true) => {}
+                Ok(false) => may = false,
+                Err(_) => app.broken = true,
+            }
+        }
+        may
+    }
+
+    pub(super) fn apps_wake(&mut self) {
+        for app in self.apps.values_mut() {
+            app.channel.wake();
+        }
+    }
+
+    pub(super) fn accept_apps(&mut self) {
+        loop {
+            match self.channels.accept() {
+                Ok(Some(channel)) => {
+                    let id = channel.id();
+                    let watched = self
+                        .poller
+                        .add(channel.socket_fd().as_raw_fd(), Token::Channel(id))
+                        .and_then(|()| self.poller.add(channel.process_fd().as_raw_fd(), Token::Process(id)));
+                    match watched {
+                        Ok(()) => {
+                            self.apps.insert(id, App { channel, broken: false });
+                        }
+                        Err(error) => log::error!("cannot watch an application: {error}"),
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => return log::warn!("an application was turned away: {}", describe(&error)),
+            }
+        }
+    }
+
+    pub(super) fn app_request(&mut self, id: u32) {
+        loop {
+            let Some(app) = self.apps.get_mut(&id) else { return };
+            match app.channel.receive() {
+                Ok(Some(Incoming::Joined(hello))) => {
+                    log::info!("application {} joined", app.channel.pid());
+                    log::debug!("{hello:?}");
+                    if let Some(kick) = app.channel.kick_fd() {
+                        if let Err(error) = self.poller.add(kick.as_raw_fd(), Token::Kick(id)) {
+                            log::error!("cannot watch an application: {error}");
+                        }
+                    }
+                    self.publish_role();
+                    self.publish_pending();
+                }
+                Ok(Some(Incoming::Request(number, request))) => self.answer(id, number, request),
+                Ok(None) => return,
+                Err(ChannelError::Gone) => {
+                    // The channel is closed; the process may live on (exec), and its death is told apart.
+                    let now = self.now();
+                    drain(&mut self.apps, &mut self.filter, now);
+                    if let Some(app) = self.apps.get(&id) {
+                        self.poller.remove(app.channel.socket_fd().as_raw_fd());
+                    }
+                    return;
+                }
+                Err(error) => {
+                    log::warn!("application: {}", describe(&error));
+                    return self.drop_app(id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn app_kick(&mut self, id: u32) {
+        if let Some(app) = self.apps.get(&id) {
+            app.channel.clear_kick();
+        }
+        self.drain_apps();
+    }
+
+    /// The process is dead: its last words are in the ring.
+    pub(super) fn app_died(&mut self, id: u32) {
+        self.drain_apps();
+        self.drop_app(id);
+    }
+
+    fn drop_app(&mut self, id: u32) {
+        let now = self.now();
+        let Some(app) = self.apps.remove(&id) else { return };
+        self.poller.remove(app.channel.socket_fd().as_raw_fd());
+        self.poller.remove(app.channel.process_fd().as_raw_fd());
+        if let Some(kick) = app.channel.kick_fd() {
+            self.poller.remove(kick.as_raw_fd());
+        }
+        self.filter.process_gone(now, id);
+        self.takeover.app_gone(id);
+    }
+
+    /// The program that we started crashed: so did what it told through its channels.
+    pub(super) fn apps_of_dead_program(&mut self, now: Now) {
+        let _ = now;
+        let dead: Vec<u32> =
+            self.apps.iter().filter(|(_, a)| !process_lives(a.channel.pid())).map(|(id, _)| *id).collect();
+        for id in dead {
+            self.drop_app(id);
+        }
+    }
+
+    pub(super) fn ask_alive(&mut self, id: u32) {
+        let now = self.now();
+        match self.apps.get(&id) {
+            Some(app) if process_lives(app.channel.pid()) => self.filter.process_alive(now, id),
+            Some(_) => {} // Its end is near; then its endings are withheld.
+            None => self.filter.process_gone(now, id),
+        }
+    }
+
+    fn answer(&mut self, id: u32, number: u32, request: Request) {
+        match request {
+            Request::GetRecovered { port, max } => self.hand_over(id, number, port, max),
+            Request::Listen { port, .. } => {
+                self.takeover.listening(id, port);
+                self.reply(id, number, Reply::Ok);
+                let now = self.now();
+                self.ring_doorbells(now);
+            }
+            Request::Switchover => {
+                let reply = match self.role.can_switch_over() {
+                    Ok(()) => {
+                        self.role.handle(self.start.elapsed(), RoleInput::SwitchoverRequested);
+                        Reply::Ok
+                    }
+                    Err(why) => Reply::Error { errno: libc::ENOTCONN, text: why.to_owned() },
+                };
+                self.reply(id, number, reply);
+            }
+            Request::SessionInfo { tuple } => {
+                let store = self.filter.store();
+                let facts = store.find(&tuple).and_then(|s| store.get(s)).map(|s| SessionFacts {
+                    session: s.open.session,
+                    in_done: s.in_done,
+                    in_stored: s.in_end(),
+                    out_done: s.out_done,
+                    out_stored: s.out_done,
+                    torn: s.torn,
+                });
+                let reply = match facts {
+                    Some(facts) => Reply::Session(facts),
+                    None => Reply::Error { errno: libc::ENOTCONN, text: "not a protected session".to_owned() },
+                };
+                self.reply(id, number, reply);
+            }
+        }
+    }
+
+    pub(super) fn reply(&mut self, id: u32, number: u32, reply: Reply) {
+        if let Some(app) = self.apps.get(&id) {
+            if let Err(error) = app.channel.reply(number, reply, &[]) {
+                log::warn!("application {}: {}", app.channel.pid(), describe(&error));
+            }
+        }
+    }
+
+    /// Shows role and epoch to every application.
+    pub(super) fn publish_role(&self) {
+        let role = match self.role.role() {
+            Role::Starting => ChannelRole::Starting,
+            Role::Backup => ChannelRole::Backup,
+            Role::Master => ChannelRole::Master,
+            Role::Fenced => ChannelRole::Fenced,
+        };
+        let epoch = self.role.epoch();
+        for app in self.apps.values() {
+            app.channel.set_role(role);
+            app.channel.set_epoch(epoch.number, u32::from(epoch.member));
+        }
+    }
+}
+
+/// Whether a process lives and is not on its way out (PF_EXITING): its descriptors are closed on the way, long
+/// before it is gone.
+fn process_lives(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The command's name may hold anything; the fields follow its last parenthesis.
+    let Some((_, fields)) = stat.rsplit_once(") ") else { return false };
+    let mut fields = fields.split(' ');
+    let state = fields.next();
+    let flags: u64 = fields.nth(5).and_then(|f| f.parse().ok()).unwrap_or(0);
+    const PF_EXITING: u64 = 0x4;
+    !matches!(state, Some("Z" | "X")) && flags & PF_EXITING == 0
+}

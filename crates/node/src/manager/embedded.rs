@@ -1,0 +1,72 @@
+//! A manager as a thread of the application's own process, with a private descriptor table.
+
+use std::io;
+use std::path::Path;
+use std::sync::mpsc;
+
+use super::{Hosting, Manager};
+use crate::config::Config;
+
+/// What the hooks of the same process need to join the channel.
+#[derive(Clone, Debug)]
+pub struct EmbeddedHandle {
+    /// Name of the service.
+    pub service: String,
+    /// The token that admits them.
+    pub token: String,
+}
+
+/// Keeps the privileges of the calling thread over a later setuid of the process: without it the kernel takes
+/// NFQUEUE away. Linux, securebits.h: SECBIT_NO_SETUID_FIXUP.
+const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+
+/// Starts a manager thread. The privileges must be there now.
+///
+/// # Errors
+/// What is wrong, in words for a user.
+pub fn start_embedded(config: Option<&Path>) -> Result<EmbeddedHandle, String> {
+    let config = Config::load(config).map_err(|e| e.to_string())?;
+    let (tell, told) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("tcpr".to_owned())
+        .spawn(move || {
+            crate::channel::client::Bypass::this_thread();
+            let made = seclude().and_then(|()| Manager::new(config, Hosting::default()));
+            match made {
+                Ok(manager) => {
+                    let handle =
+                        EmbeddedHandle { service: manager.service().to_owned(), token: manager.token().to_owned() };
+                    if tell.send(Ok(handle)).is_err() {
+                        return;
+                    }
+                    if let Err(error) = manager.run() {
+                        log::error!("the manager ended: {error}");
+                    }
+                }
+                // The starter has gone only if the process ends.
+                Err(error) => drop(tell.send(Err(error.to_string()))),
+            }
+        })
+        .map_err(|e| format!("cannot start the manager thread: {e}"))?;
+    told.recv().map_err(|_| "the manager thread ended at once".to_owned())?
+}
+
+/// A guest's manners: its own descriptor table, no signals, no part in the process's setuid.
+fn seclude() -> io::Result<()> {
+    // SAFETY: all zeroes is a valid value of this plain C structure, and sigfillset fills it.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+    }
+    // SAFETY: no pointers. After it the descriptors of this thread are its own, and those of the application
+    // are no longer among them.
+    if unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: no pointers; it concerns this thread only.
+    if unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) } < 0 {
+        log::warn!("cannot keep privileges over setuid: {}", io::Error::last_os_error());
+    }
+    Ok(())
+}

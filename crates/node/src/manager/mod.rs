@@ -1,0 +1,577 @@
+//! The manager: one thread, one event loop, joining the pure core to the kernel, the applications and the
+//! partner. It decides nothing itself: packets and hook events go to the filter, heartbeats and evidence to the
+//! role machine, and what those two say is done, in that order, before the loop waits again.
+//!
+//! - `packets`: the two queues, and the filter's actions
+//! - `apps`: channels to the applications' hooks
+//! - `program`: the server that `tcpr run` starts
+//! - `partner`: heartbeats, replication, the role machine's actions
+//! - `takeover`: restoring sessions and handing them over
+//! - `control`: `tcpr status` and its like
+//! - `doorbell`: the connection that wakes an application's accept
+//! - `disk`: epoch and lock
+
+mod apps;
+pub mod control;
+mod disk;
+mod doorbell;
+mod embedded;
+mod packets;
+mod partner;
+mod poller;
+mod program;
+mod takeover;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tcpr_session::filter::{Action, Filter, FilterConfig};
+use tcpr_session::role::{Role, RoleConfig, RoleMachine};
+use tcpr_session::Now;
+
+use crate::arp::Arp;
+use crate::channel::server::{ChannelListener, Greeting};
+use crate::channel::wire::PortInfo;
+use crate::config::{self, Config};
+use crate::nfqueue::Queue;
+use crate::rawsock::RawSender;
+use crate::rules::Rules;
+use crate::sockdiag::SockDiag;
+use crate::vip::Vip;
+
+pub use embedded::{start_embedded, EmbeddedHandle};
+pub use program::ProgramSpec;
+
+use poller::{Poller, Ready, Token};
+
+/// Lifetime of the virtual IP; renewed while master, it vanishes by itself with its manager.
+const VIP_LIFETIME_S: u32 = 2;
+/// How often it is renewed.
+const VIP_RENEW: Duration = Duration::from_millis(500);
+
+/// How a manager is hosted.
+#[derive(Clone, Debug, Default)]
+pub struct Hosting {
+    /// `tcpr run`: the program to keep running.
+    pub program: Option<ProgramSpec>,
+    /// The configuration file, for programs that read it again.
+    pub config_path: Option<PathBuf>,
+    /// Whether SIGTERM and SIGINT are ours to take.
+    pub signals: bool,
+}
+
+/// The manager of one service on one member.
+pub struct Manager {
+    config: Config,
+    start: Instant,
+    poller: Poller,
+    filter: Filter,
+    role: RoleMachine,
+    actions: Vec<Action>,
+
+    queue_in: Queue,
+    queue_out: Queue,
+    rules: Rules,
+    raw: RawSender,
+    sockdiag: SockDiag,
+    arp: Arp,
+    vips: Vec<Vip>,
+    vip_up: bool,
+    vip_renew: Now,
+    vip_remove: Option<Now>,
+    garp_due: Vec<Now>,
+    heard_peer: bool,
+
+    token: String,
+    channels: ChannelListener,
+    apps: HashMap<u32, apps::App>,
+    program: Option<program::Program>,
+
+    partner: partner::Partner,
+    takeover: takeover::Takeover,
+    control: control::Control,
+    epochs: disk::EpochFile,
+    _lock: disk::Lock,
+
+    signals: Option<program_signals::Signals>,
+    stopping: Option<Stopping>,
+    exit: Option<i32>,
+}
+
+/// A stop that is under way.
+#[derive(Clone, Copy, Debug)]
+struct Stopping {
+    since: Now,
+    told_program: bool,
+}
+
+/// What can go wrong at the start, said so that the user can mend it.
+fn context(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
+    move |e| io::Error::new(e.kind(), format!("{what}: {e}"))
+}
+
+impl Manager {
+    /// Takes everything that the service needs; nothing of the service is served before [`Manager::run`].
+    ///
+    /// # Errors
+    /// Says what is missing: a privilege, a tool, a port or queue in use, an interface.
+    pub fn new(config: Config, hosting: Hosting) -> io::Result<Manager> {
+        let unsupported = config.unsupported();
+        if !unsupported.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, unsupported.join("; ")));
+        }
+        let start = Instant::now();
+        let service = &config.service;
+        let lock = disk::Lock::take(&service.state_dir)?;
+        let epochs = disk::EpochFile::open(&service.state_dir)?;
+        let poller = Poller::new()?;
+
+        let mut vips = Vec::new();
+        for (addr, prefix) in service.virtual_ipv4() {
+            let mut vip = Vip::new(&service.interface, addr, prefix)?;
+            // What a killed manager of this member left behind.
+            vip.remove()?;
+            vips.push(vip);
+        }
+        let rules = Rules::of(&config);
+        // Fail closed: the rules stand before the queues have a listener, and before the program starts.
+        rules.install().map_err(|e| io::Error::other(e.to_string()))?;
+        let queue_in = Queue::open(service.queues.0)?;
+        let queue_out = Queue::open(service.queues.1)?;
+        let mut sockdiag = SockDiag::open().map_err(context("cannot open a sock_diag socket"))?;
+        let locals: Vec<SocketAddr> = vips
+            .iter()
+            .flat_map(|v| service.ports.iter().map(|p| SocketAddr::new(v.addr().into(), p.port)))
+            .collect();
+        packets::destroy_sockets(&mut sockdiag, &locals);
+
+        let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy.clone())).collect();
+        let filter = Filter::new(FilterConfig { ports, max_turn: config.recovery.max_turn });
+        let random: [u8; 16] = crate::key::random()?;
+        let token: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        let channels = ChannelListener::bind(Greeting {
+            service: service.name.clone(),
+            token: token.clone(),
+            vips: vips.iter().map(|v| v.addr().into()).collect(),
+            ports: service
+                .ports
+                .iter()
+                .map(|p| PortInfo { port: p.port, absorb_greeting: p.greeting == config::Greeting::Absorb })
+                .collect(),
+            outgoing: service.outgoing.clone(),
+        })?;
+        let now = start.elapsed();
+        let failover = &config.failover;
+        let role = RoleMachine::new(
+            RoleConfig {
+                me: config.member_index,
+                has_partner: config.partner().is_some(),
+                preferred: failover.preferred,
+                heartbeat: failover.heartbeat,
+                misses: failover.misses,
+                solo_after: failover.solo_after,
+                start_wait: (failover.heartbeat * 20).max(Duration::from_millis(1000)),
+            },
+            epochs.last(config.member_index),
+            now,
+        );
+        let program = hosting.program.map(|spec| {
+            let mut environment = vec![
+                ("TCPR_SERVICE".to_owned(), service.name.clone()),
+                ("TCPR_TOKEN".to_owned(), token.clone()),
+                ("TCPR_MEMBER".to_owned(), config.me().name.clone()),
+            ];
+            if let Some(path) = &hosting.config_path {
+                environment.push(("TCPR_CONFIG".to_owned(), path.display().to_string()));
+            }
+            program::Program::new(spec, environment, now)
+        });
+        let partner = partner::Partner::new(&config, now)?;
+        let control = control::Control::new(&service.run_dir)?;
+        let arp = Arp::new(&service.interface)?;
+        let signals = if hosting.signals { Some(program_signals::Signals::take()?) } else { None };
+
+        let manager = Manager {
+            poller,
+            filter,
+            role,
+            actions: Vec::new(),
+            queue_in,
+            queue_out,
+            rules,
+            raw: RawSender::open().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?,
+            sockdiag,
+            arp,
+            vips,
+            vip_up: false,
+            vip_renew: Duration::ZERO,
+            vip_remove: None,
+            garp_due: Vec::new(),
+            heard_peer: false,
+            token,
+            channels,
+            apps: HashMap::new(),
+            program,
+            partner,
+            takeover: takeover::Takeover::new(locals),
+            control,
+            epochs,
+            _lock: lock,
+            signals,
+            stopping: None,
+            exit: None,
+            start,
+            config,
+        };
+        manager.watch_all()?;
+        Ok(manager)
+    }
+
+    fn watch_all(&self) -> io::Result<()> {
+        use std::os::fd::{AsFd, AsRawFd};
+        let p = &self.poller;
+        p.add(self.queue_in.as_raw_fd(), Token::QueueIn)?;
+        p.add(self.queue_out.as_raw_fd(), Token::QueueOut)?;
+        p.add(self.channels.as_fd().as_raw_fd(), Token::Channels)?;
+        p.add(self.control.fd(), Token::Control)?;
+        if let Some(signals) = &self.signals {
+            p.add(signals.fd(), Token::Signal)?;
+        }
+        self.partner.watch(p)
+    }
+
+    /// The token that admits a process to the channel.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Name of the service.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        &self.config.service.name
+    }
+
+    fn now(&self) -> Now {
+        self.start.elapsed()
+    }
+
+    /// Serves until told to stop. Returns the exit code for `tcpr run`.
+    ///
+    /// # Errors
+    /// The event loop itself failed.
+    pub fn run(mut self) -> io::Result<i32> {
+        raise_priority();
+        let mut ready = Vec::new();
+        loop {
+            self.settle();
+            if let Some(code) = self.exit {
+                self.clean_up();
+                return Ok(code);
+            }
+            if !self.apps_may_sleep() {
+                self.drain_apps();
+                continue;
+            }
+            let timeout = self.next_timeout();
+            self.poller.wait(timeout, &mut ready)?;
+            self.apps_wake();
+            for event in ready.drain(..) {
+                self.dispatch(event);
+            }
+            self.timers();
+        }
+    }
+
+    fn next_timeout(&self) -> Duration {
+        let now = self.now();
+        let due = [
+            self.filter.poll_timeout(),
+            self.role.poll_timeout(),
+            self.partner.poll_timeout(),
+            self.takeover.poll_timeout(),
+            self.program.as_ref().and_then(program::Program::poll_timeout),
+            self.vip_up.then_some(self.vip_renew),
+            self.vip_remove,
+            self.garp_due.first().copied(),
+            self.stopping.map(|s| s.since + Duration::from_millis(100)).filter(|t| *t > now),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        due.map_or(Duration::from_millis(200), |t| t.saturating_sub(now)).min(Duration::from_millis(200))
+    }
+
+    fn dispatch(&mut self, event: Ready) {
+        match event.token {
+            Token::QueueIn => self.receive_in(),
+            Token::QueueOut => self.receive_out(),
+            Token::LinkListener => self.accept_link(),
+            Token::Link => self.link_ready(event.readable, event.writable),
+            Token::Retiring => self.retiring_ready(event.readable, event.writable),
+            Token::Heartbeat => self.receive_heartbeats(),
+            Token::Reach => self.reach_ready(),
+            Token::Control => self.accept_asker(),
+            Token::Asker(id) => self.asker_ready(id),
+            Token::Channels => self.accept_apps(),
+            Token::Channel(id) => self.app_request(id),
+            Token::Kick(id) => self.app_kick(id),
+            Token::Process(id) => self.app_died(id),
+            Token::Program => self.program_ended(),
+            Token::Signal => self.signalled(),
+        }
+    }
+
+    fn timers(&mut self) {
+        let now = self.now();
+        if self.filter.poll_timeout().is_some_and(|t| now >= t) {
+            self.filter.handle_timeout(now);
+        }
+        if self.role.poll_timeout().is_some_and(|t| now >= t) {
+            self.role.handle_timeout(now);
+        }
+        self.partner_timers(now);
+        self.takeover_timers(now);
+        self.vip_timers(now);
+        self.program_timers(now);
+        self.stop_timers(now);
+    }
+
+    /// Does all that the core has decided; nothing is left over when the loop waits.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            let roles = self.role_actions();
+            let packets = self.filter_actions();
+            self.ship();
+            if !roles && !packets {
+                break;
+            }
+        }
+        self.flush_verdicts();
+        self.partner.flush();
+        self.partner_interest();
+    }
+
+    // ---- virtual IP ----------------------------------------------------------------------------------
+
+    fn vip_add(&mut self, now: Now) {
+        self.vip_remove = None;
+        for vip in &mut self.vips {
+            if let Err(error) = vip.add(VIP_LIFETIME_S) {
+                log::error!("{error}");
+            }
+            if let Err(error) = self.arp.send_gratuitous(vip.addr()) {
+                log::error!("gratuitous ARP for {}: {error}", vip.addr());
+            }
+        }
+        self.vip_up = true;
+        self.vip_renew = now + VIP_RENEW;
+        self.garp_due = [2u64, 10, 50, 200, 1000, 3000].iter().map(|ms| now + Duration::from_millis(*ms)).collect();
+    }
+
+    fn vip_drop(&mut self) {
+        self.vip_up = false;
+        self.vip_remove = None;
+        self.garp_due.clear();
+        for vip in &mut self.vips {
+            if let Err(error) = vip.remove() {
+                log::error!("{error}");
+            }
+        }
+    }
+
+    fn vip_timers(&mut self, now: Now) {
+        if self.vip_remove.is_some_and(|t| now >= t) {
+            self.vip_drop();
+        }
+        if self.vip_up && now >= self.vip_renew {
+            self.vip_renew = now + VIP_RENEW;
+            if self.role.role() == Role::Master {
+                for vip in &mut self.vips {
+                    match vip.renew(VIP_LIFETIME_S) {
+                        // It vanished: we were paused. The role machine knows better than we do by now.
+                        Ok(false) => {
+                            if let Err(error) = vip.add(VIP_LIFETIME_S) {
+                                log::error!("{error}");
+                            }
+                        }
+                        Ok(true) => {}
+                        Err(error) => log::error!("{error}"),
+                    }
+                }
+            }
+        }
+        while self.garp_due.first().is_some_and(|t| now >= *t) {
+            self.garp_due.remove(0);
+            for vip in &self.vips {
+                if let Err(error) = self.arp.send_gratuitous(vip.addr()) {
+                    log::warn!("gratuitous ARP for {}: {error}", vip.addr());
+                }
+            }
+        }
+    }
+
+    // ---- the program and signals ---------------------------------------------------------------------
+
+    fn program_timers(&mut self, now: Now) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let Some(program) = &mut self.program else { return };
+        match program.start_if_due(now) {
+            Ok(Some(pidfd)) => {
+                log::info!("started the program (pid {})", program.pid().unwrap_or(0));
+                if let Err(error) = self.poller.add(pidfd, Token::Program) {
+                    log::error!("cannot watch the program: {error}");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => log::error!("cannot start the program: {error}"),
+        }
+    }
+
+    fn program_ended(&mut self) {
+        let now = self.now();
+        let Some(status) = self.program.as_mut().and_then(program::Program::reap) else { return };
+        self.drain_apps();
+        // Its descriptors are closed by now; what it left unsaid, it meant only if it ended in order.
+        if status.code() == Some(0) {
+            self.leave(program::exit_code(status));
+            return;
+        }
+        log::warn!("the program ended: {status}");
+        self.apps_of_dead_program(now);
+        if self.stopping.is_some() {
+            self.leave(program::exit_code(status));
+            return;
+        }
+        if let Some(program) = &mut self.program {
+            program.crashed(now);
+        }
+        self.service_died(now);
+    }
+
+    fn signalled(&mut self) {
+        let Some(signals) = &mut self.signals else { return };
+        while let Some(signal) = signals.read() {
+            if self.stopping.is_some() {
+                // Asked twice: the program is told at once.
+                self.stopping = Some(Stopping { since: Duration::ZERO, told_program: false });
+                continue;
+            }
+            log::info!("signal {signal}: stopping");
+            let now = self.start.elapsed();
+            self.stopping = Some(Stopping { since: now, told_program: false });
+            if self.role.can_switch_over().is_ok() {
+                self.role.handle(now, tcpr_session::role::RoleInput::SwitchoverRequested);
+            }
+        }
+    }
+
+    /// Stopping: hand over if a partner can take it; else the program closes its connections in order.
+    fn stop_timers(&mut self, now: Now) {
+        let Some(stopping) = self.stopping else { return };
+        let serving = matches!(self.role.role(), Role::Master | Role::Fenced);
+        let handing_over = serving && self.takeover.handover_under_way();
+        if handing_over && now < stopping.since + Duration::from_secs(1) {
+            return;
+        }
+        let Some(program) = &mut self.program else {
+            return self.leave(0);
+        };
+        if program.pid().is_none() {
+            return self.leave(0);
+        }
+        if !stopping.told_program {
+            program.signal(libc::SIGTERM);
+            self.stopping = Some(Stopping { since: now, told_program: true });
+        } else if now > stopping.since + Duration::from_secs(5) {
+            log::warn!("the program does not end; killing it");
+            program.signal(libc::SIGKILL);
+            self.stopping = Some(Stopping { since: now, told_program: true });
+        }
+    }
+
+    fn leave(&mut self, code: i32) {
+        // What its end has to say (FINs that it asked for) goes out first.
+        self.settle();
+        self.partner.say_bye("the service ended");
+        self.exit = Some(code);
+    }
+
+    fn clean_up(&mut self) {
+        if let Some(program) = &mut self.program {
+            if program.pid().is_some() {
+                program.kill();
+            }
+        }
+        self.linger();
+        self.vip_drop();
+        if let Err(error) = self.rules.remove() {
+            log::error!("{error}");
+        }
+        self.control.remove();
+    }
+}
+
+/// Real time, where it is allowed: a late manager is a suspected one. Children do not inherit it.
+fn raise_priority() {
+    let parameter = libc::sched_param { sched_priority: 10 };
+    // SAFETY: the pointer is that of `parameter`, which lives through the call; 0 is the calling thread.
+    let result =
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
+    if result < 0 {
+        log::debug!("no real-time priority: {}", io::Error::last_os_error());
+    }
+}
+
+mod program_signals {
+    //! SIGTERM and SIGINT as a descriptor.
+    use std::io;
+    use std::mem;
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+    /// The signals that end a service.
+    pub struct Signals {
+        fd: OwnedFd,
+    }
+
+    impl Signals {
+        /// Blocks them in the calling thread (and in those it starts) and takes them over.
+        pub fn take() -> io::Result<Signals> {
+            // SAFETY: all zeroes is a valid value of this plain C structure, and the calls below fill it.
+            let mut set: libc::sigset_t = unsafe { mem::zeroed() };
+            // SAFETY: the pointers are those of `set`, which lives through the calls; the result is checked.
+            let fd = unsafe {
+                libc::sigemptyset(&raw mut set);
+                libc::sigaddset(&raw mut set, libc::SIGTERM);
+                libc::sigaddset(&raw mut set, libc::SIGINT);
+                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+                libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
+            };
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: a descriptor just made, owned by nobody else.
+            Ok(Signals { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        }
+
+        /// The descriptor to watch.
+        pub fn fd(&self) -> RawFd {
+            self.fd.as_raw_fd()
+        }
+
+        /// The next signal.
+        pub fn read(&mut self) -> Option<u32> {
+            // SAFETY: all zeroes is a valid value of this plain C structure.
+            let mut info: libc::signalfd_siginfo = unsafe { mem::zeroed() };
+            let size = mem::size_of_val(&info);
+            // SAFETY: pointer and size are those of `info`, which lives through the call.
+            let n = unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut info).cast(), size) };
+            (n == size as isize).then_some(info.ssi_signo)
+        }
+    }
+}

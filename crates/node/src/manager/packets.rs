@@ -1,0 +1,141 @@
+//! The two queues, and what the filter decided.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tcpr_session::filter::{Action, Mode};
+use tcpr_session::role::{Role, RoleInput};
+
+use super::{apps, Manager};
+use crate::sockdiag::{state, SockDiag};
+
+/// Most batches taken from one queue before the other has its turn.
+const BATCHES: usize = 8;
+
+/// Removes what the kernel still holds of the service's connections. Their RSTs meet the rules: the filter
+/// lets none of them leave.
+pub(super) fn destroy_sockets(sockdiag: &mut SockDiag, locals: &[SocketAddr]) {
+    let sockets = match sockdiag.list(locals) {
+        Ok(sockets) => sockets,
+        Err(error) => return log::error!("cannot list the kernel's sockets: {error}"),
+    };
+    for s in sockets.iter().filter(|s| s.state != state::LISTEN) {
+        if let Err(error) = sockdiag.destroy(s.local, s.peer) {
+            log::warn!("cannot remove the kernel's socket {} <- {}: {error}", s.local, s.peer);
+        }
+    }
+}
+
+impl Manager {
+    pub(super) fn receive_in(&mut self) {
+        for _ in 0..BATCHES {
+            let now = self.start.elapsed();
+            let Manager { queue_in, filter, partner, heard_peer, .. } = self;
+            let received = queue_in.recv_batch_with(|packet, verdicts| {
+                *heard_peer = true;
+                if filter.mode() == Mode::Passive && partner.forward(packet.payload) {
+                    verdicts.drop_packet(packet.id);
+                    return;
+                }
+                filter.packet_in(now, packet.id, packet.payload, packet.checksum_ok());
+            });
+            match received {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => return log::error!("inbound queue: {error}"),
+            }
+            self.filter_actions();
+            self.flush_verdicts();
+        }
+    }
+
+    pub(super) fn receive_out(&mut self) {
+        for _ in 0..BATCHES {
+            let now = self.start.elapsed();
+            let Manager { queue_out, filter, apps, .. } = self;
+            let received = queue_out.recv_batch(|packet| {
+                // What a packet carries was announced before it was sent: the announcement is read first.
+                apps::drain(apps, filter, now);
+                filter.packet_out(now, packet.id, packet.payload);
+            });
+            match received {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => return log::error!("outbound queue: {error}"),
+            }
+            self.filter_actions();
+            self.flush_verdicts();
+        }
+    }
+
+    /// Does what the filter decided. Returns whether there was anything.
+    pub(super) fn filter_actions(&mut self) -> bool {
+        let mut actions = std::mem::take(&mut self.actions);
+        self.filter.drain_actions(&mut actions);
+        let any = !actions.is_empty();
+        for action in actions.drain(..) {
+            self.perform(action);
+        }
+        self.actions = actions;
+        any
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::AcceptIn(id) => self.queue_in.accept(id),
+            Action::DropIn(id) => self.queue_in.drop_packet(id),
+            Action::ModifyIn(id, bytes) => {
+                if let Err(error) = self.queue_in.accept_modified(id, &bytes) {
+                    log::error!("verdict: {error}");
+                }
+            }
+            Action::AcceptOut(id) => self.queue_out.accept(id),
+            Action::DropOut(id) => self.queue_out.drop_packet(id),
+            Action::ModifyOut(id, bytes) => {
+                if let Err(error) = self.queue_out.accept_modified(id, &bytes) {
+                    log::error!("verdict: {error}");
+                }
+            }
+            Action::Inject(bytes) | Action::SendPeer(bytes) => {
+                if let Err(error) = self.raw.send(&bytes) {
+                    log::debug!("raw packet: {error}");
+                }
+            }
+            Action::Forward(bytes) => {
+                self.partner.forward(&bytes);
+            }
+            Action::Probed(session) => self.restore_probed(session),
+            Action::AskAlive(channel) => self.ask_alive(channel),
+            Action::Ended(session, tuple, reason) => {
+                log::debug!("session {session} {tuple} ended: {reason:?}");
+                self.takeover.forget(session);
+            }
+        }
+    }
+
+    pub(super) fn flush_verdicts(&mut self) {
+        for queue in [&mut self.queue_in, &mut self.queue_out] {
+            if let Err(error) = queue.flush() {
+                log::error!("verdicts: {error}");
+            }
+        }
+    }
+
+    /// Peers that were heard are evidence that we are not cut off; once a round is enough.
+    pub(super) fn note_peers(&mut self) {
+        if std::mem::take(&mut self.heard_peer) && matches!(self.role.role(), Role::Master | Role::Fenced) {
+            self.role.handle(self.start.elapsed(), RoleInput::Reach(true));
+        }
+    }
+
+    /// Before leaving: what is still queued gets its verdict, so that FINs that were asked for go out.
+    pub(super) fn linger(&mut self) {
+        let until = self.now() + Duration::from_millis(50);
+        while self.now() < until {
+            self.receive_out();
+            self.receive_in();
+            self.settle();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}

@@ -1,0 +1,812 @@
+//! The partner: heartbeats, the replication connection, and what the role machine says is to be done.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tcpr_session::record;
+use tcpr_session::role::{Epoch, PartnerView, Role, RoleAction, RoleInput};
+use tcpr_session::Now;
+
+use super::poller::{Poller, Token};
+use super::{packets, Manager};
+use crate::config::Config;
+use crate::heartbeat::{Codec, HeartbeatBody, HeartbeatSocket};
+use crate::key::{self, Key};
+use crate::link::{Hello, Link, LinkConfig, Listener, Message, PROTOCOL};
+use crate::reach::Reach;
+
+/// How often the dialing member tries.
+const DIAL_EVERY: Duration = Duration::from_millis(100);
+/// Longest piece of a batch in one message.
+const PIECE: usize = 256 << 10;
+/// How long after a switchover the former master still forwards what reaches it.
+const FORWARD_FOR: Duration = Duration::from_millis(100);
+
+/// Everything about the other member.
+pub(super) struct Partner {
+    me: u8,
+    partner: Option<(u8, String, SocketAddr)>,
+    local: SocketAddr,
+    link_config: Arc<LinkConfig>,
+    listener: Option<Listener>,
+    link: Option<Link>,
+    link_up: bool,
+    interest: (bool, bool),
+    retiring: Option<(Link, Now)>,
+    retired_as_master: bool,
+    dial_at: Now,
+    heartbeat: Option<HeartbeatSocket>,
+    heartbeat_due: Now,
+    heartbeat_every: Duration,
+    boot: u64,
+    digest: u64,
+    reach: Reach,
+    reach_asked: Option<Now>,
+    carrier: bool,
+
+    /// As master: the log is shipped over the link from this position on.
+    shipping: bool,
+    snapshot_at: Option<u64>,
+    batch: Vec<u8>,
+    /// As backup: the snapshot is being received, and how far the log is stored.
+    receiving: bool,
+    followed: Option<Epoch>,
+    stored: u64,
+    frozen_sent: bool,
+    heard_handover: bool,
+    last_close: Option<String>,
+}
+
+impl Partner {
+    pub(super) fn new(config: &Config, now: Now) -> io::Result<Partner> {
+        let key = match &config.replication.key_file {
+            Some(path) => key::load(path).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e.to_string()))?,
+            None => Key::LOOPBACK,
+        };
+        let me = config.member_index;
+        let local = SocketAddr::new(config.me().address, config.replication.port);
+        let link_config = Arc::new(LinkConfig::new(&config.service.name, key.clone()));
+        let partner = config.partner().map(|p| {
+            (1 - me, p.name.clone(), SocketAddr::new(p.address, config.replication.port))
+        });
+        let (listener, heartbeat) = if partner.is_some() {
+            let listener = Listener::listen(local, link_config.clone()).map_err(|e| {
+                io::Error::new(e.kind(), format!("replication cannot listen on {local}: {e}; is the address on this machine, and the port free?"))
+            })?;
+            (Some(listener), Some(heartbeat_socket(config, key)?))
+        } else {
+            (None, None)
+        };
+        let random: [u8; 8] = key::random()?;
+        let mut hasher = DefaultHasher::new();
+        config.service.ports.iter().for_each(|p| format!("{p:?}").hash(&mut hasher));
+        config.service.virtual_ips.iter().for_each(|v| format!("{v:?}").hash(&mut hasher));
+        Ok(Partner {
+            me,
+            partner,
+            local,
+            link_config,
+            listener,
+            link: None,
+            link_up: false,
+            interest: (true, false),
+            retiring: None,
+            retired_as_master: false,
+            dial_at: now,
+            heartbeat,
+            heartbeat_due: now,
+            heartbeat_every: config.failover.heartbeat,
+            boot: u64::from_le_bytes(random),
+            digest: hasher.finish(),
+            reach: Reach::of(config)?,
+            reach_asked: None,
+            carrier: true,
+            shipping: false,
+            snapshot_at: None,
+            batch: Vec::new(),
+            receiving: false,
+            followed: None,
+            stored: 0,
+            frozen_sent: false,
+            heard_handover: false,
+            last_close: None,
+        })
+    }
+
+    pub(super) fn watch(&self, p: &Poller) -> io::Result<()> {
+        if let Some(listener) = &self.listener {
+            p.add(listener.fd(), Token::LinkListener)?;
+        }
+        if let Some(heartbeat) = &self.heartbeat {
+            for fd in heartbeat.fds() {
+                p.add(fd, Token::Heartbeat)?;
+            }
+        }
+        for fd in self.reach.fds() {
+            p.add(fd, Token::Reach)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Now> {
+        let dial = (self.link.is_none() && self.dials()).then_some(self.dial_at);
+        let link = self.link.as_ref().and_then(Link::poll_timeout);
+        let listener = self.listener.as_ref().and_then(Listener::poll_timeout);
+        let retiring = self.retiring.as_ref().map(|(_, until)| *until);
+        let beat = self.partner.is_some().then_some(self.heartbeat_due);
+        [dial, link, listener, retiring, beat, self.reach_asked].into_iter().flatten().min()
+    }
+
+    fn dials(&self) -> bool {
+        self.me == 1 && self.partner.is_some()
+    }
+
+    /// Sends all that was said in this round.
+    pub(super) fn flush(&mut self) {
+        if let Some(link) = &mut self.link {
+            if link.buffered() > 0 {
+                link.flush();
+            }
+        }
+        if let Some((link, _)) = &mut self.retiring {
+            link.flush();
+        }
+    }
+
+    /// Forwards an inbound packet to the new master. False: there is none to forward to.
+    pub(super) fn forward(&mut self, packet: &[u8]) -> bool {
+        let link = match &mut self.retiring {
+            Some((link, _)) if self.retired_as_master => link,
+            _ => match &mut self.link {
+                Some(link) if self.frozen_sent => link,
+                _ => return false,
+            },
+        };
+        link.send(&Message::Forward { bytes: packet }).is_ok()
+    }
+
+    /// Tells the partner that we end on purpose.
+    pub(super) fn say_bye(&mut self, reason: &str) {
+        if let Some(link) = &mut self.link {
+            if link.send(&Message::Bye { reason: reason.into() }).is_ok() {
+                link.flush();
+            }
+        }
+    }
+
+    fn send(&mut self, message: &Message<'_>) {
+        let Some(link) = &mut self.link else { return };
+        if let Err(error) = link.send(message) {
+            log::warn!("replication: {error:?}");
+            link.close("the partner does not keep up");
+        }
+    }
+}
+
+/// Every address of ours to every one of the partner's, of the same family.
+fn heartbeat_socket(config: &Config, key: Key) -> io::Result<HeartbeatSocket> {
+    let port = config.failover.heartbeat_port;
+    let mut paths = Vec::new();
+    for theirs in config.partner().into_iter().flat_map(crate::config::Member::addresses) {
+        for ours in config.me().addresses().filter(|a| a.is_ipv4() == theirs.is_ipv4()) {
+            paths.push((SocketAddr::new(ours, port), SocketAddr::new(theirs, port)));
+        }
+    }
+    let codec = Codec::new(key, &config.service.name, config.member_index)?;
+    HeartbeatSocket::bind(&paths, codec)
+        .map_err(|e| io::Error::new(e.kind(), format!("heartbeats cannot bind port {port} (UDP): {e}")))
+}
+
+fn view_role(role: u8) -> Role {
+    match role {
+        1 => Role::Backup,
+        2 => Role::Master,
+        3 => Role::Fenced,
+        _ => Role::Starting,
+    }
+}
+
+/// Cuts a run of records into pieces that fit a message, between records.
+fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let mut rest = bytes;
+        while !rest.is_empty() && bytes.len() - rest.len() < PIECE {
+            let next = record::decode(&mut rest);
+            assert!(next.is_ok(), "our own log is well-formed");
+        }
+        let piece = &bytes[..bytes.len() - rest.len()];
+        bytes = rest;
+        Some(piece)
+    })
+}
+
+impl Manager {
+    // ---- heartbeats ----------------------------------------------------------------------------------
+
+    fn beat(&mut self) {
+        let view = self.role.view();
+        let body = HeartbeatBody {
+            epoch: view.epoch,
+            role: view.role as u8,
+            paired: view.paired,
+            full_replica: view.full_replica,
+            position: self.filter.log_end().max(self.partner.stored),
+            partner_boot: 0,
+            partner_counter: 0,
+        };
+        let now = self.now();
+        if let Err(error) = self.epochs.reserve(view.epoch.number) {
+            // An epoch that is not on disk must not be named.
+            return log::error!("cannot write the epoch file: {error}");
+        }
+        self.partner.heartbeat_due = now + self.partner.heartbeat_every;
+        if let Some(heartbeat) = &mut self.partner.heartbeat {
+            heartbeat.send(&body);
+        }
+    }
+
+    pub(super) fn receive_heartbeats(&mut self) {
+        let now = self.now();
+        let Some(heartbeat) = &mut self.partner.heartbeat else { return };
+        while let Some(received) = heartbeat.recv() {
+            if !received.heard.alive {
+                continue;
+            }
+            let b = received.heard.body;
+            let view = PartnerView {
+                role: view_role(b.role),
+                epoch: b.epoch,
+                paired: b.paired,
+                full_replica: b.full_replica,
+            };
+            self.role.handle(now, RoleInput::Heartbeat(view));
+        }
+    }
+
+    // ---- reach ---------------------------------------------------------------------------------------
+
+    pub(super) fn reach_ready(&mut self) {
+        if self.partner.reach.on_readable() {
+            self.partner.reach_asked = None;
+            self.role.handle(self.start.elapsed(), RoleInput::Reach(true));
+        }
+    }
+
+    fn probe_reach(&mut self, now: Now) {
+        let mut peers: Vec<std::net::Ipv4Addr> = Vec::new();
+        for s in self.filter.store().iter() {
+            if let std::net::IpAddr::V4(ip) = s.open.tuple.peer.ip() {
+                if !peers.contains(&ip) {
+                    peers.push(ip);
+                }
+            }
+            if peers.len() == 4 {
+                break;
+            }
+        }
+        self.partner.reach.set_peers(&peers);
+        if self.partner.reach.nothing_to_probe() {
+            self.role.handle(now, RoleInput::Reach(true));
+            return;
+        }
+        self.partner.reach.probe();
+        self.partner.reach_asked = Some(now + self.partner.heartbeat_every);
+    }
+
+    // ---- the link ------------------------------------------------------------------------------------
+
+    pub(super) fn accept_link(&mut self) {
+        let now = self.now();
+        while let Some(link) = self.partner.listener.as_mut().and_then(|l| l.on_ready(now)) {
+            if self.partner.link.is_some() {
+                // The partner knows better whether the old one works.
+                self.drop_link(now, "replaced by a newer one", false);
+            }
+            self.take_link(link);
+            self.link_ready(true, false);
+        }
+        if let Some((from, reason)) = self.partner.listener.as_mut().and_then(Listener::take_last_rejection) {
+            log::warn!("a replication connection from {from} was turned away: {reason}");
+        }
+    }
+
+    fn take_link(&mut self, link: Link) {
+        self.partner.interest = link.interest();
+        let (read, write) = self.partner.interest;
+        let added = self.poller.add(link.fd(), Token::Link).and_then(|()| self.poller.set(link.fd(), Token::Link, read, write));
+        match added {
+            Ok(()) => self.partner.link = Some(link),
+            Err(error) => log::error!("cannot watch the replication connection: {error}"),
+        }
+    }
+
+    pub(super) fn partner_interest(&mut self) {
+        if let Some(link) = &self.partner.link {
+            let interest = link.interest();
+            if interest != self.partner.interest {
+                self.partner.interest = interest;
+                if let Err(error) = self.poller.set(link.fd(), Token::Link, interest.0, interest.1) {
+                    log::error!("cannot watch the replication connection: {error}");
+                }
+            }
+        }
+    }
+
+    pub(super) fn link_ready(&mut self, readable: bool, writable: bool) {
+        let now = self.now();
+        let Some(link) = &mut self.partner.link else { return };
+        link.on_ready(now, readable, writable);
+        if link.established() && !self.partner.link_up {
+            self.partner.link_up = true;
+            self.greet();
+        }
+        self.read_link(now);
+        self.check_link(now);
+    }
+
+    fn greet(&mut self) {
+        let view = self.role.view();
+        let hello = Hello {
+            protocol: PROTOCOL,
+            service: self.config.service.name.clone(),
+            member: self.partner.me,
+            boot: self.partner.boot,
+            epoch: view.epoch,
+            role: view.role as u8,
+            config_digest: self.partner.digest,
+        };
+        self.partner.send(&Message::Hello(hello));
+        self.partner.flush();
+    }
+
+    fn read_link(&mut self, now: Now) {
+        let mut acked = None;
+        let mut answers = Vec::new();
+        loop {
+            // Out of its place while its message borrows from it.
+            let Some(mut link) = self.partner.link.take() else { break };
+            let went_on = match link.poll_message().map(|message| self.hear(now, message, &mut acked, &mut answers)) {
+                None => false,
+                Some(Ok(())) => true,
+                Some(Err(why)) => {
+                    log::error!("replication: {why}");
+                    link.close(&why);
+                    false
+                }
+            };
+            self.partner.link = Some(link);
+            for answer in answers.drain(..) {
+                self.partner.send(&answer);
+            }
+            // What a message led to is done before the next is read: roles change between messages.
+            self.role_actions();
+            if !went_on {
+                break;
+            }
+        }
+        if self.partner.link.is_none() {
+            // Retired by what was said; more may wait behind it.
+            self.retiring_ready(true, false);
+        } else if let Some((epoch, position)) = acked {
+            if self.partner.followed == Some(epoch) {
+                self.partner.send(&Message::Ack { epoch, position });
+            }
+        }
+    }
+
+    /// One message of the partner. An error closes the link.
+    fn hear(
+        &mut self, now: Now, message: Message<'_>, acked: &mut Option<(Epoch, u64)>,
+        answers: &mut Vec<Message<'static>>,
+    ) -> Result<(), String> {
+        match message {
+            Message::Hello(hello) => {
+                if hello.config_digest != self.partner.digest {
+                    log::warn!("the partner's configuration of ports or virtual IP differs from ours");
+                }
+                let view = PartnerView {
+                    role: view_role(hello.role),
+                    epoch: hello.epoch,
+                    paired: false,
+                    full_replica: false,
+                };
+                self.role.handle(now, RoleInput::Heartbeat(view));
+                self.role.handle(now, RoleInput::LinkUp);
+            }
+            Message::SnapshotBegin { epoch, position } => {
+                if self.role.role() != Role::Backup {
+                    return Ok(());
+                }
+                self.role.handle(now, RoleInput::StoreStale);
+                self.filter.replica_reset();
+                self.partner.receiving = true;
+                self.partner.followed = Some(epoch);
+                self.partner.stored = position;
+            }
+            Message::SnapshotEnd { epoch, position } => {
+                if self.partner.followed == Some(epoch) && self.role.role() == Role::Backup {
+                    self.partner.receiving = false;
+                    *acked = Some((epoch, position));
+                }
+            }
+            Message::Records { epoch, position, bytes } => {
+                // A backup that promotes stops acknowledging: its old master stays silent from then on.
+                if self.partner.followed != Some(epoch) || self.role.role() != Role::Backup {
+                    return Ok(());
+                }
+                if !self.partner.receiving {
+                    if position != self.partner.stored {
+                        return Err(format!("a gap in the log: {} stored, {position} came", self.partner.stored));
+                    }
+                    self.partner.stored += bytes.len() as u64;
+                    *acked = Some((epoch, self.partner.stored));
+                }
+                self.filter.replica_apply(bytes).map_err(|e| e.to_string())?;
+            }
+            Message::Ack { epoch, position } => {
+                if epoch == self.role.epoch() && self.partner.shipping {
+                    if position > self.filter.log_end() {
+                        return Err("it acknowledges log that was never written".to_owned());
+                    }
+                    if self.filter.needs_replica() {
+                        self.filter.replica_stored(now, position);
+                    } else if self.partner.snapshot_at.is_some_and(|at| position >= at) {
+                        self.partner.snapshot_at = None;
+                        self.partner.stored = position;
+                        self.role.handle(now, RoleInput::ReplicaFull);
+                    } else {
+                        self.partner.stored = position;
+                    }
+                }
+            }
+            Message::Paired { epoch } => {
+                if self.partner.followed == Some(epoch) && self.role.role() == Role::Backup {
+                    self.role.handle(now, RoleInput::PairedIn(epoch));
+                    answers.push(Message::PairedAck { epoch });
+                }
+            }
+            Message::PairedAck { epoch } => {
+                if epoch == self.role.epoch() {
+                    self.role.handle(now, RoleInput::PairedAcked);
+                }
+            }
+            Message::Handover { epoch, position } => {
+                if position != self.partner.stored {
+                    return Err("a handover of a log that is not here".to_owned());
+                }
+                self.partner.heard_handover = true;
+                self.role.handle(now, RoleInput::Handover(epoch));
+            }
+            Message::HandoverAck { epoch } => self.role.handle(now, RoleInput::HandoverAcked(epoch)),
+            Message::Forward { bytes } => self.filter.forwarded_in(now, bytes),
+            Message::Bye { reason } => {
+                log::info!("the partner says good-bye: {reason}");
+                if reason == "the service ended" {
+                    self.role.handle(now, RoleInput::PartnerBye);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_link(&mut self, now: Now) {
+        let Some(link) = &self.partner.link else { return };
+        let Some(reason) = link.close_reason() else { return };
+        let text = reason.to_string();
+        let gone = reason.partner_gone() && self.partner.link_up;
+        self.drop_link(now, &text, gone);
+    }
+
+    fn drop_link(&mut self, now: Now, why: &str, gone: bool) {
+        let Some(link) = self.partner.link.take() else { return };
+        self.poller.remove(link.fd());
+        if self.partner.link_up {
+            log::info!("replication connection lost: {why}");
+        } else if self.partner.last_close.as_deref() != Some(why) {
+            log::info!("no replication connection: {why}");
+        }
+        self.partner.last_close = Some(why.to_owned());
+        self.partner.shipping = false;
+        self.partner.snapshot_at = None;
+        self.partner.receiving = false;
+        self.partner.frozen_sent = false;
+        self.partner.dial_at = now + if self.partner.link_up { Duration::ZERO } else { DIAL_EVERY };
+        if std::mem::take(&mut self.partner.link_up) {
+            self.role.handle(now, RoleInput::LinkDown { reset: gone });
+        }
+    }
+
+    pub(super) fn retiring_ready(&mut self, readable: bool, writable: bool) {
+        let now = self.now();
+        let Some((mut link, until)) = self.partner.retiring.take() else { return };
+        link.on_ready(now, readable, writable);
+        while let Some(message) = link.poll_message() {
+            if let Message::Forward { bytes } = message {
+                self.filter.forwarded_in(now, bytes);
+            }
+        }
+        if link.close_reason().is_some() {
+            self.poller.remove(link.fd());
+        } else {
+            self.partner.retiring = Some((link, until));
+        }
+    }
+
+    /// A switchover: the link has done its work, but what reaches the former master late still comes over it.
+    fn retire_link(&mut self, now: Now, as_master: bool) {
+        let Some(link) = self.partner.link.take() else { return };
+        self.poller.remove(link.fd());
+        if let Err(error) = self.poller.add(link.fd(), Token::Retiring) {
+            log::error!("cannot watch the former connection: {error}");
+        }
+        self.partner.retiring = Some((link, now + FORWARD_FOR));
+        self.partner.retired_as_master = as_master;
+        self.partner.link_up = false;
+        self.partner.shipping = false;
+        self.partner.snapshot_at = None;
+        self.partner.receiving = false;
+        self.partner.frozen_sent = false;
+        self.partner.dial_at = now;
+    }
+
+    // ---- the log -------------------------------------------------------------------------------------
+
+    /// Sends the log that was written in this round.
+    pub(super) fn ship(&mut self) {
+        let now = self.now();
+        if !self.filter.has_batch(now) {
+            return;
+        }
+        let mut batch = std::mem::take(&mut self.partner.batch);
+        batch.clear();
+        let mut position = self.filter.take_batch(&mut batch);
+        if self.partner.shipping {
+            let epoch = self.role.epoch();
+            for piece in pieces(&batch) {
+                self.partner.send(&Message::Records { epoch, position, bytes: piece });
+                position += piece.len() as u64;
+            }
+        }
+        self.partner.batch = batch;
+    }
+
+    fn start_pairing(&mut self) {
+        self.ship();
+        let epoch = self.role.epoch();
+        let mut snapshot = Vec::new();
+        self.filter.snapshot(&mut snapshot);
+        self.ship();
+        let position = self.filter.log_end();
+        log::info!("sending a snapshot of {} sessions, {} bytes", self.filter.store().len(), snapshot.len());
+        self.partner.send(&Message::SnapshotBegin { epoch, position });
+        for piece in pieces(&snapshot) {
+            self.partner.send(&Message::Records { epoch, position, bytes: piece });
+        }
+        self.partner.send(&Message::SnapshotEnd { epoch, position });
+        self.partner.shipping = true;
+        self.partner.snapshot_at = Some(position);
+    }
+
+    // ---- timers --------------------------------------------------------------------------------------
+
+    pub(super) fn partner_timers(&mut self, now: Now) {
+        self.note_peers();
+        if self.partner.partner.is_some() && now >= self.partner.heartbeat_due {
+            self.beat();
+        }
+        let carrier = self.vips.first().is_none_or(|v| v.running().unwrap_or(true));
+        if carrier != self.partner.carrier {
+            self.partner.carrier = carrier;
+            self.role.handle(now, RoleInput::Carrier(carrier));
+        }
+        if self.partner.reach_asked.is_some_and(|t| now >= t) {
+            self.partner.reach_asked = None;
+            self.role.handle(now, RoleInput::Reach(false));
+        }
+        if let Some(listener) = &mut self.partner.listener {
+            listener.handle_timeout(now);
+        }
+        if let Some(link) = &mut self.partner.link {
+            link.handle_timeout(now);
+            self.check_link(now);
+        }
+        if self.partner.retiring.as_ref().is_some_and(|(_, until)| now >= *until) {
+            if let Some((link, _)) = self.partner.retiring.take() {
+                self.poller.remove(link.fd());
+            }
+        }
+        if self.partner.link.is_none() && self.partner.dials() && now >= self.partner.dial_at {
+            self.partner.dial_at = now + DIAL_EVERY;
+            let to = self.partner.partner.as_ref().map(|p| p.2);
+            let from = SocketAddr::new(self.partner.local.ip(), 0);
+            match to.map(|to| Link::connect(now, to, Some(from), self.partner.link_config.clone())) {
+                Some(Ok(link)) => self.take_link(link),
+                Some(Err(error)) => log::debug!("cannot reach the partner: {error}"),
+                None => {}
+            }
+        }
+    }
+
+    // ---- roles ---------------------------------------------------------------------------------------
+
+    /// Does what the role machine decided. Returns whether there was anything.
+    pub(super) fn role_actions(&mut self) -> bool {
+        let mut any = false;
+        while let Some(action) = self.role.poll_action() {
+            any = true;
+            let now = self.now();
+            log::debug!("role: {action:?}");
+            self.role_action(now, action);
+            self.publish_role();
+        }
+        any
+    }
+
+    fn role_action(&mut self, now: Now, action: RoleAction) {
+        match action {
+            RoleAction::BecomeMaster { epoch, take_over, old } => {
+                log::info!("master in epoch {epoch}, after {old}");
+                self.partner.followed = None;
+                self.beat();
+                if let Some((link, _)) = self.partner.retiring.as_mut() {
+                    if link.send(&Message::HandoverAck { epoch }).is_ok() {
+                        link.flush();
+                    }
+                }
+                self.vip_add(now);
+                if take_over {
+                    self.begin_takeover(now);
+                } else {
+                    if !self.filter.store().is_empty() {
+                        self.filter.replica_reset();
+                    }
+                    self.filter.activate();
+                }
+            }
+            RoleAction::BecomeBackup { epoch } => {
+                log::info!("backup in epoch {epoch}");
+                self.partner.followed = None;
+                self.beat();
+            }
+            RoleAction::Demote { epoch } => {
+                log::info!("no longer master; backup in epoch {epoch}");
+                self.step_down(now);
+                self.beat();
+            }
+            RoleAction::StartPairing => self.start_pairing(),
+            RoleAction::HoldForReplica { .. } => {
+                let position = self.partner.stored;
+                self.filter.hold_for_replica(position);
+            }
+            RoleAction::SendPaired { epoch } => {
+                self.ship();
+                self.partner.send(&Message::Paired { epoch });
+            }
+            RoleAction::Stall => log::warn!("the replica is out of contact; nothing leaves that it has not stored"),
+            RoleAction::Announce { .. } => self.beat(),
+            RoleAction::GoSolo { epoch, doubtful } => {
+                log::warn!("going on alone in epoch {epoch}");
+                self.takeover.handing_over = false;
+                self.beat();
+                if doubtful {
+                    self.drop_sessions(now);
+                    self.filter.activate();
+                } else {
+                    if self.filter.mode() == tcpr_session::filter::Mode::Frozen {
+                        self.filter.thaw(now);
+                    }
+                    self.filter.go_solo(now);
+                }
+                if !self.vip_up {
+                    self.vip_add(now);
+                }
+            }
+            RoleAction::Fence => {
+                log::warn!("cut off: releasing nothing");
+                self.filter.set_fenced(now, true);
+            }
+            RoleAction::Unfence => {
+                log::info!("in reach again");
+                self.filter.set_fenced(now, false);
+                self.vip_add(now);
+            }
+            RoleAction::ProbeReach => self.probe_reach(now),
+            RoleAction::StartHandover { epoch } => {
+                self.drain_apps();
+                self.filter_actions();
+                self.filter.freeze();
+                self.ship();
+                let position = self.filter.log_end();
+                self.takeover.handing_over = true;
+                self.partner.frozen_sent = true;
+                self.partner.send(&Message::Handover { epoch, position });
+                self.partner.flush();
+            }
+            RoleAction::CloseLink => {
+                if std::mem::take(&mut self.partner.heard_handover) {
+                    self.retire_link(now, false);
+                } else if self.takeover.handing_over {
+                    self.retire_link(now, true);
+                } else if let Some(mut link) = self.partner.link.take() {
+                    if link.send(&Message::Bye { reason: "closed by the role machine".into() }).is_ok() {
+                        link.flush();
+                    }
+                    link.close("partner suspected");
+                    self.poller.remove(link.fd());
+                    self.partner.link_up = false;
+                    self.partner.shipping = false;
+                    self.partner.receiving = false;
+                    self.partner.snapshot_at = None;
+                    self.partner.dial_at = now + DIAL_EVERY;
+                }
+            }
+        }
+    }
+
+    /// From master to backup: every session dies here silently, for it lives on at the partner.
+    fn step_down(&mut self, now: Now) {
+        let handed_over = std::mem::take(&mut self.takeover.handing_over);
+        if handed_over && self.partner.link.is_some() {
+            self.retire_link(now, true);
+        }
+        self.drop_sessions(now);
+        // What still comes to us is forwarded while it can be: peers learn the new place in a moment.
+        if handed_over && self.partner.retiring.is_some() {
+            self.vip_remove = Some(now + Duration::from_millis(30));
+            self.vip_up = false;
+            self.garp_due.clear();
+        } else {
+            self.vip_drop();
+        }
+        self.partner.followed = None;
+    }
+
+    fn drop_sessions(&mut self, now: Now) {
+        self.drain_apps();
+        self.filter.demote();
+        self.filter_actions();
+        self.takeover.abandon();
+        if self.stopping.is_none() {
+            if let Some(program) = &mut self.program {
+                program.kill();
+                program.restart(now);
+            }
+        }
+        let locals = self.takeover.locals().to_vec();
+        packets::destroy_sockets(&mut self.sockdiag, &locals);
+        self.apps_of_dead_program(now);
+    }
+
+    /// The program crashed. A partner that can takes the service over; else it is started again here.
+    pub(super) fn service_died(&mut self, now: Now) {
+        if self.role.role() == Role::Master && self.role.can_switch_over().is_ok() {
+            self.role.handle(now, RoleInput::SwitchoverRequested);
+        }
+    }
+
+    pub(super) fn partner_status(&self) -> serde_json::Value {
+        let Some((_, name, address)) = &self.partner.partner else { return serde_json::Value::Null };
+        let view = self.role.partner();
+        json!({
+            "member": name,
+            "address": address.ip().to_string(),
+            "connected": self.partner.link_up,
+            "heard": !self.role.partner_suspected(),
+            "role": view.map(|v| match v.role {
+                Role::Starting => "starting",
+                Role::Backup => "backup",
+                Role::Master => "master",
+                Role::Fenced => "fenced",
+            }),
+            "epoch": view.map(|v| v.epoch.number),
+            "trouble": if self.partner.link_up { None } else { self.partner.last_close.clone() },
+        })
+    }
+}

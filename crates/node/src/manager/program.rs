@@ -1,0 +1,155 @@
+//! The program that `tcpr run` starts, and starts again.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use tcpr_session::Now;
+
+/// First wait before a crashed program is started again; doubled with each crash.
+const BACK_OFF: Duration = Duration::from_millis(100);
+/// Longest wait.
+const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+/// A program that ran this long has recovered.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct ProgramSpec {
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// The library that is preloaded.
+    pub library: PathBuf,
+}
+
+/// A program under supervision.
+pub struct Program {
+    spec: ProgramSpec,
+    environment: Vec<(String, String)>,
+    child: Option<(Child, OwnedFd, Now)>,
+    back_off: Duration,
+    start_at: Option<Now>,
+    /// How often it was started.
+    pub starts: u64,
+}
+
+impl Program {
+    /// Nothing runs yet; it is to be started at once.
+    pub fn new(spec: ProgramSpec, environment: Vec<(String, String)>, now: Now) -> Program {
+        Program { spec, environment, child: None, back_off: BACK_OFF, start_at: Some(now), starts: 0 }
+    }
+
+    /// When it is to be started.
+    pub fn poll_timeout(&self) -> Option<Now> {
+        self.start_at
+    }
+
+    /// Starts it if it is due. Returns its pidfd to watch.
+    ///
+    /// # Errors
+    /// The program cannot be started; it is tried again later.
+    pub fn start_if_due(&mut self, now: Now) -> io::Result<Option<RawFd>> {
+        if self.start_at.is_none_or(|at| now < at) || self.child.is_some() {
+            return Ok(None);
+        }
+        let mut command = Command::new(&self.spec.command[0]);
+        command.args(&self.spec.command[1..]);
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        let mut preload = self.spec.library.clone().into_os_string();
+        if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|v| !v.is_empty()) {
+            preload.push(":");
+            preload.push(others);
+        }
+        command.env("LD_PRELOAD", preload);
+        // SAFETY: between fork and exec only async-signal-safe calls are made: sigemptyset, sigprocmask, prctl.
+        unsafe {
+            command.pre_exec(|| {
+                let mut none: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&raw mut none);
+                libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+                Ok(())
+            });
+        }
+        let child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                self.crashed(now);
+                return Err(error);
+            }
+        };
+        // SAFETY: no pointers; the pid is that of our own child, which is not reaped yet.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id() as libc::pid_t, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a descriptor just made, owned by nobody else.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        let raw = pidfd.as_raw_fd();
+        self.child = Some((child, pidfd, now));
+        self.start_at = None;
+        self.starts += 1;
+        Ok(Some(raw))
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(|(c, _, _)| c.id())
+    }
+
+    /// Takes its exit status if it has ended.
+    pub fn reap(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.0.try_wait().ok().flatten()?;
+        self.child = None;
+        Some(status)
+    }
+
+    /// Starts it again at once.
+    pub fn restart(&mut self, now: Now) {
+        self.start_at = Some(now);
+    }
+
+    /// Starts it again after a while, longer with each crash that follows soon.
+    pub fn crashed(&mut self, now: Now) {
+        if self.child.as_ref().is_some_and(|(_, _, since)| now > *since + STEADY) {
+            self.back_off = BACK_OFF;
+        }
+        self.start_at = Some(now + self.back_off);
+        self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
+    }
+
+    /// Sends it a signal; if it has ended, nothing happens.
+    pub fn signal(&self, signal: libc::c_int) {
+        if let Some((_, pidfd, _)) = &self.child {
+            // SAFETY: no pointers but a null one that the call allows; the pidfd is ours.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_pidfd_send_signal,
+                    pidfd.as_raw_fd(),
+                    signal,
+                    std::ptr::null::<libc::siginfo_t>(),
+                    0,
+                )
+            };
+        }
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        if let Some((mut child, _, _)) = self.child.take() {
+            if let Err(error) = child.wait() {
+                log::warn!("waiting for the program's end: {error}");
+            }
+        }
+    }
+}
+
+/// The exit code that `tcpr run` passes on.
+#[must_use]
+pub fn exit_code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}

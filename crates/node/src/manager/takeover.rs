@@ -1,0 +1,341 @@
+//! Restoring sessions and handing them over (DESIGN section 6).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tcpr_session::filter::Mode;
+use tcpr_session::filter::RestoreSpec;
+use tcpr_session::tuple::SessionId;
+use tcpr_session::Now;
+
+use super::doorbell::Doorbell;
+use super::{packets, Manager};
+use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
+use crate::repair;
+
+/// How long the peers have to answer the probe. One on the same network needs a fraction of it.
+const PROBE_WAIT: Duration = Duration::from_millis(10);
+/// How long new connections and input wait for an application that does not accept.
+const BARRIER: Duration = Duration::from_secs(3);
+/// How often an application without a listener is looked at again.
+const DOORBELL_AGAIN: Duration = Duration::from_millis(20);
+
+/// How the last takeover went; microseconds since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Sessions in the store.
+    pub sessions: usize,
+    /// Sessions whose peer answered the probe in time.
+    pub probed: usize,
+    /// All peers answered, or waited for long enough.
+    pub probed_us: u64,
+    /// All sockets made.
+    pub restored_us: u64,
+    /// Time spent making sockets, per session.
+    pub restore_us_per_session: f64,
+    /// The application holds all of them; input flows.
+    pub done_us: u64,
+}
+
+struct Ready {
+    info: RecoveredInfo,
+    socket: OwnedFd,
+}
+
+/// State of the takeover under way, if one is.
+pub(super) struct Takeover {
+    locals: Vec<SocketAddr>,
+    started: Option<Now>,
+    probe_until: Option<Now>,
+    barrier_until: Option<Now>,
+    doorbell_at: Option<Now>,
+    listeners: HashMap<u16, HashSet<u32>>,
+    ready: HashMap<u16, VecDeque<Ready>>,
+    doorbells: HashMap<u16, TcpStream>,
+    spent: Duration,
+    swept: bool,
+    pub report: Report,
+    /// As the old master: a handover was started and is not over.
+    pub handing_over: bool,
+}
+
+impl Takeover {
+    pub(super) fn new(locals: Vec<SocketAddr>) -> Takeover {
+        Takeover {
+            locals,
+            started: None,
+            probe_until: None,
+            barrier_until: None,
+            doorbell_at: None,
+            listeners: HashMap::new(),
+            ready: HashMap::new(),
+            doorbells: HashMap::new(),
+            spent: Duration::ZERO,
+            swept: false,
+            report: Report::default(),
+            handing_over: false,
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Now> {
+        [self.probe_until, self.barrier_until, self.doorbell_at].into_iter().flatten().min()
+    }
+
+    pub(super) fn handover_under_way(&self) -> bool {
+        self.handing_over
+    }
+
+    pub(super) fn locals(&self) -> &[SocketAddr] {
+        &self.locals
+    }
+
+    pub(super) fn listening(&mut self, channel: u32, port: u16) {
+        self.listeners.entry(port).or_default().insert(channel);
+    }
+
+    pub(super) fn app_gone(&mut self, channel: u32) {
+        for channels in self.listeners.values_mut() {
+            channels.remove(&channel);
+        }
+    }
+
+    /// A session ended before the application had it.
+    pub(super) fn forget(&mut self, session: SessionId) {
+        for queue in self.ready.values_mut() {
+            queue.retain(|r| r.info.session != session);
+        }
+    }
+
+    /// No takeover any more; sockets not handed over vanish silently.
+    pub(super) fn abandon(&mut self) {
+        for ready in self.ready.drain().flat_map(|(_, queue)| queue) {
+            if let Err((_, error)) = repair::close_silently(ready.socket) {
+                log::warn!("cannot close a restored socket silently: {error}");
+            }
+        }
+        self.doorbells.clear();
+        self.probe_until = None;
+        self.barrier_until = None;
+        self.doorbell_at = None;
+        self.started = None;
+    }
+}
+
+impl Manager {
+    /// The store is ours: probe every peer, and restore each session as its answer comes.
+    pub(super) fn begin_takeover(&mut self, now: Now) {
+        self.filter.take_over(now);
+        let t = &mut self.takeover;
+        t.started = Some(now);
+        t.spent = Duration::ZERO;
+        t.swept = false;
+        t.report = Report { sessions: self.filter.store().len(), ..Report::default() };
+        t.probe_until = Some(now + PROBE_WAIT);
+        t.barrier_until = Some(now + BARRIER);
+        self.filter.probes();
+        self.filter_actions();
+        if self.filter.unprobed() == 0 {
+            self.probes_done(now);
+        }
+    }
+
+    /// The peer told its true ACK.
+    pub(super) fn restore_probed(&mut self, session: SessionId) {
+        self.takeover.report.probed += 1;
+        self.restore(session, true);
+        if self.filter.unprobed() == 0 {
+            let now = self.now();
+            self.probes_done(now);
+        }
+    }
+
+    fn probes_done(&mut self, now: Now) {
+        if self.takeover.probe_until.take().is_none() {
+            return;
+        }
+        let started = self.takeover.started.unwrap_or(now);
+        self.takeover.report.probed_us = (now - started).as_micros() as u64;
+        for session in self.filter.unrestored() {
+            self.restore(session, false);
+        }
+        let now = self.now();
+        let t = &mut self.takeover;
+        t.report.restored_us = (now - started).as_micros() as u64;
+        if t.report.sessions > 0 {
+            t.report.restore_us_per_session = t.spent.as_nanos() as f64 / 1000.0 / t.report.sessions as f64;
+        }
+        if self.filter.not_handed_over() == 0 {
+            self.filter.lift_barrier(now);
+        }
+        self.publish_pending();
+        self.ring_doorbells(now);
+        self.note_done(now);
+    }
+
+    fn restore(&mut self, session: SessionId, answered: bool) {
+        let before = self.now();
+        let Some(spec) = self.filter.restore_spec(session, answered, 0) else { return };
+        let mut made = make_socket(&spec);
+        if made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EADDRNOTAVAIL)) && !self.takeover.swept {
+            // What an earlier life of this member left in the kernel has the same four-tuple.
+            self.takeover.swept = true;
+            packets::destroy_sockets(&mut self.sockdiag, &self.takeover.locals);
+            made = make_socket(&spec);
+        }
+        let now = self.now();
+        self.takeover.spent += now - before;
+        match made {
+            Ok(socket) => {
+                self.filter.restored(now, session, spec.sent.len());
+                if spec.closed {
+                    // The kernel alone sees it to its end: bytes, FIN, and the peer's.
+                    drop(socket);
+                    return;
+                }
+                let info = RecoveredInfo {
+                    tuple: spec.tuple,
+                    session,
+                    absorb: spec.absorb,
+                    input_pending: u64::from(spec.input_pending),
+                };
+                self.takeover.ready.entry(spec.tuple.local.port()).or_default().push_back(Ready { info, socket });
+            }
+            Err(error) => {
+                log::error!("cannot restore session {session} {}: {error}", spec.tuple);
+                self.filter.restore_failed(now, session);
+            }
+        }
+    }
+
+    /// How many recovered sessions each port has for its application.
+    pub(super) fn publish_pending(&self) {
+        for port in &self.config.service.ports {
+            let waiting = self.takeover.ready.get(&port.port).map_or(0, VecDeque::len);
+            let restoring = self.filter.mode() == Mode::Restoring;
+            // Handed out is not yet accepted: until the barrier falls the hook keeps asking.
+            let pending = if restoring { self.filter.not_handed_over().max(waiting) } else { waiting };
+            for app in self.apps.values() {
+                app.channel.set_pending(port.port, pending as u32);
+            }
+        }
+    }
+
+    /// Wakes whoever waits on a listener that has recovered sessions: one local connection, one byte long.
+    pub(super) fn ring_doorbells(&mut self, now: Now) {
+        self.takeover.doorbell_at = None;
+        let ports: Vec<u16> =
+            self.takeover.ready.iter().filter(|(_, q)| !q.is_empty()).map(|(port, _)| *port).collect();
+        for port in ports {
+            if self.takeover.doorbells.contains_key(&port) {
+                continue;
+            }
+            let listening = self.takeover.listeners.get(&port).is_some_and(|l| !l.is_empty());
+            let rung = listening.then(|| self.ring(port));
+            match rung {
+                Some(Ok(stream)) => {
+                    self.takeover.doorbells.insert(port, stream);
+                }
+                Some(Err(error)) => {
+                    log::debug!("doorbell of port {port}: {error}");
+                    self.takeover.doorbell_at = Some(now + DOORBELL_AGAIN);
+                }
+                // Its Listen rings.
+                None => {}
+            }
+        }
+    }
+
+    fn ring(&mut self, port: u16) -> io::Result<TcpStream> {
+        let vip = self.vips.first().map(crate::vip::Vip::addr).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let bell = Doorbell::new(vip)?;
+        for app in self.apps.values() {
+            app.channel.set_doorbells(&[bell.port]);
+        }
+        bell.ring(port)
+    }
+
+    /// `GetRecovered`: descriptors go over as messages, and our copies are closed, or the application's close
+    /// would send no FIN.
+    pub(super) fn hand_over(&mut self, channel: u32, number: u32, port: u16, max: u32) {
+        let queue = self.takeover.ready.entry(port).or_default();
+        let n = queue.len().min(max as usize).min(MAX_RECOVERED);
+        let out: Vec<Ready> = queue.drain(..n).collect();
+        let more = !queue.is_empty();
+        let Some(app) = self.apps.get(&channel) else {
+            self.takeover.ready.entry(port).or_default().extend(out);
+            return;
+        };
+        let sessions = out.iter().map(|r| r.info.clone()).collect();
+        let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
+        if let Err(error) = app.channel.reply(number, Reply::Recovered { sessions, more }, &descriptors) {
+            log::error!("cannot hand sessions over: {error:?}");
+            self.takeover.ready.entry(port).or_default().extend(out);
+        }
+    }
+
+    /// After hook events: has the application got everything?
+    pub(super) fn note_done(&mut self, now: Now) {
+        let Some(started) = self.takeover.started else { return };
+        if self.filter.mode() != Mode::Active {
+            if self.filter.mode() == Mode::Restoring {
+                self.publish_pending();
+            }
+            return;
+        }
+        self.takeover.started = None;
+        self.takeover.barrier_until = None;
+        self.takeover.doorbells.clear();
+        self.takeover.report.done_us = (now - started).as_micros() as u64;
+        self.publish_pending();
+        log::info!("takeover done: {:?}", self.takeover.report);
+    }
+
+    pub(super) fn takeover_timers(&mut self, now: Now) {
+        if self.takeover.probe_until.is_some_and(|t| now >= t) {
+            self.probes_done(now);
+        }
+        if self.takeover.doorbell_at.is_some_and(|t| now >= t) {
+            self.ring_doorbells(now);
+        }
+        if self.takeover.barrier_until.is_some_and(|t| now >= t) {
+            self.takeover.barrier_until = None;
+            let left = self.filter.not_handed_over();
+            if left > 0 {
+                log::warn!("the application has not accepted {left} recovered sessions; going on without");
+            }
+            self.filter.lift_barrier(now);
+        }
+    }
+}
+
+fn make_socket(spec: &RestoreSpec) -> io::Result<OwnedFd> {
+    repair::restore(&repair::RestoreSpec {
+        local: spec.tuple.local,
+        peer: spec.tuple.peer,
+        snd_una_seq: spec.snd_una,
+        snd_queue: [&spec.sent, &[]],
+        unsent: [&spec.unsent, &[]],
+        rcv_nxt_seq: spec.rcv_nxt,
+        mss: spec.mss,
+        snd_wscale: spec.shifts.map(|s| s.0),
+        rcv_wscale: spec.shifts.map(|s| s.1),
+        sack: spec.sack,
+        timestamps: spec.timestamp,
+        snd_wnd: spec.snd_wnd,
+        max_window: spec.snd_wnd.max(65_535),
+        rcv_wnd: spec.rcv_wnd,
+        rcv_wup: spec.rcv_nxt,
+        fin_sent: false,
+    })
+    .and_then(|socket| {
+        let stream = TcpStream::from(socket);
+        if spec.fin {
+            stream.shutdown(Shutdown::Write)?;
+        }
+        Ok(stream.into())
+    })
+}

@@ -1,0 +1,361 @@
+//! The packet rules of a service: what goes through the queues.
+//!
+//! Each service has two chains of its own, `TCPR-<NAME>-I` and `-O`, entered from INPUT and OUTPUT for
+//! TCP. Both hooks see whole packets: INPUT after reassembly, OUTPUT before fragmentation.
+//!
+//! **Which table.** A packet that comes back from a queue goes on with the next table: the rules that
+//! follow in the same table are skipped. In `filter` the queue would therefore switch the host's own
+//! firewall off for the protected ports, unless it came after it, and there a rule that accepts
+//! established connections would switch *us* off. In a table before `filter` the core would see (and
+//! the log would store) what the firewall then drops. So the table is `security`, the one behind
+//! `filter`: the firewall has judged, and whatever passes it must pass us. Only on a kernel without it
+//! `filter` is used, with the jump in the first place.
+//!
+//! **Fail closed.** No queue-bypass: with no manager listening nothing leaves. A change is one
+//! transaction of `iptables-restore`, so that there is no moment in which a packet slips by.
+
+mod tool;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use crate::config::Config;
+pub use tool::Tool;
+
+/// The mark of packets that are exempt: tcpr's own ("TCPR").
+pub const MARK: u32 = 0x5443_5052;
+
+const TABLES: [&str; 2] = ["security", "filter"];
+const PREFIX: &str = "TCPR-";
+
+/// The rules of one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// The service's name.
+    pub service: String,
+    /// The virtual IPs.
+    pub virtual_ips: Vec<Ipv4Addr>,
+    /// The ports that peers connect to.
+    pub ports: Vec<u16>,
+    /// The destinations that the service connects to.
+    pub outgoing: Vec<SocketAddrV4>,
+    /// The queues for packets (in, out).
+    pub queues: (u16, u16),
+}
+
+/// Where rules were installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    /// The program that did it.
+    pub tool: Tool,
+    /// `security`, or `filter` where the kernel lacks it: then the host's firewall does not see the
+    /// protected ports.
+    pub table: String,
+}
+
+/// Whether the rules are as they should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RulesState {
+    /// Not one of them is there.
+    Absent,
+    /// Something is missing or different; the text says what.
+    Wrong(String),
+    /// All are there, and in force.
+    Installed(Installed),
+}
+
+/// Chains that a service has in one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// The service that they are named after.
+    pub service: String,
+    /// The program that manages them.
+    pub tool: Tool,
+    /// The table.
+    pub table: String,
+}
+
+impl Rules {
+    /// The rules that a configuration asks for.
+    pub fn of(config: &Config) -> Rules {
+        let s = &config.service;
+        let v4 = |a: &SocketAddr| match a {
+            SocketAddr::V4(a) => Some(*a),
+            SocketAddr::V6(_) => None,
+        };
+        Rules {
+            service: s.name.clone(),
+            virtual_ips: s
+                .virtual_ips
+                .iter()
+                .filter_map(|v| match v.addr {
+                    IpAddr::V4(a) => Some(a),
+                    IpAddr::V6(_) => None,
+                })
+                .collect(),
+            ports: s.ports.iter().map(|p| p.port).collect(),
+            outgoing: s.outgoing.iter().filter_map(v4).collect(),
+            queues: s.queues,
+        }
+    }
+
+    /// Installs the rules, or puts them right. Two processes are started where all is well: one to see
+    /// what is there, one to change it.
+    pub fn install(&self) -> io::Result<Installed> {
+        let views = tool::views()?;
+        let mut refusals = Vec::new();
+        for table in TABLES {
+            for view in &views {
+                let mut script = self.script(table, view);
+                for (t, chains) in by_table(view, &self.service) {
+                    if t != table {
+                        script += &removal(&t, &chains, view);
+                    }
+                }
+                if let Err(e) = view.tool.restore(&script) {
+                    refusals.push(format!("{}, table {table}: {e}", view.tool));
+                    continue;
+                }
+                // Only now, so that there is no moment without rules.
+                for other in views.iter().filter(|v| v.tool != view.tool) {
+                    remove_from(other, &self.service)?;
+                }
+                return Ok(Installed {
+                    tool: view.tool.clone(),
+                    table: table.into(),
+                });
+            }
+        }
+        Err(io::Error::other(format!(
+            "cannot install the packet rules of service \"{}\": this needs root (CAP_NET_ADMIN) and a kernel with NFQUEUE (try `modprobe xt_NFQUEUE`, or `modprobe nfnetlink_queue nft_compat`)\n{}",
+            self.service,
+            refusals.join("\n")
+        )))
+    }
+
+    /// Removes everything that `install` installed, and nothing of other services. False: there was
+    /// nothing.
+    pub fn remove(&self) -> io::Result<bool> {
+        remove(&self.service)
+    }
+
+    /// Whether the rules are there as `install` would make them. One process is started.
+    pub fn installed(&self) -> io::Result<RulesState> {
+        let views = tool::views()?;
+        let mut found = Vec::new();
+        for view in &views {
+            for (table, _) in by_table(view, &self.service) {
+                found.push((view, table));
+            }
+        }
+        let [(view, table)] = &found[..] else {
+            return Ok(match found.is_empty() {
+                true => RulesState::Absent,
+                false => RulesState::Wrong(format!(
+                    "the chains of service \"{}\" are in several tables",
+                    self.service
+                )),
+            });
+        };
+        Ok(match self.difference(view, table) {
+            Some(text) => RulesState::Wrong(text),
+            None => RulesState::Installed(Installed {
+                tool: view.tool.clone(),
+                table: table.clone(),
+            }),
+        })
+    }
+
+    fn difference(&self, view: &tool::View, table: &str) -> Option<String> {
+        for (hook, chain, rules) in self.chains() {
+            let there: Vec<_> = view.rules(table, &chain).map(canonical).collect();
+            let wanted: Vec<_> = rules.iter().map(|r| canonical(r)).collect();
+            if there != wanted {
+                return Some(format!(
+                    "the rules of {chain} in table {table} are not those of the configuration"
+                ));
+            }
+            // Behind a rule of somebody else the jump may never be reached.
+            let ahead: Vec<&str> = view
+                .rules(table, hook)
+                .take_while(|r| target(r) != Some(chain.as_str()))
+                .collect();
+            if ahead.len() == view.rules(table, hook).count() {
+                return Some(format!("{hook} in table {table} does not lead to {chain}"));
+            }
+            if let Some(r) = ahead.iter().find(|r| !target(r).is_some_and(is_ours)) {
+                return Some(format!(
+                    "{hook} in table {table} has a rule before {chain}: {r}"
+                ));
+            }
+        }
+        None
+    }
+
+    /// (hook, chain, rules) of both directions.
+    fn chains(&self) -> [(&'static str, String, Vec<String>); 2] {
+        let mark = format!("-m mark --mark {MARK:#x} -j RETURN");
+        let (to_in, to_out) = (
+            format!("-j NFQUEUE --queue-num {}", self.queues.0),
+            format!("-j NFQUEUE --queue-num {}", self.queues.1),
+        );
+        let mut input = vec!["-i lo -j RETURN".to_string(), mark.clone()];
+        let mut output = vec!["-o lo -j RETURN".to_string(), mark];
+        for vip in &self.virtual_ips {
+            for port in &self.ports {
+                input.push(format!("-d {vip}/32 -p tcp -m tcp --dport {port} {to_in}"));
+                output.push(format!("-s {vip}/32 -p tcp -m tcp --sport {port} {to_out}"));
+            }
+            for to in &self.outgoing {
+                let (a, port) = (to.ip(), to.port());
+                input.push(format!(
+                    "-s {a}/32 -d {vip}/32 -p tcp -m tcp --sport {port} {to_in}"
+                ));
+                output.push(format!(
+                    "-s {vip}/32 -d {a}/32 -p tcp -m tcp --dport {port} {to_out}"
+                ));
+            }
+        }
+        let [i, o] = chain_names(&self.service);
+        [("INPUT", i, input), ("OUTPUT", o, output)]
+    }
+
+    /// One transaction that makes the chains, or refills them, and enters them first.
+    fn script(&self, table: &str, view: &tool::View) -> String {
+        let mut s = format!("*{table}\n");
+        let chains = self.chains();
+        for (_, chain, _) in &chains {
+            // To declare a chain that exists empties it.
+            let _ = writeln!(s, ":{chain} - [0:0]");
+        }
+        for (hook, chain, rules) in &chains {
+            for rule in rules {
+                let _ = writeln!(s, "-A {chain} {rule}");
+            }
+            s += &unhook(view, table, chain);
+            let _ = writeln!(s, "-I {hook} 1 -p tcp -j {chain}");
+        }
+        s + "COMMIT\n"
+    }
+}
+
+/// Removes all packet rules of a service by its name. False: there were none.
+pub fn remove(service: &str) -> io::Result<bool> {
+    let mut any = false;
+    for view in tool::views()? {
+        any |= remove_from(&view, service)?;
+    }
+    Ok(any)
+}
+
+/// The services that have packet rules here, whether or not anybody runs them: for `cleanup` and
+/// `doctor`. One process is started.
+pub fn leftovers() -> io::Result<Vec<Leftover>> {
+    let mut list = Vec::new();
+    for view in tool::views()? {
+        let found: BTreeSet<(String, String)> = view
+            .chains()
+            .filter_map(|(table, chain)| {
+                let name = chain.strip_prefix(PREFIX)?;
+                let name = name
+                    .strip_suffix("-I")
+                    .or_else(|| name.strip_suffix("-O"))?;
+                Some((name.to_ascii_lowercase(), table.to_string()))
+            })
+            .collect();
+        list.extend(found.into_iter().map(|(service, table)| Leftover {
+            service,
+            tool: view.tool.clone(),
+            table,
+        }));
+    }
+    Ok(list)
+}
+
+fn remove_from(view: &tool::View, service: &str) -> io::Result<bool> {
+    let script: String = by_table(view, service)
+        .iter()
+        .map(|(table, chains)| removal(table, chains, view))
+        .collect();
+    if script.is_empty() {
+        return Ok(false);
+    }
+    view.tool.restore(&script).map_err(|e| {
+        io::Error::new(
+            e.kind(),
+            format!("cannot remove the packet rules of service \"{service}\": {e}"),
+        )
+    })?;
+    Ok(true)
+}
+
+fn chain_names(service: &str) -> [String; 2] {
+    let name = service.to_ascii_uppercase();
+    [format!("{PREFIX}{name}-I"), format!("{PREFIX}{name}-O")]
+}
+
+fn is_ours(chain: &str) -> bool {
+    chain.starts_with(PREFIX)
+}
+
+/// The tables in which the service has chains, with those chains.
+fn by_table(view: &tool::View, service: &str) -> Vec<(String, Vec<String>)> {
+    let names = chain_names(service);
+    let mut list: Vec<(String, Vec<String>)> = Vec::new();
+    for (table, chain) in view.chains().filter(|(_, c)| names.iter().any(|n| n == c)) {
+        match list.iter_mut().find(|(t, _)| t == table) {
+            Some((_, chains)) => chains.push(chain.to_string()),
+            None => list.push((table.to_string(), vec![chain.to_string()])),
+        }
+    }
+    list
+}
+
+fn removal(table: &str, chains: &[String], view: &tool::View) -> String {
+    let mut s = format!("*{table}\n");
+    for chain in chains {
+        s += &unhook(view, table, chain);
+    }
+    for chain in chains {
+        let _ = writeln!(s, "-F {chain}\n-X {chain}");
+    }
+    s + "COMMIT\n"
+}
+
+/// Deletes every rule that leads to the chain, as it was listed.
+fn unhook(view: &tool::View, table: &str, chain: &str) -> String {
+    let mut s = String::new();
+    for (from, rule) in view.table(table).filter(|(_, r)| target(r) == Some(chain)) {
+        let _ = writeln!(s, "-D {from} {rule}");
+    }
+    s
+}
+
+/// The chain or target that a rule leads to.
+fn target(rule: &str) -> Option<&str> {
+    let mut words = rule.split_whitespace();
+    words.find(|w| matches!(*w, "-j" | "-g"))?;
+    words.next()
+}
+
+/// A rule with what versions of iptables write differently taken out: the order of its options, the
+/// host prefix, the full mask, the name of the match that `-p tcp` implies.
+fn canonical(rule: &str) -> BTreeSet<(String, String)> {
+    let mut options = BTreeSet::new();
+    let mut words = rule.split_whitespace().peekable();
+    while let Some(option) = words.next() {
+        let value = words.next_if(|w| !w.starts_with('-')).unwrap_or_default();
+        if (option, value) == ("-m", "tcp") {
+            continue;
+        }
+        let value = value.strip_suffix("/32").unwrap_or(value);
+        let value = value.strip_suffix("/0xffffffff").unwrap_or(value);
+        options.insert((option.to_string(), value.to_string()));
+    }
+    options
+}

@@ -1,0 +1,179 @@
+use super::*;
+use crate::vip::testnet::{in_netns, ip, Pair};
+
+fn rules(service: &str) -> Rules {
+    Rules {
+        service: service.into(),
+        virtual_ips: vec![[192, 0, 2, 200].into()],
+        ports: vec![5555, 5556],
+        outgoing: vec!["198.51.100.9:179".parse().unwrap()],
+        queues: (200, 201),
+    }
+}
+
+/// Runs a command of iptables and returns what it prints.
+fn iptables(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let out = std::process::Command::new(format!("/usr/sbin/{}", words.next().unwrap()))
+        .args(words)
+        .output()
+        .unwrap();
+    assert!(
+        out.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn installed_once_changed_and_removed() {
+    in_netns(|| {
+        let chat = rules("chat");
+        assert_eq!(chat.installed().unwrap(), RulesState::Absent);
+        assert!(!chat.remove().unwrap());
+        iptables("iptables -A INPUT -p tcp --dport 22 -j ACCEPT");
+        iptables("iptables -t security -A INPUT -p tcp -j ACCEPT");
+        let before = iptables("iptables -S") + &iptables("iptables -t security -S");
+        let first = chat.install().unwrap();
+        assert_eq!(first.table, "security");
+        let once = iptables("iptables -t security -S");
+        assert_eq!(chat.install().unwrap(), first);
+        assert_eq!(iptables("iptables -t security -S"), once);
+        assert_eq!(
+            chat.installed().unwrap(),
+            RulesState::Installed(first.clone())
+        );
+        for line in [
+            "-A INPUT -p tcp -j TCPR-CHAT-I\n-A INPUT -p tcp -j ACCEPT",
+            "-A OUTPUT -p tcp -j TCPR-CHAT-O",
+            "-A TCPR-CHAT-I -i lo -j RETURN\n-A TCPR-CHAT-I -m mark --mark 0x54435052 -j RETURN",
+            "-A TCPR-CHAT-O -o lo -j RETURN\n-A TCPR-CHAT-O -m mark --mark 0x54435052 -j RETURN",
+            "-A TCPR-CHAT-I -d 192.0.2.200/32 -p tcp -m tcp --dport 5556 -j NFQUEUE --queue-num 200\n",
+            "-A TCPR-CHAT-O -s 192.0.2.200/32 -p tcp -m tcp --sport 5556 -j NFQUEUE --queue-num 201\n",
+            "-A TCPR-CHAT-I -s 198.51.100.9/32 -d 192.0.2.200/32 -p tcp -m tcp --sport 179 -j NFQUEUE --queue-num 200\n",
+            "-A TCPR-CHAT-O -s 192.0.2.200/32 -d 198.51.100.9/32 -p tcp -m tcp --dport 179 -j NFQUEUE --queue-num 201\n",
+        ] {
+            assert!(once.contains(line), "{line}\nis not in\n{once}");
+        }
+        // A second service, whose name begins like the first.
+        let other = rules("chat-2");
+        other.install().unwrap();
+        assert_eq!(
+            chat.installed().unwrap(),
+            RulesState::Installed(first.clone())
+        );
+        let names: Vec<_> = leftovers()
+            .unwrap()
+            .into_iter()
+            .map(|l| (l.service, l.table))
+            .collect();
+        let in_security = |n: &str| (n.to_string(), "security".to_string());
+        assert_eq!(names, [in_security("chat"), in_security("chat-2")]);
+        // Other ports: refilled, not doubled.
+        let mut fewer = chat.clone();
+        fewer.ports = vec![7777];
+        assert!(matches!(fewer.installed().unwrap(), RulesState::Wrong(_)));
+        fewer.install().unwrap();
+        assert!(!iptables("iptables -t security -S")
+            .contains("--dport 5555 -j NFQUEUE --queue-num 200\n-A TCPR-CHAT-I"));
+        assert!(matches!(
+            fewer.installed().unwrap(),
+            RulesState::Installed(_)
+        ));
+        assert!(fewer.remove().unwrap());
+        assert_eq!(fewer.installed().unwrap(), RulesState::Absent);
+        assert!(matches!(
+            other.installed().unwrap(),
+            RulesState::Installed(_)
+        ));
+        assert!(remove("chat-2").unwrap());
+        let after = iptables("iptables -S") + &iptables("iptables -t security -S");
+        assert_eq!(after, before, "other people's rules are as they were");
+        assert!(leftovers().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn damage_is_seen_and_repaired() {
+    in_netns(|| {
+        let chat = rules("chat");
+        let wrong = |part: &str| match chat.installed().unwrap() {
+            RulesState::Wrong(text) => assert!(text.contains(part), "{text}"),
+            other => panic!("{other:?}"),
+        };
+        let repaired = || {
+            chat.install().unwrap();
+            assert!(matches!(
+                chat.installed().unwrap(),
+                RulesState::Installed(_)
+            ));
+        };
+        repaired();
+        iptables("iptables -t security -D OUTPUT -p tcp -j TCPR-CHAT-O");
+        wrong("OUTPUT in table security does not lead to TCPR-CHAT-O");
+        repaired();
+        iptables("iptables -t security -I INPUT -p tcp -j ACCEPT");
+        wrong("INPUT in table security has a rule before TCPR-CHAT-I");
+        repaired();
+        iptables("iptables -t security -D TCPR-CHAT-I 4");
+        wrong("the rules of TCPR-CHAT-I");
+        repaired();
+        // Entered twice, and from elsewhere.
+        iptables("iptables -t security -A INPUT -j TCPR-CHAT-I");
+        iptables("iptables -t security -A FORWARD -g TCPR-CHAT-I");
+        repaired();
+        let all = iptables("iptables -t security -S");
+        assert_eq!(all.matches("-j TCPR-CHAT-I").count(), 1, "{all}");
+        // Of an older version, or by the other iptables of this machine.
+        iptables("iptables -N TCPR-CHAT-I");
+        iptables("iptables -I INPUT -p tcp -j TCPR-CHAT-I");
+        if std::path::Path::new("/usr/sbin/iptables-legacy").exists() {
+            iptables("iptables-legacy -N TCPR-CHAT-O");
+            iptables("iptables-legacy -I OUTPUT -j TCPR-CHAT-O");
+        }
+        wrong("in several tables");
+        repaired();
+        assert_eq!(leftovers().unwrap().len(), 1);
+        assert!(chat.remove().unwrap());
+        assert!(leftovers().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn closed_without_a_manager_and_open_on_loopback_and_for_others() {
+    in_netns(|| {
+        let pair = Pair::new();
+        ip("addr add 192.0.2.200/24 dev v0");
+        pair.there(|| ip("addr add 192.0.2.7/24 dev v1"));
+        let listen = |port| std::net::TcpListener::bind(("192.0.2.200", port)).unwrap();
+        let (_protected, _other) = (listen(5555), listen(80));
+        let connect = |port: u16| {
+            let to = ([192, 0, 2, 200], port).into();
+            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(1500))
+                .is_ok()
+        };
+        let chat = rules("chat");
+        assert!(pair.there(|| connect(5555)));
+        chat.install().unwrap();
+        assert!(!pair.there(|| connect(5555)), "fails closed");
+        assert!(pair.there(|| connect(80)));
+        assert!(connect(5555), "loopback is exempt");
+        chat.remove().unwrap();
+        assert!(pair.there(|| connect(5555)));
+    });
+}
+
+#[test]
+fn rules_as_other_versions_write_them() {
+    let a = "-s 10.0.0.1/32 -d 10.0.0.2/32 -p tcp -m tcp --dport 5 -m mark --mark 0x54435052/0xffffffff -j X";
+    let b = "-d 10.0.0.2 -s 10.0.0.1 -p tcp --dport 5 -m mark --mark 0x54435052 -j X";
+    assert_eq!(canonical(a), canonical(b));
+    assert_ne!(
+        canonical(a),
+        canonical(&b.replace("--dport 5", "--dport 6"))
+    );
+    assert_ne!(canonical(a), canonical(&format!("{a} --queue-bypass")));
+    assert_eq!(target("-p tcp -g TCPR-A-I"), Some("TCPR-A-I"));
+    assert_eq!(target("-p tcp"), None);
+}

@@ -1,0 +1,195 @@
+//! What a filter knows of packets and sessions beside the store: all of it can be lost.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::store::Session;
+use crate::tuple::SessionId;
+use crate::Now;
+
+/// An outbound packet in hand.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub id: u32,
+    /// First offset of its payload, and the offset behind it (a FIN counts one).
+    pub start: u64,
+    pub end: u64,
+    /// Input offset that it acknowledges.
+    pub ack: u64,
+    pub fin: bool,
+    pub rst: bool,
+    /// Kept where the packet may have to be changed, or its bytes adopted.
+    pub bytes: Option<Vec<u8>>,
+    pub since: Now,
+}
+
+/// An outbound packet that only waits for the replica.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub need: u64,
+    pub serial: u64,
+    pub session: SessionId,
+    pub held: Held,
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Waiting) -> bool {
+        (self.need, self.serial) == (other.need, other.serial)
+    }
+}
+impl Eq for Waiting {}
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Waiting) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Waiting {
+    fn cmp(&self, other: &Waiting) -> std::cmp::Ordering {
+        (self.need, self.serial).cmp(&(other.need, other.serial))
+    }
+}
+
+/// An inbound packet: in the queue under a number, or in our hands.
+#[derive(Debug)]
+pub(super) struct HeldIn {
+    pub id: Option<u32>,
+    pub bytes: Vec<u8>,
+}
+
+/// How far a recovered session has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// The peer had not completed the handshake as far as we know: its SYN-ACK is sent again.
+    Embryo { next: Now, tries: u32 },
+    /// The peer was probed; nothing is restored.
+    Probing,
+    /// A socket exists; input stays behind the barrier.
+    Restored,
+    /// Through the barrier; the kept input up to `until` is being injected, and was up to `fed`.
+    Feeding { until: u64, fed: u64, next: Now, tries: u32 },
+    /// Nothing special any more.
+    Live,
+}
+
+/// What a master knows of a session beside its store.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub stage: Stage,
+    /// The peer completed the handshake; the store may hear of it later.
+    pub established: bool,
+    pub owners: Vec<u32>,
+    /// The processes that held it are dead.
+    pub orphan: bool,
+    /// Attached once: the turn policy knows it.
+    pub attached: bool,
+    /// Announced by hooks, not yet committed.
+    pub pending: VecDeque<u8>,
+    pub closed: bool,
+    pub fin_asked: bool,
+    /// What hooks announced is not what was sent: its state cannot be known any more.
+    pub lost: bool,
+    /// Offset behind the last byte (or FIN) that the local TCP has sent.
+    pub kernel_nxt: u64,
+    /// Highest output offset whose acknowledgement the local TCP was given.
+    pub kernel_una: u64,
+    /// Highest input offset that the local TCP has acknowledged.
+    pub kernel_ack: u64,
+    /// Highest offset that was let go to the peer.
+    pub released: u64,
+    /// Highest input acknowledgement that was let go.
+    pub released_ack: u64,
+    /// Log position behind what every packet needs: the opening, and the last leap of our timestamps.
+    pub base_pos: u64,
+    /// Log positions behind the session's last input and commit, and what is known stored.
+    pub in_pos: u64,
+    pub in_known: u64,
+    pub out_pos: u64,
+    pub out_known: u64,
+    pub held: VecDeque<Held>,
+    /// One of them acknowledges input that is not in the store.
+    pub ack_ahead: bool,
+    /// One of them is a FIN or RST that nobody announced, and the timer runs.
+    pub suspected: bool,
+    pub held_in: Vec<HeldIn>,
+    /// Input that arrived out of order, by offset.
+    pub early: BTreeMap<u64, Vec<u8>>,
+    pub early_cost: usize,
+    pub early_fin: Option<u64>,
+    /// The peer's true acknowledgement.
+    pub acked: u64,
+    pub edge: u64,
+    pub window: u16,
+    pub ts_recent: u32,
+    pub ts_value: u32,
+    pub dirty: bool,
+    /// The peer's answer to the probe was told.
+    pub probed: bool,
+    /// Where the send queue of the last [`super::RestoreSpec`] starts.
+    pub spec_una: u64,
+    /// Until the local TCP has passed this offset it may not see acknowledgements of the future.
+    pub clamp: Option<u64>,
+    /// When to send the first unacknowledged segment again after a takeover, and how often it was.
+    pub resend: Option<(Now, u32, u64)>,
+}
+
+impl Live {
+    pub fn new(s: &Session) -> Live {
+        Live {
+            stage: Stage::Live,
+            established: s.established,
+            owners: Vec::new(),
+            orphan: false,
+            attached: false,
+            pending: VecDeque::new(),
+            closed: s.closed,
+            fin_asked: s.out_fin,
+            lost: false,
+            kernel_nxt: s.out_acked,
+            kernel_una: 0,
+            kernel_ack: s.in_done,
+            released: s.out_acked,
+            released_ack: 0,
+            base_pos: 0,
+            in_pos: 0,
+            in_known: 0,
+            out_pos: 0,
+            out_known: 0,
+            held: VecDeque::new(),
+            ack_ahead: false,
+            suspected: false,
+            held_in: Vec::new(),
+            early: BTreeMap::new(),
+            early_cost: 0,
+            early_fin: None,
+            acked: s.out_acked,
+            edge: s.in_edge,
+            window: s.window,
+            ts_recent: s.ts_recent,
+            ts_value: s.ts_value,
+            dirty: false,
+            probed: false,
+            spec_una: s.out_acked,
+            clamp: None,
+            resend: None,
+        }
+    }
+
+    /// It has no socket yet.
+    pub fn probing(&self) -> bool {
+        self.stage == Stage::Probing
+    }
+
+    /// The barrier waits for the application to take it.
+    pub fn awaited(&self) -> bool {
+        matches!(self.stage, Stage::Probing | Stage::Restored) && !self.attached && !self.closed
+    }
+
+    /// A FIN or RST that nobody asked for.
+    pub fn unasked(&self, h: &Held) -> bool {
+        h.fin && !self.fin_asked || h.rst && !self.closed
+    }
+
+    /// Log position behind all that was written of this session.
+    pub fn all_pos(&self) -> u64 {
+        self.base_pos.max(self.in_pos).max(self.out_pos)
+    }
+}

@@ -1,0 +1,148 @@
+//! The filter's side of the log: records out of a master, records into a replica.
+
+use super::{Filter, Mode, SYNC_DELAY};
+use crate::record::Sync;
+use crate::store::StoreError;
+use crate::tuple::SessionId;
+use crate::Now;
+
+impl Filter {
+    /// Log position behind everything written so far.
+    #[must_use]
+    pub fn log_end(&self) -> u64 {
+        self.end
+    }
+
+    /// Moves the unsent part of the log into `out`, after the records of the sessions that moved. Returns the
+    /// position of its first byte. To be called also where nobody follows: the log would grow for ever.
+    pub fn take_batch(&mut self, out: &mut Vec<u8>) -> u64 {
+        self.write_syncs();
+        let start = self.end - self.batch.len() as u64;
+        out.append(&mut self.batch);
+        start
+    }
+
+    /// Whether a batch is worth sending now: idle moves wait for the timer.
+    #[must_use]
+    pub fn has_batch(&self, now: Now) -> bool {
+        !self.batch.is_empty() || self.sync_due.is_some_and(|due| now >= due)
+    }
+
+    pub(super) fn write_syncs(&mut self) {
+        if self.mode == Mode::Frozen {
+            // The next master already counts the log's bytes.
+            return;
+        }
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for id in dirty.drain(..) {
+            if self.live.get(&id).is_some_and(|l| l.dirty) {
+                self.write_sync(id);
+            }
+        }
+        self.dirty = dirty;
+        self.sync_due = None;
+    }
+
+    /// Tells how far a session has moved. Returns the position behind it.
+    pub(super) fn write_sync(&mut self, id: SessionId) -> u64 {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return self.end };
+        live.dirty = false;
+        let sync = Sync {
+            session: id,
+            established: live.established,
+            out_acked: live.acked.min(s.out_sendable()) as u32,
+            in_edge: live.edge as u32,
+            window: live.window,
+            ts_recent: live.ts_recent,
+            ts_value: live.ts_value,
+        };
+        self.write(0, |out| sync.encode(out))
+    }
+
+    /// Appends records to the log and applies them: master and replica compute the same store.
+    pub(super) fn write(&mut self, payload: usize, encode: impl FnOnce(&mut Vec<u8>)) -> u64 {
+        let from = self.batch.len();
+        encode(&mut self.batch);
+        let written = (self.batch.len() - from) as u64;
+        let applied = self.store.apply_batch(&self.batch[from..]);
+        assert!(applied.is_ok(), "I5: a record that we wrote does not fit our own store: {applied:?}");
+        self.counters.records += 1;
+        self.counters.log_bytes += written;
+        self.counters.payload_bytes += payload as u64;
+        self.end += written;
+        self.end
+    }
+
+    pub(super) fn mark_dirty(&mut self, now: Now, id: SessionId) {
+        let live = self.live.get_mut(&id).expect("a live session");
+        if !live.dirty {
+            live.dirty = true;
+            self.dirty.push(id);
+        }
+        self.sync_due.get_or_insert(now + SYNC_DELAY);
+    }
+
+    /// The replica has stored the log up to `position`.
+    pub fn replica_stored(&mut self, now: Now, position: u64) {
+        assert!(position <= self.end, "I1: the replica acknowledges log that was never written");
+        self.acked = self.acked.max(position);
+        self.release_stored(now);
+    }
+
+    /// Log position that the replica is known to have.
+    #[must_use]
+    pub fn replica_position(&self) -> u64 {
+        self.acked
+    }
+
+    /// From now on nothing leaves without the replica's acknowledgement, which so far reaches `position`.
+    pub fn hold_for_replica(&mut self, position: u64) {
+        self.needs_replica = true;
+        self.acked = position;
+        for live in self.live.values_mut() {
+            live.in_known = 0;
+            live.out_known = 0;
+        }
+    }
+
+    /// No replica any more, and leave to go on alone.
+    pub fn go_solo(&mut self, now: Now) {
+        self.needs_replica = false;
+        self.release_stored(now);
+    }
+
+    /// Whether releases wait for a replica.
+    #[must_use]
+    pub fn needs_replica(&self) -> bool {
+        self.needs_replica
+    }
+
+    /// A fenced master releases nothing at all.
+    pub fn set_fenced(&mut self, now: Now, fenced: bool) {
+        self.fenced = fenced;
+        self.release_stored(now);
+    }
+
+    /// As a backup: forget the store, a snapshot begins.
+    pub fn replica_reset(&mut self) {
+        assert!(self.mode == Mode::Passive, "only a backup takes a snapshot");
+        self.store.clear();
+    }
+
+    /// As a backup: applies a batch of the master's log.
+    ///
+    /// # Errors
+    /// The log does not fit the store; it needs a new snapshot.
+    pub fn replica_apply(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        assert!(self.mode == Mode::Passive, "I3: a master follows no log");
+        self.store.apply_batch(bytes)
+    }
+
+    /// As a master: the records from which an empty store computes this one, up to [`Self::log_end`].
+    pub fn snapshot(&mut self, out: &mut Vec<u8>) {
+        self.write_syncs();
+        for s in self.store.iter() {
+            self.store.snapshot(s.open.session, out);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Handshakes: who may become a session, and what becomes of one that is half open.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::live::{Held, Live, Stage};
+use super::{Action, Filter, Mode, EMBRYONIC};
+use crate::record::{EndReason, Open};
+use crate::segment::{flags, Build, Options, Segment};
+use crate::seq::Seq;
+use crate::tuple::{FourTuple, SessionId};
+use crate::Now;
+
+/// Most handshakes remembered whose session is not in the log; the oldest make room.
+const MAX_HANDSHAKES: usize = 4096;
+/// Most half-open sessions in the log. Past it, a session is told at its third segment: then a flood of SYNs
+/// costs the replica nothing.
+const MAX_EMBRYOS: usize = 4096;
+/// When a half-open session's SYN-ACK is first sent again after a takeover; then twice as long each time.
+const SYN_ACK_AGAIN: Duration = Duration::from_millis(500);
+/// How often it is.
+const SYN_ACK_TRIES: u32 = 6;
+
+/// A handshake that began.
+#[derive(Clone, Copy, Debug)]
+struct Handshake {
+    isn: Seq,
+    options: Options,
+    window: u16,
+    /// The SYN was ours.
+    by_us: bool,
+    /// The SYN-ACK that was let go without a record.
+    answer: Option<(Seq, Options, u16, u32)>,
+}
+
+/// Handshakes that began, in a ring: a flood costs no more than forgetting the oldest.
+#[derive(Debug, Default)]
+pub(super) struct Handshakes {
+    by_tuple: HashMap<FourTuple, (usize, Handshake)>,
+    ring: Vec<FourTuple>,
+    next: usize,
+}
+
+impl Handshakes {
+    fn note(&mut self, tuple: FourTuple, handshake: Handshake) {
+        if let Some((_, known)) = self.by_tuple.get_mut(&tuple) {
+            *known = handshake;
+            return;
+        }
+        let slot = self.next;
+        self.next = (self.next + 1) % MAX_HANDSHAKES;
+        if slot < self.ring.len() {
+            let old = std::mem::replace(&mut self.ring[slot], tuple);
+            if self.by_tuple.get(&old).is_some_and(|(s, _)| *s == slot) {
+                self.by_tuple.remove(&old);
+            }
+        } else {
+            self.ring.push(tuple);
+        }
+        self.by_tuple.insert(tuple, (slot, handshake));
+    }
+
+    fn get(&self, tuple: &FourTuple) -> Option<Handshake> {
+        self.by_tuple.get(tuple).map(|(_, h)| *h)
+    }
+
+    fn remove(&mut self, tuple: &FourTuple) {
+        self.by_tuple.remove(tuple);
+    }
+}
+
+fn opening_held(now: Now, id: u32) -> Held {
+    Held { id, start: 0, end: 0, ack: 0, fin: false, rst: false, bytes: None, since: now }
+}
+
+/// What both SYNs settle. `theirs` and `ours`: options of the peer's SYN and of ours.
+#[allow(clippy::too_many_arguments)] // the parts of two SYNs
+fn settled(
+    session: SessionId, tuple: FourTuple, isn_in: Seq, isn_out: Seq, theirs: Options, ours: Options, window: u16,
+    established: bool,
+) -> Open {
+    let shifts = theirs.window_scale.zip(ours.window_scale);
+    Open {
+        session,
+        tuple,
+        internal_port: tuple.local.port(),
+        isn_in,
+        isn_out,
+        mss: theirs.mss.unwrap_or(536),
+        shifts,
+        sack: theirs.sack_permitted && ours.sack_permitted,
+        timestamps: theirs.timestamps.is_some() && ours.timestamps.is_some(),
+        established,
+        // The window of a SYN is not scaled; the record's is.
+        window: shifts.map_or(window, |(theirs, _)| window >> theirs),
+        ts_recent: theirs.timestamps.map_or(0, |t| t.0),
+        ts_value: ours.timestamps.map_or(0, |t| t.0),
+        in_done: 0,
+        out_acked: 0,
+    }
+}
+
+impl Filter {
+    pub(super) fn note_syn(&mut self, tuple: FourTuple, segment: &Segment<'_>, by_us: bool) {
+        let handshake = Handshake {
+            isn: segment.seq(),
+            options: segment.options(),
+            window: segment.window(),
+            by_us,
+            answer: None,
+        };
+        self.handshakes.note(tuple, handshake);
+    }
+
+    /// A SYN of ours: the application connects.
+    pub(super) fn calling(&mut self, now: Now, id: u32, tuple: FourTuple, segment: &Segment<'_>) {
+        if self.fenced {
+            return self.actions.push(Action::DropOut(id));
+        }
+        if let Some(old) = self.store.find(&tuple) {
+            if self.live.get(&old).is_some_and(|l| l.stage != Stage::Live) {
+                // Another incarnation of what is being restored: not now.
+                return self.actions.push(Action::DropOut(id));
+            }
+            self.end_session(now, old, EndReason::Closed);
+        }
+        self.note_syn(tuple, segment, true);
+        self.actions.push(Action::AcceptOut(id));
+    }
+
+    /// A segment of no session. Returns whether it made one: the answer to our SYN, or the third segment of a
+    /// handshake whose SYN-ACK left without a record.
+    pub(super) fn opened_by(&mut self, now: Now, tuple: FourTuple, segment: &Segment<'_>) -> Option<SessionId> {
+        if !segment.has(flags::ACK) || segment.has(flags::RST) {
+            return None;
+        }
+        let h = self.handshakes.get(&tuple)?;
+        let syn = segment.has(flags::SYN);
+        if h.by_us && syn && segment.ack() == h.isn.add(1) {
+            let theirs = segment.options();
+            let (isn_in, window) = (segment.seq(), segment.window());
+            let id = self.next_session_id();
+            let open = settled(id, tuple, isn_in, h.isn, theirs, h.options, window, true);
+            self.open_session(now, open, u64::from(h.window));
+            return Some(id);
+        }
+        let (isn_out, ours, our_window, ts_value) = h.answer?;
+        if syn || segment.ack() != isn_out.add(1) || segment.seq().before(h.isn.add(1)) {
+            return None;
+        }
+        let id = self.next_session_id();
+        let open = settled(id, tuple, h.isn, isn_out, h.options, ours, h.window, true);
+        self.open_session(now, Open { ts_value, ..open }, u64::from(our_window));
+        Some(id)
+    }
+
+    fn open_session(&mut self, now: Now, open: Open, edge: u64) {
+        let (id, established) = (open.session, open.established);
+        self.handshakes.remove(&open.tuple);
+        let position = self.write(0, |out| open.encode(out));
+        self.counters.opened += 1;
+        let mut live = Live::new(self.store.get(id).expect("just opened"));
+        live.base_pos = position;
+        live.edge = edge;
+        self.live.insert(id, live);
+        if !established {
+            self.embryos += 1;
+            self.expiries.push_back((now + EMBRYONIC, id));
+            if self.expiries.len() > 2 * MAX_EMBRYOS && self.expiries.len() > 2 * self.embryos {
+                let live = &self.live;
+                self.expiries.retain(|(_, id)| live.get(id).is_some_and(|l| !l.established));
+            }
+        }
+    }
+
+    /// A SYN-ACK: the session's record goes to the replica before the peer can know of the session.
+    pub(super) fn opening(&mut self, now: Now, id: u32, tuple: FourTuple, segment: &Segment<'_>) {
+        if let Some(old) = self.store.find(&tuple) {
+            let s = self.store.get(old).expect("found");
+            if s.open.isn_out == segment.seq() {
+                let need = self.live.get(&old).map_or(0, |l| l.base_pos);
+                return self.wait_or_release(now, old, need, opening_held(now, id));
+            }
+            // The peer's port came round again and TCP has accepted it: the old session is history.
+            self.end_session(now, old, EndReason::Closed);
+        }
+        let Some(h) = self.handshakes.get(&tuple).filter(|h| !h.by_us) else {
+            // We never saw its SYN (dropped past the bound): the peer sends it again.
+            self.counters.unknown_dropped += 1;
+            return self.actions.push(Action::DropOut(id));
+        };
+        let ours = segment.options();
+        if self.embryos >= MAX_EMBRYOS {
+            if self.fenced {
+                return self.actions.push(Action::DropOut(id));
+            }
+            let answer = (segment.seq(), ours, segment.window(), ours.timestamps.map_or(0, |t| t.0));
+            self.handshakes.note(tuple, Handshake { answer: Some(answer), ..h });
+            return self.actions.push(Action::AcceptOut(id));
+        }
+        let session = self.next_session_id();
+        let open = settled(session, tuple, h.isn, segment.seq(), h.options, ours, h.window, false);
+        self.open_session(now, open, u64::from(segment.window()));
+        let need = self.live[&session].base_pos;
+        self.wait_or_release(now, session, need, opening_held(now, id));
+    }
+
+    fn next_session_id(&mut self) -> SessionId {
+        loop {
+            let id = self.next_id;
+            self.next_id = self.next_id.wrapping_add(1);
+            if id != 0 && self.store.get(id).is_none() {
+                return id;
+            }
+        }
+    }
+
+    /// The peer has completed the handshake.
+    pub(super) fn established(&mut self, id: SessionId) {
+        let live = self.live.get_mut(&id).expect("live");
+        if !live.established {
+            live.established = true;
+            self.embryos -= 1;
+        }
+    }
+
+    /// Half-open sessions whose time is over. Those of a takeover have a timer of their own.
+    pub(super) fn expire(&mut self, now: Now) {
+        while let Some(&(due, id)) = self.expiries.front() {
+            if due > now {
+                return;
+            }
+            self.expiries.pop_front();
+            if self.live.get(&id).is_some_and(|l| !l.established && l.stage == Stage::Live) {
+                self.end_session(now, id, EndReason::Expired);
+            }
+        }
+    }
+
+    // ---- half open at a takeover ----------------------------------------------------------------------
+
+    /// A segment for a session that was half open at the takeover. Returns false if it is for nobody here.
+    pub(super) fn embryo_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>) -> EmbryoIn {
+        let s = self.store.get(session).expect("known");
+        if segment.has(flags::SYN) {
+            if !segment.has(flags::ACK) && segment.seq() == s.open.isn_in {
+                // It has not got its SYN-ACK.
+                self.send_syn_ack(session);
+                return EmbryoIn::Answered;
+            }
+            if !segment.has(flags::ACK) {
+                self.end_session(now, session, EndReason::Expired);
+                return EmbryoIn::Stranger;
+            }
+            return EmbryoIn::Answered;
+        }
+        if segment.has(flags::RST) {
+            let exact = segment.seq() == s.in_seq(0);
+            if exact {
+                self.end_session(now, session, EndReason::ResetByPeer);
+            }
+            return EmbryoIn::Answered;
+        }
+        // Anything else acknowledges our SYN, or is not of this connection.
+        let ours = segment.has(flags::ACK) && segment.ack() == s.out_seq(0) && !segment.seq().before(s.in_seq(0));
+        if !ours {
+            self.counters.disbelieved += 1;
+            return EmbryoIn::Answered;
+        }
+        self.established(session);
+        self.recount(session, |l| l.stage = Stage::Probing);
+        self.mark_dirty(now, session);
+        EmbryoIn::Established
+    }
+
+    /// Sends the SYN-ACK of a half-open session again, by ourselves.
+    pub(super) fn send_syn_ack(&mut self, id: SessionId) {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
+        if self.fenced {
+            return;
+        }
+        // Our own limit is not in the record; what the peer can take, over an ordinary Ethernet, is safe.
+        let most = if s.open.tuple.local.is_ipv4() { 1460 } else { 1440 };
+        let mut options = vec![2, 4];
+        options.extend_from_slice(&s.open.mss.min(most).to_be_bytes());
+        if let Some((_, ours)) = s.open.shifts {
+            options.extend_from_slice(&[1, 3, 3, ours]);
+        }
+        if s.open.sack {
+            options.extend_from_slice(&[1, 1, 4, 2]);
+        }
+        let mut packet = Vec::new();
+        Build {
+            source: s.open.tuple.local,
+            destination: s.open.tuple.peer,
+            seq: s.open.isn_out,
+            ack: s.in_seq(0),
+            flags: flags::SYN | flags::ACK,
+            window: u16::MAX,
+            timestamps: s.open.timestamps.then_some((live.ts_value, live.ts_recent)),
+            payload: &[],
+        }
+        .write_with(&options, &mut packet);
+        self.actions.push(Action::SendPeer(packet));
+    }
+
+    /// Its SYN-ACK again, or its end. Returns when it wants to be looked at again.
+    pub(super) fn embryo_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
+        let live = self.live.get_mut(&id)?;
+        let Stage::Embryo { next, tries } = live.stage else { return None };
+        if next > now {
+            return Some(next);
+        }
+        if tries >= SYN_ACK_TRIES {
+            self.end_session(now, id, EndReason::Expired);
+            return None;
+        }
+        let next = now + SYN_ACK_AGAIN * 2u32.pow(tries);
+        live.stage = Stage::Embryo { next, tries: tries + 1 };
+        self.send_syn_ack(id);
+        Some(next)
+    }
+}
+
+/// What became of a segment for a half-open session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum EmbryoIn {
+    /// Done with.
+    Answered,
+    /// The session is no more; the segment is of no session.
+    Stranger,
+    /// The session is established, and waits for its socket with this segment.
+    Established,
+}
+
+impl Mode {
+    /// Whether packets of sessions come and go.
+    pub(super) fn serves(self) -> bool {
+        matches!(self, Mode::Restoring | Mode::Active)
+    }
+}

@@ -1,0 +1,170 @@
+use super::*;
+
+#[test]
+fn an_ack_waits_until_the_input_is_stored() {
+    let mut r = Rig::open();
+    let actions = r.peer(say(ACK, 0, 0, b"hello"));
+    assert!(r.passes(&actions), "input is delivered at once");
+    assert_eq!(r.kernel(say(ACK, 0, 5, b"")), []);
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+    // An ACK of what is stored already goes at once, whatever comes after.
+    r.peer(say(ACK, 5, 0, b"more"));
+    let actions = r.kernel(say(ACK, 0, 5, b""));
+    assert!(r.passes(&actions) || r.f.log_end() > r.f.replica_position());
+}
+
+#[test]
+fn input_out_of_order_is_put_in_order() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 3, 0, b"d"));
+    r.peer(say(ACK, 5, 0, b"fg"));
+    r.peer(say(ACK | FIN, 8, 0, b"i"));
+    assert_eq!(input_of(r.session()), b"");
+    // The same start, longer: a retransmission of two segments at once.
+    r.peer(say(ACK, 3, 0, b"de"));
+    r.peer(say(ACK, 1, 0, b"bc"));
+    r.peer(say(ACK, 0, 0, b"ab"));
+    assert_eq!(input_of(r.session()), b"abcdefg");
+    assert!(!r.session().in_fin);
+    r.peer(say(ACK, 2, 0, b"cdefgh"));
+    assert_eq!(input_of(r.session()), b"abcdefghi");
+    assert!(r.session().in_fin);
+    assert_eq!(r.session().in_ackable(), 10);
+    r.stored();
+}
+
+#[test]
+fn a_fin_alone_out_of_order_and_twice() {
+    let mut r = Rig::open();
+    r.peer(say(ACK | FIN, 3, 0, b""));
+    r.peer(say(ACK | FIN, 3, 0, b""));
+    r.peer(say(ACK, 0, 0, b"abc"));
+    assert!(r.session().in_fin);
+    let records = r.f.counters().records;
+    r.peer(say(ACK | FIN, 2, 0, b"c"));
+    r.peer(say(ACK, 4, 0, b"behind the end"));
+    assert_eq!(r.f.counters().records, records);
+    assert_eq!(input_of(r.session()), b"abc");
+    assert_eq!(r.kernel(say(ACK, 0, 4, b"")), []);
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+}
+
+#[test]
+fn what_tcp_does_not_believe_changes_nothing() {
+    let mut r = Rig::with_timestamps();
+    let ts = |v| Some((v, 201));
+    r.peer(Say { ts: ts(500), ..say(ACK, 0, 0, b"0123456789") });
+    r.read(10);
+    r.write(b"answer");
+    r.wait();
+    r.kernel(Say { ts: Some((202, 500)), ..say(ACK, 0, 10, b"answer") });
+    r.stored();
+    r.peer(Say { ts: ts(501), ..say(ACK, 10, 6, b"") });
+    r.stored();
+    let before = r.f.store().clone();
+    let disbelieved = r.f.counters().disbelieved;
+
+    let mut bad = r.packet(Say { ts: ts(502), ..say(ACK, 10, 6, b"x") }, true);
+    *bad.last_mut().unwrap() ^= 1;
+    r.inp(&bad);
+    // An ACK of what was never sent.
+    r.peer(Say { ts: ts(502), ..say(ACK, 10, 7, b"x") });
+    // PAWS.
+    r.peer(Say { ts: ts(300), ..say(ACK, 10, 6, b"x") });
+    // Beyond the window, and long past.
+    r.peer(Say { ts: ts(502), ..say(ACK, 10 + (60_000 << 2) + 1, 6, b"x") });
+    r.peer(Say { ts: ts(502), ..say(ACK, 2, 6, b"x") });
+    // RSTs beside the exact number (RFC 5961), also where the kernel's last ACK was.
+    for seq in [0, 9, 11, 1000, 100_000] {
+        r.peer(Say { ts: ts(502), ..say(RST, seq, 0, b"") });
+    }
+    // No ACK at all.
+    r.peer(Say { ts: ts(502), ..say(0, 10, 0, b"x") });
+    // Not even a segment.
+    r.inp(&bad[..30]);
+    r.pass(ms(100));
+    r.stored();
+    assert!(*r.f.store() == before);
+    assert_eq!(r.f.counters().disbelieved, disbelieved + 12);
+
+    r.peer(Say { ts: ts(502), ..say(RST, 10, 0, b"") });
+    assert!(r.f.store().is_empty());
+    r.stored();
+}
+
+#[test]
+fn an_ack_of_what_did_not_leave_is_kept_from_the_kernel() {
+    let mut r = Rig::open();
+    r.write(b"secret");
+    // The kernel has sent it; the turn is not over.
+    assert_eq!(r.kernel(say(ACK, 0, 0, b"secret")), []);
+    let actions = r.peer(say(ACK, 0, 6, b""));
+    assert_eq!(actions, [Action::DropIn(r.id)]);
+    r.wait();
+    r.stored();
+    let actions = r.peer(say(ACK, 0, 6, b""));
+    assert!(r.passes(&actions));
+}
+
+#[test]
+fn a_window_probe_is_taken_as_far_as_it_is_a_byte() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"0123456789"));
+    r.kernel(Say { window: 0, ..say(ACK, 0, 10, b"") });
+    // BSD probes with the next byte; Linux with an old number and nothing.
+    r.peer(say(ACK, 10, 0, b"x"));
+    assert_eq!(r.session().in_end(), 11);
+    let actions = r.peer(say(ACK, 9, 0, b""));
+    assert!(r.passes(&actions));
+    let actions = r.kernel(Say { window: 0, ..say(ACK, 0, 10, b"") });
+    assert!(r.passes(&actions) || !actions.is_empty() || r.f.needs_replica());
+    // The kernel did not take the byte; the peer sends it again.
+    r.peer(say(ACK, 10, 0, b"xyz"));
+    assert_eq!(input_of(r.session()), b"0123456789xyz");
+    r.stored();
+}
+
+#[test]
+fn a_kernel_that_acknowledges_more_than_is_stored_waits_for_the_peer_to_say_it_again() {
+    let mut r = Rig::open();
+    assert_eq!(r.kernel(say(ACK, 0, 5, b"")), []);
+    r.stored();
+    assert_eq!(r.f.counters().ack_beyond_store, 1);
+    r.peer(say(ACK, 0, 0, b"hello"));
+    let actions = r.stored();
+    assert!(actions.iter().any(|a| matches!(a, Action::AcceptOut(_))), "{actions:?}");
+}
+
+#[test]
+fn tiny_pieces_out_of_order_cost_no_more_than_their_bound() {
+    let mut r = Rig::open();
+    r.kernel(Say { window: u16::MAX, ..say(ACK, 0, 0, b"") });
+    for i in 0..200_000u64 {
+        r.peer(say(ACK, 2 + i, 0, b"x"));
+        r.actions.clear();
+    }
+    let live = r.f.live.values().next().unwrap();
+    assert!(live.early_cost <= 16 << 20 && live.early.len() > 100_000);
+    r.peer(say(ACK, 0, 0, b"xx"));
+    assert_eq!(r.f.live.values().next().unwrap().early_cost, 0);
+    assert!(r.session().in_end() > 100_000);
+}
+
+#[test]
+fn moves_are_told_once_a_batch() {
+    let mut r = Rig::with_timestamps();
+    r.stored();
+    let records = r.f.counters().records;
+    for i in 0..100 {
+        r.peer(Say { ts: Some((200 + i, 200)), ..say(ACK, 0, 0, b"") });
+    }
+    assert!(!r.f.has_batch(r.now));
+    r.pass(ms(11));
+    assert!(r.f.has_batch(r.now));
+    r.stored();
+    assert_eq!(r.f.counters().records, records + 1);
+    assert_eq!(r.session().ts_recent, 299);
+    assert_eq!(r.f.poll_timeout(), None);
+}

@@ -1,0 +1,457 @@
+use super::*;
+
+impl Rig {
+    /// The master dies; the replica takes over.
+    fn fail_over(&mut self) -> Vec<Action> {
+        self.f = std::mem::replace(&mut self.replica, Filter::new(config()));
+        self.f.take_over(self.now);
+        self.drain()
+    }
+
+    fn id(&self) -> SessionId {
+        self.f.store().find(&tuple(self.port)).expect("a session")
+    }
+
+    fn probe_all(&mut self) -> Vec<Action> {
+        self.f.probes();
+        self.drain()
+    }
+
+    fn restore(&mut self, answered: bool) -> RestoreSpec {
+        let id = self.id();
+        let spec = self.f.restore_spec(id, answered, 0).unwrap();
+        self.f.restored(self.now, id, spec.sent.len());
+        spec
+    }
+
+    fn recovered(&mut self) -> Vec<Action> {
+        self.f.attach(self.now, CHANNEL, HANDLE, Origin::Recovered, &tuple(self.port));
+        self.drain()
+    }
+}
+
+/// A request answered with ten bytes of which four are acknowledged, and a second one not read.
+fn half_way() -> Rig {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.read(4);
+    r.write(b"0123456789");
+    r.wait();
+    r.kernel(say(ACK, 0, 4, b"0123456789"));
+    r.stored();
+    r.peer(say(ACK, 4, 4, b"again"));
+    r.kernel(say(ACK, 10, 9, b""));
+    r.stored();
+    r
+}
+
+#[test]
+fn a_session_moves_and_goes_on() {
+    let mut r = half_way();
+    r.fail_over();
+    assert_eq!((r.f.unprobed(), r.f.not_handed_over(), r.f.unrestored().len()), (1, 1, 1));
+    let actions = r.probe_all();
+    let [Action::SendPeer(probe)] = &actions[..] else { panic!("{actions:?}") };
+    let (seq, ack, segment) = offsets(probe, false);
+    assert_eq!((seq, ack, segment.payload().len()), (3, 9, 1));
+    // New connections and strangers wait.
+    r.port += 1;
+    let syn = r.syn(false);
+    assert_eq!(r.inp(&syn), []);
+    let actions = r.peer(say(ACK, 0, 0, b"who"));
+    assert_eq!(actions, [Action::DropIn(r.id)]);
+    r.port -= 1;
+    // The peer's answer: it has seven bytes. Its new input waits.
+    let id = r.id();
+    let actions = r.peer(say(ACK, 9, 7, b""));
+    assert_eq!(actions, [Action::Probed(id), Action::DropIn(r.id)]);
+    assert_eq!(r.peer(say(ACK, 9, 7, b"third")), []);
+    let spec = r.restore(true);
+    assert_eq!((spec.snd_una, spec.rcv_nxt), (r.session().out_seq(7).0, r.session().in_seq(4).0));
+    assert_eq!((&spec.sent[..], &spec.unsent[..]), (&b""[..], &b"789"[..]));
+    assert_eq!((spec.absorb, spec.input_pending, spec.fin, spec.closed), (0, true, false, false));
+    // The application takes it: input is injected, what was held goes on, the new connection too.
+    let actions = r.recovered();
+    assert_eq!(r.f.mode(), Mode::Active);
+    let [Action::Inject(kept), Action::AcceptIn(_), Action::AcceptIn(_)] = &actions[..] else { panic!("{actions:?}") };
+    let (seq, ack, segment) = offsets(kept, true);
+    assert_eq!((seq, ack, segment.payload()), (4, 7, &b"again"[..]));
+    assert_eq!(input_of(r.session()), b"againthird");
+    r.kernel(say(ACK, 7, 4, b"789"));
+    r.kernel(say(ACK, 10, 14, b""));
+    assert!(r.pass(ms(1000)).is_empty());
+    r.peer(say(ACK, 14, 10, b""));
+    r.read(10);
+    r.write(b"both");
+    r.wait();
+    let actions = r.kernel(say(ACK, 10, 14, b"both"));
+    assert!(r.passes(&actions));
+}
+
+#[test]
+fn acks_of_the_future_are_lowered_until_the_kernel_has_caught_up() {
+    let mut r = half_way();
+    r.fail_over();
+    r.peer(say(ACK, 9, 4, b""));
+    r.restore(true);
+    r.recovered();
+    // What the former master sent is acknowledged; this kernel has not sent it yet.
+    let actions = r.peer(say(ACK, 9, 10, b"x"));
+    let [Action::ModifyIn(_, packet)] = &actions[..] else { panic!("{actions:?}") };
+    let (seq, ack, segment) = offsets(packet, true);
+    assert_eq!((seq, ack, segment.payload(), segment.checksum_ok()), (9, 4, &b"x"[..], true));
+    // An ACK of what no master ever had is nobody's.
+    let actions = r.peer(say(ACK, 10, 11, b""));
+    assert_eq!(actions, [Action::DropIn(r.id)]);
+    r.kernel(say(ACK, 4, 9, b"456789"));
+    let actions = r.peer(say(ACK, 10, 10, b""));
+    assert!(r.passes(&actions));
+    r.pass(ms(20));
+    assert_eq!(r.session().out_acked, 10);
+}
+
+#[test]
+fn without_an_answer_everything_counts_as_sent() {
+    let mut r = half_way();
+    r.fail_over();
+    r.probe_all();
+    let spec = r.restore(false);
+    // The last ACK told to the log was the one before.
+    assert_eq!((spec.sent.len(), spec.unsent.len()), (6, 0));
+    r.recovered();
+    let actions = r.peer(say(ACK, 9, 10, b""));
+    assert!(r.passes(&actions));
+}
+
+#[test]
+fn the_first_unacknowledged_segment_is_sent_again_by_ourselves() {
+    let mut r = half_way();
+    r.fail_over();
+    r.restore(false);
+    r.recovered();
+    let mut at = Vec::new();
+    for _ in 0..300 {
+        for a in r.pass(ms(1)) {
+            if let Action::SendPeer(packet) = a {
+                let (seq, ack, s) = offsets(&packet, false);
+                assert_eq!((seq, ack, s.payload()), (4, 9, &b"456789"[..]));
+                at.push((r.now - ms(1000)).as_millis());
+            }
+        }
+    }
+    assert_eq!(at, [20, 60, 140]);
+}
+
+#[test]
+fn an_ack_that_comes_while_the_socket_is_made_reaches_it() {
+    let mut r = half_way();
+    r.fail_over();
+    let id = r.id();
+    let spec = r.f.restore_spec(id, false, 0).unwrap();
+    r.peer(say(ACK, 9, 8, b""));
+    r.f.restored(r.now, id, spec.sent.len());
+    let actions = r.drain();
+    let [Action::Inject(packet)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(offsets(packet, true).1, 8);
+    // Behind the barrier ACKs go on, input does not.
+    let actions = r.peer(say(ACK, 9, 10, b""));
+    assert!(r.passes(&actions));
+    assert_eq!(r.peer(say(ACK, 9, 10, b"x")), []);
+    r.pass(ms(20));
+    assert_eq!(r.session().out_acked, 10);
+}
+
+#[test]
+fn the_barrier_falls_when_the_last_awaited_session_ends() {
+    let mut r = half_way();
+    r.port += 1;
+    r.handshake(false);
+    r.stored();
+    r.fail_over();
+    r.restore(false);
+    r.recovered();
+    assert_eq!(r.f.mode(), Mode::Restoring);
+    r.port -= 1;
+    r.peer(say(RST, 9, 0, b""));
+    assert_eq!((r.f.mode(), r.f.not_handed_over()), (Mode::Active, 0));
+}
+
+#[test]
+fn nothing_to_take_over_is_no_barrier() {
+    let mut r = Rig::new();
+    r.fail_over();
+    assert_eq!(r.f.mode(), Mode::Active);
+}
+
+#[test]
+fn a_barrier_that_takes_too_long_is_lifted() {
+    let mut r = half_way();
+    r.fail_over();
+    r.f.lift_barrier(r.now);
+    assert_eq!(r.f.mode(), Mode::Restoring, "not before there are sockets");
+    r.restore(false);
+    r.f.lift_barrier(r.now);
+    assert_eq!(r.f.mode(), Mode::Active);
+    assert!(matches!(r.drain()[..], [Action::Inject(_)]));
+    r.recovered();
+    assert_eq!(r.f.not_handed_over(), 0);
+}
+
+#[test]
+fn a_half_open_session_gets_its_syn_ack_again() {
+    let mut r = Rig::new();
+    let (syn, syn_ack) = (r.syn(true), r.syn_ack(true));
+    r.inp(&syn);
+    r.out(&syn_ack);
+    r.stored();
+    r.fail_over();
+    assert_eq!((r.f.mode(), r.f.unprobed(), r.f.unrestored().len()), (Mode::Active, 0, 0));
+    let id = r.id();
+    assert!(r.f.restore_spec(id, false, 0).is_none());
+    let actions = r.probe_all();
+    let [Action::SendPeer(packet)] = &actions[..] else { panic!("{actions:?}") };
+    let s = Segment::parse(packet).unwrap();
+    assert_eq!((s.seq(), s.ack(), s.flags()), (ISN_OUT, ISN_IN.add(1), SYN | ACK));
+    assert_eq!(s.options(), Segment::parse(&syn_ack).unwrap().options());
+    // The peer did not hear it: it asks again, and is told again.
+    let actions = r.inp(&syn);
+    assert!(matches!(actions[..], [Action::SendPeer(_), Action::DropIn(_)]));
+    // It answers, and has something to say.
+    let actions = r.peer(Say { ts: Some((102, 200)), ..say(ACK, 0, 0, b"hello") });
+    assert_eq!(actions, [Action::Probed(id)]);
+    let spec = r.restore(true);
+    assert_eq!((spec.rcv_nxt, spec.snd_una), (ISN_IN.add(1).0, ISN_OUT.add(1).0));
+    let actions = r.drain();
+    assert!(matches!(actions[..], [Action::AcceptIn(_)]), "{actions:?}");
+    r.recovered();
+    r.read(5);
+    r.write(b"world");
+    r.wait();
+    let actions = r.kernel(Say { ts: Some((1201, 102)), ..say(ACK, 0, 5, b"world") });
+    assert!(r.passes(&actions));
+    // One that never answers goes by itself.
+    let mut r = Rig::new();
+    r.inp(&syn);
+    r.out(&syn_ack);
+    r.stored();
+    r.fail_over();
+    let sent = r.pass(ms(100_000));
+    assert_eq!(sent.iter().filter(|a| matches!(a, Action::SendPeer(_))).count(), 6);
+    assert!(r.f.store().is_empty());
+    // One that starts anew gets a new one.
+    let mut r = Rig::new();
+    r.inp(&syn);
+    r.out(&syn_ack);
+    r.stored();
+    r.fail_over();
+    let mut other = Vec::new();
+    Segment::parse(&syn).unwrap().rewrite(Seq(77), Seq(0), &mut other);
+    let actions = r.inp(&other);
+    assert!(matches!(actions[..], [Action::Ended(_, _, EndReason::Expired), Action::AcceptIn(_)]));
+}
+
+#[test]
+fn the_kernel_alone_sees_a_closed_session_to_its_end() {
+    let mut r = half_way();
+    r.close();
+    r.wait();
+    r.stored();
+    r.fail_over();
+    assert_eq!((r.f.unprobed(), r.f.not_handed_over()), (1, 0));
+    assert_eq!(r.f.mode(), Mode::Restoring, "it has no socket yet");
+    let spec = r.restore(false);
+    assert!(spec.closed && spec.fin);
+    assert_eq!(spec.rcv_nxt, r.session().in_seq(9).0, "what nobody will read is not there to reset it");
+    assert_eq!(r.f.mode(), Mode::Active);
+    let actions = r.kernel(say(ACK | FIN, 4, 9, b"456789"));
+    assert!(r.passes(&actions));
+    r.peer(say(ACK | FIN, 9, 11, b""));
+    r.kernel(say(ACK, 11, 10, b""));
+    assert!(r.f.store().is_empty());
+}
+
+#[test]
+fn a_fin_that_the_former_master_sent_is_acknowledged_to_this_kernel_too() {
+    let mut r = half_way();
+    r.close();
+    r.wait();
+    r.kernel(say(ACK | FIN, 10, 9, b""));
+    r.stored();
+    r.fail_over();
+    // Both directions are over, as the peer sees it; this kernel has to hear it.
+    r.peer(say(ACK, 9, 11, b""));
+    r.restore(true);
+    let actions = r.peer(say(ACK | FIN, 9, 11, b""));
+    let [Action::ModifyIn(_, packet)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(offsets(packet, true).1, 10);
+    assert_eq!(r.f.store().len(), 1);
+    r.kernel(say(ACK | FIN, 10, 10, b""));
+    assert_eq!(r.f.store().len(), 1, "its FIN is not acknowledged");
+    let actions = r.peer(say(ACK, 10, 11, b""));
+    assert!(r.passes(&actions));
+    assert!(r.f.store().is_empty());
+}
+
+#[test]
+fn a_slow_reader_gets_its_kept_input_however_long_it_takes() {
+    let mut r = Rig::open();
+    let big = vec![b'x'; 200_000];
+    for (i, part) in big.chunks(1400).enumerate() {
+        r.peer(say(ACK, i as u64 * 1400, 0, part));
+    }
+    r.kernel(say(ACK, 0, 200_000, b""));
+    r.stored();
+    r.fail_over();
+    r.restore(false);
+    let mut got = 0;
+    let mut actions = r.recovered();
+    let mut rounds = 0;
+    while got < 200_000 {
+        rounds += 1;
+        assert!(rounds < 1000);
+        let mut most = 0;
+        for a in &actions {
+            let Action::Inject(p) = a else { continue };
+            let (seq, _, s) = offsets(p, true);
+            let seq = if seq < got.min(1000) { seq } else { seq::offset(ISN_IN, s.seq(), got).unwrap() };
+            most = most.max(seq + s.payload().len() as u64);
+        }
+        assert!(most <= got + (64 << 10));
+        // The kernel had room for some of it, now and then.
+        r.pass(ms(3000));
+        if rounds % 3 == 0 && most > got {
+            got = most.min(got + 10_000);
+            actions = r.kernel(say(ACK, 0, got, b""));
+            actions.extend(r.pass(ms(700)));
+        } else {
+            actions = r.pass(ms(700));
+        }
+    }
+    assert!(r.pass(ms(10_000)).is_empty());
+}
+
+#[test]
+fn a_torn_session_is_reset_and_counted() {
+    let mut r = half_way();
+    // A turn over two sessions with a short write on one.
+    r.port += 1;
+    r.handshake(false);
+    r.f.attach(r.now, CHANNEL, 8, Origin::Accepted, &tuple(r.port));
+    r.f.write_out(r.now, CHANNEL, THREAD, 8, b"to all", false);
+    r.f.write_out(r.now, CHANNEL, THREAD, HANDLE, b"to", true);
+    r.wait();
+    r.stored();
+    r.port -= 1;
+    assert!(r.session().torn);
+    let actions = r.fail_over();
+    assert_eq!(r.f.counters().torn, 1);
+    let [Action::SendPeer(a), Action::SendPeer(b), Action::Ended(_, _, EndReason::Torn)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert!(offsets(a, false).0 <= 4 && offsets(b, false).0 == 12);
+    // The peer challenges a reset that is not exact, and gets one that is.
+    let actions = r.peer(say(ACK, 9, 7, b""));
+    let [Action::SendPeer(reset), Action::DropIn(_)] = &actions[..] else { panic!("{actions:?}") };
+    let s = Segment::parse(reset).unwrap();
+    assert_eq!((s.seq(), s.flags(), s.checksum_ok()), (seq::at(ISN_OUT, 7), RST, true));
+    assert_eq!(r.f.store().len(), 1);
+}
+
+#[test]
+fn a_socket_that_cannot_be_made() {
+    let mut r = half_way();
+    r.fail_over();
+    let id = r.id();
+    r.f.restore_failed(r.now, id);
+    let actions = r.drain();
+    assert!(actions.iter().any(|a| matches!(a, Action::SendPeer(_))));
+    assert_eq!((r.f.counters().torn, r.f.mode(), r.f.store().len()), (1, Mode::Active, 0));
+    r.f.restored(r.now, id, 0);
+    r.f.restore_failed(r.now, id);
+}
+
+#[test]
+fn an_open_response_is_absorbed_by_offset() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"GET"));
+    r.read(3);
+    r.f.write_out(r.now, CHANNEL, THREAD, HANDLE, b"first part,", true);
+    r.wait();
+    r.kernel(say(ACK, 0, 3, b"first part,"));
+    r.stored();
+    r.fail_over();
+    r.peer(say(ACK, 3, 5, b""));
+    let spec = r.restore(true);
+    assert_eq!((spec.absorb, &spec.unsent[..]), (11, &b" part,"[..]));
+    r.recovered();
+    r.read(3);
+    r.f.absorbed(r.now, CHANNEL, THREAD, HANDLE, 11);
+    r.write(b" second");
+    r.wait();
+    let s = r.session();
+    assert_eq!((s.in_done, s.out_base, s.out_done), (3, 18, 18));
+    r.kernel(say(ACK, 5, 3, b" part,"));
+    let actions = r.kernel(say(ACK, 11, 3, b" second"));
+    assert!(r.passes(&actions));
+}
+
+#[test]
+fn a_window_that_was_advertised_is_not_taken_back() {
+    let mut r = Rig::open();
+    // The last word of the window did not reach the log; the peer's segment shows it.
+    r.stored();
+    r.fail_over();
+    let edge = r.session().in_edge;
+    r.peer(say(ACK, edge + 10_000, 0, b"far"));
+    let id = r.id();
+    let spec = r.f.restore_spec(id, true, 0).unwrap();
+    assert!(u64::from(spec.rcv_wnd) >= edge + 10_003);
+    // What the kernel advertises is told when it leads by much.
+    let mut r = Rig::open();
+    r.kernel(Say { window: 65_000, ..say(ACK, 0, 0, b"") });
+    r.pass(ms(10));
+    r.stored();
+    assert_eq!(r.replica.store().iter().next().unwrap().in_edge, 260_000);
+}
+
+#[test]
+fn a_master_whose_application_died_takes_over_from_itself() {
+    let mut r = half_way();
+    r.write(b"not committed");
+    r.kernel(say(ACK, 10, 9, b"not committed"));
+    r.f.process_gone(r.now, CHANNEL);
+    // Input that the replica does not have yet.
+    r.peer(say(ACK, 9, 4, b"late"));
+    r.f.recover(r.now);
+    r.drain();
+    let actions = r.probe_all();
+    let [Action::SendPeer(probe)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(offsets(probe, false).1, 9, "I1 holds for probes, too");
+    r.peer(say(ACK, 13, 10, b""));
+    let spec = r.restore(true);
+    assert_eq!((spec.unsent.len(), spec.rcv_nxt), (0, r.session().in_seq(4).0));
+    r.recovered();
+    r.kernel(say(ACK, 10, 13, b""));
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+    r.read(9);
+    r.write(b"answer");
+    r.wait();
+    assert_eq!(r.kernel(say(ACK, 10, 13, b"answer")), []);
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+}
+
+#[test]
+fn forwarded_packets_are_injected() {
+    let mut r = half_way();
+    r.fail_over();
+    let packet = r.packet(say(ACK, 9, 10, b"late"), true);
+    r.f.forwarded_in(r.now, &packet);
+    let id = r.id();
+    assert_eq!(r.drain(), [Action::Probed(id)]);
+    r.restore(true);
+    let actions = r.recovered();
+    let [Action::Inject(_), Action::Inject(late)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(*late, packet);
+}

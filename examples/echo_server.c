@@ -1,0 +1,166 @@
+/* An echo server whose connections survive the death of its machine: linked with libtcpr.
+ *
+ * usage: echo_server PORT
+ *
+ * Raw bytes: whatever comes is sent back. A connection from which something is still to be sent back is not
+ * read from, so that input is answered, and with it done, before more of it is taken.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <tcpr.h>
+
+struct client {
+    int fd;
+    size_t start, end;          /* bytes start..end of data are still to be sent back */
+    char data[32 << 10];
+};
+
+static int epfd;
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static void drop(struct client *c)
+{
+    tcpr_close(c->fd);
+    free(c);
+}
+
+static void watch(struct client *c, uint32_t events)
+{
+    struct epoll_event ev = { .events = events, .data.ptr = c };
+
+    if (epoll_ctl(epfd, EPOLL_CTL_MOD, c->fd, &ev) < 0)
+        die("epoll_ctl");
+}
+
+/* 1: all is sent back; 0: the kernel takes no more for now; -1: the connection is broken. */
+static int answer(struct client *c)
+{
+    while (c->start < c->end) {
+        ssize_t n = tcpr_write(c->fd, c->data + c->start, c->end - c->start);
+
+        if (n >= 0)
+            c->start += (size_t)n;
+        else if (errno == EAGAIN || errno == EWOULDBLOCK)
+            return 0;
+        else if (errno != EINTR)
+            return -1;
+    }
+    c->start = c->end = 0;
+    return 1;
+}
+
+static void serve(struct client *c, uint32_t events)
+{
+    ssize_t n;
+
+    if (c->start < c->end) {
+        int r = answer(c);
+
+        if (r < 0 || (r == 0 && (events & (EPOLLERR | EPOLLHUP))))
+            drop(c);
+        else if (r > 0)
+            watch(c, EPOLLIN);
+        return;
+    }
+    n = tcpr_read(c->fd, c->data, sizeof c->data);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+        return;
+    if (n <= 0) {
+        drop(c);
+        return;
+    }
+    c->end = (size_t)n;
+    switch (answer(c)) {
+    case -1:
+        drop(c);
+        break;
+    case 0:
+        watch(c, EPOLLOUT);
+        break;
+    }
+}
+
+static void welcome(int listener)
+{
+    for (;;) {
+        struct epoll_event ev = { .events = EPOLLIN };
+        struct client *c;
+        int one = 1;
+        int fd = tcpr_accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (fd < 0) {
+            if (errno == EINTR || errno == ECONNABORTED)
+                continue;
+            if (errno != EAGAIN && errno != EWOULDBLOCK)
+                perror("accept");
+            return;
+        }
+        tcpr_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        c = malloc(sizeof *c);
+        if (c == NULL)
+            die("malloc");
+        c->fd = fd;
+        c->start = c->end = 0;
+        ev.data.ptr = c;
+        if (epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) < 0)
+            die("epoll_ctl");
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct sockaddr_in addr = { .sin_family = AF_INET };
+    struct epoll_event events[64], ev = { .events = EPOLLIN };
+    int one = 1, listener, port;
+
+    port = argc == 2 ? atoi(argv[1]) : 0;
+    if (port <= 0 || port > 65535) {
+        fprintf(stderr, "usage: echo_server PORT\n");
+        return 2;
+    }
+    signal(SIGPIPE, SIG_IGN);
+    if (tcpr_init(NULL) < 0)
+        die("tcpr_init");
+    listener = tcpr_socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (listener < 0)
+        die("socket");
+    tcpr_setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    addr.sin_addr.s_addr = htonl(INADDR_ANY);
+    addr.sin_port = htons((uint16_t)port);
+    if (tcpr_bind(listener, (struct sockaddr *)&addr, sizeof addr) < 0)
+        die("bind");
+    if (tcpr_listen(listener, SOMAXCONN) < 0)
+        die("listen");
+    epfd = epoll_create1(EPOLL_CLOEXEC);
+    if (epfd < 0 || epoll_ctl(epfd, EPOLL_CTL_ADD, listener, &ev) < 0)
+        die("epoll");
+
+    for (;;) {
+        int i, n = tcpr_epoll_wait(epfd, events, 64, -1);
+
+        if (n < 0 && errno != EINTR)
+            die("epoll_wait");
+        for (i = 0; i < n; i++) {
+            if (events[i].data.ptr == NULL)
+                welcome(listener);
+            else
+                serve(events[i].data.ptr, events[i].events);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Where Rust ends: panics, errno, C pointers, and system calls by number.
+//!
+//! A system call by number is not a cancellation point. Whatever happens between two steps of our bookkeeping
+//! is called by number, so that a pthread_cancel can unwind only out of calls that block, which are made with
+//! nothing of ours alive.
+
+use std::ffi::c_void;
+use std::mem;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use libc::{c_int, c_long, msghdr, size_t, sockaddr, socklen_t, ssize_t};
+
+/// The thread's errno.
+pub fn errno() -> c_int {
+    // SAFETY: the C library returns a pointer to this thread's own errno.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Sets the thread's errno.
+pub fn set_errno(value: c_int) {
+    // SAFETY: as in `errno`.
+    unsafe { *libc::__errno_location() = value }
+}
+
+/// The panic boundary of our bookkeeping: the caller finds errno as it was and, should we panic, goes on with
+/// `fallback`, as if nothing were protected.
+pub fn guarded<T>(fallback: T, f: impl FnOnce() -> T) -> T {
+    let saved = errno();
+    let result = catch_unwind(AssertUnwindSafe(f)).unwrap_or(fallback);
+    set_errno(saved);
+    result
+}
+
+/// The panic boundary of an export that has a result of its own: an error becomes errno and -1, a panic EIO.
+pub fn boundary(f: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
+    let saved = errno();
+    let bug = || Failure::new(libc::EIO, "bug in libtcpr (set TCPR_LOG to see more)");
+    match catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(bug())) {
+        Ok(value) => {
+            set_errno(saved);
+            value
+        }
+        Err(failure) => {
+            failure.tell();
+            -1
+        }
+    }
+}
+
+/// Why a call of ours fails.
+#[derive(Debug)]
+pub struct Failure {
+    errno: c_int,
+    text: String,
+}
+
+impl Failure {
+    /// An errno and what `tcpr_strerror` says.
+    pub fn new(errno: c_int, text: impl Into<String>) -> Self {
+        Self { errno, text: text.into() }
+    }
+
+    /// The errno.
+    pub fn errno(&self) -> c_int {
+        self.errno
+    }
+
+    /// Leaves it to the caller's errno and `tcpr_strerror`.
+    pub fn tell(&self) {
+        log::warn!("{}", self.text);
+        crate::api::remember_failure(&self.text);
+        set_errno(self.errno);
+    }
+}
+
+impl From<tcpr_node::channel::client::ClientError> for Failure {
+    fn from(e: tcpr_node::channel::client::ClientError) -> Self {
+        Self { errno: e.errno, text: e.text }
+    }
+}
+
+/// A system call that returns a byte count, or -1 and errno.
+macro_rules! raw {
+    ($number:expr $(, $argument:expr)* $(,)?) => {
+        // SAFETY: the caller passes on what the application gave us, or its own live memory.
+        unsafe { libc::syscall($number $(, $argument as c_long)*) as ssize_t }
+    };
+}
+
+/// Writes a few bytes of our own.
+pub fn raw_write(fd: c_int, bytes: &[u8]) -> ssize_t {
+    raw!(libc::SYS_write, fd, bytes.as_ptr(), bytes.len())
+}
+
+/// `recvfrom` with the application's arguments.
+///
+/// # Safety
+/// As for `recvfrom`: the pointers may be written through.
+pub unsafe fn raw_recvfrom(
+    fd: c_int,
+    buffer: *mut c_void,
+    n: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    length: *mut socklen_t,
+) -> ssize_t {
+    raw!(libc::SYS_recvfrom, fd, buffer, n, flags, address, length)
+}
+
+/// `recvmsg` with the application's arguments.
+///
+/// # Safety
+/// As for `recvmsg`: the message's pointers may be written through.
+pub unsafe fn raw_recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    raw!(libc::SYS_recvmsg, fd, message, flags)
+}
+
+/// Sends without blocking and without SIGPIPE, with the address and ancillary data of `extra`.
+pub fn raw_send(fd: c_int, bytes: &[u8], flags: c_int, extra: Option<&msghdr>) -> ssize_t {
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let Some(extra) = extra else {
+        return raw!(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), flags, 0, 0);
+    };
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let message = msghdr { msg_iov: &mut iov, msg_iovlen: 1, ..*extra };
+    raw!(libc::SYS_sendmsg, fd, &raw const message, flags)
+}
+
+/// Reads a file at a position.
+pub fn raw_pread(fd: c_int, to: &mut [u8], position: i64) -> ssize_t {
+    raw!(libc::SYS_pread64, fd, to.as_mut_ptr(), to.len(), position)
+}
+
+/// Waits for nothing: what `poll` says of a descriptor now.
+pub fn is_ready(fd: c_int, events: libc::c_short) -> bool {
+    let mut entry = libc::pollfd { fd, events, revents: 0 };
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    raw!(libc::SYS_ppoll, &raw mut entry, 1, &raw const now, 0, 8) > 0
+}
+
+/// Closes a descriptor of ours.
+pub fn raw_close(fd: c_int) {
+    raw!(libc::SYS_close, fd);
+}
+
+/// Accepts; no address is asked for.
+pub fn raw_accept(fd: c_int, flags: c_int) -> c_int {
+    raw!(libc::SYS_accept4, fd, 0, 0, flags) as c_int
+}
+
+/// Sends the signal to the calling thread, as the kernel does for a broken pipe.
+pub fn raise_sigpipe() {
+    let (process, thread) = (raw!(libc::SYS_getpid), raw!(libc::SYS_gettid));
+    raw!(libc::SYS_tgkill, process, thread, libc::SIGPIPE);
+}
+
+/// Ends the process.
+pub fn exit_group(status: c_int) -> ! {
+    loop {
+        raw!(libc::SYS_exit_group, status);
+    }
+}
+
+/// Whether the descriptor is open.
+pub fn is_open(fd: c_int) -> bool {
+    let saved = errno();
+    let open = raw!(libc::SYS_fcntl, fd, libc::F_GETFD, 0) >= 0;
+    set_errno(saved);
+    open
+}
+
+/// Whether the descriptor is in non-blocking mode.
+pub fn is_nonblocking(fd: c_int) -> bool {
+    let flags = raw!(libc::SYS_fcntl, fd, libc::F_GETFL, 0);
+    flags >= 0 && flags as c_int & libc::O_NONBLOCK != 0
+}
+
+/// Sets or clears non-blocking mode and close-on-exec.
+pub fn set_modes(fd: c_int, nonblocking: bool, cloexec: bool) {
+    let flags = raw!(libc::SYS_fcntl, fd, libc::F_GETFL, 0) as c_int;
+    let wanted = if nonblocking { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
+    if wanted != flags {
+        raw!(libc::SYS_fcntl, fd, libc::F_SETFL, wanted);
+    }
+    raw!(libc::SYS_fcntl, fd, libc::F_SETFD, if cloexec { libc::FD_CLOEXEC } else { 0 });
+}
+
+/// Reads a socket option of plain data.
+pub fn option<T: Copy>(fd: c_int, level: c_int, name: c_int) -> Option<T> {
+    let mut value = mem::MaybeUninit::<T>::zeroed();
+    let mut length = mem::size_of::<T>() as socklen_t;
+    // SAFETY: value is live, writable and of the given length.
+    let result = unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &mut length) };
+    if result != 0 || length as usize != mem::size_of::<T>() {
+        return None;
+    }
+    // SAFETY: the kernel wrote all of it; T is plain data of the C interface (integers, timeval, linger).
+    Some(unsafe { value.assume_init() })
+}
+
+/// Sets a socket option of plain data; false if the kernel refuses.
+pub fn set_option<T: Copy>(fd: c_int, level: c_int, name: c_int, value: T) -> bool {
+    let length = mem::size_of::<T>() as socklen_t;
+    // SAFETY: value is live and of the given length.
+    unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) == 0 }
+}
+
+/// How many bytes wait in the receive queue.
+pub fn input_queued(fd: c_int) -> usize {
+    let mut n: c_int = 0;
+    // SAFETY: n is live and writable.
+    let result = unsafe { libc::ioctl(fd, libc::FIONREAD, &mut n) };
+    if result == 0 && n > 0 { n as usize } else { 0 }
+}

@@ -1,0 +1,376 @@
+//! Accepting on a protected port: sessions that the manager restored come first, as if they had just connected.
+
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::net::SocketAddr;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
+use tcpr_node::channel::client::{Bypass, Client};
+use tcpr_node::channel::wire::RecoveredInfo;
+use tcpr_node::channel::Origin;
+use tcpr_session::tuple::FourTuple;
+
+use super::inside;
+use super::sockets::{address, local_name, peer_name};
+use crate::process::lock;
+use crate::table::{self, Entry};
+use crate::{ffi, process, real, turn};
+
+/// How many recovered sessions are fetched at a time.
+const BATCH: u32 = 128;
+
+/// Recovered sessions that were fetched and not yet handed out, by listening port.
+type Stash = HashMap<u16, VecDeque<(RecoveredInfo, OwnedFd)>>;
+
+static STASH: Mutex<Option<Stash>> = Mutex::new(None);
+static STASHED: AtomicUsize = AtomicUsize::new(0);
+
+/// Keeps others from the stash.
+pub struct StashGuard(MutexGuard<'static, Option<Stash>>);
+
+/// Held over a fork.
+pub fn lock_stash() -> StashGuard {
+    StashGuard(lock(&STASH))
+}
+
+impl StashGuard {
+    /// Closes what it holds.
+    pub fn clear(&mut self) {
+        *self.0 = None;
+        STASHED.store(0, Ordering::Relaxed);
+    }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int {
+    // SAFETY: the caller's arguments.
+    unsafe { take(fd, address, length, 0, || real::accept(fd, address, length)) }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int {
+    // SAFETY: the caller's arguments.
+    unsafe { take(fd, address, length, flags, || real::accept4(fd, address, length, flags)) }
+}
+
+/// What an accepted connection is.
+enum Accepted {
+    /// The manager's, to wake whoever waits on the listener.
+    Doorbell,
+    /// A peer's.
+    Connection,
+}
+
+/// # Safety
+/// As for `accept4`.
+unsafe fn take(
+    fd: c_int,
+    to: *mut sockaddr,
+    length: *mut socklen_t,
+    flags: c_int,
+    plain: impl FnOnce() -> c_int,
+) -> c_int {
+    let Some(Entry::Listener { port }) = table::get(fd) else { return plain() };
+    if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 || Bypass::active() || !process::is_ours() {
+        return plain();
+    }
+    // SAFETY: null, or the caller's length.
+    let room = unsafe { length.as_ref() }.copied();
+    if !to.is_null() && room.is_none_or(|room| (room as i32) < 0) {
+        return plain();
+    }
+    let Some(client) = inside(None, process::client) else { return plain() };
+    // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
+    unsafe { real::pthread_testcancel() };
+    let saved = ffi::errno();
+    let mut peer = Name::default();
+    let new = loop {
+        let taken = inside(None, || recovered(client, fd, port, flags));
+        if let Some(new) = taken {
+            peer.ask(new);
+            break new;
+        }
+        turn::before_read();
+        let blocking = !ffi::is_nonblocking(fd);
+        if blocking && turn::is_dirty() && !ffi::is_ready(fd, libc::POLLIN) {
+            turn::before_wait(|| false);
+        }
+        // Into our own memory: a doorbell's address is nobody else's business.
+        peer = Name::default();
+        // SAFETY: the name is live, writable and of the given size.
+        let new = unsafe { real::accept4(fd, peer.pointer(), &mut peer.size, flags) };
+        if new < 0 {
+            if ffi::errno() == libc::EAGAIN && blocking && !has_receive_timeout(fd) {
+                // Another thread had lent the listener a timeout for a moment; see `take_doorbell_off`.
+                continue;
+            }
+            return -1;
+        }
+        match inside(Accepted::Connection, || classify(client, new, peer.address())) {
+            Accepted::Connection => break new,
+            Accepted::Doorbell => inside((), || {
+                ffi::raw_close(new);
+                if client.pending(port) > 0 && STASHED.load(Ordering::Relaxed) == 0 {
+                    // It rings for sessions that another process has fetched and not accepted yet.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }),
+        }
+    };
+    if let (false, Some(room)) = (to.is_null(), room) {
+        // SAFETY: the caller's address has room for that many bytes.
+        unsafe { peer.tell(fd, to, length, room) };
+    }
+    ffi::set_errno(saved);
+    new
+}
+
+fn has_receive_timeout(fd: c_int) -> bool {
+    ffi::option::<libc::timeval>(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO)
+        .is_some_and(|t| t.tv_sec != 0 || t.tv_usec != 0)
+}
+
+/// Looks at what the kernel gave us and attaches it if it is a peer's.
+fn classify(client: &Client, fd: c_int, peer: Option<SocketAddr>) -> Accepted {
+    process::forget(fd);
+    let local = local_name(fd).filter(|local| process::is_virtual(client, local.ip()));
+    let (Some(local), Some(peer)) = (local, peer) else { return Accepted::Connection };
+    if process::is_virtual(client, peer.ip()) && client.is_doorbell(peer.port()) {
+        return Accepted::Doorbell;
+    }
+    process::attach(client, fd, tuple(local, peer), Origin::Accepted, 0);
+    Accepted::Connection
+}
+
+fn tuple(local: SocketAddr, peer: SocketAddr) -> FourTuple {
+    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    FourTuple { local: plain(local), peer: plain(peer) }
+}
+
+/// A recovered session of the port, if one waits. May return a new connection instead.
+fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Option<c_int> {
+    if client.pending(port) == 0 && STASHED.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    let (info, socket, last) = next_recovered(client, port)?;
+    let mut doorbell = None;
+    if last {
+        // As long as a session waits so does a doorbell. Off it goes with the last one, or a program that
+        // waited for readiness would accept once more and block.
+        if let Some(new) = take_doorbell_off(listener, flags) {
+            match classify(client, new, peer_name(new)) {
+                Accepted::Doorbell => doorbell = Some(new),
+                Accepted::Connection => {
+                    put_back(port, info, socket);
+                    return Some(new);
+                }
+            }
+        }
+    }
+    let fd = socket.into_raw_fd();
+    adopt_options(listener, fd, flags);
+    process::attach(client, fd, info.tuple, Origin::Recovered, info.absorb);
+    // Only now: the manager rings again as long as it believes that sessions wait.
+    if let Some(doorbell) = doorbell {
+        ffi::raw_close(doorbell);
+    }
+    log::info!("recovered {} as descriptor {fd}", info.tuple);
+    Some(fd)
+}
+
+/// Takes one from the stash, which is filled when it is empty; and says whether it is the last that waits.
+fn next_recovered(client: &Client, port: u16) -> Option<(RecoveredInfo, OwnedFd, bool)> {
+    let mut guard = lock(&STASH);
+    let queue = guard.get_or_insert_default().entry(port).or_default();
+    if queue.is_empty() {
+        match client.recovered(port, BATCH) {
+            Ok((sessions, _)) => {
+                STASHED.fetch_add(sessions.len(), Ordering::Relaxed);
+                queue.extend(sessions);
+            }
+            Err(e) => {
+                log::error!("recovered sessions of port {port}: {e}");
+                return None;
+            }
+        }
+    }
+    let (info, socket) = queue.pop_front()?;
+    STASHED.fetch_sub(1, Ordering::Relaxed);
+    Some((info, socket, queue.is_empty() && client.pending(port) <= 1))
+}
+
+fn put_back(port: u16, info: RecoveredInfo, socket: OwnedFd) {
+    let mut guard = lock(&STASH);
+    guard.get_or_insert_default().entry(port).or_default().push_front((info, socket));
+    STASHED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Accepts what waits on the listener, without blocking.
+fn take_doorbell_off(listener: c_int, flags: c_int) -> Option<c_int> {
+    if !ffi::is_ready(listener, libc::POLLIN) {
+        return None;
+    }
+    let timeout = libc::timeval { tv_sec: 0, tv_usec: 1000 };
+    let option = (libc::SOL_SOCKET, libc::SO_RCVTIMEO);
+    let before = if ffi::is_nonblocking(listener) {
+        None
+    } else {
+        // Another thread may be faster. Non-blocking mode would be seen by everybody who shares the listener;
+        // a timeout is seen by those who block just now, and ours go on when they see it.
+        let before = ffi::option::<libc::timeval>(listener, option.0, option.1);
+        ffi::set_option(listener, option.0, option.1, timeout);
+        before
+    };
+    let new = ffi::raw_accept(listener, flags);
+    if let Some(before) = before {
+        ffi::set_option(listener, option.0, option.1, before);
+    }
+    (new >= 0).then_some(new)
+}
+
+/// Gives a recovered socket what an accepted one has from its listener.
+fn adopt_options(listener: c_int, fd: c_int, flags: c_int) {
+    const TCP_NOTSENT_LOWAT: c_int = 25;
+    const SO_BUF_LOCK: c_int = 72;
+    let integers = [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+        (libc::SOL_SOCKET, libc::SO_OOBINLINE),
+        (libc::SOL_SOCKET, libc::SO_PRIORITY),
+        (libc::SOL_TCP, libc::TCP_NODELAY),
+        (libc::SOL_TCP, libc::TCP_KEEPIDLE),
+        (libc::SOL_TCP, libc::TCP_KEEPINTVL),
+        (libc::SOL_TCP, libc::TCP_KEEPCNT),
+        (libc::SOL_TCP, libc::TCP_USER_TIMEOUT),
+        (libc::SOL_TCP, TCP_NOTSENT_LOWAT),
+        (libc::SOL_IP, libc::IP_TOS),
+    ];
+    for (level, option) in integers {
+        copy_option::<c_int>(listener, fd, level, option);
+    }
+    copy_option::<libc::linger>(listener, fd, libc::SOL_SOCKET, libc::SO_LINGER);
+    copy_option::<libc::timeval>(listener, fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO);
+    copy_option::<libc::timeval>(listener, fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO);
+    copy_option::<[u8; 16]>(listener, fd, libc::SOL_TCP, libc::TCP_CONGESTION);
+    // Buffer sizes that were never set would only stop the kernel from tuning them.
+    let locked = ffi::option::<c_int>(listener, libc::SOL_SOCKET, SO_BUF_LOCK).unwrap_or(0);
+    for (bit, option) in [(1, libc::SO_SNDBUF), (2, libc::SO_RCVBUF)] {
+        if locked & bit != 0 {
+            if let Some(size) = ffi::option::<c_int>(listener, libc::SOL_SOCKET, option) {
+                // The kernel doubles what it is given.
+                ffi::set_option(fd, libc::SOL_SOCKET, option, size / 2);
+            }
+        }
+    }
+    ffi::set_modes(fd, flags & libc::SOCK_NONBLOCK != 0, flags & libc::SOCK_CLOEXEC != 0);
+}
+
+fn copy_option<T: Copy + PartialEqBytes>(from: c_int, to: c_int, level: c_int, option: c_int) {
+    let wanted = ffi::option::<T>(from, level, option);
+    if let Some(wanted) = wanted {
+        if !ffi::option::<T>(to, level, option).is_some_and(|has| has.same(&wanted)) {
+            ffi::set_option(to, level, option, wanted);
+        }
+    }
+}
+
+/// Comparison of C's plain data.
+trait PartialEqBytes {
+    fn same(&self, other: &Self) -> bool;
+}
+
+impl PartialEqBytes for c_int {
+    fn same(&self, other: &Self) -> bool {
+        self == other
+    }
+}
+
+impl PartialEqBytes for [u8; 16] {
+    fn same(&self, other: &Self) -> bool {
+        self == other
+    }
+}
+
+impl PartialEqBytes for libc::linger {
+    fn same(&self, other: &Self) -> bool {
+        (self.l_onoff, self.l_linger) == (other.l_onoff, other.l_linger)
+    }
+}
+
+impl PartialEqBytes for libc::timeval {
+    fn same(&self, other: &Self) -> bool {
+        (self.tv_sec, self.tv_usec) == (other.tv_sec, other.tv_usec)
+    }
+}
+
+/// A socket's address in the C interface.
+struct Name {
+    storage: sockaddr_storage,
+    size: socklen_t,
+}
+
+impl Default for Name {
+    fn default() -> Self {
+        // SAFETY: all-zero is a valid sockaddr_storage.
+        let storage: sockaddr_storage = unsafe { mem::zeroed() };
+        Self { storage, size: mem::size_of::<sockaddr_storage>() as socklen_t }
+    }
+}
+
+impl Name {
+    fn pointer(&mut self) -> *mut sockaddr {
+        (&raw mut self.storage).cast()
+    }
+
+    /// Asks the kernel for the peer of a connection.
+    fn ask(&mut self, fd: c_int) {
+        *self = Self::default();
+        let saved = ffi::errno();
+        // SAFETY: the storage is live, writable and of the given size.
+        if unsafe { libc::getpeername(fd, self.pointer(), &mut self.size) } != 0 {
+            self.size = 0;
+        }
+        ffi::set_errno(saved);
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        // SAFETY: the storage is live, and the kernel wrote `size` bytes of it (0 of an unknown name).
+        unsafe { address((&raw const self.storage).cast(), self.size) }
+    }
+
+    /// Tells the application as accept does: as much as it has room for, and the whole length.
+    ///
+    /// # Safety
+    /// `to` has `room` writable bytes, and `length` is writable.
+    unsafe fn tell(&mut self, listener: c_int, to: *mut sockaddr, length: *mut socklen_t, room: socklen_t) {
+        if let Some(SocketAddr::V4(v4)) = self.address() {
+            let domain = ffi::option::<c_int>(listener, libc::SOL_SOCKET, libc::SO_DOMAIN);
+            if domain == Some(libc::AF_INET6) {
+                // The manager restored an IPv4 socket; who listens with IPv6 sees mapped addresses.
+                // SAFETY: all-zero is a valid sockaddr_in6.
+                let mut v6: libc::sockaddr_in6 = unsafe { mem::zeroed() };
+                v6.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+                v6.sin6_port = v4.port().to_be();
+                v6.sin6_addr.s6_addr = v4.ip().to_ipv6_mapped().octets();
+                // SAFETY: the storage has room and alignment for every kind of address.
+                unsafe { self.pointer().cast::<libc::sockaddr_in6>().write(v6) };
+                self.size = mem::size_of_val(&v6) as socklen_t;
+            }
+        }
+        let n = self.size.min(room) as usize;
+        // SAFETY: n is at most the storage's size and at most the caller's room.
+        unsafe {
+            std::ptr::copy_nonoverlapping((&raw const self.storage).cast::<u8>(), to.cast::<u8>(), n);
+            *length = self.size;
+        }
+    }
+}

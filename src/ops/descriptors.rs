@@ -1,0 +1,232 @@
+//! Descriptors of protected sockets: their copies and their ends.
+
+use libc::{c_int, c_long, c_uint, FILE};
+use tcpr_node::channel::client::Bypass;
+
+use super::inside;
+use crate::table::{self, Entry};
+use crate::{ffi, process, real, turn};
+
+const CLOSE_RANGE_CLOEXEC: c_int = 4;
+
+/// Whether changes to the table are this thread's to make.
+fn is_for_us() -> bool {
+    !Bypass::active() && process::is_ours()
+}
+
+/// Whether the kernel will reset the connection when it is closed, rather than end it in order.
+pub fn will_reset(fd: c_int) -> bool {
+    let linger = ffi::option::<libc::linger>(fd, libc::SOL_SOCKET, libc::SO_LINGER);
+    linger.is_some_and(|l| l.l_onoff != 0 && l.l_linger == 0) || ffi::input_queued(fd) > 0
+}
+
+fn refuse() -> c_int {
+    ffi::set_errno(libc::EBADF);
+    -1
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn close(fd: c_int) -> c_int {
+    if is_for_us() {
+        // To the application its number is not in use.
+        if table::get(fd) == Some(Entry::Internal) {
+            return refuse();
+        }
+        inside((), || process::closing(fd));
+    }
+    // SAFETY: the caller's argument.
+    unsafe { real::close(fd) }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    let ours = || table::range(first, last);
+    if flags & CLOSE_RANGE_CLOEXEC != 0 || ours().next().is_none() || !is_for_us() {
+        // SAFETY: the caller's arguments.
+        return unsafe { real::close_range(first, last, flags) };
+    }
+    let mut from = first;
+    for (fd, entry) in ours() {
+        if entry != Entry::Internal {
+            inside((), || process::closing(fd));
+            continue;
+        }
+        let fd = fd as c_uint;
+        if fd > from {
+            // SAFETY: a part of the caller's range.
+            let result = unsafe { real::close_range(from, fd - 1, flags) };
+            if result != 0 {
+                return result;
+            }
+        }
+        from = fd + 1;
+    }
+    if from > last {
+        return 0;
+    }
+    // SAFETY: the rest of the caller's range.
+    unsafe { real::close_range(from, last, flags) }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn closefrom(first: c_int) {
+    let low = first.max(0) as c_uint;
+    if table::range(low, c_uint::MAX).next().is_none() || !is_for_us() {
+        // SAFETY: the caller's argument.
+        return unsafe { real::closefrom(first) };
+    }
+    // SAFETY: takes no pointers.
+    unsafe { close_range(low, c_uint::MAX, 0) };
+}
+
+/// Notes that `new` is a copy of `old`.
+fn copied(old: c_int, new: c_int) -> c_int {
+    if new >= 0 && is_for_us() {
+        inside((), || match table::get(old) {
+            Some(Entry::Internal) | None => process::forget(new),
+            Some(entry) => process::duplicated(entry, new),
+        });
+    }
+    new
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn dup(fd: c_int) -> c_int {
+    if table::get(fd) == Some(Entry::Internal) && is_for_us() {
+        return refuse();
+    }
+    // SAFETY: the caller's argument.
+    copied(fd, unsafe { real::dup(fd) })
+}
+
+/// `to` is about to be closed and to become a copy of `from`.
+fn replacing(from: c_int, to: c_int) {
+    // A failing call must not change anything.
+    let valid = ffi::is_open(from);
+    if !valid || !is_for_us() {
+        return;
+    }
+    inside((), || {
+        if table::get(to) != Some(Entry::Internal) {
+            return process::closing(to);
+        }
+        let moved = process::joined().and_then(|client| client.vacate(to));
+        table::set(to, None);
+        if let Some(fd) = moved {
+            table::set(fd, Some(Entry::Internal));
+        }
+    });
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn dup2(from: c_int, to: c_int) -> c_int {
+    if from == to || (table::is_plain(from) && table::is_plain(to)) {
+        // SAFETY: the caller's arguments.
+        return unsafe { real::dup2(from, to) };
+    }
+    replacing(from, to);
+    // SAFETY: the caller's arguments.
+    copied(from, unsafe { real::dup2(from, to) })
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
+    let refused = from == to || flags & !libc::O_CLOEXEC != 0;
+    if refused || (table::is_plain(from) && table::is_plain(to)) {
+        // SAFETY: the caller's arguments.
+        return unsafe { real::dup3(from, to, flags) };
+    }
+    replacing(from, to);
+    // SAFETY: the caller's arguments.
+    copied(from, unsafe { real::dup3(from, to, flags) })
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn fcntl(fd: c_int, command: c_int, argument: c_long) -> c_int {
+    let copies = matches!(command, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC);
+    // SAFETY: the caller's arguments.
+    let result = unsafe { real::fcntl(fd, command, argument) };
+    if copies {
+        return copied(fd, result);
+    }
+    result
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn fcntl64(fd: c_int, command: c_int, argument: c_long) -> c_int {
+    // SAFETY: the caller's arguments; on 64-bit systems it is the same function.
+    unsafe { fcntl(fd, command, argument) }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn fclose(file: *mut FILE) -> c_int {
+    // The C library closes the descriptor without calling a name that we could hook.
+    if !file.is_null() {
+        let saved = ffi::errno();
+        // SAFETY: an open stream, or the caller breaks fclose's contract.
+        let fd = unsafe { real::fileno(file) };
+        ffi::set_errno(saved);
+        if !table::is_plain(fd) && is_for_us() {
+            inside((), || process::closing(fd));
+        }
+    }
+    // SAFETY: the caller's argument.
+    unsafe { real::fclose(file) }
+}
+
+/// As in the C library. Node closes its sockets by number, and languages wait by number.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn syscall(
+    number: c_long,
+    a: c_long,
+    b: c_long,
+    c: c_long,
+    d: c_long,
+    e: c_long,
+    f: c_long,
+) -> c_long {
+    match number {
+        libc::SYS_close if !table::is_plain(a as c_int) && !Bypass::active() => {
+            // SAFETY: the caller's argument.
+            return c_long::from(unsafe { close(a as c_int) });
+        }
+        libc::SYS_futex if turn::is_dirty() => {
+            const COMMANDS: c_int = !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+            if matches!(b as c_int & COMMANDS, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET) {
+                turn::before_wait(|| false);
+            }
+        }
+        _ => {}
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { real::syscall(number, a, b, c, d, e, f) }
+}

@@ -1,0 +1,258 @@
+//! Reading from a protected connection.
+
+use std::ffi::c_void;
+
+use libc::{
+    c_int, c_uint, iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec, MSG_DONTWAIT,
+    MSG_ERRQUEUE, MSG_PEEK, MSG_WAITALL,
+};
+
+use super::{connection, inside};
+use crate::{ffi, process, real, turn};
+
+/// One read: `attempt` makes it without blocking (by number, with extra flags) and `block` as the caller asked.
+fn receive(
+    fd: c_int,
+    flags: c_int,
+    len: usize,
+    attempt: impl FnOnce(c_int) -> ssize_t,
+    block: impl FnOnce() -> ssize_t,
+) -> ssize_t {
+    // Nothing to read (a read of nothing returns at once), or not input.
+    if len == 0 || flags & MSG_ERRQUEUE != 0 {
+        return block();
+    }
+    let Some((client, handle)) = connection(fd) else { return block() };
+    // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
+    unsafe { real::pthread_testcancel() };
+    let taken = |n: ssize_t| {
+        if n > 0 && flags & MSG_PEEK == 0 {
+            inside((), || {
+                process::was_read(handle);
+                turn::read(client, handle, n as u64);
+            });
+        }
+        n
+    };
+    turn::before_read();
+    let saved = ffi::errno();
+    let never_waits = flags & MSG_DONTWAIT != 0;
+    let whole = flags & MSG_WAITALL != 0;
+    if !whole || never_waits {
+        let n = attempt(MSG_DONTWAIT);
+        if n >= 0 {
+            ffi::set_errno(saved);
+            return taken(n);
+        }
+        match ffi::errno() {
+            libc::EAGAIN if !never_waits && !ffi::is_nonblocking(fd) => {}
+            libc::ENOTSOCK => {
+                inside((), || process::forget(fd));
+            }
+            error => {
+                ffi::set_errno(error);
+                return -1;
+            }
+        }
+    }
+    if !whole || ffi::input_queued(fd) < len {
+        turn::before_wait(|| false);
+    }
+    ffi::set_errno(saved);
+    taken(block())
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn read(fd: c_int, buffer: *mut c_void, n: size_t) -> ssize_t {
+    let null = std::ptr::null_mut();
+    receive(
+        fd,
+        0,
+        n,
+        // SAFETY: the caller's arguments.
+        |flags| unsafe { ffi::raw_recvfrom(fd, buffer, n, flags, null, null.cast()) },
+        // SAFETY: the caller's arguments.
+        || unsafe { real::read(fd, buffer, n) },
+    )
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn __read_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t) -> ssize_t {
+    if n > size {
+        // It aborts, with the message that people know.
+        // SAFETY: the caller's arguments.
+        return unsafe { real::__read_chk(fd, buffer, n, size) };
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { read(fd, buffer, n) }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn recv(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int) -> ssize_t {
+    let null = std::ptr::null_mut();
+    receive(
+        fd,
+        flags,
+        n,
+        // SAFETY: the caller's arguments.
+        |more| unsafe { ffi::raw_recvfrom(fd, buffer, n, flags | more, null, null.cast()) },
+        // SAFETY: the caller's arguments.
+        || unsafe { real::recv(fd, buffer, n, flags) },
+    )
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn __recv_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t, flags: c_int) -> ssize_t {
+    if n > size {
+        // SAFETY: the caller's arguments; it aborts.
+        return unsafe { real::__recv_chk(fd, buffer, n, size, flags) };
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { recv(fd, buffer, n, flags) }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn recvfrom(
+    fd: c_int,
+    buffer: *mut c_void,
+    n: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    length: *mut socklen_t,
+) -> ssize_t {
+    receive(
+        fd,
+        flags,
+        n,
+        // SAFETY: the caller's arguments.
+        |more| unsafe { ffi::raw_recvfrom(fd, buffer, n, flags | more, address, length) },
+        // SAFETY: the caller's arguments.
+        || unsafe { real::recvfrom(fd, buffer, n, flags, address, length) },
+    )
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn __recvfrom_chk(
+    fd: c_int,
+    buffer: *mut c_void,
+    n: size_t,
+    size: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    length: *mut socklen_t,
+) -> ssize_t {
+    if n > size {
+        // SAFETY: the caller's arguments; it aborts.
+        return unsafe { real::__recvfrom_chk(fd, buffer, n, size, flags, address, length) };
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { recvfrom(fd, buffer, n, flags, address, length) }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    // SAFETY: null, or the caller's message.
+    let len = unsafe { message.as_ref() }.map_or(0, |m| {
+        // SAFETY: the message's own vector.
+        unsafe { total(m.msg_iov, m.msg_iovlen as usize) }
+    });
+    receive(
+        fd,
+        flags,
+        len,
+        // SAFETY: the caller's arguments.
+        |more| unsafe { ffi::raw_recvmsg(fd, message, flags | more) },
+        // SAFETY: the caller's arguments.
+        || unsafe { real::recvmsg(fd, message, flags) },
+    )
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
+    // SAFETY: the caller's vector.
+    let len = usize::try_from(count).map_or(0, |count| unsafe { total(iov, count) });
+    // SAFETY: all-zero is a valid msghdr.
+    let mut message: msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iov.cast_mut();
+    message.msg_iovlen = count as _;
+    receive(
+        fd,
+        0,
+        len,
+        // SAFETY: the caller's vector.
+        |flags| unsafe { ffi::raw_recvmsg(fd, &raw mut message, flags) },
+        // SAFETY: the caller's arguments.
+        || unsafe { real::readv(fd, iov, count) },
+    )
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn recvmmsg(
+    fd: c_int,
+    messages: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+    timeout: *mut timespec,
+) -> c_int {
+    let Some((client, handle)) = connection(fd) else {
+        // SAFETY: the caller's arguments.
+        return unsafe { real::recvmmsg(fd, messages, count, flags, timeout) };
+    };
+    turn::before_read();
+    // How many of its messages will block is not worth finding out: for TCP hardly anybody calls it.
+    if flags & MSG_DONTWAIT == 0 && !ffi::is_nonblocking(fd) {
+        turn::before_wait(|| false);
+    }
+    // SAFETY: the caller's arguments.
+    let received = unsafe { real::recvmmsg(fd, messages, count, flags, timeout) };
+    if received > 0 && flags & (MSG_PEEK | MSG_ERRQUEUE) == 0 {
+        // SAFETY: the C library filled that many elements of the caller's array.
+        let messages = unsafe { std::slice::from_raw_parts(messages, received as usize) };
+        let n = messages.iter().map(|m| u64::from(m.msg_len)).sum();
+        inside((), || {
+            process::was_read(handle);
+            turn::read(client, handle, n);
+        });
+    }
+    received
+}
+
+/// How many bytes a vector names; 0 if the C library will refuse it.
+///
+/// # Safety
+/// `iov` is null or points to `count` elements.
+unsafe fn total(iov: *const iovec, count: usize) -> usize {
+    if iov.is_null() || count > libc::UIO_MAXIOV as usize {
+        return 0;
+    }
+    // SAFETY: not null; the caller vouches for the rest.
+    let iov = unsafe { std::slice::from_raw_parts(iov, count) };
+    iov.iter().map(|v| v.iov_len).fold(0, usize::saturating_add)
+}

@@ -1,0 +1,42 @@
+//! What the calls do to protected descriptors. Functions have the names and the arguments of the calls that they
+//! serve; they are reached only when a descriptor has an entry in the table, or when it may get one.
+//!
+//! The rule for every function here: whatever is not for us (we are inside already, a vfork child, bad
+//! arguments) goes to the C library with the caller's own arguments, so that its result is the C library's.
+
+mod accept;
+mod descriptors;
+mod input;
+mod output;
+mod sockets;
+
+pub use accept::{accept, accept4, lock_stash, StashGuard};
+pub use descriptors::{close, close_range, closefrom, dup, dup2, dup3, fclose, fcntl, fcntl64, syscall, will_reset};
+pub use input::{
+    __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,
+};
+pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, write, writev};
+pub use sockets::{bind, listen, protected_socket, shutdown, socket};
+
+use libc::c_int;
+use tcpr_node::channel::client::{Bypass, Client};
+
+use crate::table::{self, Entry};
+use crate::{ffi, process};
+
+/// The connection behind a descriptor, if this call is to act on it.
+fn connection(fd: c_int) -> Option<(&'static Client, u32)> {
+    let Some(Entry::Connection { handle }) = table::get(fd) else { return None };
+    if Bypass::active() {
+        return None;
+    }
+    ffi::guarded(None, || process::client()).map(|client| (client, handle))
+}
+
+/// Runs bookkeeping inside the panic boundary and with the hooks of this thread off.
+fn inside<T>(fallback: T, f: impl FnOnce() -> T) -> T {
+    ffi::guarded(fallback, || {
+        let _inside = Bypass::enter();
+        f()
+    })
+}

@@ -1,0 +1,91 @@
+//! The one list of hooks: from it are made the table of real functions (`real`) and the exports (`preload`).
+//!
+//! - `by_descriptor`: straight to the C library unless the first argument is a descriptor with an entry in
+//!   the table; else the function of the same name in `ops`
+//! - `waits`: ends the thread's turn, then the C library; `looks` says when it has a timeout of zero
+//! - `always`: the function of the same name in `ops` decides
+
+/// Calls another macro with the list.
+macro_rules! for_each_hook {
+    ($callback:ident) => {
+        $callback! {
+            by_descriptor {
+                // Input
+                fn read(fd: c_int, buffer: *mut c_void, n: size_t) -> ssize_t;
+                fn __read_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t) -> ssize_t;
+                fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t;
+                fn recv(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int) -> ssize_t;
+                fn __recv_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t, flags: c_int) -> ssize_t;
+                fn recvfrom(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t;
+                fn __recvfrom_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t;
+                fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
+                fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
+
+                // Output
+                fn write(fd: c_int, buffer: *const c_void, n: size_t) -> ssize_t;
+                fn writev(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t;
+                fn send(fd: c_int, buffer: *const c_void, n: size_t, flags: c_int) -> ssize_t;
+                fn sendto(fd: c_int, buffer: *const c_void, n: size_t, flags: c_int, address: *const sockaddr, length: socklen_t) -> ssize_t;
+                fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
+                fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
+                fn sendfile(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) -> ssize_t;
+                fn sendfile64(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) -> ssize_t;
+
+                // Sockets
+                fn listen(fd: c_int, backlog: c_int) -> c_int;
+                fn accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
+                fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int;
+                fn shutdown(fd: c_int, how: c_int) -> c_int;
+
+                // Descriptors
+                fn close(fd: c_int) -> c_int;
+                fn dup(fd: c_int) -> c_int;
+                fn fcntl(fd: c_int, command: c_int, argument: c_long) -> c_int;
+                fn fcntl64(fd: c_int, command: c_int, argument: c_long) -> c_int;
+            }
+            waits {
+                fn epoll_wait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int) -> c_int, looks timeout == 0;
+                fn epoll_pwait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t) -> c_int, looks timeout == 0;
+                fn epoll_pwait2(ep: c_int, events: *mut epoll_event, max: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int, looks is_zero_timespec(timeout);
+                fn poll(fds: *mut pollfd, n: nfds_t, timeout: c_int) -> c_int, looks timeout == 0;
+                fn __poll_chk(fds: *mut pollfd, n: nfds_t, timeout: c_int, size: size_t) -> c_int, looks timeout == 0;
+                fn ppoll(fds: *mut pollfd, n: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int, looks is_zero_timespec(timeout);
+                fn __ppoll_chk(fds: *mut pollfd, n: nfds_t, timeout: *const timespec, mask: *const sigset_t, size: size_t) -> c_int, looks is_zero_timespec(timeout);
+                fn select(n: c_int, r: *mut fd_set, w: *mut fd_set, x: *mut fd_set, timeout: *mut timeval) -> c_int, looks is_zero_timeval(timeout);
+                fn pselect(n: c_int, r: *mut fd_set, w: *mut fd_set, x: *mut fd_set, timeout: *const timespec, mask: *const sigset_t) -> c_int, looks is_zero_timespec(timeout);
+                fn sleep(seconds: c_uint) -> c_uint, looks false;
+                fn usleep(microseconds: c_uint) -> c_int, looks false;
+                fn nanosleep(time: *const timespec, left: *mut timespec) -> c_int, looks false;
+                fn clock_nanosleep(clock: clockid_t, flags: c_int, time: *const timespec, left: *mut timespec) -> c_int, looks false;
+                fn pause() -> c_int, looks false;
+                fn sigsuspend(mask: *const sigset_t) -> c_int, looks false;
+                fn sigwait(set: *const sigset_t, signal: *mut c_int) -> c_int, looks false;
+                fn sigwaitinfo(set: *const sigset_t, info: *mut siginfo_t) -> c_int, looks false;
+                fn sigtimedwait(set: *const sigset_t, info: *mut siginfo_t, timeout: *const timespec) -> c_int, looks is_zero_timespec(timeout);
+                fn pthread_cond_wait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t) -> c_int, looks false;
+                fn pthread_cond_timedwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, until: *const timespec) -> c_int, looks false;
+                fn pthread_cond_clockwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, clock: clockid_t, until: *const timespec) -> c_int, looks false;
+                fn pthread_join(thread: pthread_t, result: *mut *mut c_void) -> c_int, looks false;
+                fn pthread_timedjoin_np(thread: pthread_t, result: *mut *mut c_void, until: *const timespec) -> c_int, looks false;
+                fn sem_wait(semaphore: *mut sem_t) -> c_int, looks false;
+                fn sem_timedwait(semaphore: *mut sem_t, until: *const timespec) -> c_int, looks false;
+                fn sem_clockwait(semaphore: *mut sem_t, clock: clockid_t, until: *const timespec) -> c_int, looks false;
+                fn wait(status: *mut c_int) -> pid_t, looks false;
+                fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t, looks options & libc::WNOHANG != 0;
+                fn wait4(pid: pid_t, status: *mut c_int, options: c_int, usage: *mut rusage) -> pid_t, looks options & libc::WNOHANG != 0;
+                fn waitid(kind: idtype_t, id: id_t, info: *mut siginfo_t, options: c_int) -> c_int, looks options & libc::WNOHANG != 0;
+            }
+            always {
+                fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+                fn bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
+                fn dup2(from: c_int, to: c_int) -> c_int;
+                fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int;
+                fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
+                fn closefrom(first: c_int) -> ();
+                fn fclose(file: *mut FILE) -> c_int;
+                fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long;
+            }
+        }
+    };
+}
+pub(crate) use for_each_hook;

@@ -1,0 +1,87 @@
+//! The plain names: what LD_PRELOAD puts before the C library. A thin layer made from one list; what the calls do
+//! is in `ops`.
+
+mod list;
+
+pub(crate) use list::for_each_hook;
+
+use std::ffi::c_void;
+
+use libc::{
+    c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off_t,
+    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, siginfo_t, sigset_t, size_t,
+    sockaddr, socklen_t, ssize_t, timespec, timeval, FILE,
+};
+
+use crate::{ffi, ops, process, real, table, turn};
+
+macro_rules! exports {
+    (
+        by_descriptor { $(fn $d_name:ident($d_fd:ident: c_int $(, $d_arg:ident: $d_type:ty)*) -> $d_ret:ty;)* }
+        waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, looks $looks:expr;)* }
+        always { $(fn $a_name:ident($($a_arg:ident: $a_type:ty),*) -> $a_ret:ty;)* }
+    ) => {
+        $(
+            /// As in the C library.
+            ///
+            /// # Safety
+            /// As in the C library.
+            #[no_mangle]
+            pub unsafe extern "C-unwind" fn $d_name($d_fd: c_int $(, $d_arg: $d_type)*) -> $d_ret {
+                if table::is_plain($d_fd) {
+                    // SAFETY: the caller's arguments, as they came.
+                    return unsafe { real::$d_name($d_fd $(, $d_arg)*) };
+                }
+                // SAFETY: the caller's arguments, as they came.
+                unsafe { ops::$d_name($d_fd $(, $d_arg)*) }
+            }
+        )*
+        $(
+            /// As in the C library.
+            ///
+            /// # Safety
+            /// As in the C library.
+            #[no_mangle]
+            pub unsafe extern "C-unwind" fn $w_name($($w_arg: $w_type),*) -> $w_ret {
+                turn::before_wait(|| $looks);
+                // SAFETY: the caller's arguments, as they came.
+                unsafe { real::$w_name($($w_arg),*) }
+            }
+        )*
+        $(
+            /// As in the C library.
+            ///
+            /// # Safety
+            /// As in the C library.
+            #[no_mangle]
+            pub unsafe extern "C-unwind" fn $a_name($($a_arg: $a_type),*) -> $a_ret {
+                // SAFETY: the caller's arguments, as they came.
+                unsafe { ops::$a_name($($a_arg),*) }
+            }
+        )*
+    };
+}
+for_each_hook!(exports);
+
+/// As in the C library.
+#[no_mangle]
+pub extern "C-unwind" fn _exit(status: c_int) -> ! {
+    process::exiting();
+    ffi::exit_group(status)
+}
+
+/// As in the C library.
+#[no_mangle]
+pub extern "C-unwind" fn _Exit(status: c_int) -> ! {
+    _exit(status)
+}
+
+fn is_zero_timespec(time: *const timespec) -> bool {
+    // SAFETY: null, or the application's timeout, which the C library is about to read too.
+    unsafe { time.as_ref() }.is_some_and(|t| t.tv_sec == 0 && t.tv_nsec == 0)
+}
+
+fn is_zero_timeval(time: *const timeval) -> bool {
+    // SAFETY: null, or the application's timeout, which the C library is about to read too.
+    unsafe { time.as_ref() }.is_some_and(|t| t.tv_sec == 0 && t.tv_usec == 0)
+}

@@ -1,0 +1,419 @@
+//! What this process is to tcpr: its connection to the manager, the connections that it holds, and what a fork
+//! makes of both.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::time::Duration;
+
+use libc::c_int;
+use tcpr_node::channel::client::{Bypass, Client, ClientError};
+use tcpr_node::channel::{Event, Origin};
+use tcpr_session::tuple::FourTuple;
+
+use crate::table::{self, Entry};
+use crate::{diag, ffi, ops, real, turn};
+
+/// How long to wait for a manager that is still starting.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+struct Environment {
+    /// Service and token, if `tcpr run` started us.
+    service: Option<(String, String)>,
+    log: Option<String>,
+}
+
+static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+
+/// Called by the constructor.
+pub fn remember_environment() {
+    let variable = |name| std::env::var(name).ok();
+    let service = variable("TCPR_SERVICE").zip(variable("TCPR_TOKEN"));
+    CONFIGURED.store(service.is_some(), Ordering::Relaxed);
+    let _ = ENVIRONMENT.set(Environment { service, log: variable("TCPR_LOG") });
+}
+
+/// There is a configuration that sockets could match: `tcpr run` started us, or `tcpr_init` was called.
+static CONFIGURED: AtomicBool = AtomicBool::new(false);
+static CLIENT: AtomicPtr<Client> = AtomicPtr::new(std::ptr::null_mut());
+/// The process whose client that is. Another one that sees it was made by vfork or by a raw clone.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+/// The client was lost in a fork: the next use of a protected descriptor joins anew.
+static ORPHANED: AtomicBool = AtomicBool::new(false);
+/// The program calls `tcpr_*` itself.
+static LINKED: AtomicBool = AtomicBool::new(false);
+
+/// How to join; under its lock the process joins.
+static JOINING: Mutex<Option<Manager>> = Mutex::new(None);
+static CONNECTIONS: Mutex<Option<HashMap<u32, Connection>>> = Mutex::new(None);
+static NEXT_HANDLE: AtomicU32 = AtomicU32::new(1);
+/// Connections with `swallow` or `muted`: when there are none, writes need not look.
+static SWALLOWING: AtomicUsize = AtomicUsize::new(0);
+
+/// The manager that we join.
+struct Manager {
+    service: String,
+    token: String,
+    /// It is a thread of this process, or of the one that forked us; with its configuration file, if one was named.
+    embedded: Option<Option<PathBuf>>,
+}
+
+/// A protected connection of this process.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// Its addresses, IPv4-mapped ones as IPv4.
+    pub tuple: FourTuple,
+    /// How we came by it.
+    pub origin: Origin,
+    /// Number of descriptors.
+    descriptors: u32,
+    /// How many of the bytes that are written next were sent before the failover.
+    swallow: u64,
+    /// `greeting = "absorb"`, and nothing has been read yet.
+    muted: bool,
+}
+
+/// Nothing of ours is poisoned by a panic: what a lock guards is consistent at every point.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a bind or listen might concern us at all.
+pub fn is_configured() -> bool {
+    CONFIGURED.load(Ordering::Relaxed)
+}
+
+/// Notes that the program calls `tcpr_*` itself.
+pub fn is_linked() {
+    LINKED.store(true, Ordering::Relaxed);
+}
+
+/// The connection to the manager, if there is one already and its manager lives.
+pub fn joined() -> Option<&'static Client> {
+    if table::is_foreign() {
+        return None;
+    }
+    let client = CLIENT.load(Ordering::Acquire);
+    // SAFETY: a client is leaked when it is stored here. Only the child of a fork frees it, while it has one
+    // thread, which is then inside fork and holds no reference.
+    let client = unsafe { client.as_ref() }?;
+    (!client.is_gone()).then_some(client)
+}
+
+/// The connection to the manager for an act on a protected descriptor; after a fork it is made here.
+pub fn client() -> Option<&'static Client> {
+    if ORPHANED.load(Ordering::Acquire) && is_ours() {
+        if let Err(e) = join() {
+            log::error!("the child of a fork cannot join the manager: {e}");
+            ORPHANED.store(false, Ordering::Release);
+        }
+    }
+    joined()
+}
+
+/// False in the child of a vfork, which runs in its parent's memory but with descriptors of its own.
+pub fn is_ours() -> bool {
+    OWNER.load(Ordering::Relaxed) == std::process::id()
+}
+
+/// Joins the manager: that of `tcpr run`, or an embedded one. Does nothing if the process has joined.
+pub fn join_or_embed(config: Option<&Path>) -> Result<&'static Client, ClientError> {
+    {
+        let _inside = Bypass::enter();
+        let mut manager = lock(&JOINING);
+        if manager.is_none() && ENVIRONMENT.get().is_none_or(|e| e.service.is_none()) {
+            prepare_once();
+            *manager = Some(embed(config)?);
+            CONFIGURED.store(true, Ordering::Release);
+        }
+    }
+    join()
+}
+
+fn embed(config: Option<&Path>) -> Result<Manager, ClientError> {
+    let (service, token) = crate::embedded::start(config)
+        .map_err(|text| ClientError { errno: libc::ENOTCONN, text })?;
+    Ok(Manager { service, token, embedded: Some(config.map(Path::to_owned)) })
+}
+
+/// Joins the manager that the environment or `join_or_embed` named.
+pub fn join() -> Result<&'static Client, ClientError> {
+    let _inside = Bypass::enter();
+    let mut manager = lock(&JOINING);
+    if let Some(client) = joined() {
+        return Ok(client);
+    }
+    if manager.is_none() {
+        let named = ENVIRONMENT.get().and_then(|e| e.service.clone());
+        *manager = named.map(|(service, token)| Manager { service, token, embedded: None });
+    }
+    let Some(manager) = manager.as_mut() else {
+        let text = "the program was not started by tcpr run".into();
+        return Err(ClientError { errno: libc::ENOTCONN, text });
+    };
+    prepare_once();
+    let orphaned = ORPHANED.load(Ordering::Acquire);
+    let client = match &manager.embedded {
+        // daemon() leaves the manager's thread behind in a parent that exits; other forks have a live parent.
+        Some(config) if orphaned => match connect(manager, Duration::from_millis(100)) {
+            Err(e) if e.errno == libc::ENOTCONN => {
+                *manager = embed(config.clone().as_deref())?;
+                connect(manager, PATIENCE)?
+            }
+            other => other?,
+        },
+        _ => connect(manager, PATIENCE)?,
+    };
+    for fd in client.descriptors() {
+        table::set(fd, Some(Entry::Internal));
+    }
+    let client: &'static Client = Box::leak(Box::new(client));
+    if orphaned {
+        attach_inherited(client);
+    }
+    table::claim();
+    OWNER.store(std::process::id(), Ordering::Release);
+    CLIENT.store(std::ptr::from_ref(client).cast_mut(), Ordering::Release);
+    ORPHANED.store(false, Ordering::Release);
+    let welcome = client.welcome();
+    log::info!("joined service \"{}\" as channel {}", welcome.service, welcome.channel);
+    Ok(client)
+}
+
+fn connect(manager: &Manager, patience: Duration) -> Result<Client, ClientError> {
+    Client::connect(&manager.service, &manager.token, LINKED.load(Ordering::Relaxed), patience)
+}
+
+fn attach_inherited(client: &Client) {
+    for (&handle, connection) in lock(&CONNECTIONS).iter().flatten() {
+        let tuple = connection.tuple;
+        client.push(&Event::Attach { handle, origin: Origin::Inherited, tuple });
+    }
+}
+
+fn prepare_once() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        diag::start(ENVIRONMENT.get().and_then(|e| e.log.as_deref()));
+        turn::prepare();
+        real::at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
+    });
+}
+
+/// Whether the configuration protects a listener at this address.
+pub fn protects(client: &Client, address: SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    let welcome = client.welcome();
+    (ip.is_unspecified() || welcome.vips.contains(&ip))
+        && welcome.ports.iter().any(|p| p.port == address.port())
+}
+
+/// Whether an address is one of the service's virtual ones.
+pub fn is_virtual(client: &Client, ip: IpAddr) -> bool {
+    client.welcome().vips.contains(&ip.to_canonical())
+}
+
+/// Makes a descriptor a protected connection and tells the manager.
+pub fn attach(client: &Client, fd: c_int, tuple: FourTuple, origin: Origin, swallow: u64) {
+    let handle = NEXT_HANDLE.fetch_add(1, Ordering::Relaxed);
+    if handle > table::MAX_HANDLE {
+        log::error!("this process has had too many connections: the next ones are not protected");
+        NEXT_HANDLE.store(table::MAX_HANDLE + 1, Ordering::Relaxed);
+        return;
+    }
+    let port = tuple.local.port();
+    let muted = origin == Origin::Recovered
+        && client.welcome().ports.iter().any(|p| p.port == port && p.absorb_greeting);
+    if muted || swallow > 0 {
+        SWALLOWING.fetch_add(1, Ordering::Relaxed);
+    }
+    let connection = Connection { tuple, origin, descriptors: 1, swallow, muted };
+    lock(&CONNECTIONS).get_or_insert_default().insert(handle, connection);
+    // Told before the descriptor is used: the attachment precedes every other event of it.
+    client.push(&Event::Attach { handle, origin, tuple });
+    let stale = table::set(fd, Some(Entry::Connection { handle }));
+    forget_entry(stale);
+}
+
+/// A protected connection, for questions about it.
+pub fn connection(handle: u32) -> Option<Connection> {
+    lock(&CONNECTIONS).as_ref()?.get(&handle).cloned()
+}
+
+/// A further descriptor of the same thing.
+pub fn duplicated(entry: Entry, fd: c_int) {
+    if let Entry::Connection { handle } = entry {
+        if let Some(connection) = lock(&CONNECTIONS).as_mut().and_then(|c| c.get_mut(&handle)) {
+            connection.descriptors += 1;
+        }
+    }
+    let stale = table::set(fd, Some(entry));
+    forget_entry(stale);
+}
+
+/// A descriptor is about to be closed: clears its entry, and tells the manager if it is the connection's last.
+pub fn closing(fd: c_int) {
+    // Cleared before the close: its number may belong to somebody else the moment it is closed.
+    let Some(Entry::Connection { handle }) = table::set(fd, None) else { return };
+    if released(handle) {
+        if let Some(client) = joined() {
+            let abort = ops::will_reset(fd);
+            turn::output(client, |thread| Event::Close { thread, handle, abort });
+        }
+    }
+}
+
+/// A descriptor turned out to be something else: it was closed behind our back and its number used again.
+pub fn forget(fd: c_int) {
+    let stale = table::set(fd, None);
+    forget_entry(stale);
+}
+
+fn forget_entry(stale: Option<Entry>) {
+    if let Some(Entry::Connection { handle }) = stale {
+        if released(handle) {
+            if let Some(client) = joined() {
+                turn::output(client, |thread| Event::Close { thread, handle, abort: false });
+            }
+        }
+    }
+}
+
+/// One descriptor less; true if it was the last.
+fn released(handle: u32) -> bool {
+    let mut guard = lock(&CONNECTIONS);
+    let Some(connections) = guard.as_mut() else { return false };
+    let Some(connection) = connections.get_mut(&handle) else { return false };
+    connection.descriptors = connection.descriptors.saturating_sub(1);
+    if connection.descriptors > 0 {
+        return false;
+    }
+    if connection.muted || connection.swallow > 0 {
+        SWALLOWING.fetch_sub(1, Ordering::Relaxed);
+    }
+    connections.remove(&handle);
+    true
+}
+
+/// What a recovered connection does not write again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swallowed {
+    /// Write it.
+    Nothing,
+    /// The first so many bytes were sent before the failover.
+    Sent(u64),
+    /// A greeting that the peer has already had.
+    Greeting,
+}
+
+/// How much of a write of `n` bytes is to be swallowed.
+pub fn swallow(handle: u32, n: u64) -> Swallowed {
+    if SWALLOWING.load(Ordering::Relaxed) == 0 {
+        return Swallowed::Nothing;
+    }
+    let mut guard = lock(&CONNECTIONS);
+    let Some(connection) = guard.as_mut().and_then(|c| c.get_mut(&handle)) else {
+        return Swallowed::Nothing;
+    };
+    if connection.muted {
+        return Swallowed::Greeting;
+    }
+    let part = connection.swallow.min(n);
+    if part == 0 {
+        return Swallowed::Nothing;
+    }
+    connection.swallow -= part;
+    if connection.swallow == 0 {
+        SWALLOWING.fetch_sub(1, Ordering::Relaxed);
+    }
+    Swallowed::Sent(part)
+}
+
+/// A recovered connection was read from: its greeting is over.
+pub fn was_read(handle: u32) {
+    if SWALLOWING.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let mut guard = lock(&CONNECTIONS);
+    if let Some(connection) = guard.as_mut().and_then(|c| c.get_mut(&handle)) {
+        if std::mem::take(&mut connection.muted) && connection.swallow == 0 {
+            SWALLOWING.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The process exits normally.
+pub fn exiting() {
+    if CLIENT.load(Ordering::Acquire).is_null() || OWNER.load(Ordering::Relaxed) != std::process::id() {
+        return;
+    }
+    ffi::guarded((), || {
+        let Some(_inside) = Bypass::enter_first() else { return };
+        if let Some(client) = joined() {
+            client.push(&Event::Exit);
+        }
+    });
+}
+
+/// Our locks, held over a fork so that the child finds them free.
+struct Held {
+    _joining: MutexGuard<'static, Option<Manager>>,
+    stash: ops::StashGuard,
+    _connections: MutexGuard<'static, Option<HashMap<u32, Connection>>>,
+}
+
+thread_local! {
+    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
+}
+
+extern "C" fn before_fork() {
+    ffi::guarded((), || {
+        // A fork inside one of our critical sections can come from a signal handler only.
+        if Bypass::active() {
+            return;
+        }
+        let _inside = Bypass::enter();
+        let held = Held {
+            _joining: lock(&JOINING),
+            stash: ops::lock_stash(),
+            _connections: lock(&CONNECTIONS),
+        };
+        HELD.with(|h| *h.borrow_mut() = Some(held));
+    });
+}
+
+extern "C" fn after_fork_in_parent() {
+    ffi::guarded((), || {
+        let _inside = Bypass::enter();
+        HELD.with(|h| h.borrow_mut().take());
+    });
+}
+
+extern "C" fn after_fork_in_child() {
+    ffi::guarded((), || {
+        let _inside = Bypass::enter();
+        if let Some(mut held) = HELD.with(|h| h.borrow_mut().take()) {
+            // Recovered connections that the parent has not handed out are the parent's.
+            held.stash.clear();
+        }
+        turn::forget();
+        let client = CLIENT.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        if client.is_null() {
+            return;
+        }
+        for (fd, entry) in table::range(0, u32::MAX) {
+            if entry == Entry::Internal {
+                table::set(fd, None);
+            }
+        }
+        table::claim();
+        OWNER.store(std::process::id(), Ordering::Release);
+        ORPHANED.store(true, Ordering::Release);
+        // Closes the parent's channel here, and unmaps its ring, so that nothing of ours can reach it.
+        // SAFETY: it was leaked by `join`; this is the only thread, and it is inside fork, not using it.
+        drop(unsafe { Box::from_raw(client) });
+    });
+}

@@ -1,0 +1,122 @@
+//! The C library's own functions, found behind ours.
+//!
+//! Each is looked up when it is first called, without memory or locks of ours: hooks run before any
+//! constructor, in signal handlers and inside other people's allocators.
+
+use std::ffi::{c_void, CStr};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use libc::{
+    c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off_t,
+    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, siginfo_t, sigset_t, size_t,
+    sockaddr, socklen_t, ssize_t, timespec, timeval, FILE,
+};
+
+use crate::ffi;
+use crate::preload::for_each_hook;
+
+/// What a function that this C library lacks returns, beside ENOSYS.
+trait Lacking {
+    const RESULT: Self;
+}
+
+impl Lacking for c_int {
+    const RESULT: Self = -1;
+}
+
+impl Lacking for c_uint {
+    const RESULT: Self = 0;
+}
+
+impl Lacking for isize {
+    const RESULT: Self = -1;
+}
+
+impl Lacking for c_long {
+    const RESULT: Self = -1;
+}
+
+impl Lacking for () {
+    const RESULT: Self = ();
+}
+
+macro_rules! real_functions {
+    (
+        by_descriptor { $(fn $d_name:ident($($d_arg:ident: $d_type:ty),*) -> $d_ret:ty;)* }
+        waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, looks $looks:expr;)* }
+        always { $(fn $a_name:ident($($a_arg:ident: $a_type:ty),*) -> $a_ret:ty;)* }
+    ) => {
+        $(real_functions! { @one $d_name($($d_arg: $d_type),*) -> $d_ret })*
+        $(real_functions! { @one $w_name($($w_arg: $w_type),*) -> $w_ret })*
+        $(real_functions! { @one $a_name($($a_arg: $a_type),*) -> $a_ret })*
+    };
+    (@one $name:ident($($arg:ident: $type:ty),*) -> $ret:ty) => {
+        /// As in the C library.
+        ///
+        /// # Safety
+        /// As in the C library.
+        #[inline]
+        pub unsafe fn $name($($arg: $type),*) -> $ret {
+            static FOUND: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+            let mut found = FOUND.load(Ordering::Relaxed);
+            if found.is_null() {
+                found = find(concat!(stringify!($name), "\0"));
+                if found.is_null() {
+                    ffi::set_errno(libc::ENOSYS);
+                    return Lacking::RESULT;
+                }
+                FOUND.store(found, Ordering::Relaxed);
+            }
+            // SAFETY: the C library's function of this name has this signature on 64-bit Linux; the fixed
+            // arguments of a variadic one travel like any others.
+            let function = unsafe {
+                std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($type),*) -> $ret>(found)
+            };
+            // SAFETY: the caller keeps the C library's contract.
+            unsafe { function($($arg),*) }
+        }
+    };
+}
+for_each_hook!(real_functions);
+
+#[cold]
+fn find(name: &'static str) -> *mut c_void {
+    let Ok(name) = CStr::from_bytes_with_nul(name.as_bytes()) else { return std::ptr::null_mut() };
+    // glibc keeps an older pthread_cond_* with another layout, and dlsym may return the oldest.
+    if name.to_bytes().starts_with(b"pthread_cond_") {
+        // SAFETY: both strings are NUL-terminated.
+        let found = unsafe { libc::dlvsym(libc::RTLD_NEXT, name.as_ptr(), c"GLIBC_2.3.2".as_ptr()) };
+        if !found.is_null() {
+            return found;
+        }
+    }
+    // SAFETY: name is NUL-terminated.
+    unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
+}
+
+/// Whether a plain name reaches this library first: not so when it was dlopened.
+pub fn interposes() -> bool {
+    // SAFETY: the name is NUL-terminated.
+    let first = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"read".as_ptr()) };
+    std::ptr::eq(first, crate::preload::read as *const c_void)
+}
+
+extern "C-unwind" {
+    /// Acts on a pending cancellation, which our attempts by number would otherwise skip.
+    pub fn pthread_testcancel();
+    /// The descriptor of a stdio stream.
+    pub fn fileno(file: *mut FILE) -> c_int;
+    /// Not in the libc crate.
+    fn pthread_atfork(
+        prepare: Option<extern "C" fn()>,
+        parent: Option<extern "C" fn()>,
+        child: Option<extern "C" fn()>,
+    ) -> c_int;
+}
+
+/// Has functions called around every fork of this process.
+pub fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
+    // SAFETY: the functions live as long as the library, which is never unloaded (-z nodelete).
+    unsafe { pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+}
+

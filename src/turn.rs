@@ -1,0 +1,145 @@
+//! What the threads of the application tell the manager, and when a turn ends.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use libc::{c_int, c_void};
+use tcpr_node::channel::client::{Bypass, Client};
+use tcpr_node::channel::ring::Sent;
+use tcpr_node::channel::Event;
+
+use crate::{ffi, process};
+
+/// What a thread did since it last waited.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Dirty {
+    /// Nothing that the manager does not know to be over.
+    No,
+    /// As below, but it has looked for events with a timeout of zero since, and said so.
+    Looked,
+    /// It read.
+    Read,
+    /// It wrote.
+    Wrote,
+}
+
+thread_local! {
+    static DIRTY: Cell<Dirty> = const { Cell::new(Dirty::No) };
+    static THREAD: Cell<u32> = const { Cell::new(0) };
+}
+
+static NEXT_THREAD: AtomicU32 = AtomicU32::new(1);
+/// pthread key whose destructor ends the last turn of a thread, plus one.
+static EXIT_KEY: AtomicU32 = AtomicU32::new(0);
+
+/// This thread's name on the channel.
+pub fn thread() -> u32 {
+    THREAD.with(|cell| {
+        if cell.get() == 0 {
+            cell.set(NEXT_THREAD.fetch_add(1, Ordering::Relaxed));
+            watch_thread_exit();
+        }
+        cell.get()
+    })
+}
+
+/// Whether there is anything that a wait would end.
+#[inline]
+pub fn is_dirty() -> bool {
+    DIRTY.with(Cell::get) != Dirty::No
+}
+
+/// Before a call that may wait: ends the turn. `zero_timeout`: the call only looks.
+#[inline]
+pub fn before_wait(zero_timeout: impl FnOnce() -> bool) {
+    if is_dirty() {
+        wait(zero_timeout());
+    }
+}
+
+/// Before a read or an accept: ends a turn that has written.
+#[inline]
+pub fn before_read() {
+    if DIRTY.with(Cell::get) == Dirty::Wrote {
+        wait(false);
+    }
+}
+
+#[cold]
+fn wait(zero_timeout: bool) {
+    if zero_timeout && DIRTY.with(Cell::get) == Dirty::Looked {
+        return;
+    }
+    ffi::guarded((), || {
+        let Some(_inside) = Bypass::enter_first() else { return };
+        DIRTY.with(|d| d.set(if zero_timeout { Dirty::Looked } else { Dirty::No }));
+        if let Some(client) = process::joined() {
+            client.push(&Event::Wait { thread: thread(), zero_timeout });
+        }
+    });
+}
+
+/// After a successful read.
+pub fn read(client: &Client, handle: u32, n: u64) {
+    client.push(&Event::Read { thread: thread(), handle, n });
+    touched(Dirty::Read);
+}
+
+/// A round of a write; see [`Client::write`].
+pub fn write(
+    client: &Client,
+    handle: u32,
+    asked: u64,
+    len: usize,
+    fill: impl FnMut(&mut [u8]),
+    send: impl FnMut(&[u8]) -> Sent,
+) -> Option<Sent> {
+    let sent = client.write(thread(), handle, asked, len, fill, send);
+    touched(Dirty::Wrote);
+    sent
+}
+
+/// Any other event about output.
+pub fn output(client: &Client, event: impl FnOnce(u32) -> Event<'static>) {
+    client.push(&event(thread()));
+    touched(Dirty::Wrote);
+}
+
+/// `tcpr_commit`.
+pub fn commit(client: &Client) {
+    client.push(&Event::Commit { thread: thread() });
+    DIRTY.with(|d| d.set(Dirty::No));
+}
+
+fn touched(how: Dirty) {
+    DIRTY.with(|d| d.set(d.get().max(how)));
+}
+
+/// In the child of a fork: nothing was told on the new channel yet.
+pub fn forget() {
+    DIRTY.with(|d| d.set(Dirty::No));
+}
+
+/// Makes the key by which the end of a thread is noticed. Once, when the process joins.
+pub fn prepare() {
+    extern "C" fn exits(_: *mut c_void) {
+        before_wait(|| false);
+    }
+    if EXIT_KEY.load(Ordering::Acquire) == 0 {
+        let mut key = 0;
+        // SAFETY: key is live and writable; the destructor may be called at any thread's end.
+        if unsafe { libc::pthread_key_create(&mut key, Some(exits)) } == 0 {
+            EXIT_KEY.store(key + 1, Ordering::Release);
+        }
+    }
+}
+
+fn watch_thread_exit() {
+    let key = EXIT_KEY.load(Ordering::Acquire);
+    if key != 0 {
+        // Any value but null has the destructor called.
+        let value = std::ptr::without_provenance::<c_void>(1);
+        // SAFETY: the key was made by `prepare`.
+        let _: c_int = unsafe { libc::pthread_setspecific(key - 1, value) };
+    }
+}

@@ -1,0 +1,793 @@
+/* Prints what calls return, with their errno, for a list of cases on pipes, files and sockets. The output must
+ * be the same whoever serves the calls: the C library alone; libtcpr preloaded or linked, with no manager; and
+ * libtcpr preloaded with a manager for which ADDRESS:PORT is protected.
+ *
+ * conformance ADDRESS PORT
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifdef LINKED
+#include "tcpr.h"
+#define N(name) tcpr_##name
+#else
+#define N(name) name
+#endif
+
+/* A value that no call sets: success must leave it alone. */
+#define UNTOUCHED 4242
+
+#define T(label, call)                                                                                            \
+    do {                                                                                                          \
+        errno = UNTOUCHED;                                                                                        \
+        long result_ = (long)(call);                                                                              \
+        int errno_ = errno;                                                                                       \
+        printf("%s: %s = %ld errno %d\n", section, label, result_, errno_);                                       \
+        fflush(stdout);                                                                                           \
+    } while (0)
+
+/* As T, for calls whose exact count is the kernel's affair. */
+#define SIGN(label, call) T(label, ((call) > 0 ? 1 : -1))
+
+static const char *section = "";
+static struct sockaddr_in there;
+/* What the compiler must not see through. */
+static void *volatile nothing = NULL;
+static volatile int minus_one = -1, too_many = 1025;
+
+static struct timespec milliseconds(long ms)
+{
+    struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+    return t;
+}
+
+static void rest(long ms)
+{
+    struct timespec t = milliseconds(ms);
+    while (syscall(SYS_nanosleep, &t, &t) != 0)
+        ;
+}
+
+static void on_signal(int number)
+{
+    (void)number;
+}
+
+static volatile sig_atomic_t broken_pipes;
+
+static void on_broken_pipe(int number)
+{
+    (void)number;
+    broken_pipes++;
+}
+
+static void handle(int number, void (*handler)(int), int flags)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = handler;
+    action.sa_flags = flags;
+    sigaction(number, &action, NULL);
+}
+
+/* Bad descriptors, bad pointers, bad counts: on anything at all. */
+static void errors(int fd)
+{
+    char byte = 'x';
+    struct iovec one = {&byte, 1};
+    int mode = fcntl(fd, F_GETFL);
+    fcntl(fd, F_SETFL, mode | O_NONBLOCK);
+    T("read NULL", N(read)(fd, nothing, 1));
+    T("write NULL", N(write)(fd, nothing, 1));
+    T("read 0", N(read)(fd, &byte, 0));
+    T("write 0", N(write)(fd, &byte, 0));
+    T("writev NULL", N(writev)(fd, nothing, 1));
+    T("writev -1", N(writev)(fd, &one, minus_one));
+    T("writev 1025", N(writev)(fd, &one, too_many));
+    T("readv -1", N(readv)(fd, &one, minus_one));
+    T("readv 0", N(readv)(fd, &one, 0));
+    T("sendmsg NULL", N(sendmsg)(fd, nothing, 0));
+    T("recvmsg NULL", N(recvmsg)(fd, nothing, MSG_DONTWAIT));
+    T("send NULL", N(send)(fd, nothing, 1, MSG_DONTWAIT | MSG_NOSIGNAL));
+    T("recv DONTWAIT", N(recv)(fd, &byte, 1, MSG_DONTWAIT));
+    T("recvfrom DONTWAIT", N(recvfrom)(fd, &byte, 1, MSG_DONTWAIT, NULL, NULL));
+    T("accept", N(accept)(fd, NULL, NULL));
+    T("accept4 bad flags", N(accept4)(fd, NULL, NULL, 0x55));
+    T("listen", N(listen)(fd, 1) == 0 ? 0 : -1);
+    T("shutdown bad", N(shutdown)(fd, 77));
+    T("sendfile from nothing", N(sendfile)(fd, -1, NULL, 10));
+    T("fcntl bad", fcntl(fd, 9999, 0));
+    T("dup3 same", N(dup3)(fd, fd, 0));
+    T("dup3 bad flags", N(dup3)(fd, 100, 0x77));
+    T("dup2 to -1", N(dup2)(fd, -1));
+    T("F_DUPFD beyond", fcntl(fd, F_DUPFD, INT_MAX));
+    fcntl(fd, F_SETFL, mode);
+}
+
+static void bad_descriptors(void)
+{
+    int fds[] = {-1, 999, 1 << 30};
+    for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++) {
+        errors(fds[i]);
+        T("close", N(close)(fds[i]));
+        T("dup", N(dup)(fds[i]));
+        T("dup2", N(dup2)(fds[i], 50));
+        T("epoll_wait", N(epoll_wait)(fds[i], nothing, 1, 0));
+        T("syscall close", syscall(SYS_close, fds[i]));
+    }
+}
+
+static void pipes(void)
+{
+    int p[2];
+    char buffer[100];
+    struct iovec two[2] = {{buffer, 3}, {buffer + 10, 50}};
+    T("pipe", pipe(p));
+    T("write", N(write)(p[1], "hello", 5));
+    T("read", N(read)(p[0], buffer, 3));
+    T("readv", N(readv)(p[0], two, 2));
+    T("writev", N(writev)(p[1], two, 2));
+    T("readv", N(readv)(p[0], two, 2));
+    T("nonblock", fcntl(p[0], F_SETFL, O_NONBLOCK));
+    T("read empty", N(read)(p[0], buffer, 3));
+    errors(p[0]);
+    errors(p[1]);
+    T("recv", N(recv)(p[0], buffer, 1, 0));
+    T("dup", N(dup)(p[1]));
+    T("dup2", N(dup2)(p[1], 60));
+    T("dup3", N(dup3)(p[1], 61, O_CLOEXEC));
+    T("F_DUPFD", fcntl(p[1], F_DUPFD, 70));
+    T("F_DUPFD_CLOEXEC", fcntl(p[1], F_DUPFD_CLOEXEC, 70));
+    T("F_GETFD", fcntl(71, F_GETFD));
+    T("write dup", N(write)(60, "x", 1));
+    T("close_range", close_range(60, 80, 0));
+    T("close_range backwards", close_range(80, 60, 0));
+    T("close_range bad flags", close_range(80, 81, 0x77));
+    T("write closed", N(write)(60, "x", 1));
+    T("close", N(close)(p[1]));
+    T("close again", N(close)(p[1]));
+    T("read one left", N(read)(p[0], buffer, 3));
+    broken_pipes = 0;
+    N(close)(p[0]);
+    T("pipe", pipe(p));
+    N(close)(p[0]);
+    T("write broken", N(write)(p[1], "x", 1));
+    T("signals", broken_pipes);
+    N(close)(p[1]);
+    closefrom(50);
+    T("after closefrom", N(write)(60, "x", 1));
+}
+
+static void files(void)
+{
+    char name[] = "/tmp/tcpr-conformance-XXXXXX", buffer[100];
+    int fd = mkstemp(name);
+    struct iovec two[2] = {{"abc", 3}, {"defgh", 5}};
+    off_t offset = 2;
+    int p[2];
+    unlink(name);
+    T("writev", N(writev)(fd, two, 2));
+    T("lseek", lseek(fd, 0, SEEK_SET));
+    T("read", N(read)(fd, buffer, 100));
+    T("read at the end", N(read)(fd, buffer, 100));
+    T("pipe", pipe(p));
+    T("sendfile offset", N(sendfile)(p[1], fd, &offset, 3));
+    T("offset", offset);
+    T("sendfile", N(sendfile)(p[1], fd, NULL, 3));
+    T("sendfile from a pipe", N(sendfile)(fd, p[0], NULL, 3));
+    errors(fd);
+    FILE *stream = fdopen(fd, "r+");
+    T("fclose", fclose(stream));
+    T("close after fclose", N(close)(fd));
+    N(close)(p[0]);
+    N(close)(p[1]);
+}
+
+static void unix_sockets(void)
+{
+    int s[2];
+    char buffer[100];
+    struct iovec one = {buffer, sizeof buffer};
+    struct msghdr message;
+    memset(&message, 0, sizeof message);
+    message.msg_iov = &one;
+    message.msg_iovlen = 1;
+    T("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+    T("send", N(send)(s[0], "hello", 5, 0));
+    T("recv PEEK", N(recv)(s[1], buffer, 100, MSG_PEEK));
+    T("recvmsg", N(recvmsg)(s[1], &message, 0));
+    one.iov_len = 3;
+    T("sendmsg", N(sendmsg)(s[1], &message, 0));
+    T("recvfrom", N(recvfrom)(s[0], buffer, 100, 0, NULL, NULL));
+    errors(s[0]);
+    T("shutdown", N(shutdown)(s[0], SHUT_WR));
+    T("recv end", N(recv)(s[1], buffer, 100, 0));
+    broken_pipes = 0;
+    T("send broken", N(send)(s[0], "x", 1, MSG_NOSIGNAL));
+    T("signals", broken_pipes);
+    T("send broken", N(send)(s[0], "x", 1, 0));
+    T("signals", broken_pipes);
+    N(close)(s[0]);
+    N(close)(s[1]);
+}
+
+static void *returns(void *argument)
+{
+    return argument;
+}
+
+static void waits(void)
+{
+    struct pollfd none = {-1, POLLIN, 0};
+    struct timespec zero = {0, 0}, bad = {0, 2000000000}, soon;
+    struct timeval now = {0, 0};
+    struct epoll_event event;
+    sigset_t set;
+    sem_t semaphore;
+    pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
+    pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    pthread_t thread;
+    void *value;
+    int status, ep = epoll_create1(0);
+    T("poll", N(poll)(&none, 1, 0));
+    T("poll 5", N(poll)(&none, 1, 5));
+    T("poll NULL", N(poll)(nothing, 1, 0));
+    T("ppoll", N(ppoll)(&none, 1, &zero, NULL));
+    T("ppoll bad", N(ppoll)(&none, 1, &bad, NULL));
+    T("select", N(select)(0, NULL, NULL, NULL, &now));
+    T("select -1", N(select)(-1, NULL, NULL, NULL, &now));
+    T("pselect", N(pselect)(0, NULL, NULL, NULL, &zero, NULL));
+    T("epoll_wait", N(epoll_wait)(ep, &event, 1, 0));
+    T("epoll_wait 0", N(epoll_wait)(ep, &event, 0, 0));
+    T("epoll_pwait", N(epoll_pwait)(ep, &event, 1, 0, NULL));
+    T("epoll_pwait2", epoll_pwait2(ep, &event, 1, &zero, NULL));
+    T("sleep 0", sleep(0));
+    T("usleep", usleep(1));
+    T("nanosleep", nanosleep(&zero, NULL));
+    T("nanosleep bad", nanosleep(&bad, NULL));
+    T("clock_nanosleep bad", clock_nanosleep(CLOCK_MONOTONIC, 0, &bad, NULL));
+    T("clock_nanosleep 77", clock_nanosleep(77, 0, &zero, NULL));
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR2);
+    T("sigtimedwait", sigtimedwait(&set, NULL, &zero));
+    sem_init(&semaphore, 0, 1);
+    T("sem_wait", sem_wait(&semaphore));
+    clock_gettime(CLOCK_REALTIME, &soon);
+    T("sem_timedwait", sem_timedwait(&semaphore, &soon));
+    T("sem_clockwait", sem_clockwait(&semaphore, CLOCK_REALTIME, &soon));
+    pthread_mutex_lock(&mutex);
+    T("cond_timedwait", pthread_cond_timedwait(&cond, &mutex, &soon));
+    T("cond_clockwait", pthread_cond_clockwait(&cond, &mutex, CLOCK_REALTIME, &soon));
+    pthread_mutex_unlock(&mutex);
+    T("pthread_create", pthread_create(&thread, NULL, returns, &status));
+    T("pthread_join", pthread_join(thread, &value));
+    T("value", value == &status);
+    T("waitpid", waitpid(-1, &status, 0));
+    T("wait4", wait4(-1, &status, WNOHANG, NULL));
+    T("wait", wait(&status));
+    T("waitid", waitid(P_ALL, 0, NULL, WEXITED));
+    pid_t child = fork();
+    if (child == 0)
+        _exit(7);
+    T("waitpid", waitpid(child, &status, 0) == child);
+    T("status", status);
+    N(close)(ep);
+}
+
+static int client_side(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(fd, (struct sockaddr *)&there, sizeof there) != 0) {
+        perror("connect");
+        exit(1);
+    }
+    /* High, so that the server's numbers do not depend on it. */
+    int high = fcntl(fd, F_DUPFD, 300);
+    close(fd);
+    return high;
+}
+
+/* Reads exactly so much on the peer's side and prints it. */
+static void peer_gets(int fd, size_t n)
+{
+    char buffer[1000];
+    memset(buffer, 0, sizeof buffer);
+    size_t got = 0;
+    while (got < n) {
+        ssize_t more = recv(fd, buffer + got, n - got, 0);
+        if (more <= 0) {
+            printf("%s: peer: %zd after %zu, %s\n", section, more, got, more < 0 ? strerror(errno) : "");
+            return;
+        }
+        got += (size_t)more;
+    }
+    printf("%s: peer gets \"%s\"\n", section, buffer);
+}
+
+static void peer_sends(int fd, const char *text)
+{
+    if (send(fd, text, strlen(text), 0) < 0)
+        perror("send");
+    rest(30);
+}
+
+static void *sends_later(void *argument)
+{
+    rest(100);
+    peer_sends(*(int *)argument, "LA");
+    rest(100);
+    peer_sends(*(int *)argument, "TER");
+    return NULL;
+}
+
+#define BIG (6 << 20)
+static char big[BIG];
+
+static void *swallows(void *argument)
+{
+    static char buffer[65536];
+    long total = 0, wrong = 0;
+    while (total < BIG) {
+        ssize_t n = recv(*(int *)argument, buffer, sizeof buffer, 0);
+        if (n <= 0)
+            break;
+        for (ssize_t i = 0; i < n; i++)
+            wrong += buffer[i] != big[total + i];
+        total += n;
+    }
+    printf("%s: peer gets %ld, %ld wrong\n", section, total, wrong);
+    return NULL;
+}
+
+static int accepted(int listener, int *peer)
+{
+    *peer = client_side();
+    return N(accept)(listener, NULL, NULL);
+}
+
+static void tcp_accept(int listener)
+{
+    struct sockaddr_storage name;
+    socklen_t length = sizeof name;
+    int peer, fd;
+    T("nonblock", fcntl(listener, F_SETFL, O_NONBLOCK));
+    T("accept none", N(accept)(listener, NULL, NULL));
+    peer = client_side();
+    T("accept", fd = N(accept)(listener, (struct sockaddr *)&name, &length));
+    T("length", length);
+    T("family", name.ss_family);
+    T("is blocking", fcntl(fd, F_GETFL) & O_NONBLOCK);
+    N(close)(fd);
+    close(peer);
+    peer = client_side();
+    length = 2;
+    T("accept4 short", fd = N(accept4)(listener, (struct sockaddr *)&name, &length, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    T("length", length);
+    T("is nonblocking", (fcntl(fd, F_GETFL) & O_NONBLOCK) != 0);
+    T("is cloexec", fcntl(fd, F_GETFD));
+    N(close)(fd);
+    close(peer);
+    T("accept4 bad flags", N(accept4)(listener, NULL, NULL, 0x55));
+    length = (socklen_t)-1;
+    peer = client_side();
+    T("accept bad length", fd = N(accept)(listener, (struct sockaddr *)&name, &length));
+    T("accept NULL length", fd = N(accept)(listener, (struct sockaddr *)&name, nothing));
+    close(peer);
+    /* What the two failures took off the queue. */
+    while ((fd = N(accept)(listener, NULL, NULL)) >= 0)
+        N(close)(fd);
+    T("blocking", fcntl(listener, F_SETFL, 0));
+    struct timeval patience = {0, 30000};
+    setsockopt(listener, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    T("accept timeout", N(accept)(listener, NULL, NULL));
+    patience.tv_usec = 0;
+    setsockopt(listener, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    errors(listener);
+}
+
+static void tcp_input(int listener)
+{
+    int peer, fd = accepted(listener, &peer);
+    char a[10], b[10];
+    struct iovec two[2] = {{a, 2}, {b, 5}};
+    struct msghdr message;
+    struct mmsghdr many[2];
+    struct sockaddr_storage name;
+    socklen_t length = sizeof name;
+    pthread_t thread;
+    T("recv none", N(recv)(fd, a, 5, MSG_DONTWAIT));
+    peer_sends(peer, "hello, world");
+    T("peek", N(recv)(fd, a, 5, MSG_PEEK));
+    T("read", N(read)(fd, a, 3));
+    T("readv", N(readv)(fd, two, 2));
+    T("recvfrom", N(recvfrom)(fd, a, 10, 0, (struct sockaddr *)&name, &length));
+    T("length", length);
+    errors(fd);
+    peer_sends(peer, "again");
+    memset(&message, 0, sizeof message);
+    message.msg_iov = two;
+    message.msg_iovlen = 2;
+    T("recvmsg", N(recvmsg)(fd, &message, 0));
+    peer_sends(peer, "abcd");
+    memset(many, 0, sizeof many);
+    many[0].msg_hdr.msg_iov = &two[0];
+    many[0].msg_hdr.msg_iovlen = 1;
+    many[1].msg_hdr.msg_iov = &two[1];
+    many[1].msg_hdr.msg_iovlen = 1;
+    T("recvmmsg", recvmmsg(fd, many, 2, 0, NULL));
+    T("lengths", many[0].msg_len * 100 + many[1].msg_len);
+    pthread_create(&thread, NULL, sends_later, &peer);
+    T("blocking read", N(read)(fd, a, 10));
+    T("blocking rest", N(recv)(fd, a, 3, MSG_WAITALL));
+    pthread_join(thread, NULL);
+    pthread_create(&thread, NULL, sends_later, &peer);
+    T("whole", N(recv)(fd, a, 5, MSG_WAITALL));
+    T("is", memcmp(a, "LATER", 5));
+    pthread_join(thread, NULL);
+    struct timeval patience = {0, 30000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    T("timeout", N(read)(fd, a, 10));
+    patience.tv_usec = 0;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    handle(SIGALRM, on_signal, 0);
+    ualarm(50000, 0);
+    T("interrupted", N(read)(fd, a, 10));
+    T("F_SETFL", fcntl(fd, F_SETFL, O_NONBLOCK));
+    T("empty", N(read)(fd, a, 10));
+    T("F_SETFL", fcntl(fd, F_SETFL, 0));
+    peer_sends(peer, "last");
+    shutdown(peer, SHUT_WR);
+    T("truncate", N(recv)(fd, NULL, 2, MSG_TRUNC));
+    T("read", N(read)(fd, a, 10));
+    T("end", N(read)(fd, a, 10));
+    T("end", N(recv)(fd, a, 10, MSG_DONTWAIT));
+    N(close)(fd);
+    close(peer);
+}
+
+static void tcp_output(int listener)
+{
+    int peer, fd = accepted(listener, &peer);
+    struct iovec three[3] = {{"one,", 4}, {NULL, 0}, {"two,", 4}};
+    struct msghdr message;
+    struct mmsghdr many[2];
+    pthread_t thread;
+    T("write", N(write)(fd, "write,", 6));
+    T("writev", N(writev)(fd, three, 3));
+    T("send", N(send)(fd, "send,", 5, MSG_NOSIGNAL));
+    T("sendto", N(sendto)(fd, "sendto,", 7, 0, NULL, 0));
+    T("sendto name", N(sendto)(fd, "named,", 6, 0, (struct sockaddr *)&there, sizeof there));
+    memset(&message, 0, sizeof message);
+    message.msg_iov = three;
+    message.msg_iovlen = 3;
+    T("sendmsg", N(sendmsg)(fd, &message, 0));
+    memset(many, 0, sizeof many);
+    many[0].msg_hdr = message;
+    many[1].msg_hdr = message;
+    T("sendmmsg", sendmmsg(fd, many, 2, 0));
+    T("lengths", many[0].msg_len * 100 + many[1].msg_len);
+    peer_gets(peer, 6 + 8 + 5 + 7 + 6 + 8 + 16);
+
+    FILE *file = tmpfile();
+    fputs("0123456789", file);
+    fflush(file);
+    off_t offset = 2;
+    T("sendfile offset", N(sendfile)(fd, fileno(file), &offset, 3));
+    T("offset", offset);
+    lseek(fileno(file), 5, SEEK_SET);
+    T("sendfile", N(sendfile)(fd, fileno(file), NULL, 100));
+    T("position", lseek(fileno(file), 0, SEEK_CUR));
+    T("sendfile end", N(sendfile)(fd, fileno(file), NULL, 100));
+    T("sendfile 0", N(sendfile)(fd, fileno(file), NULL, 0));
+    offset = -1;
+    T("sendfile before", N(sendfile)(fd, fileno(file), &offset, 1));
+    peer_gets(peer, 8);
+    fclose(file);
+
+    pthread_create(&thread, NULL, swallows, &peer);
+    T("blocking", N(write)(fd, big, BIG));
+    pthread_join(thread, NULL);
+    struct iovec parts[3] = {{big, BIG / 3}, {big + BIG / 3, BIG / 3}, {big + 2 * (BIG / 3), BIG - 2 * (BIG / 3)}};
+    pthread_create(&thread, NULL, swallows, &peer);
+    T("blocking", N(writev)(fd, parts, 3));
+    pthread_join(thread, NULL);
+    file = tmpfile();
+    fwrite(big, 1, BIG, file);
+    fflush(file);
+    rewind(file);
+    pthread_create(&thread, NULL, swallows, &peer);
+    T("blocking", N(sendfile)(fd, fileno(file), NULL, BIG));
+    pthread_join(thread, NULL);
+    fclose(file);
+
+    /* Now nobody reads. */
+    struct timeval patience = {0, 100000};
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    ssize_t n;
+    do
+        n = N(write)(fd, big, BIG);
+    while (n > 0);
+    T("until timeout", N(write)(fd, big, BIG));
+    patience.tv_usec = 0;
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    T("DONTWAIT", N(send)(fd, big, BIG, MSG_DONTWAIT));
+    handle(SIGALRM, on_signal, 0);
+    ualarm(100000, 0);
+    T("interrupted", N(write)(fd, big, BIG));
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    T("nonblocking", N(write)(fd, big, BIG));
+    N(close)(fd);
+    close(peer);
+}
+
+static void tcp_ends(int listener)
+{
+    int peer, fd = accepted(listener, &peer);
+    char byte;
+    broken_pipes = 0;
+    T("shutdown", N(shutdown)(fd, SHUT_WR));
+    peer_gets(peer, 1);
+    T("write", N(write)(fd, "x", 1));
+    T("signals", broken_pipes);
+    T("send", N(send)(fd, "x", 1, MSG_NOSIGNAL));
+    T("signals", broken_pipes);
+    T("shutdown", N(shutdown)(fd, SHUT_RDWR));
+    T("read", N(read)(fd, &byte, 1));
+    T("close", N(close)(fd));
+    T("close", N(close)(fd));
+    T("read", N(read)(fd, &byte, 1));
+    close(peer);
+
+    fd = accepted(listener, &peer);
+    struct linger reset = {1, 0};
+    setsockopt(peer, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    close(peer);
+    rest(30);
+    T("reset read", N(read)(fd, &byte, 1));
+    T("reset read", N(read)(fd, &byte, 1));
+    broken_pipes = 0;
+    T("reset write", N(write)(fd, &byte, 1));
+    T("signals", broken_pipes);
+    T("close", N(close)(fd));
+
+    fd = accepted(listener, &peer);
+    FILE *stream = fdopen(fd, "w");
+    fputs("stdio", stream);
+    T("fclose", fclose(stream));
+    peer_gets(peer, 6);
+    T("write", N(write)(fd, "x", 1));
+    close(peer);
+
+    fd = accepted(listener, &peer);
+    T("syscall close", syscall(SYS_close, fd));
+    peer_gets(peer, 1);
+    int p[2];
+    if (pipe(p) != 0)
+        abort();
+    T("number used again", N(write)(p[1], "x", 1));
+    T("number used again", N(read)(p[0], &byte, 1));
+    N(close)(p[0]);
+    N(close)(p[1]);
+    close(peer);
+}
+
+static void tcp_copies(int listener)
+{
+    int copy, peer, fd = accepted(listener, &peer);
+    T("dup", copy = N(dup)(fd));
+    T("dup2", N(dup2)(fd, 200));
+    T("dup2 same", N(dup2)(fd, fd));
+    T("dup3", N(dup3)(fd, 201, 0));
+    T("F_DUPFD", fcntl(fd, F_DUPFD, 202));
+    T("close", N(close)(fd));
+    T("write", N(write)(200, "200,", 4));
+    T("close", N(close)(200));
+    T("write", N(write)(201, "201,", 4));
+    T("dup2 over it", N(dup2)(1, 201));
+    T("write", N(write)(202, "202,", 4));
+    peer_gets(peer, 12);
+    T("close_range", close_range(200, 210, 0));
+    T("write", N(write)(202, "202,", 4));
+    T("write", N(write)(copy, "1", 1));
+    peer_gets(peer, 1);
+    T("close", N(close)(copy));
+    peer_gets(peer, 1);
+    close(peer);
+}
+
+static void tcp_children(int listener)
+{
+    int peer, fd = accepted(listener, &peer), status;
+    char byte;
+    pid_t child = fork();
+    if (child == 0) {
+        status = (int)N(write)(fd, "child,", 6);
+        N(close)(fd);
+        _exit(status);
+    }
+    T("waitpid", waitpid(child, &status, 0) == child);
+    T("status", status);
+    T("write", N(write)(fd, "parent,", 7));
+    peer_gets(peer, 13);
+    child = vfork();
+    if (child == 0) {
+        N(close)(fd);
+        _exit(0);
+    }
+    waitpid(child, &status, 0);
+    T("write", N(write)(fd, "after vfork,", 12));
+    peer_gets(peer, 12);
+    child = fork();
+    if (child == 0) {
+        /* The last one to hold it. */
+        rest(100);
+        status = (int)N(write)(fd, "orphan,", 7);
+        _exit(status);
+    }
+    N(close)(fd);
+    peer_gets(peer, 7);
+    waitpid(child, &status, 0);
+    T("status", status);
+    peer_gets(peer, 1);
+    close(peer);
+
+    fd = accepted(listener, &peer);
+    child = fork();
+    if (child == 0) {
+        peer_sends(peer, "x");
+        status = (int)N(read)(fd, &byte, 1);
+        exit(status);
+    }
+    waitpid(child, &status, 0);
+    T("status", status);
+    extern char **environ;
+    char *arguments[] = {"/bin/true", NULL};
+    T("posix_spawn", posix_spawn(&child, "/bin/true", NULL, NULL, arguments, environ));
+    waitpid(child, &status, 0);
+    T("status", status);
+    T("system", system("exit 3"));
+    N(close)(fd);
+    close(peer);
+}
+
+static void *blocks_in_read(void *argument)
+{
+    char byte;
+    N(read)(*(int *)argument, &byte, 1);
+    return NULL;
+}
+
+static void *blocks_in_write(void *argument)
+{
+    for (;;)
+        N(write)(*(int *)argument, big, BIG);
+    return NULL;
+}
+
+static void tcp_cancel(int listener)
+{
+    int peer, fd = accepted(listener, &peer);
+    char byte;
+    void *value;
+    pthread_t thread;
+    pthread_create(&thread, NULL, blocks_in_read, &fd);
+    rest(50);
+    pthread_cancel(thread);
+    pthread_join(thread, &value);
+    T("cancelled", value == PTHREAD_CANCELED);
+    peer_sends(peer, "x");
+    T("read", N(read)(fd, &byte, 1));
+    pthread_create(&thread, NULL, blocks_in_write, &fd);
+    rest(300);
+    pthread_cancel(thread);
+    pthread_join(thread, &value);
+    T("cancelled", value == PTHREAD_CANCELED);
+    T("write", N(send)(fd, big, BIG, MSG_DONTWAIT));
+    N(close)(fd);
+    close(peer);
+}
+
+static void tcp_events(int listener)
+{
+    int peer, fd, ep = epoll_create1(0);
+    char byte;
+    struct epoll_event event = {EPOLLIN, {.fd = listener}};
+    struct pollfd entry = {listener, POLLIN, 0};
+    T("epoll_ctl", epoll_ctl(ep, EPOLL_CTL_ADD, listener, &event));
+    T("poll none", N(poll)(&entry, 1, 0));
+    peer = client_side();
+    T("epoll_wait", N(epoll_wait)(ep, &event, 1, 1000));
+    T("poll", N(poll)(&entry, 1, 1000));
+    fd = N(accept)(listener, NULL, NULL);
+    T("none left", N(poll)(&entry, 1, 0));
+    event.data.fd = fd;
+    T("epoll_ctl", epoll_ctl(ep, EPOLL_CTL_ADD, fd, &event));
+    peer_sends(peer, "x");
+    T("epoll_wait", N(epoll_wait)(ep, &event, 1, 1000));
+    T("is", event.data.fd == fd);
+    T("read", N(read)(fd, &byte, 1));
+    T("write", N(write)(fd, &byte, 1));
+    T("epoll_wait", N(epoll_wait)(ep, &event, 1, 0));
+    peer_gets(peer, 1);
+    N(close)(fd);
+    N(close)(ep);
+    close(peer);
+}
+
+int main(int count, char **arguments)
+{
+    int one = 1, listener;
+    if (count != 3) {
+        fprintf(stderr, "usage: conformance ADDRESS PORT\n");
+        return 2;
+    }
+    handle(SIGPIPE, on_broken_pipe, SA_RESTART);
+    there.sin_family = AF_INET;
+    there.sin_port = htons((unsigned short)atoi(arguments[2]));
+    inet_pton(AF_INET, arguments[1], &there.sin_addr);
+    for (int i = 0; i < BIG; i++)
+        big[i] = (char)(i * 7 + i / 4096);
+
+    section = "bad descriptors";
+    bad_descriptors();
+    section = "pipes";
+    pipes();
+    section = "files";
+    files();
+    section = "unix";
+    unix_sockets();
+    section = "waits";
+    waits();
+
+    section = "tcp";
+    T("socket", listener = N(socket)(AF_INET, SOCK_STREAM, 0));
+    T("bad socket", N(socket)(999, SOCK_STREAM, 0));
+    T("reuse", N(setsockopt)(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one));
+    T("bind short", N(bind)(listener, (struct sockaddr *)&there, 3));
+    T("bind NULL", N(bind)(listener, nothing, sizeof there));
+    T("bind", N(bind)(listener, (struct sockaddr *)&there, sizeof there));
+    T("bind again", N(bind)(listener, (struct sockaddr *)&there, sizeof there));
+    T("listen", N(listen)(listener, 100));
+    section = "tcp accept";
+    tcp_accept(listener);
+    section = "tcp input";
+    tcp_input(listener);
+    section = "tcp output";
+    tcp_output(listener);
+    section = "tcp ends";
+    tcp_ends(listener);
+    section = "tcp copies";
+    tcp_copies(listener);
+    section = "tcp children";
+    tcp_children(listener);
+    section = "tcp cancel";
+    tcp_cancel(listener);
+    section = "tcp events";
+    tcp_events(listener);
+    section = "end";
+    T("close", N(close)(listener));
+    return 0;
+}
