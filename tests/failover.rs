@@ -20,7 +20,8 @@ struct World {
 }
 
 fn world(label: &str, service: Service, program: &[&str]) -> World {
-    let seed = seed_from_env(label);
+    let seed = seed_from_env();
+    eprintln!("{label}: TCPR_SEED={seed}");
     let lab = Lab::new(label).expect("a lab");
     let a = lab.host("a", "192.0.2.1/24").expect("host a");
     let b = lab.host("b", "192.0.2.2/24").expect("host b");
@@ -56,7 +57,7 @@ impl World {
     /// One failover: the fault at a random moment, the other member takes over, the first one rejoins.
     fn fail_over(&mut self, fault: Fault) {
         let master = self.pair.wait_protected(PATIENCE).unwrap_or_else(|e| panic!("{e}\n{}", self.pair.describe()));
-        std::thread::sleep(Duration::from_millis(self.rng.below(300)));
+        std::thread::sleep(self.rng.duration(Duration::ZERO, Duration::from_millis(300)));
         eprintln!("{fault:?} of member {master}");
         match fault {
             Fault::KillServer => self.pair.kill_program(master).expect("kill"),
@@ -70,7 +71,7 @@ impl World {
         match fault {
             Fault::KillAll => self.pair.restart(master).expect("restart"),
             Fault::Cut => {
-                std::thread::sleep(Duration::from_millis(self.rng.below(500)));
+                std::thread::sleep(self.rng.duration(Duration::ZERO, Duration::from_millis(500)));
                 self.pair.host(master).heal().expect("heal");
             }
             Fault::KillServer | Fault::Switchover => {}

@@ -23,8 +23,15 @@ use crate::{ffi, process, real, turn};
 /// How many recovered sessions are fetched at a time.
 const BATCH: u32 = 128;
 
-/// Recovered sessions that were fetched and not yet handed out, by listening port.
-type Stash = HashMap<u16, VecDeque<(RecoveredInfo, OwnedFd)>>;
+/// Recovered sessions of one listening port that were fetched and not yet handed out.
+#[derive(Default)]
+struct Queue {
+    sessions: VecDeque<(RecoveredInfo, OwnedFd)>,
+    /// The manager had more when they were fetched.
+    more: bool,
+}
+
+type Stash = HashMap<u16, Queue>;
 
 static STASH: Mutex<Option<Stash>> = Mutex::new(None);
 static STASHED: AtomicUsize = AtomicUsize::new(0);
@@ -192,11 +199,11 @@ fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Optio
 fn next_recovered(client: &Client, port: u16) -> Option<(RecoveredInfo, OwnedFd, bool)> {
     let mut guard = lock(&STASH);
     let queue = guard.get_or_insert_default().entry(port).or_default();
-    if queue.is_empty() {
+    if queue.sessions.is_empty() {
         match client.recovered(port, BATCH) {
-            Ok((sessions, _)) => {
+            Ok((sessions, more)) => {
                 STASHED.fetch_add(sessions.len(), Ordering::Relaxed);
-                queue.extend(sessions);
+                *queue = Queue { sessions: sessions.into(), more };
             }
             Err(e) => {
                 log::error!("recovered sessions of port {port}: {e}");
@@ -204,14 +211,15 @@ fn next_recovered(client: &Client, port: u16) -> Option<(RecoveredInfo, OwnedFd,
             }
         }
     }
-    let (info, socket) = queue.pop_front()?;
+    let (info, socket) = queue.sessions.pop_front()?;
     STASHED.fetch_sub(1, Ordering::Relaxed);
-    Some((info, socket, queue.is_empty() && client.pending(port) <= 1))
+    // `pending` cannot tell: it falls only when the manager has heard of those that we handed out.
+    Some((info, socket, queue.sessions.is_empty() && !queue.more))
 }
 
 fn put_back(port: u16, info: RecoveredInfo, socket: OwnedFd) {
     let mut guard = lock(&STASH);
-    guard.get_or_insert_default().entry(port).or_default().push_front((info, socket));
+    guard.get_or_insert_default().entry(port).or_default().sessions.push_front((info, socket));
     STASHED.fetch_add(1, Ordering::Relaxed);
 }
 

@@ -346,10 +346,12 @@ static void *sends_later(void *argument)
 #define BIG (6 << 20)
 static char big[BIG];
 
+static long total, wrong;
+
 static void *swallows(void *argument)
 {
     static char buffer[65536];
-    long total = 0, wrong = 0;
+    total = wrong = 0;
     while (total < BIG) {
         ssize_t n = recv(*(int *)argument, buffer, sizeof buffer, 0);
         if (n <= 0)
@@ -358,8 +360,13 @@ static void *swallows(void *argument)
             wrong += buffer[i] != big[total + i];
         total += n;
     }
-    printf("%s: peer gets %ld, %ld wrong\n", section, total, wrong);
     return NULL;
+}
+
+static void has_swallowed(pthread_t thread)
+{
+    pthread_join(thread, NULL);
+    printf("%s: peer gets %ld, %ld wrong\n", section, total, wrong);
 }
 
 static int accepted(int listener, int *peer)
@@ -509,18 +516,18 @@ static void tcp_output(int listener)
 
     pthread_create(&thread, NULL, swallows, &peer);
     T("blocking", N(write)(fd, big, BIG));
-    pthread_join(thread, NULL);
+    has_swallowed(thread);
     struct iovec parts[3] = {{big, BIG / 3}, {big + BIG / 3, BIG / 3}, {big + 2 * (BIG / 3), BIG - 2 * (BIG / 3)}};
     pthread_create(&thread, NULL, swallows, &peer);
     T("blocking", N(writev)(fd, parts, 3));
-    pthread_join(thread, NULL);
+    has_swallowed(thread);
     file = tmpfile();
     fwrite(big, 1, BIG, file);
     fflush(file);
     rewind(file);
     pthread_create(&thread, NULL, swallows, &peer);
     T("blocking", N(sendfile)(fd, fileno(file), NULL, BIG));
-    pthread_join(thread, NULL);
+    has_swallowed(thread);
     fclose(file);
 
     /* Now nobody reads. */

@@ -65,18 +65,17 @@ pub fn wait_until(timeout: Duration, what: &str, condition: impl FnMut() -> bool
 /// the server notices nothing.
 pub fn wait_listening(host: &Host, port: u16, timeout: Duration) -> io::Result<()> {
     let listens = || {
-        host.enter(|| {
-            ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].iter().any(|file| {
-                let text = std::fs::read_to_string(file).unwrap_or_default();
-                let state = format!(":{port:04X}");
-                text.lines().skip(1).any(|l| {
-                    let mut f = l.split_whitespace().skip(1);
-                    f.next().is_some_and(|local| local.ends_with(&state)) && f.nth(1) == Some("0A")
-                })
+        // The namespace of the thread that opens them.
+        ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].iter().any(|file| {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let at = format!(":{port:04X}");
+            text.lines().skip(1).any(|l| {
+                let mut f = l.split_whitespace().skip(1);
+                f.next().is_some_and(|local| local.ends_with(&at)) && f.nth(1) == Some("0A")
             })
         })
     };
-    if wait_for(timeout, listens) {
+    if host.enter(|| wait_for(timeout, listens)) {
         return Ok(());
     }
     let text = format!("nothing listens on port {port} of host {} after {timeout:?}", host.name());

@@ -15,7 +15,8 @@ use tcpr_lab::{
 };
 
 const PORT: u16 = 5555;
-const LONG: Duration = Duration::from_secs(30);
+/// Long enough for a machine that has ten other things to do.
+const LONG: Duration = Duration::from_secs(120);
 
 fn two_hosts(label: &str) -> (Lab, Host, Host) {
     let lab = Lab::new(label).unwrap_or_else(|e| panic!("{e}"));
@@ -93,7 +94,8 @@ fn hosts_talk_until_they_are_cut_off() {
         server.set_read_timeout(Some(LONG)).expect("timeout");
         server.read_exact(&mut buf).expect("read");
         assert_eq!(&buf, b"hello");
-        assert!(reaches(&a, &c, LONG));
+        // Again and again: an address that was looked for in vain meanwhile fails once more.
+        wait_until(LONG, "c is reached again", || reaches(&a, &c, LONG));
     }
 }
 
@@ -112,7 +114,7 @@ fn isolated_hosts_reach_only_the_others() {
     a.heal().expect("heal");
     assert!(!reaches(&a, &b, short));
     a.isolate(false).expect("heal");
-    assert!(reaches(&a, &b, LONG));
+    wait_until(LONG, "b is reached again", || reaches(&a, &b, LONG));
 }
 
 #[test]

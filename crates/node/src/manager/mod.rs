@@ -350,6 +350,8 @@ impl Manager {
                 break;
             }
         }
+        let now = self.now();
+        self.note_done(now);
         self.flush_verdicts();
         self.partner.flush();
         self.partner_interest();

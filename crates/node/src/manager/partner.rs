@@ -387,6 +387,7 @@ impl Manager {
             }
             // What a message led to is done before the next is read: roles change between messages.
             self.role_actions();
+            self.partner.heard_handover = false;
             if !went_on {
                 break;
             }
@@ -421,6 +422,8 @@ impl Manager {
                 self.role.handle(now, RoleInput::LinkUp);
             }
             Message::SnapshotBegin { epoch, position } => {
+                let view = PartnerView { role: Role::Master, epoch, paired: false, full_replica: false };
+                self.role.handle(now, RoleInput::Heartbeat(view));
                 if self.role.role() != Role::Backup {
                     return Ok(());
                 }
@@ -672,7 +675,10 @@ impl Manager {
             }
             RoleAction::BecomeBackup { epoch } => {
                 log::info!("backup in epoch {epoch}");
-                self.partner.followed = None;
+                // The snapshot of this very epoch may have overtaken the heartbeat that names it.
+                if self.partner.followed.is_some_and(|f| f < epoch) {
+                    self.partner.followed = None;
+                }
                 self.beat();
             }
             RoleAction::Demote { epoch } => {
