@@ -20,6 +20,11 @@ struct World {
 }
 
 fn world(label: &str, service: Service, program: &[&str]) -> World {
+    // Slower than the defaults: machines that run tests pause, and a failover that nobody caused is another test.
+    let service = service
+        .set("failover", "heartbeat_ms", "50")
+        .set("failover", "misses", "4")
+        .set("failover", "solo_after_ms", "2000");
     let seed = seed_from_env();
     eprintln!("{label}: TCPR_SEED={seed}");
     let lab = Lab::new(label).expect("a lab");

@@ -61,7 +61,12 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
     let peer = lab.host("peer", "192.0.2.9/24").map_err(text)?;
     show.say("three hosts on one wire: members a (192.0.2.1) and b (192.0.2.2), and a peer (192.0.2.9)");
 
-    let service = Service::new("chat", PORT).lines();
+    // Slower than the defaults: a demonstration must not fail over because a small machine paused.
+    let service = Service::new("chat", PORT)
+        .lines()
+        .set("failover", "heartbeat_ms", "50")
+        .set("failover", "misses", "4")
+        .set("failover", "solo_after_ms", "2000");
     let mut pair = Pair::new(&a, &b, service).map_err(text)?;
     let server = example("plain_chat_server").map_err(text)?;
     let server = server.to_str().ok_or("a path that is no text")?.to_owned();
@@ -88,6 +93,7 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
     show.chat(&heard, 4);
     show.step("chat", &chat, None);
 
+    let first = pair.wait_protected(PATIENCE)?;
     show.say(&format!("--- the network cable of master {} is pulled ---", names[first]));
     let outage = outage(&chat, || host(&pair, first).cut_silent().map_err(text), || {
         pair.wait_master_is(1 - first, PATIENCE)
@@ -104,6 +110,7 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
     show.say(&format!("member {} has rejoined as backup with a snapshot of all sessions: protected again", names[first]));
     show.step("rejoin", &chat, None);
 
+    pair.wait_protected(PATIENCE)?;
     show.say("--- planned switchover: tcpr switchover ---");
     let outage_planned = self::outage(&chat, || pair.switchover().map_err(text), || {
         pair.wait_master_is(first, PATIENCE)

@@ -311,7 +311,6 @@ impl Manager {
             Token::QueueOut => self.receive_out(),
             Token::LinkListener => self.accept_link(),
             Token::Link => self.link_ready(event.readable, event.writable),
-            Token::Retiring => self.retiring_ready(event.readable, event.writable),
             Token::Heartbeat => self.receive_heartbeats(),
             Token::Reach => self.reach_ready(),
             Token::Control => self.accept_asker(),

@@ -24,7 +24,7 @@ const DIAL_EVERY: Duration = Duration::from_millis(100);
 /// Longest piece of a batch in one message.
 const PIECE: usize = 256 << 10;
 /// How long after a switchover the former master still forwards what reaches it.
-const FORWARD_FOR: Duration = Duration::from_millis(100);
+const FORWARD_FOR: Duration = Duration::from_millis(30);
 
 /// Everything about the other member.
 pub(super) struct Partner {
@@ -36,8 +36,8 @@ pub(super) struct Partner {
     link: Option<Link>,
     link_up: bool,
     interest: (bool, bool),
-    retiring: Option<(Link, Now)>,
-    retired_as_master: bool,
+    /// As the former master after a switchover: until then inbound packets go to the new one.
+    forward_until: Option<Now>,
     dial_at: Now,
     heartbeat: Option<HeartbeatSocket>,
     heartbeat_due: Now,
@@ -94,8 +94,7 @@ impl Partner {
             link: None,
             link_up: false,
             interest: (true, false),
-            retiring: None,
-            retired_as_master: false,
+            forward_until: None,
             dial_at: now,
             heartbeat,
             heartbeat_due: now,
@@ -136,9 +135,8 @@ impl Partner {
         let dial = (self.link.is_none() && self.dials()).then_some(self.dial_at);
         let link = self.link.as_ref().and_then(Link::poll_timeout);
         let listener = self.listener.as_ref().and_then(Listener::poll_timeout);
-        let retiring = self.retiring.as_ref().map(|(_, until)| *until);
         let beat = self.partner.is_some().then_some(self.heartbeat_due);
-        [dial, link, listener, retiring, beat, self.reach_asked].into_iter().flatten().min()
+        [dial, link, listener, self.forward_until, beat, self.reach_asked].into_iter().flatten().min()
     }
 
     fn dials(&self) -> bool {
@@ -152,20 +150,14 @@ impl Partner {
                 link.flush();
             }
         }
-        if let Some((link, _)) = &mut self.retiring {
-            link.flush();
-        }
     }
 
     /// Forwards an inbound packet to the new master. False: there is none to forward to.
     pub(super) fn forward(&mut self, packet: &[u8]) -> bool {
-        let link = match &mut self.retiring {
-            Some((link, _)) if self.retired_as_master => link,
-            _ => match &mut self.link {
-                Some(link) if self.frozen_sent => link,
-                _ => return false,
-            },
-        };
+        if !self.frozen_sent && self.forward_until.is_none() {
+            return false;
+        }
+        let Some(link) = &mut self.link else { return false };
         link.send(&Message::Forward { bytes: packet }).is_ok()
     }
 
@@ -392,10 +384,7 @@ impl Manager {
                 break;
             }
         }
-        if self.partner.link.is_none() {
-            // Retired by what was said; more may wait behind it.
-            self.retiring_ready(true, false);
-        } else if let Some((epoch, position)) = acked {
+        if let Some((epoch, position)) = acked {
             if self.partner.followed == Some(epoch) {
                 self.partner.send(&Message::Ack { epoch, position });
             }
@@ -418,8 +407,8 @@ impl Manager {
                     paired: false,
                     full_replica: false,
                 };
-                self.role.handle(now, RoleInput::Heartbeat(view));
                 self.role.handle(now, RoleInput::LinkUp);
+                self.role.handle(now, RoleInput::Heartbeat(view));
             }
             Message::SnapshotBegin { epoch, position } => {
                 let view = PartnerView { role: Role::Master, epoch, paired: false, full_replica: false };
@@ -516,47 +505,11 @@ impl Manager {
             log::info!("no replication connection: {why}");
         }
         self.partner.last_close = Some(why.to_owned());
-        self.partner.shipping = false;
-        self.partner.snapshot_at = None;
-        self.partner.receiving = false;
-        self.partner.frozen_sent = false;
+        self.stop_shipping();
         self.partner.dial_at = now + if self.partner.link_up { Duration::ZERO } else { DIAL_EVERY };
         if std::mem::take(&mut self.partner.link_up) {
             self.role.handle(now, RoleInput::LinkDown { reset: gone });
         }
-    }
-
-    pub(super) fn retiring_ready(&mut self, readable: bool, writable: bool) {
-        let now = self.now();
-        let Some((mut link, until)) = self.partner.retiring.take() else { return };
-        link.on_ready(now, readable, writable);
-        while let Some(message) = link.poll_message() {
-            if let Message::Forward { bytes } = message {
-                self.filter.forwarded_in(now, bytes);
-            }
-        }
-        if link.close_reason().is_some() {
-            self.poller.remove(link.fd());
-        } else {
-            self.partner.retiring = Some((link, until));
-        }
-    }
-
-    /// A switchover: the link has done its work, but what reaches the former master late still comes over it.
-    fn retire_link(&mut self, now: Now, as_master: bool) {
-        let Some(link) = self.partner.link.take() else { return };
-        self.poller.remove(link.fd());
-        if let Err(error) = self.poller.add(link.fd(), Token::Retiring) {
-            log::error!("cannot watch the former connection: {error}");
-        }
-        self.partner.retiring = Some((link, now + FORWARD_FOR));
-        self.partner.retired_as_master = as_master;
-        self.partner.link_up = false;
-        self.partner.shipping = false;
-        self.partner.snapshot_at = None;
-        self.partner.receiving = false;
-        self.partner.frozen_sent = false;
-        self.partner.dial_at = now;
     }
 
     // ---- the log -------------------------------------------------------------------------------------
@@ -620,10 +573,8 @@ impl Manager {
             link.handle_timeout(now);
             self.check_link(now);
         }
-        if self.partner.retiring.as_ref().is_some_and(|(_, until)| now >= *until) {
-            if let Some((link, _)) = self.partner.retiring.take() {
-                self.poller.remove(link.fd());
-            }
+        if self.partner.forward_until.is_some_and(|until| now >= until) {
+            self.partner.forward_until = None;
         }
         if self.partner.link.is_none() && self.partner.dials() && now >= self.partner.dial_at {
             self.partner.dial_at = now + DIAL_EVERY;
@@ -658,10 +609,10 @@ impl Manager {
                 log::info!("master in epoch {epoch}, after {old}");
                 self.partner.followed = None;
                 self.beat();
-                if let Some((link, _)) = self.partner.retiring.as_mut() {
-                    if link.send(&Message::HandoverAck { epoch }).is_ok() {
-                        link.flush();
-                    }
+                self.stop_shipping();
+                if std::mem::take(&mut self.partner.heard_handover) {
+                    self.partner.send(&Message::HandoverAck { epoch });
+                    self.partner.flush();
                 }
                 self.vip_add(now);
                 if take_over {
@@ -700,6 +651,7 @@ impl Manager {
             RoleAction::GoSolo { epoch, doubtful } => {
                 log::warn!("going on alone in epoch {epoch}");
                 self.takeover.handing_over = false;
+                self.stop_shipping();
                 self.beat();
                 if doubtful {
                     self.drop_sessions(now);
@@ -736,20 +688,14 @@ impl Manager {
                 self.partner.flush();
             }
             RoleAction::CloseLink => {
-                if std::mem::take(&mut self.partner.heard_handover) {
-                    self.retire_link(now, false);
-                } else if self.takeover.handing_over {
-                    self.retire_link(now, true);
-                } else if let Some(mut link) = self.partner.link.take() {
+                if let Some(mut link) = self.partner.link.take() {
                     if link.send(&Message::Bye { reason: "closed by the role machine".into() }).is_ok() {
                         link.flush();
                     }
                     link.close("partner suspected");
                     self.poller.remove(link.fd());
                     self.partner.link_up = false;
-                    self.partner.shipping = false;
-                    self.partner.receiving = false;
-                    self.partner.snapshot_at = None;
+                    self.stop_shipping();
                     self.partner.dial_at = now + DIAL_EVERY;
                 }
             }
@@ -759,19 +705,26 @@ impl Manager {
     /// From master to backup: every session dies here silently, for it lives on at the partner.
     fn step_down(&mut self, now: Now) {
         let handed_over = std::mem::take(&mut self.takeover.handing_over);
+        self.stop_shipping();
         if handed_over && self.partner.link.is_some() {
-            self.retire_link(now, true);
-        }
-        self.drop_sessions(now);
-        // What still comes to us is forwarded while it can be: peers learn the new place in a moment.
-        if handed_over && self.partner.retiring.is_some() {
-            self.vip_remove = Some(now + Duration::from_millis(30));
+            // What still comes to us goes on to the new master: peers learn its place in a moment.
+            self.partner.forward_until = Some(now + FORWARD_FOR);
+            self.vip_remove = Some(now + FORWARD_FOR);
             self.vip_up = false;
             self.garp_due.clear();
         } else {
             self.vip_drop();
         }
+        self.drop_sessions(now);
         self.partner.followed = None;
+    }
+
+    /// The log of an epoch that is over goes nowhere.
+    fn stop_shipping(&mut self) {
+        self.partner.shipping = false;
+        self.partner.snapshot_at = None;
+        self.partner.receiving = false;
+        self.partner.frozen_sent = false;
     }
 
     fn drop_sessions(&mut self, now: Now) {

@@ -19,8 +19,6 @@ pub enum Token {
     LinkListener,
     /// The replication connection.
     Link,
-    /// The former replication connection, after a switchover.
-    Retiring,
     /// Heartbeats.
     Heartbeat,
     /// Answers of others in reach.
@@ -50,7 +48,6 @@ impl Token {
             Token::QueueOut => (1, 0),
             Token::LinkListener => (2, 0),
             Token::Link => (3, 0),
-            Token::Retiring => (4, 0),
             Token::Heartbeat => (5, 0),
             Token::Reach => (6, 0),
             Token::Control => (7, 0),
@@ -72,7 +69,6 @@ impl Token {
             1 => Token::QueueOut,
             2 => Token::LinkListener,
             3 => Token::Link,
-            4 => Token::Retiring,
             5 => Token::Heartbeat,
             6 => Token::Reach,
             7 => Token::Control,

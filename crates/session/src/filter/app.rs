@@ -63,31 +63,41 @@ impl Filter {
         self.live.get(&id)?.attached.then_some(id)
     }
 
+    fn turn_of(&mut self, channel: u32, thread: u32) -> Thread {
+        let thread = thread_key(channel, thread);
+        self.in_turn.insert(thread);
+        thread
+    }
+
     /// Bytes that the kernel took from the application; `short`: fewer than it offered.
     pub fn write_out(&mut self, now: Now, channel: u32, thread: u32, handle: u32, bytes: &[u8], short: bool) {
         let Some(session) = self.session_of(channel, handle) else { return };
         self.live.get_mut(&session).expect("live").pending.extend(bytes);
-        self.turns.write(now, thread_key(channel, thread), session, bytes.len() as u64, short);
+        let thread = self.turn_of(channel, thread);
+        self.turns.write(now, thread, session, bytes.len() as u64, short);
     }
 
     /// Bytes that the application wrote again after a failover, and that the hook swallowed.
     pub fn absorbed(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
         if let Some(session) = self.session_of(channel, handle) {
-            self.turns.write(now, thread_key(channel, thread), session, n, false);
+            let thread = self.turn_of(channel, thread);
+            self.turns.write(now, thread, session, n, false);
         }
     }
 
     /// Bytes that the application has taken from the socket.
     pub fn read(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
         if let Some(session) = self.session_of(channel, handle) {
-            self.turns.read(now, thread_key(channel, thread), session, n);
+            let thread = self.turn_of(channel, thread);
+            self.turns.read(now, thread, session, n);
         }
     }
 
     /// `tcpr_consume`.
     pub fn consume(&mut self, channel: u32, thread: u32, handle: u32, n: u64) {
         if let Some(session) = self.session_of(channel, handle) {
-            self.turns.consume(thread_key(channel, thread), session, n);
+            let thread = self.turn_of(channel, thread);
+            self.turns.consume(thread, session, n);
         }
     }
 
@@ -97,6 +107,7 @@ impl Filter {
             return;
         }
         let thread = thread_key(channel, thread);
+        self.in_turn.remove(&thread);
         self.turns.turn_end(now, thread);
         let closed = &mut self.closed;
         self.closing.retain(|&(t, session)| {
@@ -111,7 +122,8 @@ impl Filter {
     pub fn shutdown(&mut self, now: Now, channel: u32, thread: u32, handle: u32) {
         if let Some(session) = self.session_of(channel, handle) {
             self.live.get_mut(&session).expect("live").fin_asked = true;
-            self.turns.shutdown(now, thread_key(channel, thread), session);
+            let thread = self.turn_of(channel, thread);
+            self.turns.shutdown(now, thread, session);
         }
     }
 
@@ -126,7 +138,7 @@ impl Filter {
         if live.owners.is_empty() {
             live.fin_asked = true;
             live.closed = true;
-            let thread = thread_key(channel, thread);
+            let thread = self.turn_of(channel, thread);
             self.turns.shutdown(now, thread, session);
             self.closing.push((thread, session));
         }
@@ -139,7 +151,11 @@ impl Filter {
         for handle in held {
             self.close(now, channel, u32::MAX, handle, false);
         }
-        self.turn_end(now, channel, u32::MAX);
+        let first = thread_key(channel, 0);
+        let turns: Vec<Thread> = self.in_turn.range(first..=first | u64::from(u32::MAX)).copied().collect();
+        for thread in turns {
+            self.turn_end(now, channel, thread as u32);
+        }
     }
 
     /// Which write has an open intent, told after each drain of the hooks' rings.
@@ -266,6 +282,7 @@ impl Filter {
         self.handles.retain(|(c, _), _| *c != channel);
         self.closing.retain(|(t, _)| (*t >> 32) as u32 != channel);
         self.intents.retain(|(c, _)| *c != channel);
+        self.in_turn.retain(|t| (*t >> 32) as u32 != channel);
         let mut orphans = Vec::new();
         for (&id, live) in &mut self.live {
             let s = self.store.get(id).expect("live");

@@ -166,6 +166,8 @@ pub struct Filter {
     resets: BTreeSet<FourTuple>,
     /// Writes whose outcome the process has not told yet.
     intents: Vec<(u32, u32)>,
+    /// Threads whose turn is open, for the end of a process ends them all.
+    in_turn: BTreeSet<Thread>,
     /// Sessions closed in turns that are not over, and in turns that just ended.
     closing: Vec<(Thread, SessionId)>,
     closed: Vec<SessionId>,
@@ -208,6 +210,7 @@ impl Filter {
             awaited: 0,
             resets: BTreeSet::new(),
             intents: Vec::new(),
+            in_turn: BTreeSet::new(),
             closing: Vec::new(),
             closed: Vec::new(),
             clock: Duration::ZERO,
@@ -320,6 +323,7 @@ impl Filter {
         self.awaited = 0;
         self.resets.clear();
         self.intents.clear();
+        self.in_turn.clear();
         self.closing.clear();
         self.closed.clear();
         lives
@@ -388,6 +392,7 @@ impl Filter {
                 self.actions.push(if self.mode == Mode::Restoring { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
         }
+        self.forget_expiries();
         self.suspects.remove(&id);
         self.counters.ended += 1;
         self.actions.push(Action::Ended(id, tuple, reason));

@@ -221,6 +221,17 @@ impl Filter {
         if !live.established {
             live.established = true;
             self.embryos -= 1;
+            self.forget_expiries();
+        }
+    }
+
+    /// A server whose connections are all made wants no timer.
+    pub(super) fn forget_expiries(&mut self) {
+        while let Some((_, id)) = self.expiries.front() {
+            if self.live.get(id).is_some_and(|l| !l.established) {
+                return;
+            }
+            self.expiries.pop_front();
         }
     }
 

@@ -95,15 +95,9 @@ impl Filter {
         self.clock = now;
         let mut ids: Vec<SessionId> = self.store.iter().map(|s| s.open.session).collect();
         ids.sort_unstable();
-        for id in ids {
+        let (torn, whole): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| self.store.get(*id).is_some_and(|s| s.torn));
+        for id in whole {
             let s = self.store.get(id).expect("listed");
-            if s.torn {
-                self.counters.torn += 1;
-                self.resets.insert(s.open.tuple);
-                self.reset_peer(id);
-                self.end_session(now, id, EndReason::Torn);
-                continue;
-            }
             let mut live = Live::new(s);
             live.clamp = Some(s.out_sendable());
             if let Some(old) = before.get(&id) {
@@ -124,6 +118,9 @@ impl Filter {
             self.probing += usize::from(live.probing());
             self.awaited += usize::from(live.awaited());
             self.live.insert(id, live);
+        }
+        for id in torn {
+            self.restore_failed(now, id);
         }
         self.barrier_met(now);
     }
