@@ -70,9 +70,9 @@ enum Event {
     Link { from: usize, to: usize, link: u64, message: Message },
     Fault,
     TakeOver { node: usize, epoch: u64 },
-    ProbesDone { node: usize, epoch: u64 },
-    Join { node: usize, master: usize },
-    Solo { master: usize, link: u64 },
+    ProbesDone { node: usize, restore: u64 },
+    Join(usize),
+    Solo(usize),
     AppGone { node: usize, channel: u32 },
     Recover { node: usize, epoch: u64 },
     StartApp(usize),
@@ -128,6 +128,8 @@ pub struct World {
     snapshot_at: Option<u64>,
     position: Vec<u64>,
     epoch: u64,
+    /// Number of the takeover, own ones counted.
+    restore: u64,
     /// A fault is being dealt with.
     busy: bool,
     faults: u64,
@@ -178,6 +180,7 @@ impl World {
             snapshot_at: None,
             position: Vec::new(),
             epoch: 1,
+            restore: 0,
             busy: false,
             faults: rng.below(5),
             calm_at: MS * 8000,
@@ -320,7 +323,8 @@ impl World {
         }
         let from = n;
         for packet in std::mem::take(&mut self.nodes[n].forwarded) {
-            if let Some(to) = (0..self.nodes.len()).find(|&t| t != n && Some(t) == self.replica_of(n)) {
+            let to = self.replica_of(n).unwrap_or(self.master);
+            if to != n {
                 self.send(from, to, Message::Forward(packet));
             }
         }
@@ -496,8 +500,11 @@ impl World {
             2 => {
                 self.alive[m] = false;
                 self.vip = None;
-                let (node, epoch) = (self.replica.take().expect("paired"), self.epoch);
-                self.link += 1;
+                let (node, epoch) = (self.replica.expect("paired"), self.epoch);
+                if self.rng.percent(50) {
+                    // What was under way to the replica dies with it.
+                    self.link += 1;
+                }
                 self.after(100, 200_000, Event::TakeOver { node, epoch });
             }
             3 => {
@@ -507,9 +514,8 @@ impl World {
             4 => {
                 let r = self.replica.take().expect("paired");
                 self.alive[r] = false;
-                let link = self.link;
                 self.link += 1;
-                self.after(100, 150_000, Event::Solo { master: m, link });
+                self.after(100, 150_000, Event::Solo(m));
             }
             _ => {
                 self.sums.switchovers += 1;
@@ -550,7 +556,7 @@ impl World {
         self.begin_restore(n);
         let node = if self.alive[before] { usize::MAX } else { self.add_node() };
         if node != usize::MAX {
-            self.after(1000, 300_000, Event::Join { node, master: n });
+            self.after(1000, 300_000, Event::Join(node));
         }
     }
 
@@ -559,14 +565,15 @@ impl World {
         self.nodes[n].filter.probes();
         self.nodes[n].perform(now);
         self.from_node(n);
-        let epoch = self.epoch;
-        self.after(2_000, 12_000, Event::ProbesDone { node: n, epoch });
+        self.restore += 1;
+        let restore = self.restore;
+        self.after(2_000, 12_000, Event::ProbesDone { node: n, restore });
         self.soon(n);
     }
 
     fn join(&mut self, n: usize) {
         let m = self.master;
-        if !self.alive[m] || !self.alive[n] || self.replica.is_some() {
+        if !self.alive[m] || !self.alive[n] || n == m || self.replica.is_some() {
             return;
         }
         if self.nodes[m].filter.mode() == Mode::Frozen {
@@ -606,8 +613,7 @@ impl World {
         self.nodes[n].start_app();
         self.app_waits[n] = true;
         self.guard[n] = Guard::Nobody;
-        let master = self.master;
-        self.after(1000, 300_000, Event::Join { node: n, master });
+        self.after(1000, 300_000, Event::Join(n));
     }
 
     // ---- the run ------------------------------------------------------------------------------------------
@@ -646,8 +652,14 @@ impl World {
             Event::Work(n) => self.work(n),
             Event::App(n) => self.app(n),
             Event::Link { from, to, link, message } => {
-                // What is under way when a member dies may still arrive; a new connection forgets the old one.
-                let stale = link != self.link && !(matches!(message, Message::Ack(_) | Message::Forward(_)) && self.late_ok(from, to, link));
+                // A new connection forgets the old one, but for what was under way at a takeover:
+                // acknowledgements to the former master, and what it forwarded.
+                let late = match message {
+                    Message::Ack(_) => matches!(self.guard[to], Guard::Overtaken(_)),
+                    Message::Forward(_) => to == self.master,
+                    _ => false,
+                };
+                let stale = link != self.link && !(late && link + 1 == self.link);
                 if self.alive[to] && !stale {
                     self.message(from, to, message);
                 }
@@ -658,8 +670,8 @@ impl World {
                     self.take_over(node);
                 }
             }
-            Event::ProbesDone { node, epoch } => {
-                if epoch == self.epoch && self.alive[node] && node == self.master {
+            Event::ProbesDone { node, restore } => {
+                if restore == self.restore && self.alive[node] && node == self.master {
                     for id in self.nodes[node].filter.unrestored() {
                         self.nodes[node].restore(now, id, false);
                     }
@@ -667,19 +679,14 @@ impl World {
                     self.soon(node);
                 }
             }
-            Event::Join { node, master } => {
-                if master == self.master {
-                    self.join(node);
-                }
-            }
-            Event::Solo { master, link } => {
-                let _ = link;
+            Event::Join(node) => self.join(node),
+            Event::Solo(master) => {
                 self.guard[master] = Guard::Nobody;
                 self.nodes[master].filter.go_solo(now);
                 self.nodes[master].perform(now);
                 self.from_node(master);
                 let node = self.add_node();
-                self.after(1000, 300_000, Event::Join { node, master });
+                self.after(1000, 300_000, Event::Join(node));
                 self.soon(master);
             }
             Event::AppGone { node, channel } => {
@@ -694,7 +701,6 @@ impl World {
                     return;
                 }
                 self.sums.recoveries += 1;
-                self.epoch += 1;
                 self.nodes[node].destroy_sockets();
                 self.nodes[node].probed.clear();
                 self.nodes[node].filter.recover(now);
@@ -717,12 +723,6 @@ impl World {
                 self.yield_now(n);
             }
         }
-    }
-
-    /// Acknowledgements that were under way to a master when it was overtaken.
-    fn late_ok(&self, _from: usize, to: usize, link: u64) -> bool {
-        link + 1 == self.link && matches!(self.guard[to], Guard::Overtaken(_))
-            || link + 1 == self.link && to == self.master && self.nodes[to].filter.mode() == Mode::Restoring
     }
 
     fn work(&mut self, n: usize) {

@@ -116,8 +116,11 @@ impl Peer {
     }
 
     fn end(&mut self, now: Now) {
+        if self.tcp.at_end() {
+            let asked = self.ended || self.ending == Ending::ServerFirst;
+            assert!(asked && self.satisfied(), "peer {} sees an end that nobody asked for", self.index);
+        }
         if self.tcp.at_end() && !self.ended {
-            assert!(self.ending == Ending::ServerFirst && self.satisfied(), "peer {} sees an end that nobody asked for", self.index);
             self.ended = true;
             self.tcp.close(now);
         }
