@@ -32,12 +32,12 @@ $(EXAMPLES)/plain_chat_server: examples/plain_chat_server.c
 demo: build
 	$(RELEASE)/tcpr demo
 
-# What has been seen to pass. crates/session/tests/{turn_policy,world}.rs, the unit tests of crates/node,
-# crates/lab/tests and tests/c are written and not yet part of it.
+# What has been seen to pass: the pure core, and the demo as the end-to-end test (it fails if a byte is lost, a
+# client reconnects or a FIN or RST is on the wire). Written and not yet part of it: tests/failover.rs, tests/c,
+# crates/session/tests/{turn_policy,world}.rs, crates/lab/tests, and the tests of crates/node.
 test: build
-	$(CARGO) test --release -p tcpr-session --lib --test role_cluster
-	$(CARGO) test --release -p tcpr-node --test kernel_shells
-	$(CARGO) test --release -p tcpr --test failover -- --nocapture --test-threads=1
+	$(CARGO) test -p tcpr-session --lib --test role_cluster
+	$(RELEASE)/tcpr demo
 
 soak:
 	@echo "make soak: not built yet (issue 2)" >&2; exit 1

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, End, Rate};
 use tcpr_lab::member::{example, Pair, Service};
-use tcpr_lab::{seed_from_env, CaptureOptions, Host, Lab, Rng, SegFilter};
+use tcpr_lab::{seed_from_env, wait_listening, CaptureOptions, Host, Lab, Rng, SegFilter};
 
 const PORT: u16 = 5555;
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -34,6 +34,9 @@ fn world(label: &str, service: Service, program: &[&str]) -> World {
     let mut pair = Pair::new(&a, &b, service).expect("a pair");
     pair.start_both(program).expect("both members start");
     pair.wait_protected(PATIENCE).unwrap_or_else(|e| panic!("{e}\n{}", pair.describe()));
+    for i in 0..2 {
+        wait_listening(pair.host(i), PORT, PATIENCE).expect("the server listens");
+    }
     World { pair, peer, rng: Rng::new(seed), _lab: lab }
 }
 

@@ -73,6 +73,7 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
     pair.start_both(&[&server, &PORT.to_string()]).map_err(text)?;
     show.say("each member runs: tcpr run -- plain_chat_server 5555   (an ordinary C server, unmodified)");
     let first = pair.wait_protected(PATIENCE)?;
+    tcpr_lab::wait_listening(host(&pair, first), PORT, PATIENCE).map_err(text)?;
     let names = ["a", "b"];
     show.say(&format!("member {} is master and has the virtual IP 192.0.2.200; {} stands by: protected", names[first], names[1 - first]));
 

@@ -546,7 +546,7 @@ mod tests {
             assert!(rest.is_empty());
         }
         assert_eq!(size_of::<SyncWire>(), 24);
-        assert_eq!(size_of::<CommitWire>(), 16);
+        assert_eq!(size_of::<CommitWire>(), 18);
     }
 
     #[test]

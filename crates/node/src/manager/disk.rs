@@ -7,13 +7,10 @@ use std::path::{Path, PathBuf};
 
 use tcpr_session::role::Epoch;
 
-/// Epoch numbers reserved ahead, so that a takeover writes nothing.
-const AHEAD: u64 = 8;
-
 /// The epoch file: it survives a reboot, so that a member never names an epoch twice.
 pub struct EpochFile {
     path: PathBuf,
-    reserved: u64,
+    named: u64,
 }
 
 impl EpochFile {
@@ -25,7 +22,7 @@ impl EpochFile {
         let context = |e: io::Error, what: &str, p: &Path| io::Error::new(e.kind(), format!("{what} {}: {e}", p.display()));
         fs::create_dir_all(state_dir).map_err(|e| context(e, "cannot make the state directory", state_dir))?;
         let path = state_dir.join("epoch");
-        let reserved = match fs::read_to_string(&path) {
+        let named = match fs::read_to_string(&path) {
             Ok(text) => text.trim().parse().map_err(|_| {
                 io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -35,29 +32,34 @@ impl EpochFile {
             Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
             Err(e) => return Err(context(e, "cannot read", &path)),
         };
-        Ok(EpochFile { path, reserved })
+        Ok(EpochFile { path, named })
     }
 
     /// The highest epoch that this member may have named in an earlier life.
     pub fn last(&self, me: u8) -> Epoch {
-        Epoch { number: self.reserved, member: me }
+        Epoch { number: self.named, member: me }
     }
 
-    /// Makes sure that `number`, and some more for a takeover to come, are on disk.
+    /// Writes that this member names `number`, before it does. Never more than that: a member that came back
+    /// with a number ahead of the truth would make the living master yield to it.
+    ///
+    /// `sync`: wait for the disk. A takeover does not (its partner does, when it follows), so that the epoch of
+    /// a pair survives the reboot of either.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn reserve(&mut self, number: u64) -> io::Result<()> {
-        if number + 4 <= self.reserved {
+    pub fn record(&mut self, number: u64, sync: bool) -> io::Result<()> {
+        if number <= self.named {
             return Ok(());
         }
-        let reserved = number + AHEAD;
         let next = self.path.with_extension("new");
         let mut file = File::create(&next)?;
-        writeln!(file, "{reserved}")?;
-        file.sync_data()?;
+        writeln!(file, "{number}")?;
+        if sync {
+            file.sync_data()?;
+        }
         fs::rename(&next, &self.path)?;
-        self.reserved = reserved;
+        self.named = number;
         Ok(())
     }
 }

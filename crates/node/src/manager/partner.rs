@@ -234,7 +234,8 @@ impl Manager {
             partner_counter: 0,
         };
         let now = self.now();
-        if let Err(error) = self.epochs.reserve(view.epoch.number) {
+        let following = view.role == Role::Backup;
+        if let Err(error) = self.epochs.record(view.epoch.number, following) {
             // An epoch that is not on disk must not be named.
             return log::error!("cannot write the epoch file: {error}");
         }
