@@ -439,7 +439,7 @@ proptest! {
         let mut expected = std::collections::VecDeque::new();
         for (i, &size) in sizes.iter().enumerate() {
             let value = i as u8;
-            let mut attempt = |producer: &mut Producer| {
+            let attempt = |producer: &mut Producer| {
                 producer.write(1, i as u32, size as u64, size, |to| to.fill(value), |b| Sent::Taken(b.len()))
             };
             if attempt(&mut producer).is_err() {

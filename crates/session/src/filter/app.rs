@@ -3,6 +3,7 @@
 use super::live::{Live, Stage};
 use super::{Filter, Mode};
 use crate::record::{self, Committed, MAX_OPEN};
+use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::Thread;
 use crate::Now;
@@ -22,6 +23,18 @@ pub enum Origin {
 
 fn thread_key(channel: u32, thread: u32) -> Thread {
     Thread::from(channel) << 32 | Thread::from(thread)
+}
+
+fn as_it_is(s: &Session) -> Committed {
+    Committed {
+        session: s.open.session,
+        in_done: s.in_done as u32,
+        out_done: s.out_done as u32,
+        open: s.out_done - s.out_base,
+        fin: s.out_fin,
+        closed: s.closed,
+        torn: s.torn,
+    }
 }
 
 impl Filter {
@@ -222,18 +235,18 @@ impl Filter {
             // A close after a shutdown moves nothing that a turn knows of; still nobody is to get the session.
             let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { continue };
             if live.closed && s.out_fin && !s.closed {
-                let entry = Committed {
-                    session,
-                    in_done: s.in_done as u32,
-                    out_done: s.out_done as u32,
-                    open: s.out_done - s.out_base,
-                    fin: true,
-                    closed: true,
-                    torn: s.torn,
-                };
+                let entry = Committed { closed: true, ..as_it_is(s) };
                 self.write_commit(now, &[entry]);
             }
         }
+    }
+
+    /// Nobody can know this session's state any more.
+    pub(super) fn tear(&mut self, now: Now, session: SessionId) {
+        let s = self.store.get(session).expect("known");
+        self.live.get_mut(&session).expect("live").lost = true;
+        let entry = Committed { torn: true, ..as_it_is(s) };
+        self.write_commit(now, &[entry]);
     }
 
     fn write_commit(&mut self, now: Now, entries: &[Committed]) {

@@ -2,9 +2,9 @@
 //! TCP has judged it (RFC 9293, section 3.10.7.4; tcp_validate_incoming, tcp_ack in the kernel).
 //!
 //! Storing more than the kernel takes is harmless, since an honest peer sends the same bytes again; storing less
-//! would hold its ACKs for ever. So every test here is the kernel's or laxer, but for two: an RST that the kernel
-//! might refuse ends nothing here (the sweep will find out), and an ACK of what never left is kept from the
-//! kernel, which has sent it as far as it knows.
+//! would hold its ACKs. So every test here is the kernel's or laxer, new bytes that are not stored are kept from
+//! the kernel, and so is an ACK of what never left, which the kernel has sent as far as it knows. An RST that the
+//! kernel might refuse ends nothing here (the sweep will find out).
 
 use super::live::{HeldIn, Live, Stage};
 use super::opening::EmbryoIn;
@@ -157,8 +157,15 @@ impl Filter {
         let (s, live) = (self.store.get(session).expect("found"), &self.live[&session]);
         match judge(s, live, segment) {
             Judgement::Ignored => {
+                let behind = offset_in(s, segment) + i64::from(segment.sequence_length());
+                let fresh = segment.sequence_length() > 0 && behind > s.in_ackable() as i64;
                 self.counters.disbelieved += 1;
-                self.deliver(id, bytes);
+                if fresh {
+                    // TCP might take it all the same, and acknowledge what no store holds. It comes again.
+                    self.drop_in(id);
+                } else {
+                    self.deliver(id, bytes);
+                }
             }
             Judgement::Forged => {
                 self.counters.disbelieved += 1;
@@ -170,8 +177,11 @@ impl Filter {
             }
             Judgement::Believed(b) => {
                 let ack = self.apply_in(now, session, segment, &b);
-                self.store_input(now, session, b.offset, segment);
-                self.deliver_with(id, segment, ack, bytes);
+                if self.store_input(now, session, b.offset, segment) {
+                    self.deliver_with(id, segment, ack, bytes);
+                } else {
+                    self.drop_in(id);
+                }
                 self.end_if_finished(now, session);
             }
         }
@@ -213,37 +223,40 @@ impl Filter {
         clamped
     }
 
-    /// Appends the segment's new bytes to the log, and what had arrived early behind them.
-    fn store_input(&mut self, now: Now, session: SessionId, offset: i64, segment: &Segment<'_>) {
+    /// Appends the segment's new bytes to the log, and what had arrived early behind them. False: there is
+    /// no room for bytes this early, and the local TCP may not have them either.
+    fn store_input(&mut self, now: Now, session: SessionId, offset: i64, segment: &Segment<'_>) -> bool {
         let fin = segment.has(flags::FIN);
         let payload = segment.payload();
         if payload.is_empty() && !fin {
-            return;
+            return true;
         }
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let in_end = s.in_end();
         let end = offset + payload.len() as i64;
         if s.in_fin || end < in_end as i64 || (end == in_end as i64 && !fin) {
-            return;
+            return true;
         }
         if offset > in_end as i64 {
-            if fin {
-                live.early_fin = Some(end as u64);
-            }
-            let cost = payload.len() + EARLY_PIECE;
             // The longer of two that start alike: a retransmission may be of several segments at once.
             let known = live.early.get(&(offset as u64)).map_or(0, Vec::len);
-            if payload.len() > known && live.early_cost + cost <= MAX_EARLY {
+            if payload.len() > known {
+                if live.early_cost + payload.len() + EARLY_PIECE > MAX_EARLY {
+                    return false;
+                }
                 live.early_cost += payload.len() - known + if known == 0 { EARLY_PIECE } else { 0 };
                 live.early.insert(offset as u64, payload.to_vec());
             }
-            return;
+            if fin {
+                live.early_fin = Some(end as u64);
+            }
+            return true;
         }
         let fresh = &payload[(in_end as i64 - offset) as usize..];
         if live.early.is_empty() && live.early_fin.is_none() {
             self.append_input(now, session, in_end, fresh, fin);
-            return;
+            return true;
         }
         let mut joined = fresh.to_vec();
         let mut fin = fin;
@@ -269,6 +282,7 @@ impl Filter {
             live.early_fin = None;
         }
         self.append_input(now, session, in_end, &joined, fin);
+        true
     }
 
     fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
@@ -340,10 +354,15 @@ impl Filter {
     }
 }
 
+/// Offset of a segment's first byte, as near to what is expected as it can be.
+fn offset_in(s: &Session, segment: &Segment<'_>) -> i64 {
+    i64::from(segment.seq().since(s.in_seq(s.in_ackable()))) + s.in_ackable() as i64
+}
+
 /// TCP's own acceptance tests.
 fn judge(s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement {
     let in_next = s.in_ackable();
-    let offset = i64::from(segment.seq().since(s.in_seq(in_next))) + in_next as i64;
+    let offset = offset_in(s, segment);
     let end = offset + i64::from(segment.sequence_length());
     if segment.has(flags::RST) {
         // RFC 5961, section 3: only the exact number resets; anything else is answered with a challenge.

@@ -15,6 +15,8 @@ pub(super) struct Held {
     pub end: u64,
     /// Input offset that it acknowledges.
     pub ack: u64,
+    /// Less than the packet itself says.
+    pub lowered: bool,
     pub fin: bool,
     pub rst: bool,
     /// Kept where the packet may have to be changed, or its bytes adopted.
@@ -105,7 +107,7 @@ pub(super) struct Live {
     pub out_pos: u64,
     pub out_known: u64,
     pub held: VecDeque<Held>,
-    /// One of them acknowledges input that is not in the store.
+    /// One of them waits for input that it acknowledges and that is not in the store.
     pub ack_ahead: bool,
     /// One of them is a FIN or RST that nobody announced, and the timer runs.
     pub suspected: bool,

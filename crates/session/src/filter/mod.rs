@@ -96,11 +96,13 @@ pub struct Counters {
     pub disbelieved: u64,
     /// Output bytes that no hook announced.
     pub adopted_bytes: u64,
+    /// Sessions torn because other bytes were sent than the hooks announced.
+    pub contradicted: u64,
     /// Connections closed behind the hooks' back.
     pub unhooked_closes: u64,
     /// FIN and RST of dead processes that were kept from leaving.
     pub endings_withheld: u64,
-    /// Segments whose ACK covers input that is not in the store; must stay 0.
+    /// Segments of the local TCP whose ACK covers input that is not in the store: held, or the ACK lowered.
     pub ack_beyond_store: u64,
     /// Sessions opened.
     pub opened: u64,

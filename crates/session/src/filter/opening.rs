@@ -70,7 +70,7 @@ impl Handshakes {
 }
 
 fn opening_held(now: Now, id: u32) -> Held {
-    Held { id, start: 0, end: 0, ack: 0, fin: false, rst: false, bytes: None, since: now }
+    Held { id, start: 0, end: 0, ack: 0, lowered: false, fin: false, rst: false, bytes: None, since: now }
 }
 
 /// What both SYNs settle. `theirs` and `ours`: options of the peer's SYN and of ours.

@@ -1,6 +1,7 @@
 //! Segments of the local TCP: held until they may leave (the release rule).
 
 use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::live::{Held, Live, Stage, Waiting};
@@ -91,7 +92,10 @@ impl Filter {
         };
         let mut dirty = false;
         let mut leap = false;
+        let mut lost = false;
         if !rst {
+            lost = contradicts(s, live, start, segment.payload());
+            self.counters.contradicted += u64::from(lost);
             live.kernel_nxt = live.kernel_nxt.max(end);
             live.kernel_ack = live.kernel_ack.max(ack.min(s.in_ackable()));
             let shift = s.open.shifts.map_or(0, |(_, ours)| ours);
@@ -104,20 +108,29 @@ impl Filter {
                 leap = (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS;
             }
         }
-        if ack > s.in_ackable() {
-            self.counters.ack_beyond_store += 1;
-            live.ack_ahead = true;
-        }
         let empty = start == end && !rst;
+        let ahead = ack > s.in_ackable();
+        if ahead {
+            self.counters.ack_beyond_store += 1;
+            live.ack_ahead |= !empty;
+        }
+        // What TCP has and no store: an empty segment acknowledges as much as there is, so that the peer sends
+        // the rest again; anything else waits for it.
+        let lowered = ahead && empty;
+        let ack = if lowered { s.in_ackable() } else { ack };
         let announced = s.out_done + live.pending.len() as u64;
-        let keep = (empty && start > live.released) || end - u64::from(fin).min(end) > announced;
-        let held = Held { id, start, end, ack, fin, rst, bytes: keep.then(|| bytes.to_vec()), since: now };
+        let keep = lowered || (empty && start > live.released) || end - u64::from(fin).min(end) > announced;
+        let bytes = keep.then(|| bytes.to_vec());
+        let held = Held { id, start, end, ack, lowered, fin, rst, bytes, since: now };
         live.held.push_back(held);
         if leap {
             let position = self.write_sync(session);
             self.live.get_mut(&session).expect("live").base_pos = position;
         } else if dirty {
             self.mark_dirty(now, session);
+        }
+        if lost {
+            self.tear(now, session);
         }
         self.fed(now, session);
         self.judge_held(now, session);
@@ -253,12 +266,14 @@ impl Filter {
         }
         assert!(held.ack <= s.in_ackable(), "I1: an ACK of input that is not stored");
         live.released_ack = live.released_ack.max(held.ack);
-        if held.start == held.end && held.start > live.released {
+        if held.start == held.end && (held.start > live.released || held.lowered) {
             // An empty segment obeys only the ACK rule, but shows no number that was not released.
             let bytes = held.bytes.as_deref().expect("kept");
             let segment = Segment::parse(bytes).expect("parsed before");
+            let seq = s.out_seq(held.start.min(live.released));
+            let ack = if held.lowered { s.in_seq(held.ack) } else { segment.ack() };
             let mut changed = Vec::new();
-            segment.rewrite(s.out_seq(live.released), segment.ack(), &mut changed);
+            segment.rewrite(seq, ack, &mut changed);
             self.actions.push(Action::ModifyOut(held.id, changed));
         } else {
             assert!(held.start == held.end || held.end <= s.out_sendable(), "I2: output of an open turn");
@@ -274,6 +289,35 @@ impl Filter {
             self.feed_on(now, session);
         }
     }
+}
+
+/// What is sent for the first time is compared with what the hooks announced: where bytes went around them in
+/// between, the wire is right. What is not committed is put right; returns whether something committed is wrong.
+fn contradicts(s: &Session, live: &mut Live, start: u64, payload: &[u8]) -> bool {
+    let end = (start + payload.len() as u64).min(s.out_done + live.pending.len() as u64);
+    let from = start.max(live.kernel_nxt).max(s.out_acked);
+    if from >= end {
+        return false;
+    }
+    let sent = &payload[(from - start) as usize..(end - start) as usize];
+    let (committed, fresh) = sent.split_at((s.out_done.clamp(from, end) - from) as usize);
+    let wrong = !same(&s.output, (from - s.out_acked.min(s.out_done)) as usize, committed);
+    let at = (from.max(s.out_done) - s.out_done) as usize;
+    if !same(&live.pending, at, fresh) {
+        live.pending.range_mut(at..at + fresh.len()).zip(fresh).for_each(|(told, sent)| *told = *sent);
+    }
+    wrong
+}
+
+fn same(told: &VecDeque<u8>, at: usize, sent: &[u8]) -> bool {
+    if sent.is_empty() {
+        return true;
+    }
+    let (a, b) = told.as_slices();
+    let first = a.get(at.min(a.len())..(at + sent.len()).min(a.len())).unwrap_or(&[]);
+    let (head, tail) = sent.split_at(first.len());
+    let next = (at + first.len()).saturating_sub(a.len());
+    first == head && b.get(next..next + tail.len()) == Some(tail)
 }
 
 /// The release rule for one packet.

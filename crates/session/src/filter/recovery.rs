@@ -185,7 +185,9 @@ impl Filter {
         let start = s.out_acked.min(s.out_done);
         let output: Vec<u8> = s.output.range((una - start) as usize..(s.out_done - start) as usize).copied().collect();
         let (sent, unsent) = if answered { (Vec::new(), output) } else { (output, Vec::new()) };
-        let edge = live.edge.max(s.in_end() + MIN_WINDOW);
+        // What the kernel will take is believed, too.
+        live.edge = live.edge.max(s.in_end() + MIN_WINDOW);
+        let edge = live.edge;
         let from = feed_from(s);
         Some(RestoreSpec {
             session: id,

@@ -504,3 +504,31 @@ fn a_session_that_ends_while_its_packets_wait() {
     r.f.swept(r.now, &tuple(r.port));
     assert!(r.f.store().is_empty());
 }
+
+#[test]
+fn where_hooks_and_wire_differ_the_wire_is_right() {
+    // Written around the hooks, then through them, before the packets come.
+    let mut r = Rig::open();
+    r.write(b"hook");
+    r.kernel(say(ACK, 0, 0, b"rawho"));
+    r.kernel(say(ACK, 5, 0, b"ok"));
+    r.wait();
+    r.stored();
+    assert_eq!(r.session().output.iter().copied().collect::<Vec<_>>(), b"rawhook");
+    assert!(!r.session().torn);
+    assert_eq!((r.session().out_done, r.f.counters().contradicted), (7, 0));
+    // Too late: it was committed.
+    let mut r = Rig::open();
+    r.write(b"hook");
+    r.wait();
+    r.kernel(say(ACK, 0, 0, b"rawhook"));
+    r.stored();
+    assert!(r.session().torn && r.replica.store().iter().all(|s| s.torn));
+    assert_eq!(r.f.counters().contradicted, 1);
+    // It goes on, and stays torn.
+    r.write(b"more");
+    r.kernel(say(ACK, 7, 0, b"more"));
+    r.wait();
+    let actions = r.stored();
+    assert!(r.passes(&actions) && r.session().torn);
+}
