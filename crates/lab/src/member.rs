@@ -102,6 +102,16 @@ impl Service {
         self.port_key("unanswered", &format!("\"{what}\""))
     }
 
+    /// For machines that pause: a small or busy virtual machine may stand still for half a second, and with the
+    /// defaults that is a failover that nobody caused, or a turn that outlasts its limit.
+    #[must_use]
+    pub fn patient(self) -> Service {
+        self.set("failover", "heartbeat_ms", "100")
+            .set("failover", "misses", "15")
+            .set("failover", "solo_after_ms", "4000")
+            .set("recovery", "max_turn_ms", "5000")
+    }
+
     /// A key of a section (`failover`, `recovery`, `replication`, `service`), value in TOML. Replaces what
     /// the pair would write.
     #[must_use]

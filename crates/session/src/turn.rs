@@ -11,7 +11,7 @@ mod tests;
 use crate::framing::Framing;
 use crate::tuple::SessionId;
 use crate::Now;
-use progress::{Progress, NO_GROUP};
+use progress::{Progress, Settled, NO_GROUP};
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
@@ -247,7 +247,7 @@ impl TurnPolicy {
                 return;
             }
         }
-        self.commit(&[s], true, false);
+        self.commit(&[s], |p| p.settle(true, false));
     }
 
     /// The application says that `n` more bytes of input are done. From its first call on (`n` may be 0)
@@ -340,7 +340,9 @@ impl TurnPolicy {
         self.groups.iter().filter_map(|g| g.deadline).min()
     }
 
-    /// Commits what turns that outlast `max_turn` have written so far; the turns go on.
+    /// Lets go what turns that outlast `max_turn` have written so far; the turns go on. A turn over several
+    /// sessions is not committed by that: until it ends, the sessions that it wrote to are torn. But turns of
+    /// several threads that tie each other together are cut here, for they might overlap for ever.
     pub fn handle_timeout(&mut self, now: Now) {
         for g in 0..self.groups.len() as u32 {
             let group = &mut self.groups[g as usize];
@@ -351,9 +353,14 @@ impl TurnPolicy {
             if group.sessions.is_empty() {
                 continue;
             }
+            let (several, one_thread) = (group.several, group.threads.len() <= 1);
             self.counters.timeouts += 1;
+            if several && one_thread {
+                self.settle_group(g, Progress::settle_part);
+                continue;
+            }
             self.commit_group(g, true);
-            if self.groups[g as usize].several {
+            if several {
                 self.split(g);
             }
         }
@@ -534,20 +541,24 @@ impl TurnPolicy {
     }
 
     fn commit_group(&mut self, g: u32, timeout: bool) {
-        let group = &mut self.groups[g as usize];
-        let (sessions, alone) = (std::mem::take(&mut group.sessions), !group.several);
-        self.commit(&sessions, alone, timeout);
+        let alone = !self.groups[g as usize].several;
+        self.settle_group(g, |p| p.settle(alone, timeout));
+    }
+
+    fn settle_group(&mut self, g: u32, settle: impl Fn(&mut Progress) -> Settled) {
+        let sessions = std::mem::take(&mut self.groups[g as usize].sessions);
+        self.commit(&sessions, settle);
         self.groups[g as usize].sessions = sessions;
     }
 
-    fn commit(&mut self, sessions: &[SessionId], alone: bool, timeout: bool) {
+    fn commit(&mut self, sessions: &[SessionId], settle: impl Fn(&mut Progress) -> Settled) {
         let mut entries = 0;
         let mut open = false;
         for s in sessions {
             let Some(p) = self.sessions.get_mut(s) else {
                 continue;
             };
-            let settled = p.settle(alone, timeout);
+            let settled = settle(p);
             self.counters.torn += u64::from(settled.newly_torn);
             if settled.changed {
                 open |= settled.open;

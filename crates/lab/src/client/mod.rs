@@ -12,6 +12,8 @@ mod stream;
 
 pub use chat::{ChatClients, ChatOptions, Heard};
 pub use echo::{EchoClients, EchoOptions};
+#[doc(hidden)]
+pub use engine::Protocol;
 pub use engine::{ClientError, Clients, End, Failure, Stall, Stats};
 pub use memcached::{MemcachedClients, MemcachedOptions};
 pub use stream::{StreamClient, StreamOptions};

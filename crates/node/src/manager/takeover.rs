@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tcpr_session::filter::Mode;
 use tcpr_session::filter::RestoreSpec;
-use tcpr_session::tuple::SessionId;
+use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
 use super::doorbell::Doorbell;
-use super::{packets, Manager};
+use super::Manager;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
 use crate::repair;
 
@@ -57,7 +57,6 @@ pub(super) struct Takeover {
     ready: HashMap<u16, VecDeque<Ready>>,
     doorbells: HashMap<u16, TcpStream>,
     spent: Duration,
-    swept: bool,
     pub report: Report,
     /// As the old master: a handover was started and is not over.
     pub handing_over: bool,
@@ -75,7 +74,6 @@ impl Takeover {
             ready: HashMap::new(),
             doorbells: HashMap::new(),
             spent: Duration::ZERO,
-            swept: false,
             report: Report::default(),
             handing_over: false,
         }
@@ -132,7 +130,6 @@ impl Manager {
         let t = &mut self.takeover;
         t.started = Some(now);
         t.spent = Duration::ZERO;
-        t.swept = false;
         t.report = Report { sessions: self.filter.store().len(), ..Report::default() };
         t.probe_until = Some(now + PROBE_WAIT);
         t.barrier_until = Some(now + BARRIER);
@@ -143,7 +140,7 @@ impl Manager {
         }
     }
 
-    /// The peer told its true ACK.
+    /// The peer told its true ACK; it may have come too late to matter.
     pub(super) fn restore_probed(&mut self, session: SessionId) {
         self.takeover.report.probed += 1;
         self.restore(session, true);
@@ -180,10 +177,13 @@ impl Manager {
         let before = self.now();
         let Some(spec) = self.filter.restore_spec(session, answered, 0) else { return };
         let mut made = make_socket(&spec);
-        if made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EADDRNOTAVAIL)) && !self.takeover.swept {
+        if made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EADDRNOTAVAIL)) {
             // What an earlier life of this member left in the kernel has the same four-tuple.
-            self.takeover.swept = true;
-            packets::destroy_sockets(&mut self.sockdiag, &self.takeover.locals);
+            let there = self.kernel_state(&spec.tuple);
+            match self.sockdiag.destroy(spec.tuple.local, spec.tuple.peer) {
+                Ok(done) => log::info!("session {session}: removed a socket in state {there:?}: {done}"),
+                Err(error) => log::warn!("session {session}: cannot remove a socket in state {there:?}: {error}"),
+            }
             made = make_socket(&spec);
         }
         let now = self.now();
@@ -209,6 +209,12 @@ impl Manager {
                 self.filter.restore_failed(now, session);
             }
         }
+    }
+
+    /// The TCP state of the kernel's socket with this four-tuple, if there is one.
+    fn kernel_state(&mut self, tuple: &FourTuple) -> Option<u8> {
+        let sockets = self.sockdiag.list(&[tuple.local]).ok()?;
+        sockets.iter().find(|s| s.peer == tuple.peer).map(|s| s.state)
     }
 
     /// How many recovered sessions each port has for its application.

@@ -172,11 +172,12 @@ impl Filter {
 
     /// What it takes to make the socket of this session. `answered`: the peer told its true ACK; then all that
     /// it has not acknowledged is new to it. `elapsed_ms`: since the session's newest record came, or less.
+    /// None: it has its socket, or is half open, or has ended.
     #[must_use]
     pub fn restore_spec(&mut self, id: SessionId, answered: bool, elapsed_ms: u32) -> Option<RestoreSpec> {
         let s = self.store.get(id)?;
         let live = self.live.get_mut(&id)?;
-        if matches!(live.stage, Stage::Embryo { .. }) {
+        if live.stage != Stage::Probing {
             return None;
         }
         // The FIN's acknowledgement counts one; it has no byte.

@@ -174,11 +174,28 @@ impl Progress {
             done.out_base = self.written;
             done.torn = self.short;
         }
-        if self.in_read - done.in_done > self.policy.max_unanswered_bytes {
+        self.settled(before, open)
+    }
+
+    /// Lets the output of a turn over several sessions go before the turn is over. What a crash leaves of the
+    /// turn cannot be known until then: no input is done, and what was written to is torn.
+    pub fn settle_part(&mut self) -> Settled {
+        let before = self.done;
+        if self.written > before.out_done {
+            self.done.out_done = self.written;
+            self.done.out_base = self.written;
+            self.done.torn = true;
+        }
+        self.settled(before, false)
+    }
+
+    fn settled(&mut self, before: CommitEntry, open: bool) -> Settled {
+        if self.in_read - self.done.in_done > self.policy.max_unanswered_bytes {
             self.lost = true;
         }
         if self.lost {
             // Reset at a takeover, whatever it held: so hold nothing.
+            let done = &mut self.done;
             done.in_done = self.in_read;
             done.out_base = done.out_done;
             done.torn = true;

@@ -1,0 +1,80 @@
+//! What clients see: each byte once, in order, over connections that never end.
+
+use tcpr_lab::client::{
+    ChatClients, ChatOptions, EchoClients, EchoOptions, MemcachedClients, MemcachedOptions, Rate,
+};
+use tcpr_lab::member::Service;
+
+use crate::world::{built, script, Fault, World, PORT};
+
+fn chat(label: &str, service: Service, server: &str, failovers: usize) {
+    let mut w = World::new(label, service, &[&built(server), "5555"]);
+    let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(6, w.rng.next_u64())).expect("clients");
+    let faults = w.faults(failovers);
+    w.survive(&clients, &faults);
+    w.end(clients);
+}
+
+/// Lines, split and pipelined at random, to an unmodified server.
+#[test]
+fn a_chat_goes_on_through_ten_failovers() {
+    chat("chat", Service::new("chat", PORT).lines(), "plain_chat_server", 10);
+}
+
+/// The same with a linked server that says itself how much input is done.
+#[test]
+fn a_linked_chat_goes_on_through_ten_failovers() {
+    chat("lchat", Service::new("chat", PORT), "chat_server", 10);
+}
+
+fn echo(label: &str, program: &[&str], failovers: usize) {
+    let mut w = World::new(label, Service::new("echo", PORT), program);
+    let options = EchoOptions::new(4, w.rng.next_u64()).rate(Rate::new((1, 4000), (1, 20)));
+    let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
+    let faults = w.faults(failovers);
+    w.survive(&clients, &faults);
+    w.end(clients);
+}
+
+/// A raw byte stream through an unmodified Python asyncio server.
+#[test]
+fn an_asyncio_echo_goes_on_through_ten_failovers() {
+    echo("echo", &["python3", &script("asyncio_echo.py"), "5555"], 10);
+}
+
+/// A raw byte stream through a linked server.
+#[test]
+fn a_linked_echo_goes_on_through_ten_failovers() {
+    echo("lecho", &[&built("echo_server"), "5555"], 10);
+}
+
+/// Idle and busy connections side by side.
+#[test]
+fn two_hundred_and_fifty_six_sessions_go_on() {
+    let mut w = World::new("many", Service::new("echo", PORT), &[&built("echo_server"), "5555"]);
+    let idle = EchoOptions::new(224, w.rng.next_u64()).rate(Rate::idle());
+    let idle = EchoClients::start(&w.peer, w.pair.addr(), &idle).expect("idle clients");
+    let busy = EchoOptions::new(32, w.rng.next_u64()).rate(Rate::new((1, 4000), (5, 50)));
+    let busy = EchoClients::start(&w.peer, w.pair.addr(), &busy).expect("busy clients");
+    w.survive(&busy, &[Fault::KillAll, Fault::Cut, Fault::Switchover, Fault::KillServer]);
+    let stats = idle.stats();
+    assert_eq!((stats.alive, stats.connections), (224, 224), "{:?}", stats.errors);
+    idle.stop_and_verify(crate::world::PATIENCE, tcpr_lab::client::End::Keep).expect("idle connections live");
+    drop(busy.stop_and_verify(crate::world::PATIENCE, tcpr_lab::client::End::HalfClose).expect("busy connections"));
+    drop(busy);
+    w.end(idle);
+}
+
+/// A program from Debian, unmodified, as it runs in production: it drops its privileges.
+#[test]
+fn memcached_keeps_its_connections() {
+    let command = ["memcached", "-u", "nobody", "-p", "5555", "-U", "0", "-l", "0.0.0.0"];
+    let mut w = World::new("memc", Service::new("memcached", PORT), &command);
+    let clients =
+        MemcachedClients::start(&w.peer, w.pair.addr(), &MemcachedOptions::new(8, w.rng.next_u64())).expect("clients");
+    w.survive(&clients, &[Fault::KillServer, Fault::Cut, Fault::Switchover, Fault::KillAll]);
+    let verified = clients.stop_and_verify(crate::world::PATIENCE, tcpr_lab::client::End::Keep);
+    let stats = verified.unwrap_or_else(|e| panic!("{e}\n{}", w.pair.describe()));
+    assert_eq!((stats.alive, stats.reconnects), (8, 0));
+    w.capture.no_fin_rst(&tcpr_lab::SegFilter::port(PORT)).expect("no FIN and no RST on the wire");
+}

@@ -1,0 +1,137 @@
+//! Two members, a peer, and the ways in which a master is lost.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tcpr_lab::client::{Clients, End};
+use tcpr_lab::member::{example, Pair, Service};
+use tcpr_lab::{seed_from_env, wait_listening, Capture, CaptureOptions, Host, Lab, Rng, SegFilter};
+
+/// The protected port.
+pub const PORT: u16 = 5555;
+/// How long anything may take on a machine that stands still now and then.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How the master is lost.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// SIGKILL to the server alone.
+    KillServer,
+    /// SIGKILL to the server and its manager.
+    KillAll,
+    /// Its cable is pulled; plugged in again later.
+    Cut,
+    /// `tcpr switchover`.
+    Switchover,
+}
+
+use Fault::{Cut, KillAll, KillServer, Switchover};
+
+/// A running pair, and a peer whose traffic is captured.
+pub struct World {
+    // Dropped in this order: processes first, then the hosts.
+    pub pair: Pair,
+    pub capture: Capture,
+    pub peer: Host,
+    pub rng: Rng,
+    _lab: Lab,
+}
+
+/// An example program, built by make.
+pub fn built(name: &str) -> String {
+    example(name).expect("make examples").display().to_string()
+}
+
+/// A script among the examples.
+pub fn script(name: &str) -> String {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples").join(name).display().to_string()
+}
+
+impl World {
+    /// Both members run `program`, protected, and the server listens.
+    pub fn new(label: &str, service: Service, program: &[&str]) -> World {
+        let seed = seed_from_env();
+        eprintln!("{label}: TCPR_SEED={seed}");
+        let lab = Lab::new(label).expect("a lab");
+        let a = lab.host("a", "192.0.2.1/24").expect("host a");
+        let b = lab.host("b", "192.0.2.2/24").expect("host b");
+        let peer = lab.host("peer", "192.0.2.9/24").expect("host peer");
+        // A failover that nobody caused is another test.
+        let mut pair = Pair::new(&a, &b, service.patient()).expect("a pair");
+        pair.start_both(program).expect("both members start");
+        let capture = peer.capture(CaptureOptions::port(PORT)).expect("capture");
+        let w = World { pair, capture, peer, rng: Rng::new(seed), _lab: lab };
+        w.protected();
+        for i in 0..2 {
+            wait_listening(w.pair.host(i), PORT, PATIENCE).expect("the server listens");
+        }
+        w
+    }
+
+    /// Waits until the pair is protected; tells who is master.
+    pub fn protected(&self) -> usize {
+        self.pair.wait_protected(PATIENCE).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Who is master, and in which epoch.
+    pub fn epoch(&self) -> (usize, u64) {
+        let master = self.protected();
+        let status = self.pair.status(master).expect("status");
+        (master, status["epoch"].as_u64().expect("an epoch"))
+    }
+
+    /// The faults of one test: each of them in turn, then any.
+    pub fn faults(&mut self, n: usize) -> Vec<Fault> {
+        let all = [Switchover, Cut, KillServer, KillAll];
+        (0..n).map(|i| if i < all.len() { all[i] } else { all[self.rng.range(0, 3) as usize] }).collect()
+    }
+
+    /// One failover: the fault at a random moment, the other member takes over, the first one rejoins.
+    pub fn fail_over(&mut self, fault: Fault) {
+        let master = self.protected();
+        std::thread::sleep(self.rng.duration(Duration::ZERO, Duration::from_millis(300)));
+        match fault {
+            KillServer => self.pair.kill_program(master).expect("kill"),
+            KillAll => self.pair.kill_all(master),
+            Cut => self.pair.host(master).cut_silent().expect("cut"),
+            Switchover => self.pair.switchover().expect("switchover"),
+        }
+        self.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("after {fault:?} of {master}: {e}"));
+        match fault {
+            KillAll => self.pair.restart(master).expect("restart"),
+            Cut => {
+                std::thread::sleep(self.rng.duration(Duration::ZERO, Duration::from_millis(500)));
+                self.pair.host(master).heal().expect("heal");
+            }
+            KillServer | Switchover => {}
+        }
+    }
+
+    /// Faults one after another, while these clients check every byte.
+    pub fn survive<P: tcpr_lab::client::Protocol>(&mut self, clients: &Clients<P>, faults: &[Fault]) {
+        for (round, &fault) in faults.iter().enumerate() {
+            clients.reset_stalls();
+            self.fail_over(fault);
+            if let Err(e) = clients.wait_progress(PATIENCE).and_then(|()| clients.check()) {
+                panic!("round {round}, {fault:?}: {e}\n{}", self.pair.describe());
+            }
+            eprintln!("round {round}: {fault:?}: longest silence {:.1} ms", clients.stats().max_stall_ms);
+        }
+        self.protected();
+    }
+
+    /// Every byte has come, once and in order, over the same connections, and the wire shows no ending. Then the
+    /// clients close, the server does, and no record is left on either member.
+    pub fn end<P: tcpr_lab::client::Protocol>(self, clients: Clients<P>) {
+        let verify = |end| {
+            clients.stop_and_verify(PATIENCE, end).unwrap_or_else(|e| panic!("{e}\n{}", self.pair.describe()))
+        };
+        let stats = verify(End::Keep);
+        assert_eq!((stats.bytes_lost, stats.bytes_doubled, stats.reconnects), (0, 0, 0));
+        self.capture.complete().expect("a whole capture");
+        self.capture.no_fin_rst(&SegFilter::port(PORT)).expect("no FIN and no RST on the wire");
+        verify(End::HalfClose);
+        drop(clients);
+        self.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+    }
+}
