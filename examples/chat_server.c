@@ -185,6 +185,9 @@ static void welcome(int listener)
             return;
         }
         tcpr_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        /* From the start it is us who say what is done: what others are told answers nobody's half line. */
+        if (tcpr_consume(fd, 0) < 0)
+            perror("tcpr_consume");
         if (n_clients == room_clients) {
             room_clients = room_clients * 2 + 16;
             clients = realloc(clients, room_clients * sizeof *clients);

@@ -712,7 +712,7 @@ static void tcp_cancel(int listener)
     pthread_cancel(thread);
     pthread_join(thread, &value);
     T("cancelled", value == PTHREAD_CANCELED);
-    T("write", N(send)(fd, big, BIG, MSG_DONTWAIT));
+    SIGN("write", N(send)(fd, big, BIG, MSG_DONTWAIT));
     N(close)(fd);
     close(peer);
 }

@@ -26,7 +26,9 @@ fn the_backup_dies_and_comes_back() {
         });
         let status = w.pair.tcpr(master, &["status"]).expect("status");
         assert_eq!(status.status.code(), Some(1), "for monitoring");
-        clients.wait_progress(PATIENCE).expect("the master goes on alone");
+        if let Err(e) = clients.wait_progress(PATIENCE).and_then(|()| clients.check()) {
+            panic!("the master goes on alone: {e}\n{}", w.pair.describe());
+        }
         w.pair.restart(1 - master).expect("restart");
         assert_eq!(w.protected(), master);
         let status = w.pair.tcpr(master, &["status"]).expect("status");

@@ -29,7 +29,9 @@ fn a_linked_chat_goes_on_through_ten_failovers() {
 
 fn echo(label: &str, program: &[&str], failovers: usize) {
     let mut w = World::new(label, Service::new("echo", PORT), program);
-    let options = EchoOptions::new(4, w.rng.next_u64()).rate(Rate::new((1, 4000), (1, 20)));
+    let mut options = EchoOptions::new(4, w.rng.next_u64()).rate(Rate::new((1, 4000), (1, 20)));
+    // A server whose send buffer is full in a turn over several connections may lose one of them with a crash.
+    options.max_outstanding = 24 << 10;
     let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
     let faults = w.faults(failovers);
     w.survive(&clients, &faults);
@@ -57,12 +59,7 @@ fn two_hundred_and_fifty_six_sessions_go_on() {
     let busy = EchoOptions::new(32, w.rng.next_u64()).rate(Rate::new((1, 4000), (5, 50)));
     let busy = EchoClients::start(&w.peer, w.pair.addr(), &busy).expect("busy clients");
     w.survive(&busy, &[Fault::KillAll, Fault::Cut, Fault::Switchover, Fault::KillServer]);
-    let stats = idle.stats();
-    assert_eq!((stats.alive, stats.connections), (224, 224), "{:?}", stats.errors);
-    idle.stop_and_verify(crate::world::PATIENCE, tcpr_lab::client::End::Keep).expect("idle connections live");
-    drop(busy.stop_and_verify(crate::world::PATIENCE, tcpr_lab::client::End::HalfClose).expect("busy connections"));
-    drop(busy);
-    w.end(idle);
+    w.end_all(&[&busy, &idle]);
 }
 
 /// A program from Debian, unmodified, as it runs in production: it drops its privileges.

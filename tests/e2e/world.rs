@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tcpr_lab::client::{Clients, End};
+use tcpr_lab::client::{Clients, End, Protocol};
 use tcpr_lab::member::{example, Pair, Service};
 use tcpr_lab::{seed_from_env, wait_listening, Capture, CaptureOptions, Host, Lab, Rng, SegFilter};
 
@@ -108,7 +108,7 @@ impl World {
     }
 
     /// Faults one after another, while these clients check every byte.
-    pub fn survive<P: tcpr_lab::client::Protocol>(&mut self, clients: &Clients<P>, faults: &[Fault]) {
+    pub fn survive<P: Protocol>(&mut self, clients: &Clients<P>, faults: &[Fault]) {
         for (round, &fault) in faults.iter().enumerate() {
             clients.reset_stalls();
             self.fail_over(fault);
@@ -122,16 +122,25 @@ impl World {
 
     /// Every byte has come, once and in order, over the same connections, and the wire shows no ending. Then the
     /// clients close, the server does, and no record is left on either member.
-    pub fn end<P: tcpr_lab::client::Protocol>(self, clients: Clients<P>) {
-        let verify = |end| {
+    pub fn end<P: Protocol>(self, clients: Clients<P>) {
+        self.end_all(&[&clients]);
+    }
+
+    /// The same for several groups of clients.
+    pub fn end_all<P: Protocol>(self, groups: &[&Clients<P>]) {
+        let verify = |clients: &Clients<P>, end| {
             clients.stop_and_verify(PATIENCE, end).unwrap_or_else(|e| panic!("{e}\n{}", self.pair.describe()))
         };
-        let stats = verify(End::Keep);
-        assert_eq!((stats.bytes_lost, stats.bytes_doubled, stats.reconnects), (0, 0, 0));
+        for clients in groups {
+            let stats = verify(clients, End::Keep);
+            assert_eq!((stats.bytes_lost, stats.bytes_doubled, stats.reconnects), (0, 0, 0));
+            assert_eq!(stats.alive, stats.connections);
+        }
         self.capture.complete().expect("a whole capture");
         self.capture.no_fin_rst(&SegFilter::port(PORT)).expect("no FIN and no RST on the wire");
-        verify(End::HalfClose);
-        drop(clients);
+        for clients in groups {
+            verify(clients, End::HalfClose);
+        }
         self.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
     }
 }

@@ -175,7 +175,7 @@ impl Manager {
                 solo_after: failover.solo_after,
                 start_wait: (failover.heartbeat * 20).max(Duration::from_millis(1000)),
             },
-            epochs.last(config.member_index),
+            epochs.last(),
             now,
         );
         let program = hosting.program.map(|spec| {

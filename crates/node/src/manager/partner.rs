@@ -235,7 +235,7 @@ impl Manager {
         };
         let now = self.now();
         let following = view.role == Role::Backup;
-        if let Err(error) = self.epochs.record(view.epoch.number, following) {
+        if let Err(error) = self.epochs.record(view.epoch, following) {
             // An epoch that is not on disk must not be named.
             return log::error!("cannot write the epoch file: {error}");
         }

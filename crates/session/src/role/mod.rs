@@ -319,6 +319,8 @@ pub struct RoleMachine {
     /// Suspected whatever the heartbeats' timing says.
     accused: bool,
     bye: bool,
+    /// Its process ended while it was in contact: it did not take over before, and will not.
+    ended: bool,
     fenced_since: Option<Duration>,
 
     link_up: bool,
@@ -346,6 +348,7 @@ impl RoleMachine {
             heard_real: now,
             accused: false,
             bye: false,
+            ended: false,
             fenced_since: None,
             link_up: false,
             carrier: true,
@@ -596,6 +599,7 @@ impl RoleMachine {
         self.heard_real = self.real;
         self.accused = false;
         self.bye = false;
+        self.ended = false;
         self.absent = false;
         self.fenced_since = match view.role {
             Role::Fenced => self.fenced_since.or(Some(self.awake)),
@@ -659,6 +663,7 @@ impl RoleMachine {
         // A refusal between punctual heartbeats says something of the listener, nothing of the process.
         let telling = self.link_up || self.since_heard() > self.cfg.heartbeat * 3 / 2;
         self.accused |= reset && telling;
+        self.ended |= reset && self.link_up && !self.absent && self.since_heard() < self.suspicion();
         self.link_up = false;
         let awake = self.awake;
         if let State::Master(m) = &mut self.state {
@@ -844,7 +849,7 @@ impl RoleMachine {
 
     fn go_solo(&mut self, out_of_contact: bool) {
         let State::Master(m) = self.state else { return };
-        let doubtful = out_of_contact && m.held() && (self.absent || m.handed_over);
+        let doubtful = out_of_contact && m.held() && (self.absent && !self.ended || m.handed_over);
         if !m.announced {
             self.epoch = self.claim(1);
         }
