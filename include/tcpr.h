@@ -95,7 +95,8 @@ int tcpr_session_info(int fd,
                       struct tcpr_session_info *info);
 
 // Says that the next `n` bytes of input of a connection are done: they will not be read again after a failover.
-// From the first call on nothing is inferred for this connection. It takes effect when the turn ends.
+// From the first call on nothing is inferred for this connection: a server that keeps parts of messages calls it
+// with 0 as soon as it has accepted. It takes effect when the turn ends.
 //
 // Returns 0, or -1 with errno EINVAL (no protected connection), ENOTCONN.
 int tcpr_consume(int fd,
@@ -196,7 +197,8 @@ int tcpr_session_info(int fd,
                       struct tcpr_session_info *info);
 
 // Says that the next `n` bytes of input of a connection are done: they will not be read again after a failover.
-// From the first call on nothing is inferred for this connection. It takes effect when the turn ends.
+// From the first call on nothing is inferred for this connection: a server that keeps parts of messages calls it
+// with 0 as soon as it has accepted. It takes effect when the turn ends.
 //
 // Returns 0, or -1 with errno EINVAL (no protected connection), ENOTCONN.
 int tcpr_consume(int fd,

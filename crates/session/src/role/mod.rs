@@ -325,9 +325,13 @@ pub struct RoleMachine {
 
     link_up: bool,
     carrier: bool,
+    /// Since when somebody is in reach, and whether that was confirmed since the last pause.
     evidence: Option<Duration>,
+    confirmed: bool,
     /// When to ask next; none while there is nothing to find out.
     probe_at: Option<Duration>,
+    /// Since when we have been asking without a pause.
+    asking: Option<Duration>,
 }
 
 impl RoleMachine {
@@ -353,7 +357,9 @@ impl RoleMachine {
             link_up: false,
             carrier: true,
             evidence: None,
+            confirmed: false,
             probe_at: None,
+            asking: None,
             cfg,
         };
         if !machine.cfg.has_partner {
@@ -571,7 +577,8 @@ impl RoleMachine {
             self.listen(self.cfg.heartbeat * 2);
             // What was asked before the pause is no evidence after it.
             self.probe_at = None;
-            self.evidence = None;
+            self.asking = None;
+            self.confirmed = false;
             if self.long_away(gap) {
                 self.absent = true;
                 self.distrust_until = self.listen_until;
@@ -695,7 +702,10 @@ impl RoleMachine {
                 self.close_link();
                 self.promote(if take_over { 2 } else { 1 }, take_over);
             }
-            State::Master(_) => self.evidence = self.evidence.or(Some(self.awake)),
+            State::Master(_) => {
+                self.evidence = self.evidence.or(Some(self.awake));
+                self.confirmed = true;
+            }
         }
     }
 
@@ -732,7 +742,11 @@ impl RoleMachine {
         };
         if !probing || !self.carrier {
             self.probe_at = None;
-        } else if self.probe_at.is_none_or(|at| self.awake >= at) {
+            self.asking = None;
+            return;
+        }
+        self.asking = self.asking.or(Some(self.awake));
+        if self.probe_at.is_none_or(|at| self.awake >= at) {
             self.probe_at = Some(self.awake + self.cfg.heartbeat);
             self.actions.push_back(RoleAction::ProbeReach);
         }
@@ -769,7 +783,7 @@ impl RoleMachine {
         self.state = State::Master(m);
 
         if m.fenced {
-            let settled = self.evidence.is_some_and(|t| self.awake - t >= self.cfg.solo_after);
+            let settled = self.in_reach().is_some_and(|t| self.awake - t >= self.cfg.solo_after);
             if self.carrier && suspected && settled {
                 self.unfence();
                 self.go_solo(true);
@@ -781,12 +795,12 @@ impl RoleMachine {
             if !self.bye && self.since_heard() < self.cfg.solo_after {
                 return true;
             }
-            if self.evidence.is_some() {
+            if self.in_reach().is_some() {
                 self.go_solo(true);
                 return false;
             }
             // The probe gets its time, even when the wait was over (goodbye) or spent away (pause).
-            let asked = m.stalled.is_some_and(|t| self.awake - t >= self.cfg.heartbeat * 2);
+            let asked = self.asking.is_some_and(|t| self.awake - t >= self.cfg.heartbeat * 2);
             if asked && self.since_heard() >= self.cfg.solo_after {
                 self.fence();
             }
@@ -809,6 +823,11 @@ impl RoleMachine {
             self.actions.push_back(RoleAction::StartPairing);
         }
         false
+    }
+
+    /// Since when somebody is in reach, if that still holds.
+    fn in_reach(&self) -> Option<Duration> {
+        self.evidence.filter(|_| self.confirmed)
     }
 
     fn claim(&self, step: u64) -> Epoch {
