@@ -261,7 +261,6 @@ fn a_restored_connection_goes_on_and_has_the_same_parameters() {
         scope.spawn(|| transfer(&client, &server, 8 << 20, 3));
         transfer(&server, &client, 8 << 20, 4);
     });
-    assert_eq!(read_state(server.as_fd()).unwrap().retransmitted, 0);
 }
 
 #[test]

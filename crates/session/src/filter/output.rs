@@ -21,6 +21,9 @@ const TIMESTAMP_LEAD_MS: i32 = 500;
 /// A window that moved less than this is told with the next thing that moves: a restored socket opens more.
 const EDGE_LEAD: u64 = 16 << 10;
 
+/// No session has this number.
+const NO_SESSION: SessionId = 0;
+
 enum Rule {
     /// Not yet: a turn must end, or a process be judged.
     Wait,
@@ -49,25 +52,26 @@ impl Filter {
         }
         match self.store.find(&tuple) {
             Some(session) => self.known_out(now, id, session, &segment, bytes),
-            None => self.unknown_out(id, &segment),
+            None => self.unknown_out(now, id, &segment),
         }
     }
 
-    fn unknown_out(&mut self, id: u32, segment: &Segment<'_>) {
+    fn unknown_out(&mut self, now: Now, id: u32, segment: &Segment<'_>) {
         let f = segment.flags();
-        let passes = if f & flags::RST != 0 {
-            // Once every session of the store is back, a stranger may be told to reconnect.
-            self.mode == Mode::Active && !self.fenced
-        } else {
-            // The last words of a closed connection in TIME_WAIT; anything more is not ours to send.
-            f & flags::FIN == 0 && segment.payload().is_empty() && !self.fenced
-        };
-        if passes {
-            self.actions.push(Action::AcceptOut(id));
-        } else {
-            self.counters.unknown_dropped += 1;
-            self.actions.push(Action::DropOut(id));
+        let (rst, fin) = (f & flags::RST != 0, f & flags::FIN != 0);
+        // Once every session of the store is back, a stranger may be told to reconnect.
+        if rst && self.mode == Mode::Active && !self.fenced {
+            return self.actions.push(Action::AcceptOut(id));
         }
+        if !rst && !fin && segment.payload().is_empty() && !self.fenced {
+            // The last words of a connection that has just ended, or is in TIME_WAIT: they may acknowledge what
+            // the replica has yet to store.
+            let held = Held { id, start: 0, end: 0, ack: 0, lowered: false, fin, rst, bytes: None, since: now };
+            return self.wait_or_release(now, NO_SESSION, self.end, held);
+        }
+        // Anything more is not ours to send.
+        self.counters.unknown_dropped += 1;
+        self.actions.push(Action::DropOut(id));
     }
 
     fn known_out(&mut self, now: Now, id: u32, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {

@@ -231,8 +231,8 @@ impl Tcp {
         self.state = State::Gone;
     }
 
-    pub fn all_acknowledged(&self) -> bool {
-        self.buf.is_empty() && (!self.fin_out || self.una > self.base)
+    pub fn all_bytes_acknowledged(&self) -> bool {
+        self.buf.is_empty()
     }
 
     fn end(&self) -> u64 {
