@@ -65,8 +65,9 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
     let service = Service::new("chat", PORT)
         .lines()
         .set("failover", "heartbeat_ms", "50")
-        .set("failover", "misses", "4")
-        .set("failover", "solo_after_ms", "2000");
+        .set("failover", "misses", "10")
+        .set("failover", "solo_after_ms", "2000")
+        .set("recovery", "max_turn_ms", "2000");
     let mut pair = Pair::new(&a, &b, service).map_err(text)?;
     let server = example("plain_chat_server").map_err(text)?;
     let server = server.to_str().ok_or("a path that is no text")?.to_owned();

@@ -24,7 +24,6 @@ pub enum Hook {
     Absorbed { handle: u32, n: u64 },
     Close { handle: u32 },
     Wait,
-    Exit,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,10 +76,6 @@ impl App {
 
     pub fn holds(&self) -> usize {
         self.open.len()
-    }
-
-    pub fn between_turns(&self) -> bool {
-        self.writing.is_none() && self.todo.is_empty() && !self.in_turn
     }
 }
 
@@ -429,7 +424,6 @@ impl Node {
                 Hook::Absorbed { handle, n } => self.filter.absorbed(now, channel, 0, handle, n),
                 Hook::Close { handle } => self.filter.close(now, channel, 0, handle, false),
                 Hook::Wait => self.filter.turn_end(now, channel, 0),
-                Hook::Exit => self.filter.exit(now, channel),
             }
         }
         self.filter.set_intents(intent);
