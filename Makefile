@@ -50,7 +50,7 @@ demo: build
 test: test-deps
 	$(CARGO) build $(TESTED) --workspace --lib --bins
 	@$(MAKE) --no-print-directory examples
-	$(CARGO) test $(TESTED) --workspace --exclude tcpr --no-fail-fast -- --test-threads=1
+	$(CARGO) test $(TESTED) --workspace --exclude tcpr --lib --bins --tests -- --test-threads=1
 	$(CARGO) test $(TESTED) --workspace --test header --test e2e -- --test-threads=1
 	$(RELEASE)/tcpr demo
 

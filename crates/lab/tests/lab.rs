@@ -196,8 +196,8 @@ fn processes_run_in_their_host_and_are_signalled() {
     wait_until(LONG, "its children are dead too", || a.pids().is_empty());
 
     // Children that have left the group die with their host.
-    let p = a.spawn("daemon", sh("setsid sleep 1000 & wait")).expect("spawn");
-    wait_until(LONG, "the daemon runs", || a.pids().len() == 2);
+    let p = a.spawn("daemon", sh("setsid sh -c 'echo up; exec sleep 1000' & wait")).expect("spawn");
+    wait_until(LONG, "the daemon runs", || p.out().contains("up"));
     drop(p);
     assert_eq!(a.pids().len(), 1);
     a.kill_all();
