@@ -665,32 +665,6 @@ fn a_backup_that_died_in_contact_leaves_no_doubt() {
 }
 
 #[test]
-fn pauses_do_not_keep_a_master_from_going_on_alone() {
-    let mut t = Lone::paired_master();
-    t.partner = None;
-    t.reach = Some(true);
-    t.put(RoleInput::LinkDown { reset: true });
-    for _ in 0..50 {
-        t.run(25);
-        t.pause(35);
-    }
-    assert_eq!(t.machine.release(), Release::Freely, "{:?}", t.log);
-    // Fenced, because nobody answered for long: it takes evidence for a while, pauses or not.
-    let mut t = Lone::paired_master();
-    t.partner = None;
-    t.reach = Some(false);
-    t.put(RoleInput::LinkDown { reset: true });
-    t.run(300);
-    assert_eq!(t.machine.role(), Role::Fenced);
-    t.reach = Some(true);
-    for _ in 0..50 {
-        t.run(25);
-        t.pause(35);
-    }
-    assert_eq!(t.machine.release(), Release::Freely, "{:?}", t.log);
-}
-
-#[test]
 fn a_backup_that_slept_through_a_handover_refuses_it() {
     let mut t = Lone::full_backup();
     t.pause(1000);
