@@ -212,3 +212,13 @@ pub fn input_queued(fd: c_int) -> usize {
     let result = unsafe { libc::ioctl(fd, libc::FIONREAD, &mut n) };
     if result == 0 && n > 0 { n as usize } else { 0 }
 }
+
+/// For a thread of our own: the application's signals are handled by its own threads.
+pub fn block_signals() {
+    // SAFETY: all zeroes is a valid sigset_t, which sigfillset fills; both pointers are live.
+    unsafe {
+        let mut all: libc::sigset_t = mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+    }
+}

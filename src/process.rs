@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libc::c_int;
 use tcpr_node::channel::client::{Bypass, Client, ClientError};
@@ -24,6 +24,10 @@ struct Environment {
     /// Service and token, if `tcpr run` started us.
     service: Option<(String, String)>,
     log: Option<String>,
+    /// Preloaded, and not by `tcpr run`.
+    may_embed: bool,
+    /// `TCPR_CONFIG`; servers that wipe their environment do so later.
+    config: Option<PathBuf>,
 }
 
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
@@ -32,12 +36,18 @@ static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 pub fn remember_environment() {
     let variable = |name| std::env::var(name).ok();
     let service = variable("TCPR_SERVICE").zip(variable("TCPR_TOKEN"));
-    CONFIGURED.store(service.is_some(), Ordering::Relaxed);
-    let _ = ENVIRONMENT.set(Environment { service, log: variable("TCPR_LOG") });
+    let preloaded = variable("LD_PRELOAD").is_some_and(|list| list.contains("libtcpr"));
+    let may_embed = service.is_none() && preloaded;
+    CONFIGURED.store(service.is_some() || may_embed, Ordering::Relaxed);
+    let config = std::env::var_os("TCPR_CONFIG").map(PathBuf::from);
+    let _ = ENVIRONMENT.set(Environment { service, log: variable("TCPR_LOG"), may_embed, config });
 }
 
-/// There is a configuration that sockets could match: `tcpr run` started us, or `tcpr_init` was called.
+/// There may be a configuration that sockets match: `tcpr run` started us, we are preloaded, or `tcpr_init` was
+/// called.
 static CONFIGURED: AtomicBool = AtomicBool::new(false);
+/// The process that hosts the embedded manager.
+static EMBEDDER: AtomicU32 = AtomicU32::new(0);
 static CLIENT: AtomicPtr<Client> = AtomicPtr::new(std::ptr::null_mut());
 /// The process whose client that is. Another one that sees it was made by vfork or by a raw clone.
 static OWNER: AtomicU32 = AtomicU32::new(0);
@@ -103,6 +113,20 @@ pub fn joined() -> Option<&'static Client> {
     (!client.is_gone()).then_some(client)
 }
 
+/// How to join for a socket that the program did not make by `tcpr_socket`; `None`: it is none of our business.
+pub fn join_for(to: SocketAddr) -> Option<Result<&'static Client, ClientError>> {
+    let environment = ENVIRONMENT.get()?;
+    if let (true, None) = (environment.may_embed, joined()) {
+        let config = environment.config.as_deref();
+        return match crate::embedded::protects(config, to) {
+            Ok(true) => Some(join_or_embed(config)),
+            Ok(false) => None,
+            Err(text) => Some(Err(ClientError { errno: libc::ENOTCONN, text })),
+        };
+    }
+    Some(join())
+}
+
 /// The connection to the manager for an act on a protected descriptor; after a fork it is made here.
 pub fn client() -> Option<&'static Client> {
     if ORPHANED.load(Ordering::Acquire) && is_ours() {
@@ -134,9 +158,29 @@ pub fn join_or_embed(config: Option<&Path>) -> Result<&'static Client, ClientErr
 }
 
 fn embed(config: Option<&Path>) -> Result<Manager, ClientError> {
+    let config = config.or_else(|| ENVIRONMENT.get().and_then(|e| e.config.as_deref()));
     let (service, token) = crate::embedded::start(config)
         .map_err(|text| ClientError { errno: libc::ENOTCONN, text })?;
+    EMBEDDER.store(std::process::id(), Ordering::Relaxed);
     Ok(Manager { service, token, embedded: Some(config.map(Path::to_owned)) })
+}
+
+/// In a forked process: joins the parent's manager, or starts one here if it is gone with the parent. While the parent
+/// is dying neither works: its manager is silent, and holds lock, queues and ports.
+fn connect_or_embed(manager: &mut Manager) -> Result<Client, ClientError> {
+    let deadline = Instant::now() + PATIENCE;
+    let config = manager.embedded.clone().flatten();
+    loop {
+        if let Ok(client) = connect(manager, Duration::ZERO) {
+            return Ok(client);
+        }
+        match embed(config.as_deref()) {
+            Ok(own) => *manager = own,
+            Err(e) if Instant::now() < deadline => log::debug!("not yet: {e}"),
+            Err(e) => return Err(e),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Joins the manager that the environment or `join_or_embed` named.
@@ -156,28 +200,24 @@ pub fn join() -> Result<&'static Client, ClientError> {
     };
     prepare_once();
     let orphaned = ORPHANED.load(Ordering::Acquire);
-    let client = match &manager.embedded {
-        // daemon() leaves the manager's thread behind in a parent that exits; other forks have a live parent.
-        Some(config) if orphaned => match connect(manager, Duration::from_millis(100)) {
-            Err(e) if e.errno == libc::ENOTCONN => {
-                *manager = embed(config.clone().as_deref())?;
-                connect(manager, PATIENCE)?
-            }
-            other => other?,
-        },
+    let client = match manager.embedded {
+        Some(_) if orphaned => connect_or_embed(manager)?,
         _ => connect(manager, PATIENCE)?,
     };
     for fd in client.descriptors() {
         table::set(fd, Some(Entry::Internal));
     }
     let client: &'static Client = Box::leak(Box::new(client));
-    if orphaned {
-        attach_inherited(client);
-    }
     table::claim();
     OWNER.store(std::process::id(), Ordering::Release);
     CLIENT.store(std::ptr::from_ref(client).cast_mut(), Ordering::Release);
     ORPHANED.store(false, Ordering::Release);
+    if orphaned {
+        attach_inherited(client);
+        if manager.embedded.is_some() && EMBEDDER.load(Ordering::Relaxed) != std::process::id() {
+            outlive(client);
+        }
+    }
     let welcome = client.welcome();
     log::info!("joined service \"{}\" as channel {}", welcome.service, welcome.channel);
     Ok(client)
@@ -191,6 +231,28 @@ fn attach_inherited(client: &Client) {
     for (&handle, connection) in lock(&CONNECTIONS).iter().flatten() {
         let tuple = connection.tuple;
         client.push(&Event::Attach { handle, origin: Origin::Inherited, tuple });
+    }
+    for (fd, entry) in table::range(0, u32::MAX) {
+        if let Entry::Listener { port } = entry {
+            ops::tell_listener(client, fd, port);
+        }
+    }
+}
+
+/// The manager is a thread of the process that forked us, which may end at once (daemon) or later: then one is
+/// started here, whatever this process waits for just now.
+fn outlive(client: &'static Client) {
+    let watch = move || {
+        Bypass::this_thread();
+        ffi::block_signals();
+        client.wait_gone();
+        ORPHANED.store(true, Ordering::Release);
+        if let Err(e) = join() {
+            log::error!("the manager is gone with the parent process, and no other can be started: {e}");
+        }
+    };
+    if let Err(e) = std::thread::Builder::new().name("tcpr-watch".to_owned()).spawn(watch) {
+        log::error!("cannot watch the parent's manager: {e}");
     }
 }
 
@@ -352,8 +414,16 @@ pub fn exiting() {
     }
     ffi::guarded((), || {
         let Some(_inside) = Bypass::enter_first() else { return };
-        if let Some(client) = joined() {
-            client.push(&Event::Exit);
+        let Some(client) = joined() else { return };
+        client.push(&Event::Exit);
+        if EMBEDDER.load(Ordering::Relaxed) == std::process::id() {
+            // The manager dies with us: connections are closed while it can still let their FINs pass.
+            for (fd, entry) in table::range(0, u32::MAX) {
+                if matches!(entry, Entry::Connection { .. }) {
+                    ffi::raw_close(fd);
+                }
+            }
+            client.dismiss();
         }
     });
 }
@@ -399,8 +469,8 @@ extern "C" fn after_fork_in_child() {
             // Recovered connections that the parent has not handed out are the parent's.
             held.stash.clear();
         }
-        turn::forget();
         let client = CLIENT.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        turn::forget(!client.is_null() && EMBEDDER.load(Ordering::Relaxed) != 0);
         if client.is_null() {
             return;
         }

@@ -21,6 +21,8 @@ enum Dirty {
     Read,
     /// It wrote.
     Wrote,
+    /// It is the first of a forked process whose manager may have stayed behind in the parent.
+    Orphaned,
 }
 
 thread_local! {
@@ -60,7 +62,7 @@ pub fn before_wait(zero_timeout: impl FnOnce() -> bool) {
 /// Before a read or an accept: ends a turn that has written.
 #[inline]
 pub fn before_read() {
-    if DIRTY.with(Cell::get) == Dirty::Wrote {
+    if DIRTY.with(Cell::get) >= Dirty::Wrote {
         wait(false);
     }
 }
@@ -72,8 +74,9 @@ fn wait(zero_timeout: bool) {
     }
     ffi::guarded((), || {
         let Some(_inside) = Bypass::enter_first() else { return };
-        DIRTY.with(|d| d.set(if zero_timeout { Dirty::Looked } else { Dirty::No }));
-        if let Some(client) = process::joined() {
+        let before = DIRTY.with(|d| d.replace(if zero_timeout { Dirty::Looked } else { Dirty::No }));
+        let client = if before == Dirty::Orphaned { process::client() } else { process::joined() };
+        if let Some(client) = client {
             client.push(&Event::Wait { thread: thread(), zero_timeout });
         }
     });
@@ -99,6 +102,11 @@ pub fn write(
     sent
 }
 
+/// Before a write waits in its middle: what is written so far must leave, or nobody makes room.
+pub fn blocked(client: &Client) {
+    client.push(&Event::Blocked { thread: thread() });
+}
+
 /// Any other event about output.
 pub fn output(client: &Client, event: impl FnOnce(u32) -> Event<'static>) {
     client.push(&event(thread()));
@@ -115,9 +123,10 @@ fn touched(how: Dirty) {
     DIRTY.with(|d| d.set(d.get().max(how)));
 }
 
-/// In the child of a fork: nothing was told on the new channel yet.
-pub fn forget() {
-    DIRTY.with(|d| d.set(Dirty::No));
+/// In the child of a fork: nothing was told on the new channel yet. `orphaned`: its first wait is to join, for
+/// nothing may come to wake it before.
+pub fn forget(orphaned: bool) {
+    DIRTY.with(|d| d.set(if orphaned { Dirty::Orphaned } else { Dirty::No }));
 }
 
 /// Makes the key by which the end of a thread is noticed. Once, when the process joins.

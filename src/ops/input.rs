@@ -175,7 +175,7 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
     // SAFETY: null, or the caller's message.
     let len = unsafe { message.as_ref() }.map_or(0, |m| {
         // SAFETY: the message's own vector.
-        unsafe { total(m.msg_iov, m.msg_iovlen as usize) }
+        unsafe { total(m.msg_iov, m.msg_iovlen) }
     });
     receive(
         fd,

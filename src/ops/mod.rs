@@ -16,7 +16,7 @@ pub use input::{
     __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,
 };
 pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, write, writev};
-pub use sockets::{bind, listen, protected_socket, shutdown, socket};
+pub use sockets::{bind, listen, protected_socket, shutdown, socket, tell_listener};
 
 use libc::c_int;
 use tcpr_node::channel::client::{Bypass, Client};
@@ -30,7 +30,7 @@ fn connection(fd: c_int) -> Option<(&'static Client, u32)> {
     if Bypass::active() {
         return None;
     }
-    ffi::guarded(None, || process::client()).map(|client| (client, handle))
+    ffi::guarded(None, process::client).map(|client| (client, handle))
 }
 
 /// Runs bookkeeping inside the panic boundary and with the hooks of this thread off.

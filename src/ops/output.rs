@@ -168,6 +168,7 @@ fn transmit(
             }
             break;
         }
+        inside((), || turn::blocked(client));
         let patience = patience.get_or_insert_with(|| Patience::of(fd));
         match patience.wait_writable(fd) {
             Ok(()) => {}
@@ -312,7 +313,7 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
     let Some(m) = (unsafe { message.as_ref() }) else { return plain() };
     let extra = (m.msg_controllen > 0 || !m.msg_name.is_null()).then_some(m);
     // SAFETY: the message's own vector, and the C library's function for it.
-    unsafe { put(fd, m.msg_iov, m.msg_iovlen as usize, flags, extra, plain) }
+    unsafe { put(fd, m.msg_iov, m.msg_iovlen, flags, extra, plain) }
 }
 
 /// As in the C library.

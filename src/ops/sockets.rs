@@ -4,7 +4,7 @@ use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
-use tcpr_node::channel::client::Bypass;
+use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::wire::Request;
 use tcpr_node::channel::Event;
 
@@ -145,7 +145,13 @@ fn binding(fd: c_int, to: SocketAddr, candidate: bool) -> Binding {
     if !is_tcp(fd) {
         return Binding::Plain;
     }
-    let joined = if candidate { process::join_or_embed(None) } else { process::join() };
+    let joined = match candidate {
+        true => process::join_or_embed(None),
+        false => match process::join_for(to) {
+            Some(joined) => joined,
+            None => return Binding::Plain,
+        },
+    };
     let client = match joined {
         Ok(client) => client,
         Err(e) => return Binding::Refused(e.into()),
@@ -177,12 +183,18 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
             let Some(at) = local_name(fd).filter(|at| process::protects(client, *at)) else { return };
             let port = at.port();
             table::set(fd, Some(Entry::Listener { port }));
-            if let Err(e) = client.tell(Request::Listen { addr: at.ip().to_canonical(), port, backlog }) {
-                log::error!("the manager did not take note of port {port}: {e}");
-            }
+            tell_listener(client, fd, port);
         });
     }
     result
+}
+
+/// Tells the manager that this process listens.
+pub fn tell_listener(client: &Client, fd: c_int, port: u16) {
+    let Some(at) = local_name(fd) else { return };
+    if let Err(e) = client.tell(Request::Listen { addr: at.ip().to_canonical(), port }) {
+        log::error!("the manager did not take note of port {port}: {e}");
+    }
 }
 
 /// As in the C library.

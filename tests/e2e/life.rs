@@ -1,13 +1,14 @@
 //! Members that come and go, and what is none of tcpr's business.
 
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use tcpr_lab::client::{ChatClients, ChatOptions};
-use tcpr_lab::member::{bin_dir, Service};
-use tcpr_lab::{wait_until, Lab};
+use serde_json::Value;
+use tcpr_lab::member::{bin_dir, Pair, Service};
+use tcpr_lab::{wait_listening, wait_until, Lab};
 
-use crate::world::{built, World, PATIENCE, PORT};
+use crate::world::{built, script, World, PATIENCE, PORT};
 
 fn chat(label: &str) -> (World, ChatClients) {
     let mut w = World::new(label, Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
@@ -21,6 +22,10 @@ fn the_backup_dies_and_comes_back() {
     for _ in 0..3 {
         let master = w.protected();
         w.pair.kill_all(1 - master);
+        // What it held can be read without it.
+        let left = w.pair.tcpr(1 - master, &["sessions", "--json"]).expect("sessions");
+        let left: Value = serde_json::from_slice(&left.stdout).expect("JSON");
+        assert_eq!((&left["manager"], left["sessions"].as_array().map(Vec::len)), (&Value::Bool(false), Some(4)));
         wait_until(PATIENCE, "the master says that it is not protected", || {
             w.pair.status(master).is_ok_and(|s| s["role"] == "master" && s["protected"] == false)
         });
@@ -58,27 +63,106 @@ fn libc_sigterm() -> i32 {
     15
 }
 
-/// What calls return on descriptors that are not protected, with and without the library.
-#[test]
-fn without_a_manager_the_library_is_not_there() {
-    let lab = Lab::new("plain").expect("a lab");
-    let host = lab.host("a", "192.0.2.1/24").expect("host");
-    let library = bin_dir().expect("bin").join("libtcpr.so");
-    let run = |preload: bool| {
-        let mut c = Command::new(built("conformance"));
-        c.args(["192.0.2.1", "7777"]);
-        if preload {
-            c.env("LD_PRELOAD", &library);
-        }
-        let out = host.run(c, Duration::from_secs(60)).expect("conformance runs");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        assert!(out.stderr.is_empty(), "no output unless asked: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).expect("text")
+/// The same lines, one by one, for a message that can be read.
+fn same(plain: &Output, other: &Output, how: &str) {
+    let text = |o: &Output| {
+        assert!(o.status.success(), "{how}: {}: {}", o.status, String::from_utf8_lossy(&o.stderr));
+        String::from_utf8(o.stdout.clone()).expect("text")
     };
-    let (plain, preloaded) = (run(false), run(true));
-    assert!(plain.lines().count() > 100, "{plain}");
-    for (p, q) in plain.lines().zip(preloaded.lines()) {
-        assert_eq!(p, q, "with the library on the right");
+    let (plain, other) = (text(plain), text(other));
+    for (p, q) in plain.lines().zip(other.lines()) {
+        assert_eq!(p, q, "{how} on the right");
     }
-    assert_eq!(plain.lines().count(), preloaded.lines().count());
+    assert_eq!(plain.lines().count(), other.lines().count());
+}
+
+/// Connects to another host, as a server does to its database, and prints what came back.
+const OUTGOING: &str = "
+import hashlib, socket
+s = socket.create_connection(('192.0.2.9', 7000))
+got = hashlib.sha256()
+for i in range(50):
+    sent = bytes([i]) * 20000
+    s.sendall(sent)
+    while sent:
+        part = s.recv(65536)
+        got.update(part)
+        sent = sent[len(part):]
+s.shutdown(socket.SHUT_WR)
+print(got.hexdigest(), s.getsockname()[0], s.recv(1))
+";
+
+/// What calls return on descriptors that are not protected: without the library, with it, and under `tcpr run`.
+#[test]
+fn what_is_not_protected_is_as_without_tcpr() {
+    let lab = Lab::new("plain").expect("a lab");
+    let a = lab.host("a", "192.0.2.1/24").expect("host");
+    let b = lab.host("b", "192.0.2.2/24").expect("host");
+    let peer = lab.host("peer", "192.0.2.9/24").expect("host");
+    let mut echo = Command::new("python3");
+    echo.args([&script("asyncio_echo.py"), "7000"]);
+    let _echo = peer.spawn("echo", echo).expect("echo");
+    wait_listening(&peer, 7000, PATIENCE).expect("the peer listens");
+    let pair = Pair::new(&a, &b, Service::new("plain", PORT).patient()).expect("a pair");
+    let library = bin_dir().expect("bin").join("libtcpr.so");
+    let conformance = built("conformance");
+    for program in [[&conformance, "192.0.2.1", "7777"], ["python3", "-c", OUTGOING]] {
+        let run = |preload: bool| {
+            let mut c = Command::new(program[0]);
+            c.args(&program[1..]);
+            if preload {
+                c.env("LD_PRELOAD", &library);
+            }
+            let out = a.run(c, PATIENCE).expect("the program runs");
+            assert!(out.stderr.is_empty(), "no output unless asked: {}", String::from_utf8_lossy(&out.stderr));
+            out
+        };
+        let plain = run(false);
+        assert!(!plain.stdout.is_empty());
+        same(&plain, &run(true), "with the library");
+        let mut args = vec!["run", "--"];
+        args.extend(program);
+        same(&plain, &pair.tcpr(0, &args).expect("tcpr run"), "under tcpr run");
+    }
+}
+
+/// A client that has more of the output than the backup heard of (its ACKs are lost when the master dies), or less
+/// (the output itself is lost); and one that the takeover's probe reaches too late.
+#[test]
+fn a_peer_has_more_or_less_than_the_backup_knows() {
+    let (mut w, clients) = chat("probe");
+    for round in 0..12 {
+        let (chain, port_is) = [("OUTPUT", "--sport"), ("INPUT", "--dport")][round % 2];
+        let late = round / 2 % 2 == 1;
+        let master = w.protected();
+        let sessions = w.pair.tcpr(master, &["sessions", "--json"]).expect("sessions");
+        let sessions: Value = serde_json::from_slice(&sessions.stdout).expect("JSON");
+        let one = &sessions["sessions"][w.rng.range(0, 3) as usize]["peer"];
+        let port = one.as_str().and_then(|p| p.rsplit(':').next()).expect("a peer").to_owned();
+        let rule = |w: &World, what: &str| {
+            let mut c = Command::new("iptables");
+            c.args(["-w", what, chain, "-p", "tcp", port_is, &port, "-j", "DROP"]);
+            let out = w.peer.run(c, PATIENCE).expect("iptables runs");
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        };
+        rule(&w, "-I");
+        let while_deaf = w.rng.duration(Duration::from_millis(20), Duration::from_millis(400));
+        std::thread::sleep(while_deaf);
+        w.pair.kill_all(master);
+        if !late {
+            rule(&w, "-D");
+        }
+        w.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("{e}"));
+        if late {
+            let later = w.rng.duration(Duration::ZERO, Duration::from_millis(300));
+            std::thread::sleep(later);
+            rule(&w, "-D");
+        }
+        w.pair.restart(master).expect("restart");
+        if let Err(e) = clients.wait_progress(PATIENCE).and_then(|()| clients.check()) {
+            panic!("round {round}, {chain}, late {late}: {e}\n{}", w.pair.describe());
+        }
+        eprintln!("round {round}: {chain} of {port}, late {late}");
+    }
+    w.end(clients);
 }

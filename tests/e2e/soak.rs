@@ -6,16 +6,7 @@ use std::time::{Duration, Instant};
 use tcpr_lab::client::{ChatClients, ChatOptions};
 use tcpr_lab::member::Service;
 
-use crate::world::{built, World, PORT};
-
-/// Ends the busy loops with the test, passed or failed.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
+use crate::world::{built, Stop, World, PORT};
 
 #[test]
 #[ignore = "make soak MINUTES=n"]

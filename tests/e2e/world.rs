@@ -1,16 +1,26 @@
 //! Two members, a peer, and the ways in which a master is lost.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tcpr_lab::client::{Clients, End, Protocol};
-use tcpr_lab::member::{example, Pair, Service};
+use tcpr_lab::member::{example, Hosted, Pair, Service};
 use tcpr_lab::{seed_from_env, wait_listening, Capture, CaptureOptions, Host, Lab, Rng, SegFilter};
 
 /// The protected port.
 pub const PORT: u16 = 5555;
 /// How long anything may take on a machine that stands still now and then.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Ends what runs beside a test with it, passed or failed.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// How the master is lost.
 #[derive(Clone, Copy, Debug)]
@@ -23,9 +33,11 @@ pub enum Fault {
     Cut,
     /// `tcpr switchover`.
     Switchover,
+    /// Everything on it stands still (SIGSTOP), is taken for dead, and goes on later.
+    Freeze,
 }
 
-use Fault::{Cut, KillAll, KillServer, Switchover};
+use Fault::{Cut, Freeze, KillAll, KillServer, Switchover};
 
 /// A running pair, and a peer whose traffic is captured.
 pub struct World {
@@ -48,8 +60,13 @@ pub fn script(name: &str) -> String {
 }
 
 impl World {
-    /// Both members run `program`, protected, and the server listens.
+    /// Both members run `program` by `tcpr run`, protected, and the server listens.
     pub fn new(label: &str, service: Service, program: &[&str]) -> World {
+        World::hosted(label, service, program, Hosted::ByRun)
+    }
+
+    /// The same with another host of the managers.
+    pub fn hosted(label: &str, service: Service, program: &[&str], by: Hosted) -> World {
         let seed = seed_from_env();
         eprintln!("{label}: TCPR_SEED={seed}");
         let lab = Lab::new(label).expect("a lab");
@@ -58,6 +75,7 @@ impl World {
         let peer = lab.host("peer", "192.0.2.9/24").expect("host peer");
         // A failover that nobody caused is another test.
         let mut pair = Pair::new(&a, &b, service.patient()).expect("a pair");
+        pair.hosted(by);
         pair.start_both(program).expect("both members start");
         let capture = peer.capture(CaptureOptions::port(PORT)).expect("capture");
         let w = World { pair, capture, peer, rng: Rng::new(seed), _lab: lab };
@@ -82,8 +100,8 @@ impl World {
 
     /// The faults of one test: each of them in turn, then any.
     pub fn faults(&mut self, n: usize) -> Vec<Fault> {
-        let all = [Switchover, Cut, KillServer, KillAll];
-        (0..n).map(|i| if i < all.len() { all[i] } else { all[self.rng.range(0, 3) as usize] }).collect()
+        let all = [Switchover, Cut, KillServer, KillAll, Freeze];
+        (0..n).map(|i| if i < all.len() { all[i] } else { all[self.rng.range(0, 4) as usize] }).collect()
     }
 
     /// One failover: the fault at a random moment, the other member takes over, the first one rejoins.
@@ -94,6 +112,7 @@ impl World {
             KillServer => self.pair.kill_program(master).expect("kill"),
             KillAll => self.pair.kill_all(master),
             Cut => self.pair.host(master).cut_silent().expect("cut"),
+            Freeze => self.pair.host(master).freeze(),
             Switchover => self.pair.switchover().expect("switchover"),
         }
         self.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("after {fault:?} of {master}: {e}"));
@@ -102,6 +121,11 @@ impl World {
             Cut => {
                 std::thread::sleep(self.rng.duration(Duration::ZERO, Duration::from_millis(500)));
                 self.pair.host(master).heal().expect("heal");
+            }
+            Freeze => {
+                // Its packets wait in its queues, and its virtual IP may still be there when it wakes.
+                std::thread::sleep(self.rng.duration(Duration::ZERO, Duration::from_millis(1500)));
+                self.pair.host(master).thaw();
             }
             KillServer | Switchover => {}
         }

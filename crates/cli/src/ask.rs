@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tcpr_node::config::Config;
 use tcpr_node::manager::control::{socket_path, ControlRequest};
+use tcpr_node::table;
 
 use crate::{load, Common};
 
@@ -71,10 +72,18 @@ pub fn status(common: &Common) -> Result<u8, String> {
     Ok(u8::from(!protected))
 }
 
-/// `tcpr sessions`.
+/// `tcpr sessions`: of the manager, or what a dead one has left.
 pub fn sessions(common: &Common) -> Result<u8, String> {
     let config = load(common.config.as_ref())?;
-    let answer = ask(&config, &ControlRequest::Sessions)?;
+    let answer = match ask(&config, &ControlRequest::Sessions) {
+        Ok(answer) => answer,
+        Err(why) => {
+            let path = table::path(&config.service.state_dir);
+            let (pid, rows) = table::read(&path).map_err(|e| format!("{why}; and no record of one: {e}"))?;
+            eprintln!("tcpr: {why}; this is what the last one (pid {pid}) held, from {}", path.display());
+            serde_json::json!({ "member": config.me().name, "manager": false, "sessions": rows })
+        }
+    };
     if common.json {
         println!("{answer}");
         return Ok(0);

@@ -185,6 +185,17 @@ impl Service {
     }
 }
 
+/// Who hosts the manager of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hosted {
+    /// `tcpr run`, which starts the program.
+    ByRun,
+    /// The program itself, linked with libtcpr.
+    ByLinked,
+    /// The program itself, with libtcpr preloaded.
+    ByPreloaded,
+}
+
 /// Two members, numbered 0 and 1, each with its configuration and, once started, `tcpr run` and its program.
 pub struct Pair {
     service: Service,
@@ -193,6 +204,7 @@ pub struct Pair {
     processes: [Option<Process>; 2],
     programs: [Vec<String>; 2],
     env: Vec<(String, String)>,
+    hosted: Hosted,
 }
 
 impl Pair {
@@ -217,7 +229,13 @@ impl Pair {
             processes: [None, None],
             programs: [Vec::new(), Vec::new()],
             env: Vec::new(),
+            hosted: Hosted::ByRun,
         })
+    }
+
+    /// Who hosts the managers of what is started from now on.
+    pub fn hosted(&mut self, by: Hosted) {
+        self.hosted = by;
     }
 
     /// An environment variable for everything started from now on.
@@ -263,14 +281,24 @@ impl Pair {
         self.processes[i] = None;
         let mut c = self.command(&["run"], i)?;
         c.arg("--").args(&self.programs[i]);
+        if self.hosted != Hosted::ByRun {
+            let [program, args @ ..] = &self.programs[i][..] else { return Err(other("no program")) };
+            c = Command::new(program);
+            c.args(args).envs(self.env.iter().map(|(k, v)| (k, v)));
+            c.env("TCPR_CONFIG", &self.configs[i]).env("LD_LIBRARY_PATH", bin_dir()?);
+        }
+        if self.hosted == Hosted::ByPreloaded {
+            c.env("LD_PRELOAD", bin_dir()?.join("libtcpr.so"));
+        }
         self.processes[i] = Some(self.hosts[i].spawn("tcpr", c)?);
         Ok(())
     }
 
-    /// `tcpr ARGS --config F`; the library directory is in LD_LIBRARY_PATH for programs that are linked.
+    /// `tcpr COMMAND --config F ARGS`; the library directory is in LD_LIBRARY_PATH for programs that are linked.
     fn command(&self, args: &[&str], i: usize) -> io::Result<Command> {
         let mut c = Command::new(tcpr_bin()?);
-        c.args(args).arg("--config").arg(&self.configs[i]);
+        let [command, args @ ..] = args else { return Err(other("no command")) };
+        c.arg(command).arg("--config").arg(&self.configs[i]).args(args);
         c.env("LD_LIBRARY_PATH", bin_dir()?);
         c.envs(self.env.iter().map(|(k, v)| (k, v)));
         Ok(c)
@@ -304,7 +332,7 @@ impl Pair {
 
     /// Runs a `tcpr` command on member `i` to its end.
     pub fn tcpr(&self, i: usize, args: &[&str]) -> io::Result<Output> {
-        self.hosts[i].run(self.command(args, i)?, Duration::from_secs(20))
+        self.hosts[i].run(self.command(args, i)?, Duration::from_secs(60))
     }
 
     /// `tcpr status --json` of member `i`; an error when no manager answers.
@@ -387,7 +415,11 @@ impl Pair {
             let name = self.hosts[i].name();
             match (&self.processes[i], self.status(i)) {
                 (None, _) => t.push_str(&format!("{name}: not running\n")),
-                (Some(_), Ok(s)) => t.push_str(&format!("{name}: {s}\n")),
+                (Some(_), Ok(s)) => {
+                    t.push_str(&format!("{name}: {s}\n"));
+                    let rows = self.tcpr(i, &["sessions"]).map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
+                    rows.unwrap_or_default().lines().take(12).for_each(|row| t.push_str(&format!("{name}: {row}\n")));
+                }
                 (Some(_), Err(e)) => t.push_str(&format!("{name}: {e}\n")),
             }
             if let Some(p) = &self.processes[i] {

@@ -130,6 +130,7 @@ impl Service {
             framing: Framing::None,
             unanswered: Unanswered::Redeliver,
             max_unanswered_bytes: DEFAULT_MAX_UNANSWERED_BYTES,
+            independent: false,
         }
     }
 }

@@ -14,4 +14,5 @@ pub mod reach;
 pub mod repair;
 pub mod rules;
 pub mod sockdiag;
+pub mod table;
 pub mod vip;

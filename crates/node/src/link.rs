@@ -57,6 +57,8 @@ pub struct Link {
     closed: Option<CloseReason>,
 }
 
+// One link a manager: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 enum State {
     /// Dialer: the kernel is connecting.
     Connecting { deadline: Now },

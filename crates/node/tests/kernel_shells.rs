@@ -254,7 +254,7 @@ fn a_restored_connection_goes_on_and_has_the_same_parameters() {
     assert_eq!((before.snd_wnd, before.max_window), (after.snd_wnd, after.max_window));
     assert_eq!((before.rcv_wnd, before.rcv_wup), (after.rcv_wnd, after.rcv_wup));
     thread::sleep(Duration::from_millis(20));
-    assert_eq!(tap.from_service(), [], "neither the end nor the restoration may be heard");
+    assert_eq!(tap.segments_of_service(), [], "neither the end nor the restoration may be heard");
 
     server.set_nonblocking(false).unwrap();
     thread::scope(|scope| {
@@ -317,7 +317,7 @@ fn a_queue_pushed_as_sent_is_retransmitted_when_its_timer_runs_out() {
     println!("first segment after {:?}", start.elapsed());
     let mut byte = [0; 1];
     client.read_exact(&mut byte).unwrap();
-    println!("first byte of the queue after {:?}: {:?}", start.elapsed(), tap.from_service());
+    println!("first byte of the queue after {:?}: {:?}", start.elapsed(), tap.segments_of_service());
     assert_eq!(read_n(&mut client, 4999), lost[1..]);
     println!("all of the queue after {:?}", start.elapsed());
 }
@@ -433,28 +433,28 @@ fn a_restored_connection_does_not_keep_a_listener_from_its_port() {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Held {
     /// No socket existed when it arrived: the other machine has taken over.
-    ForNobody,
+    Nobody,
     /// It came for a socket that is dead now: same machine. The kernel looked that one up before the queue
     /// (early demux), and delivers to it.
-    ForTheDead,
+    Dead,
     /// As before, but dropped, and injected again as a raw packet.
-    ForTheDeadInjected,
+    DeadInjected,
     /// As before with tcp_early_demux off.
-    ForTheDeadNoDemux,
+    DeadNoDemux,
 }
 
 #[test]
 fn a_packet_held_during_the_restoration_reaches_the_new_socket_unless_it_came_for_the_old_one() {
-    for held in [Held::ForNobody, Held::ForTheDead, Held::ForTheDeadInjected, Held::ForTheDeadNoDemux] {
+    for held in [Held::Nobody, Held::Dead, Held::DeadInjected, Held::DeadNoDemux] {
         let net = Net::new();
         let (mut client, server) = net.connection();
         let before = settled(&server);
         let (local, peer) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
         let mut old = Some(server);
         match held {
-            Held::ForNobody => close_silently(old.take().unwrap().into()).unwrap(),
-            Held::ForTheDeadNoDemux => net.a(|| sysctl("tcp_early_demux", "0")),
-            Held::ForTheDead | Held::ForTheDeadInjected => {}
+            Held::Nobody => close_silently(old.take().unwrap().into()).unwrap(),
+            Held::DeadNoDemux => net.a(|| sysctl("tcp_early_demux", "0")),
+            Held::Dead | Held::DeadInjected => {}
         }
         net.a(|| rule("INPUT", &format!("--dport 5555 -m mark ! --mark {MARK:#x}"), 0));
         let mut queue = net.a(|| Queue::open(0).unwrap());
@@ -470,7 +470,7 @@ fn a_packet_held_during_the_restoration_reaches_the_new_socket_unless_it_came_fo
         let restored = net.a(|| restore(&spec(&before, local, peer)).unwrap());
         let epoll = Epoll::new(restored.as_raw_fd());
         assert!(!epoll.ready(0));
-        if held == Held::ForTheDeadInjected {
+        if held == Held::DeadInjected {
             let mut raw = net.a(|| RawSender::open().unwrap());
             set_checksum(&mut packet);
             raw.send(&packet).unwrap();
@@ -481,7 +481,7 @@ fn a_packet_held_during_the_restoration_reaches_the_new_socket_unless_it_came_fo
         queue.flush().unwrap();
         let delivered = epoll.ready(50);
         println!("{held:?}: {delivered}");
-        assert_eq!(delivered, held != Held::ForTheDead);
+        assert_eq!(delivered, held != Held::Dead);
         if delivered {
             assert_eq!(read_n(&mut TcpStream::from(restored), 4), b"held");
             let client = read_state(client.as_fd()).unwrap();
@@ -503,7 +503,7 @@ fn an_abort_is_silent_whoever_else_has_the_socket() {
     println!("next read: {:?}, write: {:?}", server.read(&mut [0; 1]), server.write(b"x"));
     drop(server);
     thread::sleep(Duration::from_millis(50));
-    assert_eq!(tap.from_service(), []);
+    assert_eq!(tap.segments_of_service(), []);
 }
 
 #[test]
@@ -533,10 +533,10 @@ fn another_process_can_be_killed_with_its_connections_silent() {
         child.kill().unwrap();
         child.wait().unwrap();
         thread::sleep(Duration::from_millis(50));
-        assert_eq!(tap.from_service(), [], "while we hold it, nothing happens");
+        assert_eq!(tap.segments_of_service(), [], "while we hold it, nothing happens");
         drop(ours);
         thread::sleep(Duration::from_millis(50));
-        let sent = tap.from_service();
+        let sent = tap.segments_of_service();
         let left = net.a(|| SockDiag::open().unwrap().list(&[SERVICE]).unwrap());
         let left: Vec<_> = left.iter().filter(|socket| socket.peer == peer).collect();
         println!("repair {repair}, kept past the kill {keep}: sent {sent:?}, left {left:?}");
@@ -640,16 +640,16 @@ fn an_injected_segment_is_received_whatever_the_filters_say() {
         bad[20 + 16] ^= 1;
         raw.send(&bad).unwrap();
         assert!(!epoll.ready(50), "the checksum is believed blindly");
-        assert_eq!(tap.from_service(), []);
+        assert_eq!(tap.segments_of_service(), []);
 
         raw.send(&good).unwrap();
         assert!(epoll.ready(1000), "rp_filter {rp_filter}");
         assert_eq!(read_n(&mut server, 8), b"injected");
         thread::sleep(Duration::from_millis(100));
-        let acks = tap.from_service();
+        let acks = tap.segments_of_service();
         assert!(acks.iter().all(|a| *a == (ACK, spec.snd_una_seq, spec.rcv_nxt_seq + 8)), "{acks:?}");
         assert!(!acks.is_empty(), "the ACK goes out of the real interface");
-        assert_eq!(lo.from_service(), [], "and not over lo");
+        assert_eq!(lo.segments_of_service(), [], "and not over lo");
 
         // Of any size up to 64 KiB, for lo takes it.
         let spec_next = spec.rcv_nxt_seq + 8;
@@ -768,7 +768,7 @@ fn connections_are_listed_and_destroyed_with_a_reset() {
     assert_eq!(server.read(&mut [0; 8]).unwrap_err().raw_os_error(), Some(libc::ECONNABORTED));
     assert_eq!(diag.list(&[SERVICE]).unwrap(), []);
     thread::sleep(Duration::from_millis(50));
-    assert!(tap.from_service().iter().all(|(flags, ..)| flags & RST != 0));
+    assert!(tap.segments_of_service().iter().all(|(flags, ..)| flags & RST != 0));
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
@@ -797,7 +797,7 @@ fn orphans_are_destroyed_too() {
         let tap = net.tap();
         assert!(diag.destroy(SERVICE, peer).unwrap());
         thread::sleep(Duration::from_millis(50));
-        println!("orphan {orphan:?}: sent {:?}, left {:?}", tap.from_service(), find(&mut diag));
+        println!("orphan {orphan:?}: sent {:?}, left {:?}", tap.segments_of_service(), find(&mut diag));
         assert_eq!(find(&mut diag), None);
         if wanted == state::FIN_WAIT1 {
             net.b(|| iptables("-D INPUT -p tcp --sport 5555 -j DROP"));
@@ -830,7 +830,7 @@ fn time_wait_can_be_destroyed_in_silence_for_a_restoration() {
             restored.map(|socket| close_silently(socket).unwrap()).ok();
             diag.destroy(SERVICE, peer).unwrap();
             thread::sleep(Duration::from_millis(20));
-            assert_eq!(tap.from_service(), []);
+            assert_eq!(tap.segments_of_service(), []);
         }
     }
 }
@@ -963,7 +963,7 @@ impl Tap {
     }
 
     /// Flags, sequence number and ACK of the segments that came from the service since the last call.
-    fn from_service(&self) -> Vec<(u8, u32, u32)> {
+    fn segments_of_service(&self) -> Vec<(u8, u32, u32)> {
         let mut found = Vec::new();
         let mut buffer = vec![0u8; 70_000];
         loop {

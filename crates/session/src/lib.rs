@@ -2,6 +2,7 @@
 //! in, actions come out. `docs/architecture.md` is the map.
 #![forbid(unsafe_code)]
 
+pub mod bytes;
 pub mod filter;
 pub mod framing;
 pub mod record;

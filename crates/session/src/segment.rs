@@ -322,7 +322,7 @@ impl Build<'_> {
 
     /// The same with further options, as on a SYN; their length is a multiple of four.
     pub fn write_with(&self, further: &[u8], out: &mut Vec<u8>) {
-        debug_assert!(further.len() % 4 == 0 && further.len() <= 28, "options are padded and there is room");
+        debug_assert!(further.len().is_multiple_of(4) && further.len() <= 28, "options are padded and there is room");
         out.clear();
         let options = further.len() + if self.timestamps.is_some() { 12 } else { 0 };
         let tcp_len = 20 + options + self.payload.len();

@@ -41,6 +41,9 @@ pub struct PortPolicy {
     pub unanswered: Unanswered,
     /// A session with more input than this that is read and not done is torn.
     pub max_unanswered_bytes: u64,
+    /// What is written to a session follows from that session's input alone, as in a file server: each is judged as
+    /// if the turn had touched no other.
+    pub independent: bool,
 }
 
 impl PortPolicy {
@@ -54,6 +57,7 @@ impl PortPolicy {
                 Unanswered::Redeliver
             },
             max_unanswered_bytes: 4 << 20,
+            independent: false,
         }
     }
 }
@@ -107,6 +111,8 @@ struct OpenTurn {
     group: u32,
     /// The session this thread read last, and how far: a write answers it.
     last_read: Option<(SessionId, u64)>,
+    /// It looked for events without waiting, and what it had written until then was let go as open.
+    looked: bool,
 }
 
 /// Open turns that commit as one.
@@ -200,6 +206,7 @@ impl TurnPolicy {
 
     /// The thread took `n` bytes of input from the socket (0: it saw the end).
     pub fn read(&mut self, now: Now, t: Thread, s: SessionId, n: u64) {
+        self.reads_on(t, s);
         if !self.touch(t, s) {
             return;
         }
@@ -217,7 +224,11 @@ impl TurnPolicy {
 
     /// The thread wrote: the kernel took `taken` bytes (or they were absorbed), and not all if `short`.
     pub fn write(&mut self, now: Now, t: Thread, s: SessionId, taken: u64, short: bool) {
-        if (taken == 0 && !short) || !self.touch(t, s) {
+        if taken == 0 && !short {
+            return;
+        }
+        self.writes_on(t, s);
+        if !self.touch(t, s) {
             return;
         }
         if let Some(p) = self.sessions.get_mut(&s) {
@@ -278,6 +289,76 @@ impl TurnPolicy {
     /// The thread is about to wait, or said commit.
     pub fn turn_end(&mut self, _now: Now, t: Thread) {
         self.thread_gone(t);
+    }
+
+    /// The thread looks for events with a timeout of zero: it has more to do. A turn that has only read goes on. One
+    /// that has written lets its output go, and its responses stay open until the thread waits, or reads on; only a
+    /// turn over sessions that depend on each other ends here. Tells whether it ended.
+    pub fn look(&mut self, t: Thread) -> bool {
+        let Some(turn) = self.threads.get(&t) else {
+            return true;
+        };
+        let g = turn.group;
+        let group = &self.groups[g as usize];
+        if !group.sessions.iter().any(|s| self.pending(*s)) {
+            return false;
+        }
+        if group.threads.len() > 1 || (group.several && !self.independent(g)) {
+            self.thread_gone(t);
+            return true;
+        }
+        self.let_go(g);
+        if let Some(turn) = self.threads.get_mut(&t) {
+            turn.looked = true;
+        }
+        false
+    }
+
+    /// The thread waits in the middle of a write, for a peer that does not take what it has written so far unless it
+    /// gets it. Only a turn over sessions that depend on each other keeps it back, for as long as a turn may last.
+    pub fn blocked(&mut self, t: Thread) {
+        let Some(g) = self.threads.get(&t).map(|turn| turn.group) else {
+            return;
+        };
+        let group = &self.groups[g as usize];
+        if group.threads.len() == 1 && (!group.several || self.independent(g)) {
+            self.let_go(g);
+        }
+    }
+
+    /// Lets the output of a turn go that is not over: its responses are open.
+    fn let_go(&mut self, g: u32) {
+        self.groups[g as usize].deadline = None;
+        self.settle_group(g, |p| p.settle(true, true));
+    }
+
+    /// After a look, reading on says that the response before it was whole.
+    fn reads_on(&mut self, t: Thread, s: SessionId) {
+        let Some(turn) = self.threads.get(&t).filter(|turn| turn.looked) else {
+            return;
+        };
+        if !self.independent(turn.group) {
+            self.thread_gone(t);
+        } else if self.groups[turn.group as usize].sessions.contains(&s) {
+            self.commit(&[s], |p| p.settle(true, false));
+        }
+    }
+
+    /// After a look, writing goes on with the open response, or ends it by going elsewhere.
+    fn writes_on(&mut self, t: Thread, s: SessionId) {
+        let Some(turn) = self.threads.get(&t).filter(|turn| turn.looked) else {
+            return;
+        };
+        let here = self.groups[turn.group as usize].sessions.contains(&s);
+        if !here && !self.independent(turn.group) {
+            self.thread_gone(t);
+        }
+    }
+
+    /// Whether no session of the group depends on another one.
+    fn independent(&self, g: u32) -> bool {
+        let independent = |s| self.sessions.get(s).is_none_or(|p| p.policy.independent);
+        self.groups[g as usize].sessions.iter().all(independent)
     }
 
     /// The thread ended: so did its turn.
@@ -356,7 +437,10 @@ impl TurnPolicy {
             let (several, one_thread) = (group.several, group.threads.len() <= 1);
             self.counters.timeouts += 1;
             if several && one_thread {
-                self.settle_group(g, Progress::settle_part);
+                self.settle_group(g, |p| match p.policy.independent {
+                    true => p.settle(true, true),
+                    false => p.settle_part(),
+                });
                 continue;
             }
             self.commit_group(g, true);
@@ -428,8 +512,9 @@ impl TurnPolicy {
         let Some((r, upto)) = self.threads.get(&t).and_then(|turn| turn.last_read) else {
             return;
         };
+        let independent = self.sessions.get(&r).is_some_and(|p| p.policy.independent);
         // It may have left the group when an overlong turn was split.
-        if r != s && self.touch(t, r) {
+        if r != s && !independent && self.touch(t, r) {
             if let Some(p) = self.sessions.get_mut(&r) {
                 p.answer(upto);
             }
@@ -466,7 +551,7 @@ impl TurnPolicy {
         group.shared |= group.channel != channel_of(t);
         group.threads.push(t);
         let group = g;
-        self.threads.insert(t, OpenTurn { group, last_read });
+        self.threads.insert(t, OpenTurn { group, last_read, looked: false });
     }
 
     fn add_session(&mut self, g: u32, s: SessionId) {
@@ -542,7 +627,7 @@ impl TurnPolicy {
 
     fn commit_group(&mut self, g: u32, timeout: bool) {
         let alone = !self.groups[g as usize].several;
-        self.settle_group(g, |p| p.settle(alone, timeout));
+        self.settle_group(g, |p| p.settle(alone || p.policy.independent, timeout));
     }
 
     fn settle_group(&mut self, g: u32, settle: impl Fn(&mut Progress) -> Settled) {

@@ -640,6 +640,7 @@ proptest! {
                                 bytes: [1, 2, 4, 8, 5][rng.below(5)],
                                 big_endian: rng.chance(50),
                                 counts_whole_message: rng.chance(50),
+                                independent: false,
                             },
                         ][framing],
                         unanswered: if discard { Unanswered::Discard } else { Unanswered::Redeliver },
@@ -682,7 +683,7 @@ proptest! {
             }
         }
         for t in 0..9u64 {
-            p.turn_end(Duration::ZERO, (t / 3) << 32 | t % 3);
+            p.turn_end(Duration::ZERO, ((t / 3) << 32) | (t % 3));
         }
         while p.poll_commit(&mut commit) {}
         prop_assert!(!p.has_uncommitted() && p.poll_timeout().is_none());

@@ -109,6 +109,8 @@ struct Requesting {
 
 /// How long a request may take. The manager answers within its loop; it is slow only when it is in trouble.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a watched manager is looked at.
+const WATCH_NAP: Duration = Duration::from_millis(20);
 /// How long a producer naps between looks at a full ring.
 const FULL_NAP: Duration = Duration::from_micros(100);
 
@@ -176,6 +178,7 @@ impl Client {
         let kicks = matches!(
             event,
             Event::Wait { .. }
+                | Event::Blocked { .. }
                 | Event::Commit { .. }
                 | Event::Exit
                 | Event::Close { .. }
@@ -259,6 +262,23 @@ impl Client {
                 Ok((sessions.into_iter().zip(fds).collect(), more))
             }
             _ => Err(protocol("recovered sessions without their descriptors")),
+        }
+    }
+
+    /// Has an embedded manager leave in order, and waits until it has.
+    pub fn dismiss(&self) {
+        // Answered by its end.
+        let _ = self.request(Request::Dismiss);
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until the manager is gone.
+    pub fn wait_gone(&self) {
+        let _inside = Bypass::enter();
+        while !self.is_gone() {
+            // Not for long under the lock that requests need.
+            self.look_for_manager();
+            nap(WATCH_NAP);
         }
     }
 

@@ -98,6 +98,11 @@ pub enum Event<'a> {
         /// Whether it only looks, with a timeout of zero.
         zero_timeout: bool,
     },
+    /// The thread is about to wait until the kernel takes more of a write that is not whole.
+    Blocked {
+        /// Who waits.
+        thread: u32,
+    },
     /// `tcpr_consume`: the application says how much of the input is done.
     Consume {
         /// Who says so.

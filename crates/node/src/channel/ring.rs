@@ -45,6 +45,7 @@ const KIND_SHUTDOWN: u8 = 7;
 const KIND_CLOSE: u8 = 8;
 const KIND_EXIT: u8 = 9;
 const KIND_ABSORBED: u8 = 10;
+const KIND_BLOCKED: u8 = 11;
 
 /// State of a write: it is closed, and the low bits tell how much the kernel took.
 const CLOSED: u32 = 0x8000_0000;
@@ -274,6 +275,7 @@ impl Producer {
             Event::Wait { thread, zero_timeout } => {
                 raw = Raw { kind: KIND_WAIT, thread, flags: zero_timeout.into(), ..raw };
             }
+            Event::Blocked { thread } => raw = Raw { kind: KIND_BLOCKED, thread, ..raw },
             Event::Consume { thread, handle, n } => {
                 raw = Raw { kind: KIND_CONSUME, thread, handle, a: n, ..raw };
             }
@@ -528,6 +530,7 @@ fn event<'a>(
         }
         KIND_READ => Event::Read { thread, handle, n },
         KIND_WAIT => Event::Wait { thread, zero_timeout: raw.flags & 1 != 0 },
+        KIND_BLOCKED => Event::Blocked { thread },
         KIND_CONSUME => Event::Consume { thread, handle, n },
         KIND_COMMIT => Event::Commit { thread },
         KIND_SHUTDOWN => Event::Shutdown { thread, handle },

@@ -86,8 +86,6 @@ pub enum Request {
         addr: IpAddr,
         /// On which port.
         port: u16,
-        /// With which backlog.
-        backlog: i32,
     },
     /// Hand the service over to the partner.
     Switchover,
@@ -96,6 +94,8 @@ pub enum Request {
         /// Its addresses.
         tuple: FourTuple,
     },
+    /// The process that hosts this manager exits, and the manager with it: answered by the end of the channel.
+    Dismiss,
 }
 
 /// One restored session; its descriptor travels beside the message, in the same order.

@@ -51,6 +51,7 @@ pub(super) struct Port {
     pub framing: Option<toml::Value>,
     pub unanswered: Option<String>,
     pub max_unanswered_bytes: Option<i64>,
+    pub independent: Option<bool>,
     pub greeting: Option<String>,
 }
 

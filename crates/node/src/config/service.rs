@@ -176,6 +176,7 @@ fn port(m: &mut Mistakes, r: &raw::Port) -> Port {
             framing,
             unanswered,
             max_unanswered_bytes,
+            independent: r.independent.unwrap_or(false),
         },
         greeting,
     }

@@ -113,6 +113,7 @@ port = 5555
 framing = "lines"
 unanswered = "redeliver"
 max_unanswered_bytes = 1000
+independent = true
 greeting = "absorb"
 [[service.ports]]
 port = 179
@@ -158,6 +159,7 @@ endpoints = ["http://192.0.2.10:2379"]
         (lines.policy.max_unanswered_bytes, lines.greeting),
         (1000, Greeting::Absorb)
     );
+    assert!(lines.policy.independent && !c.service.ports[1].policy.independent);
     let bgp = &c.service.ports[1].policy;
     assert!(matches!(
         bgp.framing,

@@ -49,7 +49,7 @@ impl Window {
     /// `size` bytes of room behind what is filled.
     fn room(&mut self, size: usize) -> &mut [u8] {
         if self.bytes.len() - self.end < size {
-            self.to_front();
+            self.move_to_front();
             if self.bytes.len() - self.end < size {
                 self.bytes.resize((self.end + size).next_power_of_two(), 0);
             }
@@ -57,7 +57,7 @@ impl Window {
         &mut self.bytes[self.end..self.end + size]
     }
 
-    fn to_front(&mut self) {
+    fn move_to_front(&mut self) {
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -239,7 +239,7 @@ impl Inbox {
 
     /// One read; how much it gave, 0 at the end of the stream.
     pub fn fill(&mut self, from: &mut impl Read) -> io::Result<usize> {
-        self.wire.to_front();
+        self.wire.move_to_front();
         let room = self.wire.bytes.len() - self.wire.end;
         debug_assert!(room > 0, "a frame is shorter than the buffer");
         let end = self.wire.end;

@@ -155,11 +155,14 @@ pub(crate) fn offer(config: &LinkConfig) -> Result<(HandshakeState, [u8; OFFER_L
     Ok((noise, offer))
 }
 
+/// Why a dialer is turned away, and the answer that tells it.
+type Refusal = (Fault, Option<[u8; CLEAR_LEN]>);
+
 /// The listener's step. A refusal comes with the answer that tells the dialer why.
 pub(crate) fn answer(
     config: &LinkConfig,
     offer: &[u8; OFFER_LEN],
-) -> Result<(Agreed, [u8; ANSWER_LEN]), (Fault, Option<[u8; CLEAR_LEN]>)> {
+) -> Result<(Agreed, [u8; ANSWER_LEN]), Refusal> {
     let refuse = |fault| (fault, refusal(config, fault));
     if !may_be_tcpr(offer) {
         return Err(refuse(Fault::NotTcpr));

@@ -64,7 +64,9 @@ fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
         }
         Event::Write { thread, handle, short, bytes, .. } => filter.write_out(now, id, thread, handle, bytes, short),
         Event::Read { thread, handle, n } => filter.read(now, id, thread, handle, n),
+        Event::Wait { thread, zero_timeout: true } => filter.look(now, id, thread),
         Event::Wait { thread, .. } | Event::Commit { thread } => filter.turn_end(now, id, thread),
+        Event::Blocked { thread } => filter.blocked(id, thread),
         Event::Consume { thread, handle, n } => filter.consume(id, thread, handle, n),
         Event::Shutdown { thread, handle } => filter.shutdown(now, id, thread, handle),
         Event::Close { thread, handle, abort } => filter.close(now, id, thread, handle, abort),
@@ -220,6 +222,16 @@ impl Manager {
                     Err(why) => Reply::Error { errno: libc::ENOTCONN, text: why.to_owned() },
                 };
                 self.reply(id, number, reply);
+            }
+            Request::Dismiss => {
+                let hosted = self.apps.get(&id).is_some_and(|app| app.channel.pid() == std::process::id());
+                if hosted && self.program.is_none() {
+                    self.drain_apps();
+                    self.leave(0);
+                } else {
+                    let text = "only the process that hosts the manager can dismiss it".to_owned();
+                    self.reply(id, number, Reply::Error { errno: libc::EPERM, text });
+                }
             }
             Request::SessionInfo { tuple } => {
                 let store = self.filter.store();

@@ -12,6 +12,7 @@ use serde_json::json;
 use tcpr_session::role::{Role, RoleInput};
 
 use super::{Manager, Token};
+use crate::table::SessionRow;
 
 /// Most connections at once; an older one gives way.
 const MAX_ASKERS: usize = 32;
@@ -166,26 +167,8 @@ impl Manager {
     }
 
     fn sessions(&self) -> serde_json::Value {
-        let list: Vec<_> = self
-            .filter
-            .store()
-            .iter()
-            .map(|s| {
-                json!({
-                    "session": s.open.session,
-                    "local": s.open.tuple.local.to_string(),
-                    "peer": s.open.tuple.peer.to_string(),
-                    "established": s.established,
-                    "in_done": s.in_done,
-                    "in_stored": s.in_end(),
-                    "out_acked": s.out_acked,
-                    "out_done": s.out_done,
-                    "peer_finished": s.in_fin,
-                    "finished": s.out_fin,
-                    "torn": s.torn,
-                })
-            })
-            .collect();
-        json!({ "member": self.config.me().name, "sessions": list })
+        let mut list: Vec<_> = self.filter.store().iter().map(SessionRow::of).collect();
+        list.sort_unstable_by_key(|row| row.session);
+        json!({ "member": self.config.me().name, "manager": true, "sessions": list })
     }
 }

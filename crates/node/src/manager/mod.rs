@@ -40,6 +40,7 @@ use crate::nfqueue::Queue;
 use crate::rawsock::RawSender;
 use crate::rules::Rules;
 use crate::sockdiag::SockDiag;
+use crate::table::Table;
 use crate::vip::Vip;
 
 pub use embedded::{start_embedded, EmbeddedHandle};
@@ -93,6 +94,8 @@ pub struct Manager {
     partner: partner::Partner,
     takeover: takeover::Takeover,
     control: control::Control,
+    /// None: it could not be written; nothing else depends on it.
+    table: Option<Table>,
     epochs: disk::EpochFile,
     _lock: disk::Lock,
 
@@ -148,7 +151,7 @@ impl Manager {
             .collect();
         packets::destroy_sockets(&mut sockdiag, &locals);
 
-        let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy.clone())).collect();
+        let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy)).collect();
         let filter = Filter::new(FilterConfig { ports, max_turn: config.recovery.max_turn });
         let random: [u8; 16] = crate::key::random()?;
         let token: String = random.iter().map(|b| format!("{b:02x}")).collect();
@@ -191,6 +194,7 @@ impl Manager {
         });
         let partner = partner::Partner::new(&config, now)?;
         let control = control::Control::new(&service.run_dir)?;
+        let table = Table::new(&service.state_dir).map_err(|error| log::warn!("{error}")).ok();
         let arp = Arp::new(&service.interface)?;
         let signals = if hosting.signals { Some(program_signals::Signals::take()?) } else { None };
 
@@ -218,6 +222,7 @@ impl Manager {
             partner,
             takeover: takeover::Takeover::new(locals),
             control,
+            table,
             epochs,
             _lock: lock,
             signals,
@@ -499,7 +504,6 @@ impl Manager {
     fn leave(&mut self, code: i32) {
         // What its end has to say (FINs that it asked for) goes out first.
         self.settle();
-        self.partner.say_bye("the service ended");
         self.exit = Some(code);
     }
 
@@ -510,11 +514,31 @@ impl Manager {
             }
         }
         self.linger();
+        self.partner.say_bye("the service ended");
         self.vip_drop();
         if let Err(error) = self.rules.remove() {
             log::error!("{error}");
         }
         self.control.remove();
+        if let Some(Err(error)) = self.table.take().map(Table::delete) {
+            log::debug!("session table: {error}");
+        }
+    }
+
+    /// Records were applied to the store.
+    fn note_records(&mut self, records: &[u8]) {
+        let noted = self.table.as_mut().map(|table| table.note(self.filter.store(), records));
+        if let Some(Err(error)) = noted {
+            log::warn!("the session table is given up: {error}");
+            self.table = None;
+        }
+    }
+
+    /// The store was emptied.
+    fn note_empty(&mut self) {
+        if let Some(table) = &mut self.table {
+            table.clear();
+        }
     }
 }
 

@@ -6,11 +6,13 @@ use std::time::Duration;
 use tcpr_session::filter::{Action, Mode};
 use tcpr_session::role::{Role, RoleInput};
 
-use super::{apps, Manager};
+use super::{apps, Manager, Token};
 use crate::sockdiag::{state, SockDiag};
 
 /// Most batches taken from one queue before the other has its turn.
 const BATCHES: usize = 8;
+/// How long a manager that leaves still serves what is under way.
+const LINGER: Duration = Duration::from_millis(50);
 
 /// Removes what the kernel still holds of the service's connections. Their RSTs meet the rules: the filter
 /// lets none of them leave.
@@ -128,14 +130,22 @@ impl Manager {
         }
     }
 
-    /// Before leaving: what is still queued gets its verdict, so that FINs that were asked for go out.
+    /// Before leaving: what is still queued gets its verdict, and what waits for the replica its answer, so that
+    /// FINs that were asked for go out.
     pub(super) fn linger(&mut self) {
-        let until = self.now() + Duration::from_millis(50);
+        let until = self.now() + LINGER;
+        let mut ready = Vec::new();
         while self.now() < until {
-            self.receive_out();
-            self.receive_in();
             self.settle();
-            std::thread::sleep(Duration::from_millis(2));
+            if let Err(error) = self.poller.wait(Duration::ZERO, &mut ready) {
+                return log::error!("{error}");
+            }
+            for event in ready.drain(..) {
+                if matches!(event.token, Token::QueueIn | Token::QueueOut | Token::Link) {
+                    self.dispatch(event);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -58,6 +58,8 @@ pub(super) struct Partner {
     stored: u64,
     frozen_sent: bool,
     heard_handover: bool,
+    /// The partner said that it closes this link: its end is no sign of a death.
+    heard_bye: bool,
     last_close: Option<String>,
 }
 
@@ -112,6 +114,7 @@ impl Partner {
             stored: 0,
             frozen_sent: false,
             heard_handover: false,
+            heard_bye: false,
             last_close: None,
         })
     }
@@ -245,6 +248,12 @@ impl Manager {
         }
     }
 
+    pub(super) fn beat_if_due(&mut self, now: Now) {
+        if self.partner.partner.is_some() && now >= self.partner.heartbeat_due {
+            self.beat();
+        }
+    }
+
     pub(super) fn receive_heartbeats(&mut self) {
         let now = self.now();
         let Some(heartbeat) = &mut self.partner.heartbeat else { return };
@@ -315,7 +324,10 @@ impl Manager {
         let (read, write) = self.partner.interest;
         let added = self.poller.add(link.fd(), Token::Link).and_then(|()| self.poller.set(link.fd(), Token::Link, read, write));
         match added {
-            Ok(()) => self.partner.link = Some(link),
+            Ok(()) => {
+                self.partner.heard_bye = false;
+                self.partner.link = Some(link);
+            }
             Err(error) => log::error!("cannot watch the replication connection: {error}"),
         }
     }
@@ -370,6 +382,10 @@ impl Manager {
                 Some(Ok(())) => true,
                 Some(Err(why)) => {
                     log::error!("replication: {why}");
+                    // Said, so that it is not taken for our death.
+                    if link.send(&Message::Bye { reason: why.as_str().into() }).is_ok() {
+                        link.flush();
+                    }
                     link.close(&why);
                     false
                 }
@@ -419,6 +435,7 @@ impl Manager {
                 }
                 self.role.handle(now, RoleInput::StoreStale);
                 self.filter.replica_reset();
+                self.note_empty();
                 self.partner.receiving = true;
                 self.partner.followed = Some(epoch);
                 self.partner.stored = position;
@@ -442,6 +459,7 @@ impl Manager {
                     *acked = Some((epoch, self.partner.stored));
                 }
                 self.filter.replica_apply(bytes).map_err(|e| e.to_string())?;
+                self.note_records(bytes);
             }
             Message::Ack { epoch, position } => {
                 if epoch == self.role.epoch() && self.partner.shipping {
@@ -481,6 +499,7 @@ impl Manager {
             Message::Forward { bytes } => self.filter.forwarded_in(now, bytes),
             Message::Bye { reason } => {
                 log::info!("the partner says good-bye: {reason}");
+                self.partner.heard_bye = true;
                 if reason == "the service ended" {
                     self.role.handle(now, RoleInput::PartnerBye);
                 }
@@ -493,7 +512,7 @@ impl Manager {
         let Some(link) = &self.partner.link else { return };
         let Some(reason) = link.close_reason() else { return };
         let text = reason.to_string();
-        let gone = reason.partner_gone() && self.partner.link_up;
+        let gone = reason.partner_gone() && self.partner.link_up && !self.partner.heard_bye;
         self.drop_link(now, &text, gone);
     }
 
@@ -524,6 +543,7 @@ impl Manager {
         let mut batch = std::mem::take(&mut self.partner.batch);
         batch.clear();
         let mut position = self.filter.take_batch(&mut batch);
+        self.note_records(&batch);
         if self.partner.shipping {
             let epoch = self.role.epoch();
             for piece in pieces(&batch) {
@@ -555,9 +575,7 @@ impl Manager {
 
     pub(super) fn partner_timers(&mut self, now: Now) {
         self.note_peers();
-        if self.partner.partner.is_some() && now >= self.partner.heartbeat_due {
-            self.beat();
-        }
+        self.beat_if_due(now);
         let carrier = self.vips.first().is_none_or(|v| v.running().unwrap_or(true));
         if carrier != self.partner.carrier {
             self.partner.carrier = carrier;
@@ -621,6 +639,7 @@ impl Manager {
                 } else {
                     if !self.filter.store().is_empty() {
                         self.filter.replica_reset();
+                        self.note_empty();
                     }
                     self.filter.activate();
                 }
@@ -731,6 +750,7 @@ impl Manager {
     fn drop_sessions(&mut self, now: Now) {
         self.drain_apps();
         self.filter.demote();
+        self.note_empty();
         self.filter_actions();
         self.takeover.abandon();
         if self.stopping.is_none() {

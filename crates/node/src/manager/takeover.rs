@@ -174,6 +174,7 @@ impl Manager {
     }
 
     fn restore(&mut self, session: SessionId, answered: bool) {
+        self.stay_alive();
         let before = self.now();
         let Some(spec) = self.filter.restore_spec(session, answered, 0) else { return };
         let mut made = make_socket(&spec);
@@ -184,6 +185,11 @@ impl Manager {
                 Ok(done) => log::info!("session {session}: removed a socket in state {there:?}: {done}"),
                 Err(error) => log::warn!("session {session}: cannot remove a socket in state {there:?}: {error}"),
             }
+            made = make_socket(&spec);
+        }
+        if made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENETUNREACH)) {
+            // A machine that stood still for so long that the virtual IP ran out.
+            self.vip_add(before);
             made = make_socket(&spec);
         }
         let now = self.now();
@@ -209,6 +215,13 @@ impl Manager {
                 self.filter.restore_failed(now, session);
             }
         }
+    }
+
+    /// What does not wait until all sessions are restored: our heartbeat, and the virtual IP's lifetime.
+    fn stay_alive(&mut self) {
+        let now = self.now();
+        self.beat_if_due(now);
+        self.vip_timers(now);
     }
 
     /// The TCP state of the kernel's socket with this four-tuple, if there is one.

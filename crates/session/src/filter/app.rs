@@ -2,6 +2,7 @@
 
 use super::live::{Live, Stage};
 use super::{Filter, Mode};
+use crate::bytes;
 use crate::record::{self, Committed, MAX_OPEN};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
@@ -131,6 +132,22 @@ impl Filter {
         });
     }
 
+    /// A thread looks for events and will not wait: see [`crate::turn::TurnPolicy::look`].
+    pub fn look(&mut self, now: Now, channel: u32, thread: u32) {
+        let key = thread_key(channel, thread);
+        let closes = self.closing.iter().any(|&(t, _)| t == key);
+        if closes || self.mode != Mode::Passive && self.turns.look(key) {
+            self.turn_end(now, channel, thread);
+        }
+    }
+
+    /// A thread waits in the middle of a write: see [`crate::turn::TurnPolicy::blocked`].
+    pub fn blocked(&mut self, channel: u32, thread: u32) {
+        if self.mode != Mode::Passive {
+            self.turns.blocked(thread_key(channel, thread));
+        }
+    }
+
     /// The application ends its output.
     pub fn shutdown(&mut self, now: Now, channel: u32, thread: u32, handle: u32) {
         if let Some(session) = self.session_of(channel, handle) {
@@ -221,7 +238,7 @@ impl Filter {
                     torn: e.torn || live.lost,
                 });
                 if taken > 0 {
-                    let bytes: Vec<u8> = live.pending.drain(..taken as usize).collect();
+                    let bytes = bytes::take(&mut live.pending, taken as usize);
                     if live.pending.is_empty() && live.pending.capacity() > 4096 {
                         live.pending = Default::default();
                     }
@@ -270,7 +287,8 @@ impl Filter {
     pub(super) fn commit_unattached(&mut self, now: Now, session: SessionId, fin: bool) {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
-        let bytes: Vec<u8> = live.pending.drain(..).collect();
+        let pending = live.pending.len();
+        let bytes = bytes::take(&mut live.pending, pending);
         let (in_done, from) = (s.in_end(), s.out_done);
         let entry = Committed {
             session,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::live::{HeldIn, Live, Stage};
 use super::{Action, Filter, Mode};
+use crate::bytes;
 use crate::record::EndReason;
 use crate::segment::{flags, Build, Segment};
 use crate::tuple::{FourTuple, SessionId};
@@ -184,7 +185,7 @@ impl Filter {
         let una = live.acked.min(s.out_done);
         live.spec_una = una;
         let start = s.out_acked.min(s.out_done);
-        let output: Vec<u8> = s.output.range((una - start) as usize..(s.out_done - start) as usize).copied().collect();
+        let output = bytes::copy(&s.output, (una - start) as usize..(s.out_done - start) as usize);
         let (sent, unsent) = if answered { (Vec::new(), output) } else { (output, Vec::new()) };
         // What the kernel will take is believed, too.
         live.edge = live.edge.max(s.in_end() + MIN_WINDOW);
@@ -303,7 +304,7 @@ impl Filter {
         let end = to.min(s.in_end());
         let fin = s.in_fin && to > s.in_end();
         let at = |offset: u64| (offset - s.in_done).min(s.input.len() as u64) as usize;
-        let bytes: Vec<u8> = s.input.range(at(from)..at(end.max(from))).copied().collect();
+        let bytes = bytes::copy(&s.input, at(from)..at(end.max(from)));
         let parts = bytes.len().div_ceil(INJECT).max(1);
         for part in 0..parts {
             let piece = &bytes[part * INJECT..bytes.len().min((part + 1) * INJECT)];
@@ -368,7 +369,7 @@ impl Filter {
         }
         let room = (end - live.acked).min(u64::from(s.open.mss.max(64)) - 12) as usize;
         let from = (live.acked - start) as usize;
-        let bytes: Vec<u8> = s.output.range(from..from + room).copied().collect();
+        let bytes = bytes::copy(&s.output, from..from + room);
         let packet = self.segment_to_peer(id, flags::ACK | flags::PSH, s.out_seq(live.acked), &bytes);
         self.actions.push(Action::SendPeer(packet));
     }

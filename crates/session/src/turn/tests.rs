@@ -473,3 +473,96 @@ fn bookkeeping_does_not_grow() {
     }
     assert!(p.threads.len() <= MAX_OPEN_TURNS);
 }
+
+#[test]
+fn a_look_with_nothing_written_goes_on_with_the_turn() {
+    // As asyncio does it: one round reads a line, the next one passes it on.
+    let mut p = with(PortPolicy::framed(Framing::Lines), &[1, 2]);
+    p.input(1, 0, b"hello\n");
+    p.read(MS, T, 1, 6);
+    assert!(!p.look(T));
+    assert!(commits(&mut p).is_empty());
+    p.write(MS, T, 2, 6, false);
+    assert!(p.look(T), "a turn over sessions that depend on each other ends");
+    assert_eq!(one(&mut p), vec![entry(1, 6, 0, 0), entry(2, 0, 6, 6)]);
+}
+
+#[test]
+fn a_look_leaves_the_response_open_until_the_thread_waits_or_reads_on() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 100, false);
+    assert!(!p.look(T));
+    assert_eq!(one(&mut p), vec![entry(1, 0, 100, 0)]);
+    assert!(!p.look(T));
+    assert!(commits(&mut p).is_empty());
+    p.write(MS, T, 1, 100, false);
+    assert!(!p.look(T));
+    assert_eq!(one(&mut p), vec![entry(1, 0, 200, 0)]);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 200, 200)]);
+    // Reading on is as good as waiting.
+    p.read(MS, T, 1, 5);
+    p.write(MS, T, 1, 50, false);
+    assert!(!p.look(T));
+    assert_eq!(one(&mut p), vec![entry(1, 10, 250, 200)]);
+    p.read(MS, T, 2, 5);
+    assert_eq!(one(&mut p), vec![entry(1, 15, 250, 250)]);
+    p.turn_end(MS, T);
+    // A dead process answers again.
+    p.read(MS, T, 1, 5);
+    p.write(MS, T, 1, 50, false);
+    assert!(!p.look(T));
+    assert_eq!(one(&mut p), vec![entry(1, 15, 300, 250)]);
+    p.process_gone(0);
+    assert!(commits(&mut p).is_empty());
+}
+
+#[test]
+fn independent_sessions_are_judged_one_by_one() {
+    let port = PortPolicy { independent: true, ..PortPolicy::default() };
+    let mut p = with(port, &[1, 2]);
+    // One download is stuck, the other one done, in the same turn.
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 100, true);
+    p.read(MS, T, 2, 10);
+    p.write(MS, T, 2, 50, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 100, 0), entry(2, 10, 50, 50)]);
+    // Looking between two, and reading from the other one, leaves it open.
+    p.read(MS, T, 2, 10);
+    p.write(MS, T, 2, 50, false);
+    assert!(!p.look(T));
+    assert_eq!(one(&mut p), vec![entry(2, 10, 100, 50)]);
+    p.write(MS, T, 1, 100, true);
+    assert!(!p.look(T));
+    assert_eq!(one(&mut p), vec![entry(1, 0, 200, 0)]);
+    p.read(MS, T, 2, 5);
+    assert_eq!(one(&mut p), vec![entry(2, 20, 100, 100)]);
+    p.write(MS, T, 1, 7, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 207, 207)]);
+    // The write to 1 was no answer to what was read from 2.
+    p.write(MS, T, 2, 1, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 25, 101, 101)]);
+    assert_eq!(p.counters().torn, 0);
+}
+
+#[test]
+fn a_write_that_waits_lets_its_beginning_go() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 100, true);
+    p.blocked(T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 100, 0)]);
+    p.write(MS, T, 1, 50, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 150, 150)]);
+    // A broadcast is all or nothing for as long as a turn may last.
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 2, 100, true);
+    p.blocked(T);
+    assert!(commits(&mut p).is_empty());
+    assert!(p.poll_timeout().is_some());
+}

@@ -300,7 +300,7 @@ impl World {
         }
     }
 
-    fn from_peer(&mut self, i: usize) {
+    fn arrived_from_peer(&mut self, i: usize) {
         for packet in std::mem::take(&mut self.peers[i].tcp.out) {
             if self.trace {
                 eprintln!("{:?} peer {}", self.now, line(&packet));
@@ -311,7 +311,7 @@ impl World {
     }
 
     /// What left a member: checked, and carried.
-    fn from_node(&mut self, n: usize) {
+    fn arrived_from_node(&mut self, n: usize) {
         for packet in std::mem::take(&mut self.nodes[n].wire) {
             if self.trace {
                 eprintln!("{:?} node {n} {}", self.now, line(&packet));
@@ -463,7 +463,7 @@ impl World {
                 self.soon(to);
             }
         }
-        self.from_node(to);
+        self.arrived_from_node(to);
     }
 
     // ---- what goes wrong --------------------------------------------------------------------------------
@@ -526,7 +526,7 @@ impl World {
                 self.ship_all(m);
                 let position = self.nodes[m].filter.log_end();
                 self.send(m, to, Message::Handover { position });
-                self.from_node(m);
+                self.arrived_from_node(m);
             }
         }
     }
@@ -564,7 +564,7 @@ impl World {
         let now = self.now;
         self.nodes[n].filter.probes();
         self.nodes[n].perform(now);
-        self.from_node(n);
+        self.arrived_from_node(n);
         self.restore += 1;
         let restore = self.restore;
         self.after(2_000, 12_000, Event::ProbesDone { node: n, restore });
@@ -593,7 +593,7 @@ impl World {
         self.snapshot_at = Some(position);
         let store = Rc::new(self.nodes[m].filter.store().clone());
         self.send(m, n, Message::Snapshot { position, bytes, store });
-        self.from_node(m);
+        self.arrived_from_node(m);
     }
 
     /// A member that is no longer master starts over as nobody, and joins.
@@ -606,7 +606,7 @@ impl World {
         self.nodes[n].ring.clear();
         self.nodes[n].filter.demote();
         self.nodes[n].perform(now);
-        self.from_node(n);
+        self.arrived_from_node(n);
         self.nodes[n].destroy_sockets();
         self.nodes[n].probed.clear();
         assert_eq!(self.nodes[n].held_packets(), 0, "a demoted master holds nothing");
@@ -624,11 +624,11 @@ impl World {
             Event::ToPeer(i, packet) => {
                 let World { peers, rng, .. } = self;
                 peers[i].receive(now, &packet, rng);
-                self.from_peer(i);
+                self.arrived_from_peer(i);
             }
             Event::ToVip(packet) => {
                 if let Some(n) = self.vip.filter(|n| self.alive[*n]) {
-                    self.nodes[n].from_wire(packet);
+                    self.nodes[n].arrived_from_wire(packet);
                     self.soon(n);
                 }
             }
@@ -636,7 +636,7 @@ impl World {
                 if self.speaking {
                     let World { peers, rng, .. } = self;
                     peers[i].step(now, rng);
-                    self.from_peer(i);
+                    self.arrived_from_peer(i);
                 }
                 if !self.peers[i].over() {
                     self.after(500, 60_000, Event::PeerStep(i));
@@ -647,7 +647,7 @@ impl World {
                 if self.peers[i].tcp.timer().is_some_and(|t| now >= t) {
                     self.peers[i].tcp.handle_timer(now);
                 }
-                self.from_peer(i);
+                self.arrived_from_peer(i);
             }
             Event::Work(n) => self.work(n),
             Event::App(n) => self.app(n),
@@ -675,7 +675,7 @@ impl World {
                     for id in self.nodes[node].filter.unrestored() {
                         self.nodes[node].restore(now, id, false);
                     }
-                    self.from_node(node);
+                    self.arrived_from_node(node);
                     self.soon(node);
                 }
             }
@@ -684,7 +684,7 @@ impl World {
                 self.guard[master] = Guard::Nobody;
                 self.nodes[master].filter.go_solo(now);
                 self.nodes[master].perform(now);
-                self.from_node(master);
+                self.arrived_from_node(master);
                 let node = self.add_node();
                 self.after(1000, 300_000, Event::Join(node));
                 self.soon(master);
@@ -692,7 +692,7 @@ impl World {
             Event::AppGone { node, channel } => {
                 if self.alive[node] && self.nodes[node].app.is_none() && self.nodes[node].filter.mode() != Mode::Passive {
                     self.nodes[node].app_gone(now, channel);
-                    self.from_node(node);
+                    self.arrived_from_node(node);
                     self.soon(node);
                 }
             }
@@ -705,7 +705,7 @@ impl World {
                 self.nodes[node].probed.clear();
                 self.nodes[node].filter.recover(now);
                 self.nodes[node].perform(now);
-                self.from_node(node);
+                self.arrived_from_node(node);
                 self.after(0, 100_000, Event::StartApp(node));
                 self.begin_restore(node);
             }
@@ -737,7 +737,7 @@ impl World {
             let id = self.nodes[n].probed.remove(0);
             self.nodes[n].restore(now, id, true);
         }
-        self.from_node(n);
+        self.arrived_from_node(n);
         self.ship(n);
         if std::mem::take(&mut self.app_waits[n]) {
             self.after(10, 500, Event::App(n));

@@ -143,7 +143,7 @@ impl Node {
 
     // ---- kernel -------------------------------------------------------------------------------------
 
-    pub fn from_wire(&mut self, packet: Vec<u8>) {
+    pub fn arrived_from_wire(&mut self, packet: Vec<u8>) {
         self.in_queue.push_back(packet);
     }
 

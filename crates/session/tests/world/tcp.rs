@@ -351,7 +351,7 @@ impl Tcp {
         if self.ack_at.is_some_and(|t| now >= t) {
             self.send_ack(now);
         }
-        if !self.rto_at.is_some_and(|t| now >= t) {
+        if self.rto_at.is_none_or(|t| now < t) {
             return;
         }
         self.rto = (self.rto * 2).min(MAX_RTO);
@@ -470,7 +470,7 @@ impl Tcp {
         if !p.has(flags::ACK) {
             return None;
         }
-        let Some(ack) = seq::offset(self.iss, p.ack(), self.una) else { return None };
+        let ack = seq::offset(self.iss, p.ack(), self.una)?;
         if ack > self.nxt {
             return Some(Event::FutureAck);
         }
@@ -571,11 +571,10 @@ impl Tcp {
 
     fn finish(&mut self, now: Now) {
         let ended = self.fin_at.is_some_and(|at| self.rcv > at);
-        if ended && self.fin_out && self.una > self.base && self.buf.is_empty() {
-            if self.state == State::Open {
-                self.state = State::TimeWait(now + TIME_WAIT);
-                self.rto_at = None;
-            }
+        let acked = self.fin_out && self.una > self.base && self.buf.is_empty();
+        if ended && acked && self.state == State::Open {
+            self.state = State::TimeWait(now + TIME_WAIT);
+            self.rto_at = None;
         }
     }
 }

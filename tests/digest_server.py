@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Reads a stream to its end and answers with its length and digest, and a long body made from that digest. One thread
+a connection, blocking.
+
+usage: digest_server.py PORT
+"""
+import hashlib
+import random
+import socket
+import sys
+import threading
+import time
+
+BODY = 300_000
+
+
+def body(digest):
+    out = bytearray()
+    block = digest.encode()
+    while len(out) < BODY:
+        block = hashlib.sha256(block).hexdigest().encode()
+        out += block
+    return bytes(out[:BODY])
+
+
+def serve(connection):
+    try:
+        with connection:
+            digest, length = hashlib.sha256(), 0
+            while part := connection.recv(65536):
+                digest.update(part)
+                length += len(part)
+            if length == 0:
+                return  # nothing was asked, or all was answered before a failover: there is only the end to see
+            if random.random() < 0.5:
+                time.sleep(random.random() / 2)
+            name = digest.hexdigest()
+            connection.sendall(f"{length} {name}\n".encode() + body(name))
+    except OSError:
+        pass
+
+
+listener = socket.create_server(("0.0.0.0", int(sys.argv[1])), backlog=4096)
+while True:
+    try:
+        connection, _ = listener.accept()
+    except OSError:
+        continue
+    threading.Thread(target=serve, args=(connection,), daemon=True).start()

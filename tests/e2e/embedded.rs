@@ -1,0 +1,72 @@
+//! A manager inside the server's own process: no `tcpr run`.
+
+use std::time::Duration;
+
+use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
+use tcpr_lab::member::{Hosted, Service};
+use tcpr_lab::wait_until;
+
+use crate::world::{built, script, Fault, World, PATIENCE, PORT};
+
+/// What can happen to it: its server and its manager die together.
+fn faults(w: &mut World, n: usize) -> Vec<Fault> {
+    let all = [Fault::Switchover, Fault::Cut, Fault::KillAll];
+    (0..n).map(|i| if i < all.len() { all[i] } else { all[w.rng.range(0, 2) as usize] }).collect()
+}
+
+/// A linked server that outlives each switchover as the new backup.
+#[test]
+fn an_embedded_manager_keeps_a_linked_chat() {
+    let service = Service::new("chat", PORT);
+    let mut w = World::hosted("embed", service, &[&built("chat_server"), "5555"], Hosted::ByLinked);
+    let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(6, w.rng.next_u64())).expect("clients");
+    let faults = faults(&mut w, 10);
+    w.survive(&clients, &faults);
+    w.end(clients);
+}
+
+fn echo(label: &str, program: &[&str]) -> (World, EchoClients) {
+    let mut w = World::hosted(label, Service::new("echo", PORT), program, Hosted::ByPreloaded);
+    let mut options = EchoOptions::new(4, w.rng.next_u64()).rate(Rate::new((1, 4000), (1, 20)));
+    options.max_outstanding = 24 << 10;
+    let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
+    (w, clients)
+}
+
+/// Runs a script that exits in order when it is told to end.
+const EXITS: &str = "
+import runpy, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+";
+
+/// An unmodified program, preloaded by hand. Told to end, it closes its connections in order, and leaves nothing.
+#[test]
+fn an_embedded_manager_leaves_with_its_program() {
+    let (mut w, clients) = echo("exit", &["python3", "-c", EXITS, &script("asyncio_echo.py"), "5555"]);
+    let all = [Fault::Cut, Fault::KillAll, Fault::Switchover];
+    w.survive(&clients, &all);
+    let master = w.protected();
+    w.pair.process(master).expect("runs").signal(15).expect("SIGTERM");
+    let ended = w.pair.process(master).expect("ran").wait(PATIENCE);
+    assert!(ended.is_some(), "python ends\n{}", w.pair.describe());
+    w.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("{e}"));
+    wait_until(PATIENCE, "the clients' connections were closed in order", || clients.stats().alive == 0);
+    let rules = w.pair.host(master).run(listing(), Duration::from_secs(10)).expect("iptables-save");
+    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
+    assert!(!rules.contains("TCPR"), "{rules}");
+}
+
+fn listing() -> std::process::Command {
+    std::process::Command::new("iptables-save")
+}
+
+/// `daemon()` leaves the manager's thread behind in a parent that ends: another is started in the child.
+#[test]
+fn an_embedded_manager_follows_a_daemon() {
+    let path = format!("{}/tests/daemon_echo.py", env!("CARGO_MANIFEST_DIR"));
+    let (mut w, clients) = echo("daemon", &["python3", &path, "5555"]);
+    w.survive(&clients, &[Fault::Cut, Fault::KillAll, Fault::Switchover, Fault::KillAll]);
+    w.end(clients);
+}

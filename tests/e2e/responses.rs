@@ -1,0 +1,223 @@
+//! Requests and their responses: connections that open, half-close and end at any moment of a failover, and responses
+//! that are under way when it comes.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tcpr_lab::member::Service;
+use tcpr_lab::{Rng, SegFilter};
+
+use crate::world::{Fault, Stop, World, PATIENCE, PORT};
+
+/// The flag of a TCP header.
+const RST: u8 = 4;
+
+/// Clients that go on until they are told to stop, or find a mistake.
+struct Clients<'a> {
+    stop: &'a AtomicBool,
+    done: &'a AtomicU64,
+}
+
+/// Runs `client` in `n` threads of the peer while `faults` happen one after another; each failover must be survived by
+/// as many further requests.
+fn through(w: &mut World, n: usize, faults: &[Fault], client: impl Fn(&Clients, Rng) -> Result<(), String> + Sync) {
+    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (peer, clients) = (w.peer.clone(), Clients { stop: &stop, done: &done });
+    let seeds: Vec<u64> = (0..n).map(|_| w.rng.next_u64()).collect();
+    std::thread::scope(|threads| {
+        let _stop = Stop(&stop);
+        let running: Vec<_> = seeds
+            .iter()
+            .map(|seed| {
+                let (peer, client, clients) = (&peer, &client, &clients);
+                threads.spawn(move || {
+                    let ended = peer.enter(|| client(clients, Rng::new(*seed)));
+                    // The first mistake ends all.
+                    if ended.is_err() {
+                        clients.stop.store(true, Relaxed);
+                    }
+                    ended
+                })
+            })
+            .collect();
+        for (round, fault) in faults.iter().enumerate() {
+            if stop.load(Relaxed) {
+                break;
+            }
+            w.fail_over(*fault);
+            let before = done.load(Relaxed);
+            let go_on = || stop.load(Relaxed) || done.load(Relaxed) >= before + n as u64;
+            if !tcpr_lab::wait_for(PATIENCE, go_on) {
+                panic!("round {round}, {fault:?}: no progress\n{}", w.pair.describe());
+            }
+            eprintln!("round {round}: {fault:?}: {} requests", done.load(Relaxed));
+        }
+        stop.store(true, Relaxed);
+        for (i, client) in running.into_iter().enumerate() {
+            if let Err(e) = client.join().expect("no panic") {
+                panic!("client {i}: {e}\n{}", w.pair.describe());
+            }
+        }
+    });
+    assert!(done.load(Relaxed) >= (n * faults.len()) as u64);
+    w.protected();
+}
+
+fn connect(to: SocketAddr) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(|e| format!("connect: {e}"))?;
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+    Ok(stream)
+}
+
+fn pause(rng: &mut Rng, most_ms: u64) {
+    std::thread::sleep(rng.duration(Duration::ZERO, Duration::from_millis(most_ms)));
+}
+
+/// One connection each: a stream, its end, then the server's answer, and its end.
+#[test]
+fn streams_end_on_either_side_through_ten_failovers() {
+    let script = format!("{}/tests/digest_server.py", env!("CARGO_MANIFEST_DIR"));
+    let mut w = World::new("digest", Service::new("digest", PORT), &["python3", &script, "5555"]);
+    let faults = w.faults(10);
+    let to = w.pair.addr();
+    through(&mut w, 8, &faults, |clients, mut rng| {
+        while !clients.stop.load(Relaxed) {
+            let mut stream = connect(to)?;
+            let port = stream.local_addr().map_or(0, |a| a.port());
+            let at = |what: &'static str| move |e: std::io::Error| format!("{what} from port {port}: {e}");
+            let sent: Vec<u8> = (0..rng.range(1, 100_000)).map(|i| (i * 7 + i / 251) as u8).collect();
+            for part in sent.chunks(rng.range(1, 40_000) as usize) {
+                stream.write_all(part).map_err(at("write"))?;
+                pause(&mut rng, 40);
+            }
+            stream.shutdown(Shutdown::Write).map_err(at("shutdown"))?;
+            let mut got = Vec::new();
+            let mut chunk = vec![0; 60_000];
+            loop {
+                let n = stream.read(&mut chunk).map_err(at("read"))?;
+                if n == 0 {
+                    break;
+                }
+                got.extend_from_slice(&chunk[..n]);
+                pause(&mut rng, 30);
+            }
+            let line = got.iter().position(|b| *b == b'\n').ok_or_else(|| format!("port {port}: no answer"))?;
+            let head = String::from_utf8_lossy(&got[..line]).into_owned();
+            let (length, digest) = head.split_once(' ').ok_or_else(|| format!("port {port}: {head:?}"))?;
+            if length != sent.len().to_string() || got.len() - line - 1 != 300_000 {
+                return Err(format!("port {port}: sent {}, it says {length}; {} bytes of body", sent.len(), got.len() - line - 1));
+            }
+            // What follows is a chain of digests; a mistake in its middle shows in the last one.
+            check_chain(digest, &got[line + 1..]).map_err(|e| format!("port {port}: {e}"))?;
+            clients.done.fetch_add(1, Relaxed);
+        }
+        Ok(())
+    });
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+fn check_chain(first: &str, body: &[u8]) -> Result<(), String> {
+    // Blocks of 64 hexadecimal digits, none like another: enough to find a byte too much or too few.
+    let mut seen = std::collections::HashSet::new();
+    seen.insert(first.as_bytes().to_vec());
+    for (i, block) in body.chunks(64).enumerate() {
+        if !block.iter().all(u8::is_ascii_hexdigit) || !seen.insert(block.to_vec()) {
+            return Err(format!("block {i} of the body is wrong: {}", String::from_utf8_lossy(block)));
+        }
+    }
+    Ok(())
+}
+
+/// The files that nginx serves: their bytes tell their place.
+fn files_in(dir: &Path) -> Vec<(&'static str, Vec<u8>)> {
+    fs::create_dir_all(dir).expect("a directory");
+    [("small", 3_000), ("middle", 300_000), ("big", 6_000_000)]
+        .into_iter()
+        .map(|(name, length)| {
+            let bytes: Vec<u8> = (0..length / 10).flat_map(|i| format!("{i:09}\n").into_bytes()).collect();
+            fs::write(dir.join(name), &bytes).expect("written");
+            (name, bytes)
+        })
+        .collect()
+}
+
+/// A directory that goes with the test.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// nginx from Debian as one process: keep-alive connections, downloads in their middle, several in one turn.
+#[test]
+fn nginx_goes_on_in_the_middle_of_its_downloads() {
+    let root = std::env::temp_dir().join(format!("tcpr-nginx-{}", std::process::id()));
+    let _remove = Removed(root.clone());
+    for name in ["body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+        fs::create_dir_all(root.join(name)).expect("a directory");
+    }
+    let dir = root.display();
+    let config = root.join("nginx.conf");
+    let text = format!(
+        "user root; daemon off; master_process off; pid /dev/null; error_log stderr warn;\n\
+         events {{ worker_connections 512; }}\n\
+         http {{ access_log off; sendfile on; keepalive_requests 100000; root {dir}/files;\n\
+         client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
+         uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
+         server {{ listen 0.0.0.0:5555; }} }}\n"
+    );
+    fs::write(&config, text).expect("written");
+    let service = Service::new("nginx", PORT).port_key("independent", "true");
+    let path = config.display().to_string();
+    let mut w = World::new("nginx", service, &["nginx", "-c", &path, "-p", &root.display().to_string()]);
+    let files = files_in(&root.join("files"));
+    let faults = w.faults(10);
+    let to = w.pair.addr();
+    through(&mut w, 6, &faults, |clients, mut rng| {
+        let mut stream = connect(to)?;
+        let port = stream.local_addr().map_or(0, |a| a.port());
+        let mut rest = Vec::new();
+        while !clients.stop.load(Relaxed) {
+            let (name, bytes) = &files[rng.range(0, files.len() as u64 - 1) as usize];
+            let at = |what: &str, e: &dyn std::fmt::Display| format!("{what} of {name}, port {port}: {e}");
+            let request = format!("GET /{name} HTTP/1.1\r\nHost: tcpr\r\n\r\n");
+            stream.write_all(request.as_bytes()).map_err(|e| at("request", &e))?;
+            let mut chunk = vec![0; 100_000];
+            let mut got = std::mem::take(&mut rest);
+            let end = loop {
+                if let Some(head) = got.windows(4).position(|w| w == b"\r\n\r\n") {
+                    let end = head + 4 + bytes.len();
+                    if got.len() >= end {
+                        rest = got.split_off(end);
+                        break head;
+                    }
+                }
+                let n = stream.read(&mut chunk).map_err(|e| at("response", &e))?;
+                if n == 0 {
+                    return Err(at("response", &format!("ended after {} bytes", got.len())));
+                }
+                got.extend_from_slice(&chunk[..n]);
+                if bytes.len() > 1_000_000 {
+                    pause(&mut rng, 30);
+                }
+            };
+            if !got.starts_with(b"HTTP/1.1 200") || got[end + 4..] != bytes[..] {
+                let wrong = got[end + 4..].iter().zip(bytes).position(|(a, b)| a != b);
+                return Err(at("response", &format!("is wrong from byte {wrong:?} of {}", got.len())));
+            }
+            clients.done.fetch_add(1, Relaxed);
+            pause(&mut rng, 20);
+        }
+        Ok(())
+    });
+    let resets = w.capture.tcp(&SegFilter::port(PORT).outgoing(false).any_flag(RST));
+    assert!(resets.is_empty(), "{resets:?}");
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
