@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """An echo server on Python's asyncio streams; nothing here knows of tcpr.
 
-usage: asyncio_echo.py PORT
+usage: asyncio_echo.py PORT [ADDRESS]
 """
 import asyncio
 import sys
@@ -19,7 +19,8 @@ async def echo(reader, writer):
 
 
 async def main():
-    server = await asyncio.start_server(echo, "0.0.0.0", int(sys.argv[1]), backlog=4096)
+    address = sys.argv[2] if len(sys.argv) > 2 else "0.0.0.0"
+    server = await asyncio.start_server(echo, address, int(sys.argv[1]), backlog=4096)
     async with server:
         await server.serve_forever()
 

@@ -213,9 +213,9 @@ static void farewell(void)
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in addr = { .sin_family = AF_INET };
+    struct sockaddr_in6 addr = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_ANY_INIT };
     struct epoll_event events[64], ev = { .events = EPOLLIN };
-    int one = 1, listener, port;
+    int one = 1, zero = 0, listener, port;
 
     port = argc == 2 ? atoi(argv[1]) : 0;
     if (port <= 0 || port > 65535) {
@@ -223,12 +223,13 @@ int main(int argc, char **argv)
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
-    listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    /* IPv6, and IPv4 by mapped addresses. */
+    listener = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (listener < 0)
         die("socket");
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    addr.sin_addr.s_addr = htonl(INADDR_ANY);
-    addr.sin_port = htons((uint16_t)port);
+    setsockopt(listener, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
+    addr.sin6_port = htons((uint16_t)port);
     if (bind(listener, (struct sockaddr *)&addr, sizeof addr) < 0)
         die("bind");
     if (listen(listener, SOMAXCONN) < 0)

@@ -62,9 +62,21 @@ pub fn before_wait(zero_timeout: impl FnOnce() -> bool) {
 /// Before a read or an accept: ends a turn that has written.
 #[inline]
 pub fn before_read() {
-    if DIRTY.with(Cell::get) >= Dirty::Wrote {
-        wait(false);
+    if DIRTY.with(Cell::get) == Dirty::Wrote {
+        reads_on();
     }
+}
+
+#[cold]
+fn reads_on() {
+    ffi::guarded((), || {
+        let Some(_inside) = Bypass::enter_first() else { return };
+        // The turn may go on all the same: the manager knows.
+        DIRTY.with(|d| d.set(Dirty::Read));
+        if let Some(client) = process::joined() {
+            client.push(&Event::ReadsOn { thread: thread() });
+        }
+    });
 }
 
 #[cold]

@@ -2,7 +2,9 @@
 //! hands over. Every random case is driven from a printed seed (`TCPR_SEED=` replays it).
 
 mod embedded;
+mod ipv6;
 mod life;
+mod network;
 mod responses;
 mod soak;
 mod streams;

@@ -199,10 +199,15 @@ fn nginx_goes_on_in_the_middle_of_its_downloads() {
                         break head;
                     }
                 }
-                let n = stream.read(&mut chunk).map_err(|e| at("response", &e))?;
-                if n == 0 {
-                    return Err(at("response", &format!("ended after {} bytes", got.len())));
-                }
+                let n = match stream.read(&mut chunk) {
+                    Ok(n) if n > 0 => n,
+                    ended => {
+                        let head = got.windows(4).position(|w| w == b"\r\n\r\n").map_or(got.len(), |head| head + 4);
+                        let wrong = got[head..].iter().zip(bytes).position(|(a, b)| a != b);
+                        let got = (head, got.len() - head);
+                        return Err(at("response", &format!("{ended:?} after {got:?} bytes, wrong from {wrong:?}")));
+                    }
+                };
                 got.extend_from_slice(&chunk[..n]);
                 if bytes.len() > 1_000_000 {
                     pause(&mut rng, 30);

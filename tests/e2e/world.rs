@@ -67,12 +67,17 @@ impl World {
 
     /// The same with another host of the managers.
     pub fn hosted(label: &str, service: Service, program: &[&str], by: Hosted) -> World {
+        World::with(label, service, program, by, ["192.0.2.1/24", "192.0.2.2/24", "192.0.2.9/24"])
+    }
+
+    /// The same with other addresses of members and peer.
+    pub fn with(label: &str, service: Service, program: &[&str], by: Hosted, addresses: [&str; 3]) -> World {
         let seed = seed_from_env();
         eprintln!("{label}: TCPR_SEED={seed}");
         let lab = Lab::new(label).expect("a lab");
-        let a = lab.host("a", "192.0.2.1/24").expect("host a");
-        let b = lab.host("b", "192.0.2.2/24").expect("host b");
-        let peer = lab.host("peer", "192.0.2.9/24").expect("host peer");
+        let a = lab.host("a", addresses[0]).expect("host a");
+        let b = lab.host("b", addresses[1]).expect("host b");
+        let peer = lab.host("peer", addresses[2]).expect("host peer");
         // A failover that nobody caused is another test.
         let mut pair = Pair::new(&a, &b, service.patient()).expect("a pair");
         pair.hosted(by);

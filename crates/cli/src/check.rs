@@ -42,8 +42,8 @@ pub fn doctor(common: &Common) -> Result<u8, String> {
     findings.push(("NFQUEUE", free.unwrap_or_else(|| Err("no free queue number".to_owned()))));
     findings.push(("iptables", rules::leftovers().map(drop).map_err(|e| format!("{e}; apt install iptables"))));
     if let Ok(config) = load(common.config.as_ref()) {
-        for (addr, prefix) in config.service.virtual_ipv4() {
-            let there = Vip::new(&config.service.interface, addr, prefix).map(drop);
+        for v in &config.service.virtual_ips {
+            let there = Vip::new(&config.service.interface, v.addr, v.prefix).map(drop);
             findings.push(("interface", there.map_err(|e| e.to_string())));
         }
         findings.push(("rules", Rules::of(&config).installed().map(drop).map_err(|e| e.to_string())));
@@ -73,8 +73,9 @@ pub fn cleanup(common: &Common) -> Result<u8, String> {
         if rules::remove(&config.service.name).map_err(|e| e.to_string())? {
             done.push(format!("packet rules of service {}", config.service.name));
         }
-        for (addr, prefix) in config.service.virtual_ipv4() {
-            let removed = Vip::new(&config.service.interface, addr, prefix).and_then(|mut v| v.remove());
+        for v in &config.service.virtual_ips {
+            let addr = v.addr;
+            let removed = Vip::new(&config.service.interface, addr, v.prefix).and_then(|mut v| v.remove());
             if removed.map_err(|e| e.to_string())? {
                 done.push(format!("virtual IP {addr}"));
             }

@@ -1,7 +1,8 @@
-//! ARP: telling the network where the virtual IP is now, and asking whether somebody is there.
+//! ARP: telling the network where the virtual IP is now (for IPv6 by an unsolicited neighbour advertisement), and
+//! asking whether somebody is there.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ const BROADCAST: Mac = [0xff; 6];
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 const FRAME: usize = 42;
+const ADVERTISEMENT: usize = 86;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -117,8 +119,12 @@ impl Arp {
 
     /// Tells everybody that `ip` is here. Both forms are sent, request and reply, because there are
     /// systems that believe only one of them.
-    pub fn send_gratuitous(&self, ip: Ipv4Addr) -> io::Result<()> {
+    pub fn send_gratuitous(&self, ip: IpAddr) -> io::Result<()> {
         let mac = self.mac()?;
+        let ip = match ip {
+            IpAddr::V4(ip) => ip,
+            IpAddr::V6(ip) => return self.send(&advertisement(mac, ip)),
+        };
         self.send(&frame(REQUEST, mac, ip, [0; 6], ip))?;
         self.send(&frame(REPLY, mac, ip, BROADCAST, ip))
     }
@@ -212,6 +218,38 @@ fn frame(op: u16, mac: Mac, sender: Ipv4Addr, target_mac: Mac, target: Ipv4Addr)
     f
 }
 
+/// An unsolicited neighbour advertisement to all nodes, overriding what they know (RFC 4861, sections 4.4 and 7.2.6).
+fn advertisement(mac: Mac, ip: Ipv6Addr) -> [u8; ADVERTISEMENT] {
+    const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    const OVERRIDE: u8 = 0x20;
+    const ICMPV6: u8 = 58;
+    let mut f = [0u8; ADVERTISEMENT];
+    f[0..6].copy_from_slice(&[0x33, 0x33, 0, 0, 0, 1]);
+    f[6..12].copy_from_slice(&mac);
+    f[12..14].copy_from_slice(&0x86ddu16.to_be_bytes());
+    f[14] = 0x60;
+    f[18..20].copy_from_slice(&32u16.to_be_bytes());
+    // The hop limit shows that no router passed it on.
+    f[20..22].copy_from_slice(&[ICMPV6, 255]);
+    f[22..38].copy_from_slice(&ip.octets());
+    f[38..54].copy_from_slice(&ALL_NODES);
+    f[54] = 136;
+    f[58] = OVERRIDE;
+    f[62..78].copy_from_slice(&ip.octets());
+    // Option: target link-layer address, one unit of eight bytes.
+    f[78..80].copy_from_slice(&[2, 1]);
+    f[80..86].copy_from_slice(&mac);
+    let mut sum = 32 + u32::from(ICMPV6);
+    for pair in f[22..].chunks_exact(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+    }
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    f[56..58].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    f
+}
+
 fn parse(f: &[u8], own: Mac) -> Option<ArpHeard> {
     if f.len() < FRAME || f[12..20] != [8, 6, 0, 1, 8, 0, 6, 4] {
         return None;
@@ -256,7 +294,7 @@ mod tests {
                 ip("neigh add 192.0.2.200 lladdr 02:00:00:00:00:09 dev v1 nud stale");
                 Arp::new("v1").unwrap()
             });
-            here.send_gratuitous(vip).unwrap();
+            here.send_gratuitous(vip.into()).unwrap();
             let mac = here.mac().unwrap();
             for _ in 0..2 {
                 assert_eq!(
@@ -282,12 +320,23 @@ mod tests {
                 assert_eq!(hear(&here), answer);
             }
             assert_eq!(here.recv().unwrap(), None);
+            // The same for IPv6: an entry that exists is corrected.
+            let six: IpAddr = "2001:db8::200".parse().unwrap();
+            let neighbour = || pair.there(|| {
+                let out = std::process::Command::new("ip").args(["-6", "neigh", "show", "2001:db8::200"]).output();
+                String::from_utf8(out.unwrap().stdout).unwrap()
+            });
+            pair.there(|| ip("addr add 2001:db8::7/64 dev v1 nodad\nneigh add 2001:db8::200 lladdr 02:00:00:00:00:09 dev v1 nud stale"));
+            eventually("the neighbour is corrected", || {
+                here.send_gratuitous(six).unwrap();
+                neighbour().contains(&hex)
+            });
             // Down and up again: sending fails while it lasts, and the socket survives.
             ip("link set v0 down");
-            assert!(here.send_gratuitous(vip).is_err());
+            assert!(here.send_gratuitous(vip.into()).is_err());
             assert_eq!(here.recv().unwrap(), None);
             ip("link set v0 up");
-            eventually("sending again", || here.send_gratuitous(vip).is_ok());
+            eventually("sending again", || here.send_gratuitous(vip.into()).is_ok());
         });
     }
 

@@ -111,7 +111,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// The virtual IPs of the family that is built today.
+    /// The virtual IPs that are IPv4: with them goes ARP, by which reach is judged.
     pub fn virtual_ipv4(&self) -> impl Iterator<Item = (Ipv4Addr, u8)> + '_ {
         self.virtual_ips.iter().filter_map(|v| match v.addr {
             IpAddr::V4(a) => Some((a, v.prefix)),
@@ -329,12 +329,6 @@ impl Config {
         let ipv6 = |key: &str, what: String| {
             format!("{key}: {what} is IPv6, which is not built yet; use IPv4 there for now")
         };
-        for v in self.service.virtual_ips.iter().filter(|v| v.addr.is_ipv6()) {
-            list.push(ipv6(
-                "service.virtual_ip",
-                format!("{}/{}", v.addr, v.prefix),
-            ));
-        }
         for o in self.service.outgoing.iter().filter(|o| o.is_ipv6()) {
             list.push(ipv6("service.outgoing.address", o.to_string()));
         }

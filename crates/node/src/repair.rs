@@ -374,7 +374,8 @@ fn set_freebind(fd: i32, local: &SocketAddr) -> io::Result<()> {
     }
 }
 
-fn with_sockaddr<T>(
+/// Calls `f` with an address as the kernel takes it: pointer and length are good for the call.
+pub(crate) fn with_sockaddr<T>(
     address: &SocketAddr,
     f: impl FnOnce(*const libc::sockaddr, libc::socklen_t) -> T,
 ) -> T {

@@ -22,10 +22,10 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::config::Config;
-pub use tool::Tool;
+pub use tool::{Family, Tool};
 
 /// The mark of packets that are exempt: tcpr's own ("TCPR").
 pub const MARK: u32 = 0x5443_5052;
@@ -39,11 +39,11 @@ pub struct Rules {
     /// The service's name.
     pub service: String,
     /// The virtual IPs.
-    pub virtual_ips: Vec<Ipv4Addr>,
+    pub virtual_ips: Vec<IpAddr>,
     /// The ports that peers connect to.
     pub ports: Vec<u16>,
     /// The destinations that the service connects to.
-    pub outgoing: Vec<SocketAddrV4>,
+    pub outgoing: Vec<SocketAddr>,
     /// The queues for packets (in, out).
     pub queues: (u16, u16),
 }
@@ -84,34 +84,40 @@ impl Rules {
     /// The rules that a configuration asks for.
     pub fn of(config: &Config) -> Rules {
         let s = &config.service;
-        let v4 = |a: &SocketAddr| match a {
-            SocketAddr::V4(a) => Some(*a),
-            SocketAddr::V6(_) => None,
-        };
         Rules {
             service: s.name.clone(),
-            virtual_ips: s
-                .virtual_ips
-                .iter()
-                .filter_map(|v| match v.addr {
-                    IpAddr::V4(a) => Some(a),
-                    IpAddr::V6(_) => None,
-                })
-                .collect(),
+            virtual_ips: s.virtual_ips.iter().map(|v| v.addr).collect(),
             ports: s.ports.iter().map(|p| p.port).collect(),
-            outgoing: s.outgoing.iter().filter_map(v4).collect(),
+            outgoing: s.outgoing.clone(),
             queues: s.queues,
         }
     }
 
-    /// Installs the rules, or puts them right. Two processes are started where all is well: one to see
-    /// what is there, one to change it.
+    /// Installs the rules, or puts them right. Two processes are started for each family of addresses where all is
+    /// well: one to see what is there, one to change it.
     pub fn install(&self) -> io::Result<Installed> {
-        let views = tool::views()?;
+        let mut first = None;
+        for family in Family::ALL {
+            if self.of_family(family) {
+                let installed = self.install_for(family)?;
+                first.get_or_insert(installed);
+            } else {
+                remove_for(family, &self.service)?;
+            }
+        }
+        first.ok_or_else(|| io::Error::other("there is no virtual IP to protect"))
+    }
+
+    fn of_family(&self, family: Family) -> bool {
+        self.virtual_ips.iter().any(|ip| family.has(*ip))
+    }
+
+    fn install_for(&self, family: Family) -> io::Result<Installed> {
+        let views = tool::views(family)?;
         let mut refusals = Vec::new();
         for table in TABLES {
             for view in &views {
-                let mut script = self.script(table, view);
+                let mut script = self.script(family, table, view);
                 for (t, chains) in by_table(view, &self.service) {
                     if t != table {
                         script += &removal(&t, &chains, view);
@@ -144,9 +150,29 @@ impl Rules {
         remove(&self.service)
     }
 
-    /// Whether the rules are there as `install` would make them. One process is started.
+    /// Whether the rules are there as `install` would make them. One process is started for each family.
     pub fn installed(&self) -> io::Result<RulesState> {
-        let views = tool::views()?;
+        let mut all = None;
+        for family in Family::ALL.into_iter().filter(|f| self.of_family(*f)) {
+            let state = self.installed_for(family)?;
+            all = Some(match all {
+                None => state,
+                Some(RulesState::Installed(first)) if matches!(state, RulesState::Installed(_)) => {
+                    RulesState::Installed(first)
+                }
+                Some(RulesState::Absent) if state == RulesState::Absent => RulesState::Absent,
+                Some(wrong @ RulesState::Wrong(_)) => wrong,
+                Some(_) => RulesState::Wrong(format!(
+                    "the rules of service \"{}\" are there for one family of addresses only",
+                    self.service
+                )),
+            });
+        }
+        Ok(all.unwrap_or(RulesState::Absent))
+    }
+
+    fn installed_for(&self, family: Family) -> io::Result<RulesState> {
+        let views = tool::views(family)?;
         let mut found = Vec::new();
         for view in &views {
             for (table, _) in by_table(view, &self.service) {
@@ -162,7 +188,7 @@ impl Rules {
                 )),
             });
         };
-        Ok(match self.difference(view, table) {
+        Ok(match self.difference(family, view, table) {
             Some(text) => RulesState::Wrong(text),
             None => RulesState::Installed(Installed {
                 tool: view.tool.clone(),
@@ -171,8 +197,8 @@ impl Rules {
         })
     }
 
-    fn difference(&self, view: &tool::View, table: &str) -> Option<String> {
-        for (hook, chain, rules) in self.chains() {
+    fn difference(&self, family: Family, view: &tool::View, table: &str) -> Option<String> {
+        for (hook, chain, rules) in self.chains(family) {
             let there: Vec<_> = view.rules(table, &chain).map(canonical).collect();
             let wanted: Vec<_> = rules.iter().map(|r| canonical(r)).collect();
             if there != wanted {
@@ -198,7 +224,7 @@ impl Rules {
     }
 
     /// (hook, chain, rules) of both directions.
-    fn chains(&self) -> [(&'static str, String, Vec<String>); 2] {
+    fn chains(&self, family: Family) -> [(&'static str, String, Vec<String>); 2] {
         let mark = format!("-m mark --mark {MARK:#x} -j RETURN");
         let (to_in, to_out) = (
             format!("-j NFQUEUE --queue-num {}", self.queues.0),
@@ -206,18 +232,19 @@ impl Rules {
         );
         let mut input = vec!["-i lo -j RETURN".to_string(), mark.clone()];
         let mut output = vec!["-o lo -j RETURN".to_string(), mark];
-        for vip in &self.virtual_ips {
+        let bits = family.bits();
+        for vip in self.virtual_ips.iter().filter(|ip| family.has(**ip)) {
             for port in &self.ports {
-                input.push(format!("-d {vip}/32 -p tcp -m tcp --dport {port} {to_in}"));
-                output.push(format!("-s {vip}/32 -p tcp -m tcp --sport {port} {to_out}"));
+                input.push(format!("-d {vip}/{bits} -p tcp -m tcp --dport {port} {to_in}"));
+                output.push(format!("-s {vip}/{bits} -p tcp -m tcp --sport {port} {to_out}"));
             }
-            for to in &self.outgoing {
+            for to in self.outgoing.iter().filter(|to| family.has(to.ip())) {
                 let (a, port) = (to.ip(), to.port());
                 input.push(format!(
-                    "-s {a}/32 -d {vip}/32 -p tcp -m tcp --sport {port} {to_in}"
+                    "-s {a}/{bits} -d {vip}/{bits} -p tcp -m tcp --sport {port} {to_in}"
                 ));
                 output.push(format!(
-                    "-s {vip}/32 -d {a}/32 -p tcp -m tcp --dport {port} {to_out}"
+                    "-s {vip}/{bits} -d {a}/{bits} -p tcp -m tcp --dport {port} {to_out}"
                 ));
             }
         }
@@ -226,9 +253,9 @@ impl Rules {
     }
 
     /// One transaction that makes the chains, or refills them, and enters them first.
-    fn script(&self, table: &str, view: &tool::View) -> String {
+    fn script(&self, family: Family, table: &str, view: &tool::View) -> String {
         let mut s = format!("*{table}\n");
-        let chains = self.chains();
+        let chains = self.chains(family);
         for (_, chain, _) in &chains {
             // To declare a chain that exists empties it.
             let _ = writeln!(s, ":{chain} - [0:0]");
@@ -247,17 +274,37 @@ impl Rules {
 /// Removes all packet rules of a service by its name. False: there were none.
 pub fn remove(service: &str) -> io::Result<bool> {
     let mut any = false;
-    for view in tool::views()? {
+    for family in Family::ALL {
+        any |= remove_for(family, service)?;
+    }
+    Ok(any)
+}
+
+fn remove_for(family: Family, service: &str) -> io::Result<bool> {
+    let mut any = false;
+    for view in listed(family)? {
         any |= remove_from(&view, service)?;
     }
     Ok(any)
 }
 
+/// What is there; nothing on a machine without IPv6, or without its tools.
+fn listed(family: Family) -> io::Result<Vec<tool::View>> {
+    match tool::views(family) {
+        Err(_) if family == Family::V6 => Ok(Vec::new()),
+        views => views,
+    }
+}
+
 /// The services that have packet rules here, whether or not anybody runs them: for `cleanup` and
-/// `doctor`. One process is started.
+/// `doctor`. One process is started for each family of addresses.
 pub fn leftovers() -> io::Result<Vec<Leftover>> {
     let mut list = Vec::new();
-    for view in tool::views()? {
+    let mut views = Vec::new();
+    for family in Family::ALL {
+        views.extend(listed(family)?);
+    }
+    for view in views {
         let found: BTreeSet<(String, String)> = view
             .chains()
             .filter_map(|(table, chain)| {
@@ -353,7 +400,7 @@ fn canonical(rule: &str) -> BTreeSet<(String, String)> {
         if (option, value) == ("-m", "tcp") {
             continue;
         }
-        let value = value.strip_suffix("/32").unwrap_or(value);
+        let value = value.strip_suffix("/32").or_else(|| value.strip_suffix("/128")).unwrap_or(value);
         let value = value.strip_suffix("/0xffffffff").unwrap_or(value);
         options.insert((option.to_string(), value.to_string()));
     }

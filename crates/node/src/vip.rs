@@ -1,4 +1,4 @@
-//! The virtual IP: an IPv4 address that is added to an interface for a limited time.
+//! The virtual IP: an address, IPv4 or IPv6, that is added to an interface for a limited time.
 //!
 //! The lifetime is finite so that the address vanishes by itself when the manager dies or is paused:
 //! the partner, which takes it over, must not meet it on the wire a second time. The kernel counts
@@ -8,7 +8,7 @@
 //! is loaded into other people's processes.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 #[cfg(test)]
@@ -21,6 +21,8 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_CACHEINFO: u16 = 6;
 const IFA_FLAGS: u16 = 8;
+/// Without duplicate address detection: it would take a second, and the former owner may still be there.
+const IFA_F_NODAD: u32 = 0x02;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 const HEADER: usize = 16;
 const IFADDRMSG: usize = 8;
@@ -56,7 +58,7 @@ pub struct Vip {
     socket: OwnedFd,
     interface: String,
     index: u32,
-    addr: Ipv4Addr,
+    addr: IpAddr,
     prefix: u8,
     no_prefix_route: bool,
     sequence: u32,
@@ -64,7 +66,7 @@ pub struct Vip {
 
 impl Vip {
     /// Prepares the address; nothing is added. The interface must exist.
-    pub fn new(interface: &str, addr: Ipv4Addr, prefix: u8) -> io::Result<Vip> {
+    pub fn new(interface: &str, addr: IpAddr, prefix: u8) -> io::Result<Vip> {
         let mut vip = Vip {
             socket: route_socket()?,
             interface: interface.to_string(),
@@ -85,7 +87,7 @@ impl Vip {
     }
 
     /// The address.
-    pub fn addr(&self) -> Ipv4Addr {
+    pub fn addr(&self) -> IpAddr {
         self.addr
     }
 
@@ -117,7 +119,7 @@ impl Vip {
     /// Deletes the address. False: it was not there.
     pub fn remove(&mut self) -> io::Result<bool> {
         let mut body = self.ifaddrmsg();
-        attribute(&mut body, IFA_LOCAL, &self.addr.octets());
+        attribute(&mut body, IFA_LOCAL, &octets(self.addr));
         match self.change(libc::RTM_DELADDR, 0, &body) {
             Ok(()) => Ok(true),
             Err(e) if matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) => {
@@ -134,7 +136,7 @@ impl Vip {
 
     /// How the interface has the address, if it does.
     pub fn find(&mut self) -> io::Result<Option<Presence>> {
-        let mut body = vec![libc::AF_INET as u8, 0, 0, 0];
+        let mut body = vec![family(self.addr), 0, 0, 0];
         body.extend(self.index.to_ne_bytes());
         let (addr, index) = (self.addr, self.index);
         let mut found = None;
@@ -143,8 +145,9 @@ impl Vip {
                 return;
             }
             let attributes = m.get(IFADDRMSG..).unwrap_or_default();
-            let local = find_attribute(attributes, IFA_LOCAL);
-            if local != Some(&addr.octets()[..]) {
+            // IPv6 has IFA_LOCAL only where the other end of a link has an address too.
+            let local = find_attribute(attributes, IFA_LOCAL).or_else(|| find_attribute(attributes, IFA_ADDRESS));
+            if local != Some(&octets(addr)[..]) {
                 return;
             }
             // struct ifa_cacheinfo: preferred, valid, created, updated.
@@ -227,15 +230,17 @@ impl Vip {
 
     fn set(&mut self, lifetime_s: u32) -> io::Result<()> {
         let mut body = self.ifaddrmsg();
-        attribute(&mut body, IFA_LOCAL, &self.addr.octets());
-        attribute(&mut body, IFA_ADDRESS, &self.addr.octets());
+        attribute(&mut body, IFA_LOCAL, &octets(self.addr));
+        attribute(&mut body, IFA_ADDRESS, &octets(self.addr));
         let s = lifetime_s.max(1).to_ne_bytes();
         let mut cacheinfo = [0u8; 16];
         cacheinfo[0..4].copy_from_slice(&s);
         cacheinfo[4..8].copy_from_slice(&s);
         attribute(&mut body, IFA_CACHEINFO, &cacheinfo);
-        if self.no_prefix_route {
-            attribute(&mut body, IFA_FLAGS, &IFA_F_NOPREFIXROUTE.to_ne_bytes());
+        let nodad = if self.addr.is_ipv6() { IFA_F_NODAD } else { 0 };
+        let flags = nodad | if self.no_prefix_route { IFA_F_NOPREFIXROUTE } else { 0 };
+        if flags != 0 {
+            attribute(&mut body, IFA_FLAGS, &flags.to_ne_bytes());
         }
         self.change(
             libc::RTM_NEWADDR,
@@ -245,7 +250,7 @@ impl Vip {
     }
 
     fn ifaddrmsg(&self) -> Vec<u8> {
-        let mut body = vec![libc::AF_INET as u8, self.prefix, 0, libc::RT_SCOPE_UNIVERSE];
+        let mut body = vec![family(self.addr), self.prefix, 0, libc::RT_SCOPE_UNIVERSE];
         body.extend(self.index.to_ne_bytes());
         body
     }
@@ -362,6 +367,17 @@ fn route_socket() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+fn family(ip: IpAddr) -> u8 {
+    (if ip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
 fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
     to.extend(((4 + value.len()) as u16).to_ne_bytes());
     to.extend(kind.to_ne_bytes());
@@ -420,7 +436,7 @@ mod tests {
     fn added_renewed_removed_and_gone_by_itself() {
         in_netns(|| {
             ip("link add v0 type veth peer name v1\nlink set v0 up\nlink set v1 up\naddr add 192.0.2.1/24 dev v0");
-            let mut vip = Vip::new("v0", [192, 0, 2, 200].into(), 24).unwrap();
+            let mut vip = Vip::new("v0", "192.0.2.200".parse().unwrap(), 24).unwrap();
             assert!(!vip.present().unwrap());
             assert!(!vip.remove().unwrap());
             assert!(!vip.renew(5).unwrap(), "renewing must not add");
@@ -435,7 +451,7 @@ mod tests {
             assert!(vip.remove().unwrap());
             assert!(!vip.present().unwrap());
             // Another address on the interface is not the VIP, and a static one shows as such.
-            let mut own = Vip::new("v0", [192, 0, 2, 1].into(), 24).unwrap();
+            let mut own = Vip::new("v0", "192.0.2.1".parse().unwrap(), 24).unwrap();
             assert_eq!(own.find().unwrap().unwrap().remaining_s, None);
             vip.add(0).unwrap();
             assert!(vip.present().unwrap());
@@ -452,10 +468,30 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv6_address_is_usable_at_once() {
+        in_netns(|| {
+            ip("link add v0 type veth peer name v1\nlink set v0 up\nlink set v1 up");
+            let address: IpAddr = "2001:db8::200".parse().unwrap();
+            let mut vip = Vip::new("v0", address, 64).unwrap();
+            assert!(!vip.remove().unwrap());
+            vip.add(5).unwrap();
+            // Not tentative: a bind would fail.
+            std::net::TcpListener::bind((address, 5555)).unwrap();
+            let p = vip.find().unwrap().unwrap();
+            assert_eq!(p.prefix, 64);
+            assert!(p.remaining_s.unwrap() <= 5);
+            assert!(vip.renew(30).unwrap());
+            assert!(vip.find().unwrap().unwrap().remaining_s.unwrap() > 5);
+            assert!(vip.remove().unwrap());
+            assert!(!vip.renew(5).unwrap());
+        });
+    }
+
+    #[test]
     fn link_state_and_carrier() {
         in_netns(|| {
             ip("link add v0 type veth peer name v1\nlink set v0 up\nlink set v1 up");
-            let mut vip = Vip::new("v0", [192, 0, 2, 200].into(), 32)
+            let mut vip = Vip::new("v0", "192.0.2.200".parse().unwrap(), 32)
                 .unwrap()
                 .without_prefix_route();
             let before = vip.link().unwrap();
@@ -483,7 +519,7 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("no interface"));
-            assert!(Vip::new("v7", [192, 0, 2, 200].into(), 24).is_err());
+            assert!(Vip::new("v7", "192.0.2.200".parse().unwrap(), 24).is_err());
         });
     }
 }

@@ -206,7 +206,7 @@ impl TurnPolicy {
 
     /// The thread took `n` bytes of input from the socket (0: it saw the end).
     pub fn read(&mut self, now: Now, t: Thread, s: SessionId, n: u64) {
-        self.reads_on(t, s);
+        self.reads_next(t, s);
         if !self.touch(t, s) {
             return;
         }
@@ -332,13 +332,25 @@ impl TurnPolicy {
         self.settle_group(g, |p| p.settle(true, true));
     }
 
-    /// After a look, reading on says that the response before it was whole.
-    fn reads_on(&mut self, t: Thread, s: SessionId) {
-        let Some(turn) = self.threads.get(&t).filter(|turn| turn.looked) else {
+    /// The thread has written, and is about to read: that ends its turn, unless its sessions do not depend on each
+    /// other (it may be in the middle of serving several). Tells whether it ended.
+    pub fn reads_on(&mut self, t: Thread) -> bool {
+        let ends = self.threads.get(&t).is_none_or(|turn| !self.independent(turn.group));
+        if ends {
+            self.thread_gone(t);
+        }
+        ends
+    }
+
+    /// Reading on says that the response before it was whole.
+    fn reads_next(&mut self, t: Thread, s: SessionId) {
+        let Some(turn) = self.threads.get(&t) else {
             return;
         };
         if !self.independent(turn.group) {
-            self.thread_gone(t);
+            if turn.looked {
+                self.thread_gone(t);
+            }
         } else if self.groups[turn.group as usize].sessions.contains(&s) {
             self.commit(&[s], |p| p.settle(true, false));
         }

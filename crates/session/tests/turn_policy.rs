@@ -640,11 +640,11 @@ proptest! {
                                 bytes: [1, 2, 4, 8, 5][rng.below(5)],
                                 big_endian: rng.chance(50),
                                 counts_whole_message: rng.chance(50),
-                                independent: false,
                             },
                         ][framing],
                         unanswered: if discard { Unanswered::Discard } else { Unanswered::Redeliver },
                         max_unanswered_bytes: 10_000,
+                        independent: rng.chance(30),
                     };
                     p.open(s, port, n, n / 2, n / 3);
                     known[s as usize] = None;

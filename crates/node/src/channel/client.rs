@@ -178,6 +178,7 @@ impl Client {
         let kicks = matches!(
             event,
             Event::Wait { .. }
+                | Event::ReadsOn { .. }
                 | Event::Blocked { .. }
                 | Event::Commit { .. }
                 | Event::Exit

@@ -98,6 +98,11 @@ pub enum Event<'a> {
         /// Whether it only looks, with a timeout of zero.
         zero_timeout: bool,
     },
+    /// The thread has written, and is about to read.
+    ReadsOn {
+        /// Who reads.
+        thread: u32,
+    },
     /// The thread is about to wait until the kernel takes more of a write that is not whole.
     Blocked {
         /// Who waits.

@@ -46,6 +46,7 @@ const KIND_CLOSE: u8 = 8;
 const KIND_EXIT: u8 = 9;
 const KIND_ABSORBED: u8 = 10;
 const KIND_BLOCKED: u8 = 11;
+const KIND_READS_ON: u8 = 12;
 
 /// State of a write: it is closed, and the low bits tell how much the kernel took.
 const CLOSED: u32 = 0x8000_0000;
@@ -275,6 +276,7 @@ impl Producer {
             Event::Wait { thread, zero_timeout } => {
                 raw = Raw { kind: KIND_WAIT, thread, flags: zero_timeout.into(), ..raw };
             }
+            Event::ReadsOn { thread } => raw = Raw { kind: KIND_READS_ON, thread, ..raw },
             Event::Blocked { thread } => raw = Raw { kind: KIND_BLOCKED, thread, ..raw },
             Event::Consume { thread, handle, n } => {
                 raw = Raw { kind: KIND_CONSUME, thread, handle, a: n, ..raw };
@@ -530,6 +532,7 @@ fn event<'a>(
         }
         KIND_READ => Event::Read { thread, handle, n },
         KIND_WAIT => Event::Wait { thread, zero_timeout: raw.flags & 1 != 0 },
+        KIND_READS_ON => Event::ReadsOn { thread },
         KIND_BLOCKED => Event::Blocked { thread },
         KIND_CONSUME => Event::Consume { thread, handle, n },
         KIND_COMMIT => Event::Commit { thread },

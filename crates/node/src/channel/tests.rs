@@ -123,6 +123,7 @@ fn events_arrive_in_order_and_whole() {
         Event::Commit { thread: 1 },
         Event::Wait { thread: 1, zero_timeout: true },
         Event::Wait { thread: 2, zero_timeout: false },
+        Event::ReadsOn { thread: 3 },
         Event::Blocked { thread: 3 },
         Event::Shutdown { thread: 1, handle: 1 },
         Event::Close { thread: 1, handle: 1, abort: true },

@@ -137,10 +137,8 @@ fn virtual_ips(m: &mut Mistakes, value: Option<&toml::Value>) -> Vec<VirtualIp> 
             list.push(VirtualIp { addr, prefix });
         }
     }
-    if texts.is_empty() || (!list.is_empty() && list.iter().all(|v| v.addr.is_ipv6())) {
-        m.add(format!(
-            "{KEY} has no IPv4 address; one is required for now"
-        ));
+    if texts.is_empty() {
+        m.add(format!("{KEY} has no address; write one like 192.0.2.200/24"));
     }
     list
 }

@@ -66,6 +66,7 @@ fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
         Event::Read { thread, handle, n } => filter.read(now, id, thread, handle, n),
         Event::Wait { thread, zero_timeout: true } => filter.look(now, id, thread),
         Event::Wait { thread, .. } | Event::Commit { thread } => filter.turn_end(now, id, thread),
+        Event::ReadsOn { thread } => filter.reads_on(now, id, thread),
         Event::Blocked { thread } => filter.blocked(id, thread),
         Event::Consume { thread, handle, n } => filter.consume(id, thread, handle, n),
         Event::Shutdown { thread, handle } => filter.shutdown(now, id, thread, handle),

@@ -133,8 +133,8 @@ impl Manager {
         let poller = Poller::new()?;
 
         let mut vips = Vec::new();
-        for (addr, prefix) in service.virtual_ipv4() {
-            let mut vip = Vip::new(&service.interface, addr, prefix)?;
+        for v in &service.virtual_ips {
+            let mut vip = Vip::new(&service.interface, v.addr, v.prefix)?;
             // What a killed manager of this member left behind.
             vip.remove()?;
             vips.push(vip);
@@ -147,7 +147,7 @@ impl Manager {
         let mut sockdiag = SockDiag::open().map_err(context("cannot open a sock_diag socket"))?;
         let locals: Vec<SocketAddr> = vips
             .iter()
-            .flat_map(|v| service.ports.iter().map(|p| SocketAddr::new(v.addr().into(), p.port)))
+            .flat_map(|v| service.ports.iter().map(|p| SocketAddr::new(v.addr(), p.port)))
             .collect();
         packets::destroy_sockets(&mut sockdiag, &locals);
 
@@ -158,7 +158,7 @@ impl Manager {
         let channels = ChannelListener::bind(Greeting {
             service: service.name.clone(),
             token: token.clone(),
-            vips: vips.iter().map(|v| v.addr().into()).collect(),
+            vips: vips.iter().map(Vip::addr).collect(),
             ports: service
                 .ports
                 .iter()
@@ -313,7 +313,7 @@ impl Manager {
     fn dispatch(&mut self, event: Ready) {
         match event.token {
             Token::QueueIn => self.receive_in(),
-            Token::QueueOut => self.receive_out(),
+            Token::QueueOut => drop(self.receive_out()),
             Token::LinkListener => self.accept_link(),
             Token::Link => self.link_ready(event.readable, event.writable),
             Token::Heartbeat => self.receive_heartbeats(),

@@ -51,7 +51,8 @@ impl Manager {
         }
     }
 
-    pub(super) fn receive_out(&mut self) {
+    /// Takes what the local TCP sends. False: there may be more.
+    pub(super) fn receive_out(&mut self) -> bool {
         for _ in 0..BATCHES {
             let now = self.start.elapsed();
             let Manager { queue_out, filter, apps, .. } = self;
@@ -61,13 +62,17 @@ impl Manager {
                 filter.packet_out(now, packet.id, packet.payload);
             });
             match received {
-                Ok(0) => break,
+                Ok(0) => return true,
                 Ok(_) => {}
-                Err(error) => return log::error!("outbound queue: {error}"),
+                Err(error) => {
+                    log::error!("outbound queue: {error}");
+                    return true;
+                }
             }
             self.filter_actions();
             self.flush_verdicts();
         }
+        false
     }
 
     /// Does what the filter decided. Returns whether there was anything.

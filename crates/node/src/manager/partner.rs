@@ -761,6 +761,12 @@ impl Manager {
         }
         let locals = self.takeover.locals().to_vec();
         packets::destroy_sockets(&mut self.sockdiag, &locals);
+        // The RSTs of what ended here meet a passive filter: one that serves again would take them for strangers'.
+        for _ in 0..100 {
+            if self.receive_out() {
+                break;
+            }
+        }
         self.apps_of_dead_program(now);
     }
 

@@ -14,6 +14,7 @@ use tcpr_session::Now;
 
 use super::doorbell::Doorbell;
 use super::Manager;
+use crate::channel::ring::SLOTS;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
 use crate::repair;
 
@@ -21,6 +22,8 @@ use crate::repair;
 const PROBE_WAIT: Duration = Duration::from_millis(10);
 /// How long new connections and input wait for an application that does not accept.
 const BARRIER: Duration = Duration::from_secs(3);
+/// How long a doorbell may go unheard.
+const RING_AGAIN: Duration = Duration::from_millis(100);
 /// How often an application without a listener is looked at again.
 const DOORBELL_AGAIN: Duration = Duration::from_millis(20);
 
@@ -56,6 +59,8 @@ pub(super) struct Takeover {
     listeners: HashMap<u16, HashSet<u32>>,
     ready: HashMap<u16, VecDeque<Ready>>,
     doorbells: HashMap<u16, TcpStream>,
+    /// Local ports of the doorbells, newest first.
+    rung: Vec<u16>,
     spent: Duration,
     pub report: Report,
     /// As the old master: a handover was started and is not over.
@@ -73,6 +78,7 @@ impl Takeover {
             listeners: HashMap::new(),
             ready: HashMap::new(),
             doorbells: HashMap::new(),
+            rung: Vec::new(),
             spent: Duration::ZERO,
             report: Report::default(),
             handing_over: false,
@@ -245,7 +251,11 @@ impl Manager {
 
     /// Wakes whoever waits on a listener that has recovered sessions: one local connection, one byte long.
     pub(super) fn ring_doorbells(&mut self, now: Now) {
-        self.takeover.doorbell_at = None;
+        // One that woke nobody is rung again, for as long as sessions wait.
+        if self.takeover.doorbell_at.is_some_and(|t| now >= t) {
+            self.takeover.doorbell_at = None;
+            self.takeover.doorbells.clear();
+        }
         let ports: Vec<u16> =
             self.takeover.ready.iter().filter(|(_, q)| !q.is_empty()).map(|(port, _)| *port).collect();
         for port in ports {
@@ -256,7 +266,9 @@ impl Manager {
             let rung = listening.then(|| self.ring(port));
             match rung {
                 Some(Ok(stream)) => {
+                    log::debug!("rang the doorbell of port {port}");
                     self.takeover.doorbells.insert(port, stream);
+                    self.takeover.doorbell_at.get_or_insert(now + RING_AGAIN);
                 }
                 Some(Err(error)) => {
                     log::debug!("doorbell of port {port}: {error}");
@@ -269,12 +281,22 @@ impl Manager {
     }
 
     fn ring(&mut self, port: u16) -> io::Result<TcpStream> {
-        let vip = self.vips.first().map(crate::vip::Vip::addr).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let bell = Doorbell::new(vip)?;
-        for app in self.apps.values() {
-            app.channel.set_doorbells(&[bell.port]);
+        // The listener may take one family only.
+        let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
+        for vip in &self.vips {
+            let bell = Doorbell::new(vip.addr())?;
+            // Those rung before may still be in the queue of a listener.
+            self.takeover.rung.insert(0, bell.port);
+            self.takeover.rung.truncate(SLOTS);
+            for app in self.apps.values() {
+                app.channel.set_doorbells(&self.takeover.rung);
+            }
+            result = bell.ring(port);
+            if result.is_ok() {
+                break;
+            }
         }
-        bell.ring(port)
+        result
     }
 
     /// `GetRecovered`: descriptors go over as messages, and our copies are closed, or the application's close
@@ -307,7 +329,9 @@ impl Manager {
         }
         self.takeover.started = None;
         self.takeover.barrier_until = None;
-        self.takeover.doorbells.clear();
+        if self.takeover.ready.values().all(VecDeque::is_empty) {
+            self.takeover.doorbells.clear();
+        }
         self.takeover.report.done_us = (now - started).as_micros() as u64;
         self.publish_pending();
         log::info!("takeover done: {:?}", self.takeover.report);

@@ -4,7 +4,7 @@ use crate::vip::testnet::{in_netns, ip, Pair};
 fn rules(service: &str) -> Rules {
     Rules {
         service: service.into(),
-        virtual_ips: vec![[192, 0, 2, 200].into()],
+        virtual_ips: vec!["192.0.2.200".parse().unwrap()],
         ports: vec![5555, 5556],
         outgoing: vec!["198.51.100.9:179".parse().unwrap()],
         queues: (200, 201),
@@ -90,6 +90,33 @@ fn installed_once_changed_and_removed() {
         assert!(remove("chat-2").unwrap());
         let after = iptables("iptables -S") + &iptables("iptables -t security -S");
         assert_eq!(after, before, "other people's rules are as they were");
+        assert!(leftovers().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn both_families_come_and_go_together() {
+    in_netns(|| {
+        let mut both = rules("chat");
+        both.virtual_ips.push("2001:db8::200".parse().unwrap());
+        both.install().unwrap();
+        assert!(matches!(both.installed().unwrap(), RulesState::Installed(_)));
+        let six = iptables("ip6tables -t security -S");
+        for line in [
+            "-A INPUT -p tcp -j TCPR-CHAT-I\n",
+            "-A TCPR-CHAT-I -d 2001:db8::200/128 -p tcp -m tcp --dport 5556 -j NFQUEUE --queue-num 200\n",
+            "-A TCPR-CHAT-O -s 2001:db8::200/128 -p tcp -m tcp --sport 5556 -j NFQUEUE --queue-num 201\n",
+        ] {
+            assert!(six.contains(line), "{line}\nis not in\n{six}");
+        }
+        assert!(!six.contains("192.0.2"), "{six}");
+        iptables("ip6tables -t security -F TCPR-CHAT-O");
+        assert!(matches!(both.installed().unwrap(), RulesState::Wrong(_)));
+        // No longer asked for: gone.
+        rules("chat").install().unwrap();
+        assert!(!iptables("ip6tables -t security -S").contains("TCPR"));
+        both.install().unwrap();
+        assert!(both.remove().unwrap());
         assert!(leftovers().unwrap().is_empty());
     });
 }

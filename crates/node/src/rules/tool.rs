@@ -6,12 +6,47 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A daemon's PATH often lacks the directories in which iptables is.
 const DIRECTORIES: [&str; 5] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"];
 const SECONDS_FOR_LOCK: &str = "5";
+
+/// A family of addresses: each has tools and tables of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// iptables
+    V4,
+    /// ip6tables
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// Whether an address is of this family.
+    pub fn has(self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == (self == Family::V4)
+    }
+
+    /// The length of an address.
+    pub fn bits(self) -> u8 {
+        match self {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        }
+    }
+
+    fn programs(self) -> [&'static str; 3] {
+        match self {
+            Family::V4 => ["iptables", "iptables-nft", "iptables-legacy"],
+            Family::V6 => ["ip6tables", "ip6tables-nft", "ip6tables-legacy"],
+        }
+    }
+}
 
 /// One of the iptables on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,14 +115,15 @@ impl View {
 }
 
 /// What is there, as each tool sees it: the machine's own choice first.
-pub(super) fn views() -> io::Result<Vec<View>> {
-    let tools = tools(&DIRECTORIES.map(Path::new));
+pub(super) fn views(family: Family) -> io::Result<Vec<View>> {
+    let tools = tools(family, &DIRECTORIES.map(Path::new));
     if tools.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
             format!(
-                "iptables is not installed (looked for iptables-save and iptables-restore in {}); `apt install iptables`",
-                DIRECTORIES.join(", ")
+                "{name} is not installed (looked for {name}-save and {name}-restore in {}); `apt install iptables`",
+                DIRECTORIES.join(", "),
+                name = family.programs()[0],
             ),
         ));
     }
@@ -96,7 +132,7 @@ pub(super) fn views() -> io::Result<Vec<View>> {
     for tool in tools {
         // To list a legacy table makes the kernel load it, which slows every packet, and where none is
         // loaded there is nothing to list.
-        let skip = tool.legacy && !legacy_in_use();
+        let skip = tool.legacy && !legacy_in_use(family);
         let listing = match skip {
             true => Ok(String::new()),
             false => run(&tool.save, &[], ""),
@@ -127,15 +163,19 @@ impl Tool {
     }
 }
 
-fn legacy_in_use() -> bool {
+fn legacy_in_use(family: Family) -> bool {
+    let file = match family {
+        Family::V4 => "ip_tables_names",
+        Family::V6 => "ip6_tables_names",
+    };
     // Of this thread's network namespace, which the process that we start inherits.
-    std::fs::read("/proc/thread-self/net/ip_tables_names").is_ok_and(|names| !names.is_empty())
+    std::fs::read(Path::new("/proc/thread-self/net").join(file)).is_ok_and(|names| !names.is_empty())
 }
 
-fn tools(directories: &[&Path]) -> Vec<Tool> {
+fn tools(family: Family, directories: &[&Path]) -> Vec<Tool> {
     let mut list = Vec::new();
     let mut seen = BTreeSet::new();
-    for name in ["iptables", "iptables-nft", "iptables-legacy"] {
+    for name in family.programs() {
         let find = |what: &str| {
             let file = format!("{name}-{what}");
             directories
@@ -209,19 +249,19 @@ mod tests {
 
     #[test]
     fn no_iptables_no_tool() {
-        assert!(tools(&[Path::new("/nonexistent")]).is_empty());
+        assert!(tools(Family::V4, &[Path::new("/nonexistent")]).is_empty());
     }
 
     #[test]
     fn each_program_once() {
-        let all = tools(&DIRECTORIES.map(Path::new));
+        let all = tools(Family::V6, &DIRECTORIES.map(Path::new));
         let kinds: BTreeSet<bool> = all.iter().map(|t| t.legacy).collect();
         assert_eq!(kinds.len(), all.len(), "{all:?}");
     }
 
     #[test]
     fn a_refusal_says_why() {
-        let tool = &tools(&DIRECTORIES.map(Path::new))[0];
+        let tool = &tools(Family::V4, &DIRECTORIES.map(Path::new))[0];
         let e = tool.restore("*nonsense\nCOMMIT\n").unwrap_err().to_string();
         assert!(!e.is_empty());
     }

@@ -141,6 +141,15 @@ impl Filter {
         }
     }
 
+    /// A thread that has written is about to read: see [`crate::turn::TurnPolicy::reads_on`].
+    pub fn reads_on(&mut self, now: Now, channel: u32, thread: u32) {
+        let key = thread_key(channel, thread);
+        let closes = self.closing.iter().any(|&(t, _)| t == key);
+        if closes || self.mode != Mode::Passive && self.turns.reads_on(key) {
+            self.turn_end(now, channel, thread);
+        }
+    }
+
     /// A thread waits in the middle of a write: see [`crate::turn::TurnPolicy::blocked`].
     pub fn blocked(&mut self, channel: u32, thread: u32) {
         if self.mode != Mode::Passive {

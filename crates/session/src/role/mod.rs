@@ -795,9 +795,13 @@ impl RoleMachine {
             if !self.bye && self.since_heard() < self.cfg.solo_after {
                 return true;
             }
-            if self.in_reach().is_some() {
-                self.go_solo(true);
-                return false;
+            if let Some(since) = self.in_reach() {
+                // Who comes back into reach may hear others a moment before its partner, which took over.
+                if !self.absent || self.bye || self.ended || self.awake - since >= self.suspicion() {
+                    self.go_solo(true);
+                    return false;
+                }
+                return true;
             }
             // The probe gets its time, even when the wait was over (goodbye) or spent away (pause).
             let asked = self.asking.is_some_and(|t| self.awake - t >= self.cfg.heartbeat * 2);

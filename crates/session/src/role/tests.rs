@@ -448,6 +448,30 @@ fn a_cut_off_master_fences() {
 }
 
 #[test]
+fn a_master_that_comes_back_into_reach_listens_for_its_partner_first() {
+    // Cut off for a while, but not for so long that it fenced: at solo_after somebody answers.
+    let mut t = Lone::paired_master();
+    t.partner = None;
+    t.reach = Some(false);
+    t.run(65);
+    t.reach = Some(true);
+    t.run(50);
+    assert_eq!(t.take(), [RoleAction::Stall]);
+    // The partner took over meanwhile, and is heard a moment later.
+    t.partner = Some(says(Role::Master, ep(3, B)));
+    t.run(25);
+    assert_eq!(t.take(), [RoleAction::CloseLink, RoleAction::Demote { epoch: ep(3, B) }]);
+    // And if there is none to be heard, it goes on alone.
+    let mut t = Lone::paired_master();
+    t.partner = None;
+    t.reach = Some(false);
+    t.run(65);
+    t.reach = Some(true);
+    t.run(120);
+    assert_eq!(t.take(), [RoleAction::Stall, RoleAction::CloseLink, solo(2, true)]);
+}
+
+#[test]
 fn a_fenced_master_that_hears_its_backup_goes_on() {
     let mut t = Lone::paired_master();
     let partner = t.partner.take();

@@ -566,3 +566,25 @@ fn a_write_that_waits_lets_its_beginning_go() {
     assert!(commits(&mut p).is_empty());
     assert!(p.poll_timeout().is_some());
 }
+
+#[test]
+fn reading_from_another_session_ends_no_independent_response() {
+    let port = PortPolicy { independent: true, ..PortPolicy::default() };
+    let mut p = with(port, &[1, 2]);
+    // A server that writes in pieces, each taken whole, and serves others between them.
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 100, false);
+    assert!(!p.reads_on(T));
+    p.read(MS, T, 2, 10);
+    assert!(!p.look(T));
+    assert_eq!(one(&mut p), vec![entry(1, 0, 100, 0)]);
+    assert!(!p.reads_on(T));
+    p.read(MS, T, 1, 10);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 100, 100)], "its next request says that it was whole");
+    // Sessions that may depend on each other: what was written was the answer.
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 100, false);
+    assert!(p.reads_on(T));
+    assert_eq!(one(&mut p), vec![entry(1, 10, 100, 100)]);
+}
