@@ -29,10 +29,13 @@ fn a_chat_goes_on_though_packets_are_lost() {
     w.end(clients);
 }
 
+/// A name, what its TCP is set to, and how long a packet may be on its way.
+type Peer = (&'static str, &'static [(&'static str, &'static str)], u32);
+
 /// What a peer's TCP may lack, and what its way may be like.
 #[test]
 fn peers_without_options_and_with_small_segments_go_on() {
-    let peers: [(&str, &[(&str, &str)], u32); 4] = [
+    let peers: [Peer; 4] = [
         ("nots", &[("net.ipv4.tcp_timestamps", "0")], 1500),
         ("nosack", &[("net.ipv4.tcp_sack", "0"), ("net.ipv4.tcp_timestamps", "0")], 1500),
         ("nows", &[("net.ipv4.tcp_window_scaling", "0")], 600),

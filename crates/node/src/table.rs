@@ -316,7 +316,7 @@ mod tests {
 
     fn open(session: SessionId) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let (a, b) = if session % 2 == 0 { ("192.0.2.200", "192.0.2.9") } else { ("2001:db8::1", "2001:db8::9") };
+        let (a, b) = if session.is_multiple_of(2) { ("192.0.2.200", "192.0.2.9") } else { ("2001:db8::1", "2001:db8::9") };
         Open {
             session,
             tuple: FourTuple {
