@@ -10,8 +10,8 @@ CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
 TEST_PACKAGES := memcached nginx-light
-# Tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
-TESTED := --release $(foreach p,tcpr tcpr-session tcpr-node tcpr-cli tcpr-lab,--config profile.release.package.$(p).opt-level=0)
+# Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
+UNIT := --release $(foreach p,tcpr tcpr-session tcpr-node tcpr-cli tcpr-lab,--config profile.release.package.$(p).opt-level=0)
 
 all: build
 
@@ -48,18 +48,15 @@ demo: build
 	$(RELEASE)/tcpr demo
 
 test: test-deps
-	$(CARGO) build $(TESTED) --workspace --lib --bins
-	@$(MAKE) --no-print-directory examples
-	$(CARGO) test $(TESTED) --workspace --exclude tcpr --lib --bins --tests -- --test-threads=1
-	$(CARGO) test $(TESTED) --workspace --test header --test e2e -- --test-threads=1
+	$(CARGO) test $(UNIT) --workspace --exclude tcpr --lib --bins --tests -- --test-threads=1
+	@$(MAKE) --no-print-directory build
+	$(CARGO) test --release --test header --test e2e -- --test-threads=1
 	$(RELEASE)/tcpr demo
 
 # The random end-to-end cases with fresh seeds, on a machine that is kept busy.
 MINUTES ?= 60
-soak: test-deps
-	$(CARGO) build $(TESTED) --workspace --lib --bins
-	@$(MAKE) --no-print-directory examples
-	MINUTES=$(MINUTES) $(CARGO) test $(TESTED) --workspace --test e2e -- --ignored --nocapture soak
+soak: test-deps build
+	MINUTES=$(MINUTES) $(CARGO) test --release --test e2e -- --ignored --nocapture soak
 
 bench:
 	@echo "make bench: the benchmarks are not built yet (issue 5)" >&2; exit 1

@@ -222,3 +222,17 @@ pub fn block_signals() {
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
     }
 }
+
+/// Closes descriptors of a process that exits, whose other threads still run: their numbers become those of
+/// /dev/null, so that nobody gets one of them for something else.
+pub fn close_and_keep(descriptors: impl Iterator<Item = c_int>) {
+    // SAFETY: the path is NUL-terminated.
+    let null = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDWR) };
+    if null < 0 {
+        return;
+    }
+    for fd in descriptors {
+        // SAFETY: no pointers; the kernel closes what the number was.
+        unsafe { libc::syscall(libc::SYS_dup3, null, fd, libc::O_CLOEXEC) };
+    }
+}

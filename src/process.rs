@@ -162,7 +162,9 @@ fn embed(config: Option<&Path>) -> Result<Manager, ClientError> {
     let (service, token) = crate::embedded::start(config)
         .map_err(|text| ClientError { errno: libc::ENOTCONN, text })?;
     EMBEDDER.store(std::process::id(), Ordering::Relaxed);
-    Ok(Manager { service, token, embedded: Some(config.map(Path::to_owned)) })
+    // A daemon changes its directory before it reads the file again.
+    let config = config.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    Ok(Manager { service, token, embedded: Some(config) })
 }
 
 /// In a forked process: joins the parent's manager, or starts one here if it is gone with the parent. While the parent
@@ -418,11 +420,8 @@ pub fn exiting() {
         client.push(&Event::Exit);
         if EMBEDDER.load(Ordering::Relaxed) == std::process::id() {
             // The manager dies with us: connections are closed while it can still let their FINs pass.
-            for (fd, entry) in table::range(0, u32::MAX) {
-                if matches!(entry, Entry::Connection { .. }) {
-                    ffi::raw_close(fd);
-                }
-            }
+            let connections = table::range(0, u32::MAX).filter(|(_, entry)| matches!(entry, Entry::Connection { .. }));
+            ffi::close_and_keep(connections.map(|(fd, _)| fd));
             client.dismiss();
         }
     });

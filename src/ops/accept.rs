@@ -15,7 +15,7 @@ use tcpr_node::channel::Origin;
 use tcpr_session::tuple::FourTuple;
 
 use super::inside;
-use super::sockets::{address, local_name, peer_name};
+use super::sockets::{address, local_name, peer_name, set_send_buffer, SO_BUF_LOCK};
 use crate::process::lock;
 use crate::table::{self, Entry};
 use crate::{ffi, process, real, turn};
@@ -249,7 +249,6 @@ fn take_doorbell_off(listener: c_int, flags: c_int) -> Option<c_int> {
 /// Gives a recovered socket what an accepted one has from its listener.
 fn adopt_options(listener: c_int, fd: c_int, flags: c_int) {
     const TCP_NOTSENT_LOWAT: c_int = 25;
-    const SO_BUF_LOCK: c_int = 72;
     let integers = [
         (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
         (libc::SOL_SOCKET, libc::SO_OOBINLINE),
@@ -269,15 +268,14 @@ fn adopt_options(listener: c_int, fd: c_int, flags: c_int) {
     copy_option::<libc::timeval>(listener, fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO);
     copy_option::<libc::timeval>(listener, fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO);
     copy_option::<[u8; 16]>(listener, fd, libc::SOL_TCP, libc::TCP_CONGESTION);
-    // Buffer sizes that were never set would only stop the kernel from tuning them.
     let locked = ffi::option::<c_int>(listener, libc::SOL_SOCKET, SO_BUF_LOCK).unwrap_or(0);
-    for (bit, option) in [(1, libc::SO_SNDBUF), (2, libc::SO_RCVBUF)] {
-        if locked & bit != 0 {
-            if let Some(size) = ffi::option::<c_int>(listener, libc::SOL_SOCKET, option) {
-                // The kernel doubles what it is given.
-                ffi::set_option(fd, libc::SOL_SOCKET, option, size / 2);
-            }
-        }
+    // The kernel doubles what it is given.
+    if let Some(size) = ffi::option::<c_int>(listener, libc::SOL_SOCKET, libc::SO_RCVBUF).filter(|_| locked & 2 != 0) {
+        ffi::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, size / 2);
+    }
+    let size = |fd| ffi::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap_or(0);
+    if locked & 1 != 0 || size(listener) > size(fd) {
+        set_send_buffer(fd, size(listener) / 2, locked);
     }
     ffi::set_modes(fd, flags & libc::SOCK_NONBLOCK != 0, flags & libc::SOCK_CLOEXEC != 0);
 }

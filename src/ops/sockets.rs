@@ -183,10 +183,35 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
             let Some(at) = local_name(fd).filter(|at| process::protects(client, *at)) else { return };
             let port = at.port();
             table::set(fd, Some(Entry::Listener { port }));
+            give_room(fd);
             tell_listener(client, fd, port);
         });
     }
     result
+}
+
+/// Which buffer sizes the kernel does not tune: `SOCK_SNDBUF_LOCK` is 1, `SOCK_RCVBUF_LOCK` 2 (Linux 5.14).
+pub(super) const SO_BUF_LOCK: c_int = 72;
+
+/// Lets the send buffers of the sockets that a listener accepts be at once as large as the kernel may make them in time
+/// (`tcp_wmem`), unless the program has set a size: what does not fit there is in the program's memory alone, and dies
+/// with it.
+fn give_room(listener: c_int) {
+    let locked = ffi::option::<c_int>(listener, libc::SOL_SOCKET, SO_BUF_LOCK).unwrap_or(1);
+    let sizes = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap_or_default();
+    let most = sizes.split_whitespace().nth(2).and_then(|most| most.parse::<c_int>().ok());
+    if let Some(most) = most.filter(|_| locked & 1 == 0) {
+        // The kernel doubles what it is given.
+        set_send_buffer(listener, most / 2, locked);
+    }
+}
+
+/// Sets a send buffer's size without the lock that comes with it: the kernel may shrink it when memory runs short.
+pub(super) fn set_send_buffer(fd: c_int, size: c_int, locked: c_int) {
+    let set = |option| ffi::set_option(fd, libc::SOL_SOCKET, option, size);
+    if set(libc::SO_SNDBUFFORCE) || set(libc::SO_SNDBUF) {
+        ffi::set_option(fd, libc::SOL_SOCKET, SO_BUF_LOCK, locked);
+    }
 }
 
 /// Tells the manager that this process listens.

@@ -6,6 +6,7 @@ mod ipv6;
 mod life;
 mod network;
 mod responses;
+mod slow;
 mod soak;
 mod streams;
 mod world;

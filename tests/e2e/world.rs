@@ -118,7 +118,11 @@ impl World {
             KillAll => self.pair.kill_all(master),
             Cut => self.pair.host(master).cut_silent().expect("cut"),
             Freeze => self.pair.host(master).freeze(),
-            Switchover => self.pair.switchover().expect("switchover"),
+            Switchover => {
+                // Refused while the pair is not paired, which a machine that stood still may not be for a moment.
+                let done = tcpr_lab::wait_for(PATIENCE, || self.pair.switchover().is_ok());
+                assert!(done, "no switchover: {:?}", self.pair.switchover());
+            }
         }
         self.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("after {fault:?} of {master}: {e}"));
         match fault {

@@ -6,16 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-/// When a new master announces its address, counted from the moment that it took it: a burst against
-/// loss while peers wait, then repetitions for switches that learn slowly.
-pub const ANNOUNCE_AT: [Duration; 7] = [
-    Duration::ZERO,
-    Duration::from_millis(5),
-    Duration::from_millis(20),
-    Duration::from_millis(100),
-    Duration::from_millis(500),
-    Duration::from_secs(2),
-    Duration::from_secs(10),
+/// When a new master announces its address again, counted from the moment that it took and announced it: a burst
+/// against loss while peers wait, then repetitions for switches that learn slowly.
+pub const ANNOUNCE_AGAIN: [Duration; 6] = [
+    Duration::from_millis(2),
+    Duration::from_millis(10),
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
 ];
 
 const ETH_P_ARP: u16 = 0x0806;

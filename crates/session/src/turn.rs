@@ -124,6 +124,8 @@ struct Group {
     deadline: Option<Now>,
     /// More than one session was touched (also if one is closed meanwhile).
     several: bool,
+    /// A session was touched whose port is not `independent`.
+    dependent: bool,
     /// The process of the threads; `shared` if there is more than one.
     channel: u32,
     shared: bool,
@@ -303,7 +305,7 @@ impl TurnPolicy {
         if !group.sessions.iter().any(|s| self.pending(*s)) {
             return false;
         }
-        if group.threads.len() > 1 || (group.several && !self.independent(g)) {
+        if group.threads.len() > 1 || (group.several && group.dependent) {
             self.thread_gone(t);
             return true;
         }
@@ -321,7 +323,7 @@ impl TurnPolicy {
             return;
         };
         let group = &self.groups[g as usize];
-        if group.threads.len() == 1 && (!group.several || self.independent(g)) {
+        if group.threads.len() == 1 && !(group.several && group.dependent) {
             self.let_go(g);
         }
     }
@@ -335,7 +337,7 @@ impl TurnPolicy {
     /// The thread has written, and is about to read: that ends its turn, unless its sessions do not depend on each
     /// other (it may be in the middle of serving several). Tells whether it ended.
     pub fn reads_on(&mut self, t: Thread) -> bool {
-        let ends = self.threads.get(&t).is_none_or(|turn| !self.independent(turn.group));
+        let ends = self.threads.get(&t).is_none_or(|turn| self.groups[turn.group as usize].dependent);
         if ends {
             self.thread_gone(t);
         }
@@ -347,11 +349,11 @@ impl TurnPolicy {
         let Some(turn) = self.threads.get(&t) else {
             return;
         };
-        if !self.independent(turn.group) {
+        if self.groups[turn.group as usize].dependent {
             if turn.looked {
                 self.thread_gone(t);
             }
-        } else if self.groups[turn.group as usize].sessions.contains(&s) {
+        } else if self.sessions.get(&s).is_some_and(|p| p.group == turn.group) {
             self.commit(&[s], |p| p.settle(true, false));
         }
     }
@@ -361,16 +363,10 @@ impl TurnPolicy {
         let Some(turn) = self.threads.get(&t).filter(|turn| turn.looked) else {
             return;
         };
-        let here = self.groups[turn.group as usize].sessions.contains(&s);
-        if !here && !self.independent(turn.group) {
+        let here = self.sessions.get(&s).is_some_and(|p| p.group == turn.group);
+        if !here && self.groups[turn.group as usize].dependent {
             self.thread_gone(t);
         }
-    }
-
-    /// Whether no session of the group depends on another one.
-    fn independent(&self, g: u32) -> bool {
-        let independent = |s| self.sessions.get(s).is_none_or(|p| p.policy.independent);
-        self.groups[g as usize].sessions.iter().all(independent)
     }
 
     /// The thread ended: so did its turn.
@@ -572,6 +568,7 @@ impl TurnPolicy {
         group.sessions.push(s);
         if let Some(p) = self.sessions.get_mut(&s) {
             p.group = g;
+            group.dependent |= !p.policy.independent;
         }
     }
 
@@ -596,6 +593,7 @@ impl TurnPolicy {
         group.threads.append(&mut from_group.threads);
         group.sessions.append(&mut from_group.sessions);
         group.several |= from_group.several || group.sessions.len() > 1;
+        group.dependent |= from_group.dependent;
         group.shared |= from_group.shared || group.channel != from_group.channel;
         group.deadline = match (group.deadline, from_group.deadline) {
             (Some(x), Some(y)) => Some(x.min(y)),
@@ -622,6 +620,7 @@ impl TurnPolicy {
             }
         }
         group.several = false;
+        group.dependent = false;
     }
 
     /// The group was just committed in mid-turn: nothing ties its threads together any more. Without

@@ -209,10 +209,8 @@ impl Manager {
         match request {
             Request::GetRecovered { port, max } => self.hand_over(id, number, port, max),
             Request::Listen { port, .. } => {
-                self.takeover.listening(id, port);
                 self.reply(id, number, Reply::Ok);
-                let now = self.now();
-                self.ring_doorbells(now);
+                self.listening(id, port);
             }
             Request::Switchover => {
                 let reply = match self.role.can_switch_over() {

@@ -32,7 +32,7 @@ use tcpr_session::filter::{Action, Filter, FilterConfig};
 use tcpr_session::role::{Role, RoleConfig, RoleMachine};
 use tcpr_session::Now;
 
-use crate::arp::Arp;
+use crate::arp::{self, Arp};
 use crate::channel::server::{ChannelListener, Greeting};
 use crate::channel::wire::PortInfo;
 use crate::config::{self, Config};
@@ -375,7 +375,7 @@ impl Manager {
         }
         self.vip_up = true;
         self.vip_renew = now + VIP_RENEW;
-        self.garp_due = [2u64, 10, 50, 200, 1000, 3000].iter().map(|ms| now + Duration::from_millis(*ms)).collect();
+        self.garp_due = arp::ANNOUNCE_AGAIN.iter().map(|after| now + *after).collect();
     }
 
     fn vip_drop(&mut self) {
@@ -520,6 +520,11 @@ impl Manager {
             log::error!("{error}");
         }
         self.control.remove();
+        self.delete_table();
+    }
+
+    /// What it says would be out of date from now on.
+    fn delete_table(&mut self) {
         if let Some(Err(error)) = self.table.take().map(Table::delete) {
             log::debug!("session table: {error}");
         }
@@ -530,7 +535,7 @@ impl Manager {
         let noted = self.table.as_mut().map(|table| table.note(self.filter.store(), records));
         if let Some(Err(error)) = noted {
             log::warn!("the session table is given up: {error}");
-            self.table = None;
+            self.delete_table();
         }
     }
 

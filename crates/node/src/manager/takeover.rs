@@ -22,6 +22,8 @@ use crate::repair;
 const PROBE_WAIT: Duration = Duration::from_millis(10);
 /// How long new connections and input wait for an application that does not accept.
 const BARRIER: Duration = Duration::from_secs(3);
+/// The same for one that has still to start and listen.
+const BARRIER_UNTIL_LISTENING: Duration = Duration::from_secs(30);
 /// How long a doorbell may go unheard.
 const RING_AGAIN: Duration = Duration::from_millis(100);
 /// How often an application without a listener is looked at again.
@@ -97,8 +99,8 @@ impl Takeover {
         &self.locals
     }
 
-    pub(super) fn listening(&mut self, channel: u32, port: u16) {
-        self.listeners.entry(port).or_default().insert(channel);
+    fn has_listener(&self, port: u16) -> bool {
+        self.listeners.get(&port).is_some_and(|l| !l.is_empty())
     }
 
     pub(super) fn app_gone(&mut self, channel: u32) {
@@ -138,7 +140,8 @@ impl Manager {
         t.spent = Duration::ZERO;
         t.report = Report { sessions: self.filter.store().len(), ..Report::default() };
         t.probe_until = Some(now + PROBE_WAIT);
-        t.barrier_until = Some(now + BARRIER);
+        let listening = self.config.service.ports.iter().all(|p| t.has_listener(p.port));
+        t.barrier_until = Some(now + if listening { BARRIER } else { BARRIER_UNTIL_LISTENING });
         self.filter.probes();
         self.filter_actions();
         if self.filter.unprobed() == 0 {
@@ -262,8 +265,7 @@ impl Manager {
             if self.takeover.doorbells.contains_key(&port) {
                 continue;
             }
-            let listening = self.takeover.listeners.get(&port).is_some_and(|l| !l.is_empty());
-            let rung = listening.then(|| self.ring(port));
+            let rung = self.takeover.has_listener(port).then(|| self.ring(port));
             match rung {
                 Some(Ok(stream)) => {
                     log::debug!("rang the doorbell of port {port}");
@@ -299,6 +301,17 @@ impl Manager {
         result
     }
 
+    /// `Listen`: this application accepts on this port from now on.
+    pub(super) fn listening(&mut self, channel: u32, port: u16) {
+        let now = self.now();
+        let t = &mut self.takeover;
+        t.listeners.entry(port).or_default().insert(channel);
+        if self.config.service.ports.iter().all(|p| t.has_listener(p.port)) {
+            t.barrier_until = t.barrier_until.map(|until| until.min(now + BARRIER));
+        }
+        self.ring_doorbells(now);
+    }
+
     /// `GetRecovered`: descriptors go over as messages, and our copies are closed, or the application's close
     /// would send no FIN.
     pub(super) fn hand_over(&mut self, channel: u32, number: u32, port: u16, max: u32) {
@@ -316,6 +329,7 @@ impl Manager {
             log::error!("cannot hand sessions over: {error:?}");
             self.takeover.ready.entry(port).or_default().extend(out);
         }
+        self.publish_pending();
     }
 
     /// After hook events: has the application got everything?

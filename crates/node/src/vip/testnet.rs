@@ -9,10 +9,8 @@ use std::process::{Command, Stdio};
 /// Runs `test` in a thread with a network namespace of its own.
 pub(crate) fn in_netns(test: impl FnOnce() + Send) {
     // SAFETY: geteuid takes no pointers and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
-        eprintln!("skipped: needs root for a network namespace");
-        return;
-    }
+    let root = unsafe { libc::geteuid() } == 0;
+    assert!(root, "this test makes a network namespace: run it as root");
     std::thread::scope(|s| {
         let thread = s.spawn(|| {
             unshare();

@@ -6,7 +6,7 @@ use crate::bytes;
 use crate::record::{self, Committed, MAX_OPEN};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
-use crate::turn::Thread;
+use crate::turn::{Thread, TurnPolicy};
 use crate::Now;
 
 /// How a process came to hold a connection.
@@ -134,18 +134,19 @@ impl Filter {
 
     /// A thread looks for events and will not wait: see [`crate::turn::TurnPolicy::look`].
     pub fn look(&mut self, now: Now, channel: u32, thread: u32) {
-        let key = thread_key(channel, thread);
-        let closes = self.closing.iter().any(|&(t, _)| t == key);
-        if closes || self.mode != Mode::Passive && self.turns.look(key) {
-            self.turn_end(now, channel, thread);
-        }
+        self.end_if(now, channel, thread, |turns, thread| turns.look(thread));
     }
 
     /// A thread that has written is about to read: see [`crate::turn::TurnPolicy::reads_on`].
     pub fn reads_on(&mut self, now: Now, channel: u32, thread: u32) {
+        self.end_if(now, channel, thread, |turns, thread| turns.reads_on(thread));
+    }
+
+    /// Ends a turn if the policy does, or if it closed a session.
+    fn end_if(&mut self, now: Now, channel: u32, thread: u32, ends: impl FnOnce(&mut TurnPolicy, Thread) -> bool) {
         let key = thread_key(channel, thread);
         let closes = self.closing.iter().any(|&(t, _)| t == key);
-        if closes || self.mode != Mode::Passive && self.turns.reads_on(key) {
+        if closes || self.mode != Mode::Passive && ends(&mut self.turns, key) {
             self.turn_end(now, channel, thread);
         }
     }

@@ -102,6 +102,8 @@ pub struct Counters {
     pub unhooked_closes: u64,
     /// FIN and RST of dead processes that were kept from leaving.
     pub endings_withheld: u64,
+    /// SYNs that were not refused, though nobody listens yet.
+    pub refusals_withheld: u64,
     /// Segments of the local TCP whose ACK covers input that is not in the store: held, or the ACK lowered.
     pub ack_beyond_store: u64,
     /// Sessions opened.

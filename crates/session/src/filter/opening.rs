@@ -20,10 +20,15 @@ const MAX_EMBRYOS: usize = 4096;
 const SYN_ACK_AGAIN: Duration = Duration::from_millis(500);
 /// How often it is.
 const SYN_ACK_TRIES: u32 = 6;
+/// For so long a SYN for which nobody listens is not refused: a server that has just died, or moved to another member,
+/// is on its way back, and the peer's TCP asks again.
+const REFUSED_AFTER: Duration = Duration::from_secs(10);
 
 /// A handshake that began.
 #[derive(Clone, Copy, Debug)]
 struct Handshake {
+    /// When its SYN was first seen.
+    since: Now,
     isn: Seq,
     options: Options,
     window: u16,
@@ -102,7 +107,9 @@ fn settled(
 
 impl Filter {
     pub(super) fn note_syn(&mut self, tuple: FourTuple, segment: &Segment<'_>, by_us: bool) {
+        let again = self.handshakes.get(&tuple).filter(|h| h.isn == segment.seq() && h.by_us == by_us);
         let handshake = Handshake {
+            since: again.map_or(self.clock, |h| h.since),
             isn: segment.seq(),
             options: segment.options(),
             window: segment.window(),
@@ -110,6 +117,11 @@ impl Filter {
             answer: None,
         };
         self.handshakes.note(tuple, handshake);
+    }
+
+    /// Whether an RST of the local TCP refuses a connection that it may yet accept.
+    pub(super) fn refused_too_soon(&self, now: Now, tuple: &FourTuple) -> bool {
+        self.handshakes.get(tuple).is_some_and(|h| !h.by_us && h.answer.is_none() && now < h.since + REFUSED_AFTER)
     }
 
     /// A SYN of ours: the application connects.

@@ -52,13 +52,17 @@ impl Filter {
         }
         match self.store.find(&tuple) {
             Some(session) => self.known_out(now, id, session, &segment, bytes),
-            None => self.unknown_out(now, id, &segment),
+            None => self.unknown_out(now, id, &tuple, &segment),
         }
     }
 
-    fn unknown_out(&mut self, now: Now, id: u32, segment: &Segment<'_>) {
+    fn unknown_out(&mut self, now: Now, id: u32, tuple: &FourTuple, segment: &Segment<'_>) {
         let f = segment.flags();
         let (rst, fin) = (f & flags::RST != 0, f & flags::FIN != 0);
+        if rst && self.refused_too_soon(now, tuple) {
+            self.counters.refusals_withheld += 1;
+            return self.actions.push(Action::DropOut(id));
+        }
         // Once every session of the store is back, a stranger may be told to reconnect.
         if rst && self.mode == Mode::Active && !self.fenced {
             return self.actions.push(Action::AcceptOut(id));

@@ -30,6 +30,7 @@
 //!                 and link up again or solo_after passed       announced   Announce{n+1}
 //!    announced  partner is backup in the announced epoch       solo        [CloseLink], GoSolo
 //!    stalled,   partner silent for solo_after: reach           solo        [CloseLink], GoSolo{n+1}
+//!                         (in reach again: as long again as a suspicion takes)
 //!    announced                                 no reach        Fenced      Fence
 //!    paired     SwitchoverRequested                            handing     StartHandover
 //!    handing    HandoverAcked, or higher epoch heard           Backup      Demote

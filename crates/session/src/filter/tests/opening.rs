@@ -171,3 +171,30 @@ fn a_session_that_the_application_opens() {
     assert_eq!(r.session().out_acked, 0);
     assert_eq!(input_of(r.session()), b"world");
 }
+
+#[test]
+fn a_connection_is_refused_only_when_nobody_listens_for_long() {
+    let mut r = Rig::new();
+    let syn = r.syn(false);
+    let refusal = r.packet(say(RST | ACK, 0, 0, b""), false);
+    for _ in 0..4 {
+        let actions = r.inp(&syn);
+        assert!(r.passes(&actions));
+        let actions = r.out(&refusal);
+        assert_eq!(actions, [Action::DropOut(r.id)]);
+        r.pass(ms(2400));
+    }
+    assert_eq!(r.f.counters().refusals_withheld, 4);
+    r.pass(ms(400));
+    r.inp(&syn);
+    let actions = r.out(&refusal);
+    assert!(r.passes(&actions));
+    // One that somebody accepts is as always.
+    r.port = 1001;
+    let syn = r.syn(false);
+    r.inp(&syn);
+    let syn_ack = r.syn_ack(false);
+    r.out(&syn_ack);
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+}
