@@ -58,8 +58,8 @@ MINUTES ?= 60
 soak: test-deps build
 	MINUTES=$(MINUTES) $(CARGO) test --release --test e2e -- --ignored --nocapture soak
 
-bench:
-	@echo "make bench: the benchmarks are not built yet (issue 5)" >&2; exit 1
+bench: build
+	$(RELEASE)/tcpr bench
 
 install: build
 	install -D -m 755 $(RELEASE)/tcpr $(DESTDIR)$(PREFIX)/bin/tcpr

@@ -113,7 +113,7 @@ fn what_is_not_protected_is_as_without_tcpr() {
             if preload {
                 c.env("LD_PRELOAD", &library);
             }
-            let out = a.run(c, PATIENCE).expect("the program runs");
+            let out = a.run(c, 4 * PATIENCE).expect("the program runs");
             assert!(out.stderr.is_empty(), "no output unless asked: {}", String::from_utf8_lossy(&out.stderr));
             out
         };

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
+use tcpr_lab::client::{EchoClients, EchoOptions, Rate};
 use tcpr_lab::member::Service;
 
 use crate::world::{built, Fault, World, PATIENCE, PORT};
@@ -105,4 +106,17 @@ fn a_client_that_is_stuck_is_torn_alone() {
 fn torn(w: &World, member: usize) -> u64 {
     let status = w.pair.status(member).expect("status");
     status["counters"]["torn"].as_u64().expect("a counter")
+}
+
+/// Megabytes under way in both directions, all buffers full, through ten failovers.
+#[test]
+fn a_stream_that_fills_all_buffers_goes_on_through_ten_failovers() {
+    let server = built("echo_server");
+    let mut w = World::new("bulk", Service::new("bulk", PORT), &[&server, "5555"]);
+    let mut options = EchoOptions::new(2, w.rng.next_u64()).rate(Rate::new((1, 65_536), (0, 0)));
+    options.max_outstanding = 64 << 20;
+    let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
+    let faults = w.faults(10);
+    w.survive(&clients, &faults);
+    w.end(clients);
 }

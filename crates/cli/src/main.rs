@@ -1,6 +1,7 @@
 //! The command `tcpr`. Exit codes: 0 done, 1 failed, 2 usage; `status` has its own (see its help).
 
 mod ask;
+mod bench;
 mod check;
 mod demo;
 mod logger;
@@ -68,6 +69,8 @@ enum Command {
         #[arg(long, default_value_t = 3)]
         clients: usize,
     },
+    /// Measure what a failover takes and what protection costs, on this machine, in network namespaces
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         }
         Command::Cleanup(c) => check::cleanup(&c),
         Command::Demo { json, clients } => demo::demo(json, clients),
+        Command::Bench(options) => bench::bench(&options),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -332,7 +332,7 @@ impl Pair {
 
     /// Runs a `tcpr` command on member `i` to its end.
     pub fn tcpr(&self, i: usize, args: &[&str]) -> io::Result<Output> {
-        self.hosts[i].run(self.command(args, i)?, Duration::from_secs(60))
+        self.hosts[i].run(self.command(args, i)?, Duration::from_secs(240))
     }
 
     /// `tcpr status --json` of member `i`; an error when no manager answers.

@@ -55,10 +55,14 @@ pub(crate) fn run(mut command: Command, timeout: Duration) -> io::Result<Output>
     });
     if !sys::wait_readable(pidfd.as_fd(), timeout)? {
         let _ = sys::kill(-pid, libc::SIGKILL);
-        let _ = reader.join();
+        let said = match reader.join() {
+            Ok(Ok(output)) => String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+            _ => String::new(),
+        };
+        let last = said.lines().last().unwrap_or("nothing");
         return Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("{program} did not end within {timeout:?}"),
+            format!("{program} did not end within {timeout:?}; its last words: {last}"),
         ));
     }
     reader.join().unwrap_or_else(|_| Err(other("the reading thread panicked")))
