@@ -273,9 +273,9 @@ fn adopt_options(listener: c_int, fd: c_int, flags: c_int) {
     if let Some(size) = ffi::option::<c_int>(listener, libc::SOL_SOCKET, libc::SO_RCVBUF).filter(|_| locked & 2 != 0) {
         ffi::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, size / 2);
     }
-    let size = |fd| ffi::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap_or(0);
-    if locked & 1 != 0 || size(listener) > size(fd) {
-        set_send_buffer(fd, size(listener) / 2, locked);
+    // Always: what the manager gave it to hold its queue would grow with every failover, as the queue fills it.
+    if let Some(size) = ffi::option::<c_int>(listener, libc::SOL_SOCKET, libc::SO_SNDBUF) {
+        set_send_buffer(fd, size / 2, locked);
     }
     ffi::set_modes(fd, flags & libc::SOCK_NONBLOCK != 0, flags & libc::SOCK_CLOEXEC != 0);
 }
