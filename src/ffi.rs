@@ -224,12 +224,12 @@ pub fn block_signals() {
 }
 
 /// Closes descriptors of a process that exits, whose other threads still run: their numbers become those of
-/// /dev/null, so that nobody gets one of them for something else.
+/// /dev/null, so that nobody gets one of them for something else. Without a descriptor to spare they are just closed.
 pub fn close_and_keep(descriptors: impl Iterator<Item = c_int>) {
     // SAFETY: the path is NUL-terminated.
     let null = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDWR) };
     if null < 0 {
-        return;
+        return descriptors.for_each(raw_close);
     }
     for fd in descriptors {
         // SAFETY: no pointers; the kernel closes what the number was.

@@ -268,14 +268,17 @@ fn adopt_options(listener: c_int, fd: c_int, flags: c_int) {
     copy_option::<libc::timeval>(listener, fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO);
     copy_option::<libc::timeval>(listener, fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO);
     copy_option::<[u8; 16]>(listener, fd, libc::SOL_TCP, libc::TCP_CONGESTION);
-    let locked = ffi::option::<c_int>(listener, libc::SOL_SOCKET, SO_BUF_LOCK).unwrap_or(0);
-    // The kernel doubles what it is given.
-    if let Some(size) = ffi::option::<c_int>(listener, libc::SOL_SOCKET, libc::SO_RCVBUF).filter(|_| locked & 2 != 0) {
-        ffi::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, size / 2);
-    }
-    // Always: what the manager gave it to hold its queue would grow with every failover, as the queue fills it.
-    if let Some(size) = ffi::option::<c_int>(listener, libc::SOL_SOCKET, libc::SO_SNDBUF) {
-        set_send_buffer(fd, size / 2, locked);
+    // A kernel that does not tell what the program has set could not be told to go on tuning either.
+    if let Some(locked) = ffi::option::<c_int>(listener, libc::SOL_SOCKET, SO_BUF_LOCK) {
+        let size = |option| ffi::option::<c_int>(listener, libc::SOL_SOCKET, option);
+        // The kernel doubles what it is given.
+        if let Some(size) = size(libc::SO_RCVBUF).filter(|_| locked & 2 != 0) {
+            ffi::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, size / 2);
+        }
+        // Always: what the manager gave it to hold its queue would grow with every failover, as the queue fills it.
+        if let Some(size) = size(libc::SO_SNDBUF) {
+            set_send_buffer(fd, size / 2, locked);
+        }
     }
     ffi::set_modes(fd, flags & libc::SOCK_NONBLOCK != 0, flags & libc::SOCK_CLOEXEC != 0);
 }

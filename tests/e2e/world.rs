@@ -120,8 +120,12 @@ impl World {
             Freeze => self.pair.host(master).freeze(),
             Switchover => {
                 // Refused while the pair is not paired, which a machine that stood still may not be for a moment.
-                let done = tcpr_lab::wait_for(PATIENCE, || self.pair.switchover().is_ok());
-                assert!(done, "no switchover: {:?}", self.pair.switchover());
+                let mut refused = String::new();
+                let done = tcpr_lab::wait_for(PATIENCE, || {
+                    let asked = if self.pair.master().ok() == Some(master) { self.pair.switchover() } else { Ok(()) };
+                    asked.map_err(|e| refused = e.to_string()).is_ok()
+                });
+                assert!(done, "no switchover: {refused}");
             }
         }
         self.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("after {fault:?} of {master}: {e}"));

@@ -81,13 +81,13 @@ impl Link {
         local: Option<SocketAddr>,
         config: Arc<LinkConfig>,
     ) -> io::Result<Link> {
-        let stream = socket::start_connect(to, local)?;
+        let stream = socket::start_connect(to, local, config.user_timeout)?;
         let deadline = now + HANDSHAKE_TIMEOUT;
         Ok(Link::new(stream, to, config, State::Connecting { deadline }))
     }
 
     fn accepted(now: Now, stream: TcpStream, from: SocketAddr, config: Arc<LinkConfig>) -> io::Result<Link> {
-        socket::tune(&stream)?;
+        socket::tune(&stream, config.user_timeout)?;
         let deadline = now + HANDSHAKE_TIMEOUT;
         Ok(Link::new(stream, from, config, State::Accepted { deadline }))
     }

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use snow::{Builder, HandshakeState, TransportState};
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 /// The replication protocol that this code speaks; it accepts the one before, too.
 pub const PROTOCOL: u16 = 1;
@@ -43,13 +44,22 @@ pub struct LinkConfig {
     pub versions: RangeInclusive<u16>,
     /// Bytes that may wait to be sent before `send` fails.
     pub send_limit: usize,
+    /// Unacknowledged data older than this ends a connection. Heartbeats find a dead partner much sooner; this one
+    /// ends a connection whose retransmission timer has backed off on a path that works again.
+    pub user_timeout: Duration,
 }
 
 impl LinkConfig {
     /// The configuration of this version of the code.
     pub fn new(service: impl Into<String>, key: Key) -> Self {
         let service = service.into();
-        LinkConfig { service, key, versions: PROTOCOL - 1..=PROTOCOL, send_limit: 64 << 20 }
+        LinkConfig {
+            service,
+            key,
+            versions: PROTOCOL - 1..=PROTOCOL,
+            send_limit: 64 << 20,
+            user_timeout: Duration::from_secs(1),
+        }
     }
 
     fn service_tag(&self) -> [u8; 8] {

@@ -6,12 +6,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-/// Unacknowledged data older than this ends a connection. Heartbeats find a dead partner much sooner; this one
-/// ends a connection whose retransmission timer has backed off on a path that works again.
-const USER_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// Starts a connection from `local` (any port of it, if 0) and returns before it is made.
-pub(crate) fn start_connect(to: SocketAddr, local: Option<SocketAddr>) -> io::Result<TcpStream> {
+pub(crate) fn start_connect(
+    to: SocketAddr,
+    local: Option<SocketAddr>,
+    user_timeout: Duration,
+) -> io::Result<TcpStream> {
     let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no pointers; the result is checked.
     let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
@@ -23,7 +23,7 @@ pub(crate) fn start_connect(to: SocketAddr, local: Option<SocketAddr>) -> io::Re
         // SAFETY: the pointer and length are those of a socket address that lives through the call.
         check(unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
     }
-    tune(&stream)?;
+    tune(&stream, user_timeout)?;
     let (address, length) = raw_address(to);
     // SAFETY: as above.
     match check(unsafe { libc::connect(fd, (&raw const address).cast(), length) }) {
@@ -33,10 +33,10 @@ pub(crate) fn start_connect(to: SocketAddr, local: Option<SocketAddr>) -> io::Re
 }
 
 /// The options of either end of a link.
-pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
+pub(crate) fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;
-    let timeout = USER_TIMEOUT.as_millis() as libc::c_uint;
+    let timeout = user_timeout.as_millis() as libc::c_uint;
     // SAFETY: the pointer and length are those of `timeout`, which lives through the call.
     check(unsafe {
         libc::setsockopt(
