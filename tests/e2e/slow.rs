@@ -108,15 +108,22 @@ fn torn(w: &World, member: usize) -> u64 {
     status["counters"]["torn"].as_u64().expect("a counter")
 }
 
-/// Megabytes under way in both directions, all buffers full, through ten failovers. Fails now and then: after a long
-/// outage a restored socket may take the outage for its round trip, and then waits for a minute to send again.
+/// More under way in both directions than all buffers hold, through ten failovers: the server cannot write, so it
+/// does not read, so the clients cannot write. Fails once in about sixty failovers.
 #[test]
-#[ignore = "known: a restored socket's retransmission timer may be far too long (docs/guarantees.md)"]
+#[ignore = "known: a connection may stand still (docs/guarantees.md)"]
 fn a_stream_that_fills_all_buffers_goes_on_through_ten_failovers() {
     let server = built("echo_server");
     let mut w = World::new("bulk", Service::new("bulk", PORT), &[&server, "5555"]);
+    // Both ends' buffers at most half a megabyte each: 15 megabytes of them are moved at each failover otherwise.
+    for host in [w.pair.host(0), w.pair.host(1), &w.peer] {
+        host.sysctl("net.ipv4.tcp_rmem", "4096 131072 524288").expect("sysctl");
+        host.sysctl("net.ipv4.tcp_wmem", "4096 131072 524288").expect("sysctl");
+    }
+    w.fail_over(Fault::KillServer);
+    w.fail_over(Fault::KillServer);
     let mut options = EchoOptions::new(2, w.rng.next_u64()).rate(Rate::new((1, 65_536), (0, 0)));
-    options.max_outstanding = 64 << 20;
+    options.max_outstanding = 8 << 20;
     let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
     let faults = w.faults(10);
     w.survive(&clients, &faults);

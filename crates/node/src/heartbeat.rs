@@ -14,10 +14,8 @@ mod socket;
 pub use socket::{HeartbeatSocket, Received};
 
 use crate::key::{self, Key};
-use aes_gcm::aead::inout::InOutBuf;
-use aes_gcm::{AeadInOut, Aes256Gcm, KeyInit};
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
+use ring::aead::{Aad, LessSafeKey, Nonce, UnboundKey, AES_256_GCM};
+use ring::hmac;
 use std::fmt;
 use std::io;
 use tcpr_session::role::Epoch;
@@ -143,7 +141,7 @@ pub struct Codec {
     service: String,
     member: u8,
     boot: u128,
-    cipher: Aes256Gcm,
+    cipher: LessSafeKey,
     /// Counter of the next heartbeat; from 1, so that 0 can mean that none was heard.
     next: u64,
     current: Option<Partner>,
@@ -154,7 +152,7 @@ pub struct Codec {
 /// A boot of the partner.
 struct Partner {
     boot: u128,
-    cipher: Aes256Gcm,
+    cipher: LessSafeKey,
     seen: ReplayWindow,
     /// It must echo a counter of ours from here on to be alive.
     challenge: u64,
@@ -233,8 +231,8 @@ impl Codec {
         datagram[HEADER_LEN..HEADER_LEN + BODY_LEN].copy_from_slice(&body.to_bytes());
         let (header, rest) = datagram.split_at_mut(HEADER_LEN);
         let (text, tag) = rest.split_at_mut(BODY_LEN);
-        match self.cipher.encrypt_inout_detached(&nonce(counter).into(), header, InOutBuf::from(text)) {
-            Ok(made) => tag.copy_from_slice(&made),
+        match self.cipher.seal_in_place_separate_tag(nonce(counter), Aad::from(header), text) {
+            Ok(made) => tag.copy_from_slice(made.as_ref()),
             // Only texts of gigabytes fail. A clear one must not leave even so.
             Err(_) => datagram = [0; DATAGRAM_LEN],
         }
@@ -255,8 +253,7 @@ impl Codec {
             return Err(Rejected::Garbage);
         }
         let (header, rest) = datagram.split_first_chunk::<HEADER_LEN>().ok_or(Rejected::Garbage)?;
-        let (text, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(Rejected::Garbage)?;
-        if header[..4] != MAGIC || text.len() < BODY_LEN {
+        if header[..4] != MAGIC || rest.len() < BODY_LEN + TAG_LEN {
             return Err(Rejected::Garbage);
         }
         if header[4] > VERSION {
@@ -270,11 +267,11 @@ impl Codec {
         }
 
         let mut clear = [0; MAX_DATAGRAM];
-        let clear = &mut clear[..text.len()];
-        let mut decrypt = |cipher: &Aes256Gcm| {
-            let buffer = InOutBuf::new(text, clear).map_err(|_| Rejected::Garbage)?;
-            let opened = cipher.decrypt_inout_detached(&nonce(counter).into(), header, buffer, &(*tag).into());
-            opened.map_err(|_| Rejected::Forged)
+        let clear = &mut clear[..rest.len()];
+        clear.copy_from_slice(rest);
+        let mut decrypt = |cipher: &LessSafeKey| {
+            let opened = cipher.open_in_place(nonce(counter), Aad::from(header), clear);
+            opened.map(drop).map_err(|_| Rejected::Forged)
         };
         // Nothing is kept of a boot before one of its datagrams is authentic.
         let noted = match (&self.current, self.noted.iter().position(|partner| partner.boot == boot)) {
@@ -312,7 +309,7 @@ impl Codec {
     }
 
     /// Notes a boot, in place of the one that has been silent longest.
-    fn note(&mut self, boot: u128, cipher: Aes256Gcm) {
+    fn note(&mut self, boot: u128, cipher: LessSafeKey) {
         if self.noted.len() == MAX_NOTED {
             self.noted.remove(0);
         }
@@ -383,25 +380,22 @@ impl ReplayWindow {
 }
 
 /// A key for each boot, so that counters can start anew without a nonce being used twice.
-fn boot_cipher(key: &Key, service: &str, member: u8, boot: u128) -> Aes256Gcm {
-    let hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.bytes());
-    // Any length of key will do for HMAC.
-    let Ok(hmac) = hmac else { unreachable!("HMAC takes keys of every length") };
-    let derived = hmac
-        .chain_update(b"tcpr heartbeat\0")
-        .chain_update((service.len() as u64).to_le_bytes())
-        .chain_update(service.as_bytes())
-        .chain_update([member])
-        .chain_update(boot.to_le_bytes())
-        .finalize()
-        .into_bytes();
-    Aes256Gcm::new(&derived)
+fn boot_cipher(key: &Key, service: &str, member: u8, boot: u128) -> LessSafeKey {
+    let mut hmac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key.bytes()));
+    hmac.update(b"tcpr heartbeat\0");
+    hmac.update(&(service.len() as u64).to_le_bytes());
+    hmac.update(service.as_bytes());
+    hmac.update(&[member]);
+    hmac.update(&boot.to_le_bytes());
+    let derived = UnboundKey::new(&AES_256_GCM, hmac.sign().as_ref());
+    let Ok(derived) = derived else { unreachable!("an HMAC-SHA256 is as long as a key of AES-256") };
+    LessSafeKey::new(derived)
 }
 
-fn nonce(counter: u64) -> [u8; 12] {
+fn nonce(counter: u64) -> Nonce {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_be_bytes());
-    nonce
+    Nonce::assume_unique_for_key(nonce)
 }
 
 /// A slice of exactly this length as an array.

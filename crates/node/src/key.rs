@@ -3,6 +3,7 @@
 //! A key file holds 32 random bytes as 64 hexadecimal digits and a newline, so that it survives copy and paste
 //! and every secret store. It must be readable by its owner only: whoever reads it can take over connections.
 
+use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -113,7 +114,7 @@ fn load_from(path: &Path) -> Result<Key, KeyFault> {
 /// Random bytes from the kernel.
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the kernel has no random numbers to give"))?;
     Ok(bytes)
 }
 

@@ -52,6 +52,8 @@ pub struct Link {
     state: State,
     inbox: Inbox,
     outbox: Outbox,
+    /// What may wait to be sent beyond the configured limit, until all is sent: a snapshot.
+    allowance: usize,
     /// Writing failed with this; what the partner sent before may still be read.
     write_failed: Option<CloseReason>,
     closed: Option<CloseReason>,
@@ -100,6 +102,7 @@ impl Link {
             state,
             inbox: Inbox::new(UNTRUSTED_READ),
             outbox: Outbox::new(),
+            allowance: 0,
             write_failed: None,
             closed: None,
         }
@@ -192,13 +195,19 @@ impl Link {
             // The reader will find out; until then the partner's last words must not be lost.
             return Ok(());
         }
-        if self.outbox.waiting() >= self.config.send_limit {
+        if self.outbox.waiting() >= self.config.send_limit.saturating_add(self.allowance) {
             return Err(SendError::Full);
         }
         self.outbox.push(message).map_err(SendError::Malformed)
     }
 
-    /// Sends what is queued, as far as the kernel takes it; the rest goes when the descriptor is writable.
+    /// Lets this many bytes wait beyond the configured limit, until nothing waits: a snapshot is as long as it is.
+    pub fn allow(&mut self, bytes: usize) {
+        self.allowance = bytes;
+    }
+
+    /// Sends what is queued, as far as the kernel takes it, and not more than a piece that leaves the caller time
+    /// for other things; the rest goes when the descriptor is writable.
     pub fn flush(&mut self) {
         if self.closed.is_some() || self.write_failed.is_some() {
             return;
@@ -216,6 +225,9 @@ impl Link {
             } else {
                 self.fail(reason);
             }
+        }
+        if self.outbox.waiting() == 0 {
+            self.allowance = 0;
         }
     }
 

@@ -119,9 +119,9 @@ fn a_longer_body_of_a_later_version_is_read() {
     let mut datagram = beat(&mut codec(1, 200))[..HEADER_LEN].to_vec();
     let mut text = BODY.to_bytes().to_vec();
     text.extend([1, 2, 3]);
-    let tag = cipher.encrypt_inout_detached(&nonce(1).into(), &datagram, InOutBuf::from(&mut text[..])).unwrap();
+    let tag = cipher.seal_in_place_separate_tag(nonce(1), Aad::from(&datagram), &mut text).unwrap();
     datagram.extend(&text);
-    datagram.extend(&tag[..]);
+    datagram.extend(tag.as_ref());
     assert_eq!(a.open(&datagram).unwrap().body, BODY);
 }
 

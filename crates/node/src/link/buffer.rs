@@ -18,6 +18,8 @@ const FRAME_PREFIX: usize = 2;
 
 /// How much is encrypted before it is given to the kernel: what waits behind it can still be combined.
 const SEAL_AHEAD: usize = 256 << 10;
+/// How much one flush gives to the kernel at most: whoever drives the link has packets to look at meanwhile.
+const FLUSH_MOST: u64 = 1 << 20;
 /// How much one read takes.
 const READ_SIZE: usize = 256 << 10;
 /// An outbox that grew past this in a burst gives its memory back when it is empty.
@@ -132,9 +134,11 @@ impl Outbox {
         self.wire.clear();
     }
 
-    /// Writes until all is written or the kernel takes no more; without `noise`, only what is encrypted.
+    /// Writes until all is written, or the kernel takes no more, or [`FLUSH_MOST`] is written; without `noise`,
+    /// only what is encrypted.
     pub fn flush(&mut self, to: &mut impl Write, mut noise: Option<&mut TransportState>) -> io::Result<()> {
-        loop {
+        let most = self.written + FLUSH_MOST;
+        while self.written < most {
             if let Some(noise) = noise.as_deref_mut() {
                 self.seal(noise)?;
             }
@@ -157,6 +161,7 @@ impl Outbox {
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
     fn seal(&mut self, noise: &mut TransportState) -> io::Result<()> {
@@ -297,7 +302,9 @@ mod tests {
         let (mut out, mut wire) = (Outbox::new(), Vec::new());
         for plan in plans {
             out.push(&build(plan)).unwrap();
-            out.flush(&mut wire, Some(noise)).unwrap();
+            while out.waiting() > 0 {
+                out.flush(&mut wire, Some(noise)).unwrap();
+            }
         }
         wire
     }

@@ -11,7 +11,7 @@
 //! key operation for whoever does not know the key.
 
 use crate::key::Key;
-use sha2::{Digest, Sha256};
+use ring::digest;
 use snow::{Builder, HandshakeState, TransportState};
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -63,9 +63,11 @@ impl LinkConfig {
     }
 
     fn service_tag(&self) -> [u8; 8] {
-        let digest = Sha256::new().chain_update(b"tcpr service").chain_update(self.service.as_bytes()).finalize();
+        let mut digest = digest::Context::new(&digest::SHA256);
+        digest.update(b"tcpr service");
+        digest.update(self.service.as_bytes());
         let mut tag = [0; 8];
-        tag.copy_from_slice(&digest[..8]);
+        tag.copy_from_slice(&digest.finish().as_ref()[..8]);
         tag
     }
 

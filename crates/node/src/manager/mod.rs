@@ -23,6 +23,7 @@ mod program;
 mod takeover;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -272,22 +273,36 @@ impl Manager {
         raise_priority();
         let mut ready = Vec::new();
         loop {
-            self.settle();
+            self.watched("settle", Manager::settle);
             if let Some(code) = self.exit {
                 self.clean_up();
                 return Ok(code);
             }
-            if !self.apps_may_sleep() {
-                self.drain_apps();
-                continue;
-            }
-            let timeout = self.next_timeout();
+            // An application that always has something to tell keeps nobody else waiting: packets, partner, clock.
+            let timeout = if self.apps_may_sleep() {
+                self.next_timeout()
+            } else {
+                self.watched("hooks", Manager::drain_apps);
+                Duration::ZERO
+            };
             self.poller.wait(timeout, &mut ready)?;
             self.apps_wake();
             for event in ready.drain(..) {
-                self.dispatch(event);
+                let token = event.token;
+                self.watched(token, |m| m.dispatch(event));
             }
-            self.timers();
+            self.watched("timers", Manager::timers);
+        }
+    }
+
+    /// Does one thing, and tells if it took so long that the partner may take us for dead.
+    fn watched(&mut self, what: impl fmt::Debug, f: impl FnOnce(&mut Manager)) {
+        let before = self.now();
+        f(self);
+        let took = self.now() - before;
+        let failover = &self.config.failover;
+        if took > failover.heartbeat * failover.misses {
+            log::warn!("the manager was held up for {} ms by {what:?}", took.as_millis());
         }
     }
 

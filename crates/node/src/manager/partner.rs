@@ -23,6 +23,10 @@ use crate::reach::Reach;
 const DIAL_EVERY: Duration = Duration::from_millis(100);
 /// Longest piece of a batch in one message.
 const PIECE: usize = 256 << 10;
+/// Output waits for the replica from when no more of the log than this is under way to it.
+const CAUGHT_UP: u64 = 256 << 10;
+/// It waits all the same this long after the snapshot: the log is written faster than the replica stores it.
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// How long after a switchover the former master still forwards what reaches it.
 const FORWARD_FOR: Duration = Duration::from_millis(30);
 
@@ -50,7 +54,7 @@ pub(super) struct Partner {
 
     /// As master: the log is shipped over the link from this position on.
     shipping: bool,
-    snapshot_at: Option<u64>,
+    snapshot: Option<Snapshot>,
     batch: Vec<u8>,
     /// As backup: the snapshot is being received, and how far the log is stored.
     receiving: bool,
@@ -61,6 +65,15 @@ pub(super) struct Partner {
     /// The partner said that it closes this link: its end is no sign of a death.
     heard_bye: bool,
     last_close: Option<String>,
+}
+
+/// A snapshot on its way to the partner.
+struct Snapshot {
+    begun: Now,
+    /// Log position that it stands for.
+    position: u64,
+    /// When the log behind it may be under way no more.
+    catch_up_until: Option<Now>,
 }
 
 impl Partner {
@@ -107,7 +120,7 @@ impl Partner {
             reach_asked: None,
             carrier: true,
             shipping: false,
-            snapshot_at: None,
+            snapshot: None,
             batch: Vec::new(),
             receiving: false,
             followed: None,
@@ -468,12 +481,9 @@ impl Manager {
                     }
                     if self.filter.needs_replica() {
                         self.filter.replica_stored(now, position);
-                    } else if self.partner.snapshot_at.is_some_and(|at| position >= at) {
-                        self.partner.snapshot_at = None;
-                        self.partner.stored = position;
-                        self.role.handle(now, RoleInput::ReplicaFull);
                     } else {
                         self.partner.stored = position;
+                        self.catch_up(now);
                     }
                 }
             }
@@ -562,13 +572,31 @@ impl Manager {
         self.ship();
         let position = self.filter.log_end();
         log::info!("sending a snapshot of {} sessions, {} bytes", self.filter.store().len(), snapshot.len());
+        if let Some(link) = &mut self.partner.link {
+            link.allow(snapshot.len());
+        }
         self.partner.send(&Message::SnapshotBegin { epoch, position });
         for piece in pieces(&snapshot) {
             self.partner.send(&Message::Records { epoch, position, bytes: piece });
         }
         self.partner.send(&Message::SnapshotEnd { epoch, position });
         self.partner.shipping = true;
-        self.partner.snapshot_at = Some(position);
+        self.partner.snapshot = Some(Snapshot { begun: self.now(), position, catch_up_until: None });
+    }
+
+    /// The replica holds the snapshot; nothing may wait for it before it has most of what was written since.
+    fn catch_up(&mut self, now: Now) {
+        let Some(snapshot) = &mut self.partner.snapshot else { return };
+        if self.partner.stored < snapshot.position {
+            return;
+        }
+        let behind = self.filter.log_end() - self.partner.stored;
+        if behind > CAUGHT_UP && now < *snapshot.catch_up_until.get_or_insert(now + CATCH_UP) {
+            return;
+        }
+        log::info!("the replica is complete after {} ms, {behind} bytes behind", (now - snapshot.begun).as_millis());
+        self.partner.snapshot = None;
+        self.role.handle(now, RoleInput::ReplicaFull);
     }
 
     // ---- timers --------------------------------------------------------------------------------------
@@ -742,7 +770,7 @@ impl Manager {
     /// The log of an epoch that is over goes nowhere.
     fn stop_shipping(&mut self) {
         self.partner.shipping = false;
-        self.partner.snapshot_at = None;
+        self.partner.snapshot = None;
         self.partner.receiving = false;
         self.partner.frozen_sent = false;
     }

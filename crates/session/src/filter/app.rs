@@ -284,8 +284,8 @@ impl Filter {
         }
         let position = self.write(0, |out| record::encode_commit(entries, out));
         for e in entries {
-            if let Some(live) = self.live.get_mut(&e.session) {
-                live.out_pos = position;
+            if let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get_mut(&e.session)) {
+                live.out_marks.wrote(s.out_sendable(), position);
             }
         }
         for e in entries {

@@ -24,6 +24,13 @@ const MAX_HELD_SYNS: usize = 1024;
 /// Most packets held of one session while it is restored; later ones are dropped and come again.
 const MAX_HELD_IN: usize = 4096;
 
+/// What the local TCP is shown instead of a segment's own numbers.
+#[derive(Default, PartialEq)]
+struct Shown {
+    seq: Option<Seq>,
+    ack: Option<Seq>,
+}
+
 /// What a segment does to a session that believes it.
 struct Believed {
     /// New acknowledgement, if it moved.
@@ -94,10 +101,12 @@ impl Filter {
     }
 
     /// Delivers the segment, with another acknowledgement if one is given.
-    fn deliver_with(&mut self, id: Option<u32>, segment: &Segment<'_>, ack: Option<Seq>, bytes: &[u8]) {
-        let Some(ack) = ack else { return self.deliver(id, bytes) };
+    fn deliver_with(&mut self, id: Option<u32>, segment: &Segment<'_>, shown: Shown, bytes: &[u8]) {
+        if shown == Shown::default() {
+            return self.deliver(id, bytes);
+        }
         let mut changed = Vec::new();
-        segment.rewrite(segment.seq(), ack, &mut changed);
+        segment.rewrite(shown.seq.unwrap_or(segment.seq()), shown.ack.unwrap_or(segment.ack()), &mut changed);
         self.actions.push(match id {
             Some(id) => Action::ModifyIn(id, changed),
             None => Action::Inject(changed),
@@ -176,9 +185,9 @@ impl Filter {
                 self.deliver(id, bytes);
             }
             Judgement::Believed(b) => {
-                let ack = self.apply_in(now, session, segment, &b);
+                let shown = self.apply_in(now, session, segment, &b);
                 if self.store_input(now, session, b.offset, segment) {
-                    self.deliver_with(id, segment, ack, bytes);
+                    self.deliver_with(id, segment, shown, bytes);
                 } else {
                     self.drop_in(id);
                 }
@@ -187,9 +196,8 @@ impl Filter {
         }
     }
 
-    /// Applies what the segment says beside its bytes. Returns the ACK that the local TCP may see instead, if
-    /// it is another.
-    fn apply_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> Option<Seq> {
+    /// Applies what the segment says beside its bytes. Returns the numbers that the local TCP is to see instead.
+    fn apply_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> Shown {
         self.established(session);
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
@@ -202,9 +210,14 @@ impl Filter {
             live.window = segment.window();
             moved = true;
         }
+        // A restored TCP is behind the peer until it is fed, and takes nothing from beyond its window: an
+        // acknowledgement that it needs to go on sending may not be missed for that.
+        let behind = matches!(live.stage, Stage::Restored | Stage::Feeding { .. });
+        let catches_up = behind && segment.sequence_length() == 0 && believed.offset > live.kernel_ack as i64;
         if let Some((value, _)) = segment.options().timestamps {
             // RFC 7323, section 4.3: only segments that the last ACK sent reaches to.
-            if believed.offset <= live.kernel_ack as i64 && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
+            let reached = catches_up || believed.offset <= live.kernel_ack as i64;
+            if reached && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
                 live.ts_recent = value;
                 moved = true;
             }
@@ -217,10 +230,11 @@ impl Filter {
             }
             (believed.raw_ack? > live.kernel_nxt).then(|| s.out_seq(live.kernel_nxt))
         });
+        let shown = Shown { seq: catches_up.then(|| s.in_seq(live.kernel_ack)), ack: clamped };
         if moved {
             self.mark_dirty(now, session);
         }
-        clamped
+        shown
     }
 
     /// Appends the segment's new bytes to the log, and what had arrived early behind them. False: there is
@@ -287,8 +301,9 @@ impl Filter {
 
     fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
         let position = self.write(bytes.len(), |out| record::encode_input(session, offset, bytes, fin, out));
+        let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
-        live.in_pos = position;
+        live.in_marks.wrote(s.in_ackable(), position);
         if live.attached {
             self.turns.input(session, offset, bytes);
         }
@@ -302,7 +317,7 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let bare = segment.sequence_length() == 0;
-        let mut ack = None;
+        let mut shown = None;
         match judge(s, live, segment) {
             Judgement::Reset => {
                 self.end_session(now, session, EndReason::ResetByPeer);
@@ -314,7 +329,7 @@ impl Filter {
                 let end = b.offset + i64::from(segment.sequence_length());
                 live.edge = live.edge.max(u64::try_from(end).unwrap_or(0));
                 if live.stage == Stage::Restored {
-                    ack = Some(self.apply_in(now, session, segment, &b));
+                    shown = Some(self.apply_in(now, session, segment, &b));
                 } else if b.raw_ack.is_some() {
                     live.acked = live.acked.max(b.ack.unwrap_or(0));
                     live.window = segment.window();
@@ -326,9 +341,9 @@ impl Filter {
             Judgement::Ignored | Judgement::Forged => self.counters.disbelieved += 1,
         }
         let live = self.live.get_mut(&session).expect("live");
-        if let (true, Some(ack)) = (bare, ack) {
+        if let (true, Some(shown)) = (bare, shown) {
             // It shows no input: the barrier does not mind, and the socket may go on sending.
-            self.deliver_with(id, segment, ack, bytes);
+            self.deliver_with(id, segment, shown, bytes);
         } else if bare || live.held_in.len() >= MAX_HELD_IN {
             self.drop_in(id);
         } else {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::marks::Marks;
 use crate::store::Session;
 use crate::tuple::SessionId;
 use crate::Now;
@@ -95,17 +96,17 @@ pub(super) struct Live {
     pub kernel_una: u64,
     /// Highest input offset that the local TCP has acknowledged.
     pub kernel_ack: u64,
+    /// How far the local TCP's window reaches now; what lies beyond it is refused.
+    pub kernel_edge: u64,
     /// Highest offset that was let go to the peer.
     pub released: u64,
     /// Highest input acknowledgement that was let go.
     pub released_ack: u64,
     /// Log position behind what every packet needs: the opening, and the last leap of our timestamps.
     pub base_pos: u64,
-    /// Log positions behind the session's last input and commit, and what is known stored.
-    pub in_pos: u64,
-    pub in_known: u64,
-    pub out_pos: u64,
-    pub out_known: u64,
+    /// What input needs to be acknowledged, and output to leave.
+    pub in_marks: Marks,
+    pub out_marks: Marks,
     pub held: VecDeque<Held>,
     /// One of them waits for input that it acknowledges and that is not in the store.
     pub ack_ahead: bool,
@@ -148,13 +149,12 @@ impl Live {
             kernel_nxt: s.out_acked,
             kernel_una: 0,
             kernel_ack: s.in_done,
+            kernel_edge: s.in_edge,
             released: s.out_acked,
             released_ack: 0,
             base_pos: 0,
-            in_pos: 0,
-            in_known: 0,
-            out_pos: 0,
-            out_known: 0,
+            in_marks: Marks::new(s.in_ackable(), 0),
+            out_marks: Marks::new(s.out_sendable(), 0),
             held: VecDeque::new(),
             ack_ahead: false,
             suspected: false,
@@ -192,6 +192,6 @@ impl Live {
 
     /// Log position behind all that was written of this session.
     pub fn all_pos(&self) -> u64 {
-        self.base_pos.max(self.in_pos).max(self.out_pos)
+        self.base_pos.max(self.in_marks.last()).max(self.out_marks.last())
     }
 }

@@ -100,8 +100,8 @@ impl Filter {
         self.needs_replica = true;
         self.acked = position;
         for live in self.live.values_mut() {
-            live.in_known = 0;
-            live.out_known = 0;
+            live.in_marks.forget();
+            live.out_marks.forget();
         }
     }
 

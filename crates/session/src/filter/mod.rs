@@ -14,6 +14,7 @@ mod app;
 mod input;
 mod live;
 mod log;
+mod marks;
 mod opening;
 mod output;
 mod recovery;

@@ -107,7 +107,11 @@ impl Filter {
             live.kernel_nxt = live.kernel_nxt.max(end);
             live.kernel_ack = live.kernel_ack.max(ack.min(s.in_ackable()));
             let shift = s.open.shifts.map_or(0, |(_, ours)| ours);
-            live.edge = live.edge.max(ack + (u64::from(segment.window()) << shift));
+            let edge = ack + (u64::from(segment.window()) << shift);
+            live.edge = live.edge.max(edge);
+            if ack >= live.kernel_ack {
+                live.kernel_edge = edge;
+            }
             dirty = live.established && live.edge > s.in_edge.max(s.in_end()) + EDGE_LEAD;
             if let Some((value, _)) = segment.options().timestamps.filter(|_| s.open.timestamps) {
                 if (value.wrapping_sub(live.ts_value) as i32) > 0 {
@@ -294,7 +298,7 @@ impl Filter {
     /// Progress of the local TCP through injected input.
     fn fed(&mut self, now: Now, session: SessionId) {
         if matches!(self.live[&session].stage, Stage::Feeding { .. }) {
-            self.feed_on(now, session);
+            self.feed_on(now, session, 0);
         }
     }
 }
@@ -330,19 +334,13 @@ fn same(told: &VecDeque<u8>, at: usize, sent: &[u8]) -> bool {
 
 /// The release rule for one packet.
 fn rule(s: &Session, live: &mut Live, (start, end, ack, rst): (u64, u64, u64, bool), acked: u64) -> Rule {
-    if acked >= live.in_pos {
-        live.in_known = live.in_known.max(s.in_ackable());
-    }
-    if acked >= live.out_pos {
-        live.out_known = live.out_known.max(s.out_sendable());
-    }
     if ack > s.in_ackable() {
         return Rule::Wait;
     }
-    let input = if ack > live.in_known { live.in_pos } else { 0 };
+    let input = live.in_marks.need(ack, acked);
     if rst {
         // Asked for by the application, in a turn that is over.
-        return if s.closed { Rule::At(live.out_pos.max(input).max(live.base_pos)) } else { Rule::Wait };
+        return if s.closed { Rule::At(live.out_marks.last().max(input).max(live.base_pos)) } else { Rule::Wait };
     }
     if start == end {
         return Rule::At(input.max(live.base_pos));
@@ -350,6 +348,6 @@ fn rule(s: &Session, live: &mut Live, (start, end, ack, rst): (u64, u64, u64, bo
     if end > s.out_sendable() {
         return Rule::Wait;
     }
-    let output = if end > live.out_known { live.out_pos } else { 0 };
+    let output = live.out_marks.need(end, acked);
     Rule::At(input.max(output).max(live.base_pos))
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::live::{HeldIn, Live, Stage};
+use super::marks::Marks;
 use super::{Action, Filter, Mode};
 use crate::bytes;
 use crate::record::EndReason;
@@ -103,7 +104,9 @@ impl Filter {
             live.clamp = Some(s.out_sendable());
             if let Some(old) = before.get(&id) {
                 // Nothing of it may leave before the replica has it, and what left may be acknowledged.
-                (live.base_pos, live.in_pos, live.out_pos) = (self.end, self.end, self.end);
+                live.base_pos = self.end;
+                live.in_marks = Marks::new(s.in_ackable(), self.end);
+                live.out_marks = Marks::new(s.out_sendable(), self.end);
                 (live.released, live.released_ack, live.acked) = (old.released.min(s.out_sendable()), old.released_ack, old.acked);
                 (live.edge, live.ts_value) = (live.edge.max(old.edge), old.ts_value);
             }
@@ -223,6 +226,7 @@ impl Filter {
         live.kernel_nxt = live.spec_una + sent as u64;
         live.released = live.released.max(live.kernel_nxt);
         live.kernel_ack = feed_from(s);
+        live.kernel_edge = live.edge;
         live.resend = None;
         if s.out_sendable() > live.acked {
             live.resend = Some((now + RESEND[0], 0, live.acked));
@@ -282,12 +286,13 @@ impl Filter {
         let held = std::mem::take(&mut live.held_in);
         self.recount(id, |l| l.stage = Stage::Feeding { until, fed: from, next, tries: 0 });
         self.timers.push(Reverse((next, id)));
-        self.feed_on(now, id);
+        self.feed_on(now, id, 0);
         self.replay_held(now, held);
     }
 
-    /// Gives the local TCP more of the kept input, as far as it has acknowledged what it was given.
-    pub(super) fn feed_on(&mut self, now: Now, id: SessionId) {
+    /// Gives the local TCP more of the kept input, as far as it has acknowledged what it was given and has room;
+    /// `least` bytes even if it has none.
+    pub(super) fn feed_on(&mut self, now: Now, id: SessionId, least: u64) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let Stage::Feeding { until, fed, .. } = live.stage else { return };
         if live.kernel_ack >= until {
@@ -296,7 +301,8 @@ impl Filter {
         }
         // What the store has dropped meanwhile was read: the kernel has it.
         let from = fed.max(live.kernel_ack).max(s.in_done);
-        let to = until.min(live.kernel_ack.max(s.in_done) + INJECT_AHEAD);
+        let room = live.kernel_edge.min(live.kernel_ack.max(s.in_done) + INJECT_AHEAD);
+        let to = until.min(room.max(from + least));
         if to <= from {
             return;
         }
@@ -335,7 +341,8 @@ impl Filter {
         let tries = (tries + 1).min(INJECT_SLOWEST);
         let next = now + INJECT_AGAIN * 2u32.pow(tries);
         live.stage = Stage::Feeding { until, fed: live.kernel_ack, next, tries };
-        self.feed_on(now, id);
+        // One byte tells it, and makes it tell, how much room there is.
+        self.feed_on(now, id, 1);
         let live = self.live.get_mut(&id)?;
         let Stage::Feeding { until, fed, .. } = live.stage else { return None };
         live.stage = Stage::Feeding { until, fed, next, tries };
@@ -397,7 +404,7 @@ impl Filter {
         let window = (MIN_WINDOW >> s.open.shifts.map_or(0, |(_, ours)| ours)) as u16;
         // I1 holds for what we say ourselves, too.
         let ack = match live {
-            Some(l) if self.needs_replica && self.acked < l.in_pos => l.released_ack,
+            Some(l) if self.needs_replica && self.acked < l.in_marks.last() => l.released_ack,
             None if self.needs_replica => s.in_done,
             _ => s.in_ackable(),
         };

@@ -17,7 +17,8 @@
 //!    full       suspects the master, was cut off itself        Backup      [CloseLink] (replica stale)
 //!    full       Handover in this epoch                         Master      BecomeMaster{n+2, take_over}
 //!    not full   partner starting, or backup too                Starting
-//!    not full   no serving master for 2*start_wait, reach      Master      ProbeReach.., BecomeMaster{n+1}
+//!    not full   no serving master for 5*start_wait (2 if its
+//!                 manager's end was seen), then reach          Master      ProbeReach.., BecomeMaster{n+1}
 //!   Master      any partner with a higher epoch                Backup      [CloseLink], Demote
 //!    solo       link up, partner backup in our epoch           snapshot    StartPairing
 //!    snapshot   ReplicaFull                                    holding     HoldForReplica, SendPaired
@@ -765,7 +766,9 @@ impl RoleMachine {
         }
         let fenced = self.fenced_since.map_or(Duration::ZERO, |t| self.awake - t);
         let unserved = self.since_heard().max(fenced);
-        unserved >= self.cfg.start_wait * 2 && self.awake >= self.listen_until
+        // A master that is only slow still has sessions, which all end if we claim an epoch without them.
+        let patience = self.cfg.start_wait * if self.accused { 2 } else { 5 };
+        unserved >= patience && self.awake >= self.listen_until
     }
 
     fn decide_as_master(&mut self, mut m: Master) -> bool {

@@ -331,7 +331,7 @@ fn a_replica_of_an_older_epoch_is_stale() {
     t.put(RoleInput::PairedIn(ep(1, A)));
     assert!(!t.machine.protected(), "late");
     t.partner = None;
-    t.run(900);
+    t.run(2400);
     assert_eq!(t.machine.role(), Role::Backup);
     t.run(200);
     let empty = RoleAction::BecomeMaster { epoch: ep(3, B), take_over: false, old: ep(2, A) };

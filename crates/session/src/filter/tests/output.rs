@@ -24,6 +24,32 @@ fn output_waits_for_its_turn_and_the_replica() {
 }
 
 #[test]
+fn a_segment_waits_for_its_own_records_only() {
+    let mut r = Rig::open();
+    r.write(b"one");
+    r.wait();
+    let one = r.f.log_end();
+    r.write(b"two");
+    r.wait();
+    assert_eq!(r.kernel(say(ACK, 0, 0, b"one")), []);
+    r.f.replica_stored(r.now, one);
+    let actions = r.drain();
+    assert!(r.passes(&actions));
+    assert_eq!(r.kernel(say(ACK, 3, 0, b"two")), []);
+    // Acknowledgements of input likewise.
+    r.peer(say(ACK, 0, 3, b"ping"));
+    let ping = r.f.log_end();
+    r.peer(say(ACK, 4, 3, b"pong"));
+    assert_eq!(r.kernel(say(ACK, 3, 4, b"")), []);
+    r.f.replica_stored(r.now, ping);
+    let actions = r.drain();
+    assert!(actions.len() == 2 && r.passes(&actions), "two, and the ACK of ping: {actions:?}");
+    assert_eq!(r.kernel(say(ACK, 6, 8, b"")), []);
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+}
+
+#[test]
 fn an_overlong_turn_is_let_go() {
     let mut r = Rig::open();
     r.write(b"slow");

@@ -119,8 +119,7 @@ fn without_an_answer_everything_counts_as_sent() {
     // The last ACK told to the log was the one before.
     assert_eq!((spec.sent.len(), spec.unsent.len()), (6, 0));
     r.recovered();
-    let actions = r.peer(say(ACK, 9, 10, b""));
-    assert!(r.passes(&actions));
+    assert_eq!(shown(&r.peer(say(ACK, 9, 10, b""))), (4, 10));
 }
 
 #[test]
@@ -154,8 +153,7 @@ fn an_ack_that_comes_while_the_socket_is_made_reaches_it() {
     let [Action::Inject(packet)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(offsets(packet, true).1, 8);
     // Behind the barrier ACKs go on, input does not.
-    let actions = r.peer(say(ACK, 9, 10, b""));
-    assert!(r.passes(&actions));
+    assert_eq!(shown(&r.peer(say(ACK, 9, 10, b""))), (4, 10));
     assert_eq!(r.peer(say(ACK, 9, 10, b"x")), []);
     r.pass(ms(20));
     assert_eq!(r.session().out_acked, 10);
@@ -454,4 +452,55 @@ fn forwarded_packets_are_injected() {
     let actions = r.recovered();
     let [Action::Inject(_), Action::Inject(late)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(*late, packet);
+}
+
+/// The numbers that the local TCP sees instead of a segment's own.
+fn shown(actions: &[Action]) -> (u64, u64) {
+    let [Action::ModifyIn(_, packet)] = actions else { panic!("{actions:?}") };
+    let (seq, ack, segment) = offsets(packet, true);
+    assert!(segment.checksum_ok());
+    (seq, ack)
+}
+
+/// What was injected, as offset and bytes.
+fn injected(actions: &[Action]) -> Vec<(u64, Vec<u8>)> {
+    let inject = |a: &Action| match a {
+        Action::Inject(packet) => {
+            let (seq, _, segment) = offsets(packet, true);
+            Some((seq, segment.payload().to_vec()))
+        }
+        _ => None,
+    };
+    actions.iter().filter_map(inject).collect()
+}
+
+#[test]
+fn input_is_fed_as_far_as_the_kernel_has_room() {
+    let mut r = half_way();
+    r.fail_over();
+    r.peer(say(ACK, 9, 4, b""));
+    r.restore(true);
+    assert_eq!(injected(&r.recovered()), [(4, b"again".to_vec())]);
+    // It had no memory for it, and shuts its window: one byte asks again.
+    r.kernel(Say { window: 0, ..say(ACK, 4, 4, b"") });
+    assert_eq!(injected(&r.pass(ms(20))), [(4, b"a".to_vec())]);
+    // Then as much as it says, and no more: a segment that reaches beyond is refused as a whole.
+    assert_eq!(injected(&r.kernel(Say { window: 0, ..say(ACK, 4, 5, b"") })), []);
+    assert_eq!(injected(&r.kernel(Say { window: 1, ..say(ACK, 4, 5, b"") })), [(5, b"gain".to_vec())]);
+}
+
+#[test]
+fn a_kernel_that_is_behind_the_peer_hears_its_acknowledgements() {
+    let mut r = half_way();
+    r.fail_over();
+    r.peer(say(ACK, 9, 4, b""));
+    r.restore(true);
+    r.recovered();
+    r.kernel(Say { window: 0, ..say(ACK, 4, 4, b"456789") });
+    // The peer's number is beyond this kernel's window.
+    assert_eq!(shown(&r.peer(say(ACK, 9, 7, b""))), (4, 7));
+    // Once it is fed, nothing is changed any more.
+    r.kernel(say(ACK, 10, 9, b""));
+    let actions = r.peer(say(ACK, 9, 10, b""));
+    assert!(r.passes(&actions));
 }
