@@ -109,7 +109,7 @@ fn torn(w: &World, member: usize) -> u64 {
 }
 
 /// More under way in both directions than all buffers hold, through ten failovers: the server cannot write, so it
-/// does not read, so the clients cannot write. Fails once in about sixty failovers.
+/// does not read, so the clients cannot write. Fails at some failovers.
 #[test]
 #[ignore = "known: a connection may stand still (docs/guarantees.md)"]
 fn a_stream_that_fills_all_buffers_goes_on_through_ten_failovers() {

@@ -24,13 +24,6 @@ const MAX_HELD_SYNS: usize = 1024;
 /// Most packets held of one session while it is restored; later ones are dropped and come again.
 const MAX_HELD_IN: usize = 4096;
 
-/// What the local TCP is shown instead of a segment's own numbers.
-#[derive(Default, PartialEq)]
-struct Shown {
-    seq: Option<Seq>,
-    ack: Option<Seq>,
-}
-
 /// What a segment does to a session that believes it.
 struct Believed {
     /// New acknowledgement, if it moved.
@@ -101,12 +94,10 @@ impl Filter {
     }
 
     /// Delivers the segment, with another acknowledgement if one is given.
-    fn deliver_with(&mut self, id: Option<u32>, segment: &Segment<'_>, shown: Shown, bytes: &[u8]) {
-        if shown == Shown::default() {
-            return self.deliver(id, bytes);
-        }
+    fn deliver_with(&mut self, id: Option<u32>, segment: &Segment<'_>, ack: Option<Seq>, bytes: &[u8]) {
+        let Some(ack) = ack else { return self.deliver(id, bytes) };
         let mut changed = Vec::new();
-        segment.rewrite(shown.seq.unwrap_or(segment.seq()), shown.ack.unwrap_or(segment.ack()), &mut changed);
+        segment.rewrite(segment.seq(), ack, &mut changed);
         self.actions.push(match id {
             Some(id) => Action::ModifyIn(id, changed),
             None => Action::Inject(changed),
@@ -185,9 +176,11 @@ impl Filter {
                 self.deliver(id, bytes);
             }
             Judgement::Believed(b) => {
-                let shown = self.apply_in(now, session, segment, &b);
-                if self.store_input(now, session, b.offset, segment) {
-                    self.deliver_with(id, segment, shown, bytes);
+                let ack = self.apply_in(now, session, segment, &b);
+                if self.tell_ack(id, session, segment, &b) {
+                    // Told.
+                } else if self.store_input(now, session, b.offset, segment) {
+                    self.deliver_with(id, segment, ack, bytes);
                 } else {
                     self.drop_in(id);
                 }
@@ -196,8 +189,24 @@ impl Filter {
         }
     }
 
-    /// Applies what the segment says beside its bytes. Returns the numbers that the local TCP is to see instead.
-    fn apply_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> Shown {
+    /// A restored TCP is behind the peer until it is fed, and takes nothing from beyond its window: an
+    /// acknowledgement from there, which it needs to go on sending, is told in a segment of our own. Returns
+    /// whether it was.
+    fn tell_ack(&mut self, id: Option<u32>, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> bool {
+        let live = &self.live[&session];
+        let behind = matches!(live.stage, Stage::Restored | Stage::Feeding { .. });
+        if !behind || segment.sequence_length() > 0 || believed.offset <= live.kernel_edge as i64 {
+            return false;
+        }
+        let packet = self.segment_to_kernel(session, live.kernel_ack, flags::ACK, &[]);
+        self.drop_in(id);
+        self.actions.push(Action::Inject(packet));
+        true
+    }
+
+    /// Applies what the segment says beside its bytes. Returns the ACK that the local TCP may see instead, if
+    /// it is another.
+    fn apply_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> Option<Seq> {
         self.established(session);
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
@@ -210,14 +219,9 @@ impl Filter {
             live.window = segment.window();
             moved = true;
         }
-        // A restored TCP is behind the peer until it is fed, and takes nothing from beyond its window: an
-        // acknowledgement that it needs to go on sending may not be missed for that.
-        let behind = matches!(live.stage, Stage::Restored | Stage::Feeding { .. });
-        let catches_up = behind && segment.sequence_length() == 0 && believed.offset > live.kernel_ack as i64;
         if let Some((value, _)) = segment.options().timestamps {
             // RFC 7323, section 4.3: only segments that the last ACK sent reaches to.
-            let reached = catches_up || believed.offset <= live.kernel_ack as i64;
-            if reached && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
+            if believed.offset <= live.kernel_ack as i64 && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
                 live.ts_recent = value;
                 moved = true;
             }
@@ -230,11 +234,10 @@ impl Filter {
             }
             (believed.raw_ack? > live.kernel_nxt).then(|| s.out_seq(live.kernel_nxt))
         });
-        let shown = Shown { seq: catches_up.then(|| s.in_seq(live.kernel_ack)), ack: clamped };
         if moved {
             self.mark_dirty(now, session);
         }
-        shown
+        clamped
     }
 
     /// Appends the segment's new bytes to the log, and what had arrived early behind them. False: there is
@@ -317,7 +320,7 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let bare = segment.sequence_length() == 0;
-        let mut shown = None;
+        let mut ack = None;
         match judge(s, live, segment) {
             Judgement::Reset => {
                 self.end_session(now, session, EndReason::ResetByPeer);
@@ -329,7 +332,11 @@ impl Filter {
                 let end = b.offset + i64::from(segment.sequence_length());
                 live.edge = live.edge.max(u64::try_from(end).unwrap_or(0));
                 if live.stage == Stage::Restored {
-                    shown = Some(self.apply_in(now, session, segment, &b));
+                    let clamped = self.apply_in(now, session, segment, &b);
+                    if self.tell_ack(id, session, segment, &b) {
+                        return;
+                    }
+                    ack = Some(clamped);
                 } else if b.raw_ack.is_some() {
                     live.acked = live.acked.max(b.ack.unwrap_or(0));
                     live.window = segment.window();
@@ -341,9 +348,9 @@ impl Filter {
             Judgement::Ignored | Judgement::Forged => self.counters.disbelieved += 1,
         }
         let live = self.live.get_mut(&session).expect("live");
-        if let (true, Some(shown)) = (bare, shown) {
+        if let (true, Some(ack)) = (bare, ack) {
             // It shows no input: the barrier does not mind, and the socket may go on sending.
-            self.deliver_with(id, segment, shown, bytes);
+            self.deliver_with(id, segment, ack, bytes);
         } else if bare || live.held_in.len() >= MAX_HELD_IN {
             self.drop_in(id);
         } else {

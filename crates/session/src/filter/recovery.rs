@@ -425,7 +425,7 @@ impl Filter {
     }
 
     /// A segment of the peer's that the local TCP is to see.
-    fn segment_to_kernel(&self, id: SessionId, offset: u64, bits: u8, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn segment_to_kernel(&self, id: SessionId, offset: u64, bits: u8, payload: &[u8]) -> Vec<u8> {
         let (s, live) = (self.store.get(id).expect("known"), &self.live[&id]);
         let FourTuple { local, peer } = s.open.tuple;
         let mut packet = Vec::new();
