@@ -109,9 +109,8 @@ fn torn(w: &World, member: usize) -> u64 {
 }
 
 /// More under way in both directions than all buffers hold, through ten failovers: the server cannot write, so it
-/// does not read, so the clients cannot write. Fails at some failovers.
+/// does not read, so the clients cannot write.
 #[test]
-#[ignore = "known: a connection may stand still (docs/guarantees.md)"]
 fn a_stream_that_fills_all_buffers_goes_on_through_ten_failovers() {
     let server = built("echo_server");
     let mut w = World::new("bulk", Service::new("bulk", PORT), &[&server, "5555"]);

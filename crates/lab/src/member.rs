@@ -316,7 +316,12 @@ impl Pair {
 
     /// SIGKILL to the program of member `i`; its `tcpr run` lives on.
     pub fn kill_program(&self, i: usize) -> io::Result<()> {
-        let pids = self.programs(i);
+        // After its death it is started again, a little later.
+        let mut pids = Vec::new();
+        crate::wait_for(Duration::from_secs(10), || {
+            pids = self.programs(i);
+            !pids.is_empty()
+        });
         if pids.is_empty() {
             return Err(other(format!("tcpr run on {} has no program", self.hosts[i].name())));
         }

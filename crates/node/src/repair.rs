@@ -335,10 +335,17 @@ fn make_room(fd: i32, spec: &RestoreSpec<'_>) -> io::Result<()> {
     // The kernel doubles the value and charges its own overhead to it, which is less than the other half.
     let size = libc::c_int::try_from(bytes.saturating_mul(2) + (256 << 10)).unwrap_or(libc::c_int::MAX / 2);
     set(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &size)?;
-    // A size that was set by hand is never tuned again; unlock it.
-    set(fd, libc::SOL_SOCKET, SO_BUF_LOCK, &0)?;
+    unlock_buffers(fd)?;
     // A low sysctl tcp_notsent_lowat would stop us as well.
     set_tcp(fd, libc::TCP_NOTSENT_LOWAT, &u32::MAX)
+}
+
+/// A size that was set by hand is never tuned again, unless it is unlocked, which Linux before 5.14 cannot do.
+fn unlock_buffers(fd: i32) -> io::Result<()> {
+    match set(fd, libc::SOL_SOCKET, SO_BUF_LOCK, &0) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
+        done => done,
+    }
 }
 
 fn send(fd: i32, first: &[u8], second: &[u8]) -> io::Result<usize> {

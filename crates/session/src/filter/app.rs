@@ -286,6 +286,10 @@ impl Filter {
         for e in entries {
             if let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get_mut(&e.session)) {
                 live.out_marks.wrote(s.out_sendable(), position);
+                if e.torn {
+                    // What is wrong of it may be among the bytes of older records.
+                    live.base_pos = position;
+                }
             }
         }
         for e in entries {

@@ -34,6 +34,13 @@ struct Believed {
     offset: i64,
 }
 
+/// The numbers under which the local TCP sees a segment.
+#[derive(Clone, Copy)]
+struct Shown {
+    seq: Seq,
+    ack: Seq,
+}
+
 enum Judgement {
     Believed(Believed),
     /// The local TCP will not take it.
@@ -93,11 +100,13 @@ impl Filter {
         });
     }
 
-    /// Delivers the segment, with another acknowledgement if one is given.
-    fn deliver_with(&mut self, id: Option<u32>, segment: &Segment<'_>, ack: Option<Seq>, bytes: &[u8]) {
-        let Some(ack) = ack else { return self.deliver(id, bytes) };
+    /// Delivers the segment under these numbers.
+    fn deliver_as(&mut self, id: Option<u32>, segment: &Segment<'_>, shown: Shown, bytes: &[u8]) {
+        if (shown.seq, shown.ack) == (segment.seq(), segment.ack()) {
+            return self.deliver(id, bytes);
+        }
         let mut changed = Vec::new();
-        segment.rewrite(segment.seq(), ack, &mut changed);
+        segment.rewrite(shown.seq, shown.ack, &mut changed);
         self.actions.push(match id {
             Some(id) => Action::ModifyIn(id, changed),
             None => Action::Inject(changed),
@@ -176,40 +185,50 @@ impl Filter {
                 self.deliver(id, bytes);
             }
             Judgement::Believed(b) => {
-                let ack = self.apply_in(now, session, segment, &b);
-                if self.tell_ack(id, session, segment, &b) {
-                    // Told.
-                } else if self.store_input(now, session, b.offset, segment) {
-                    self.deliver_with(id, segment, ack, bytes);
+                let shown = self.apply_in(now, session, segment, &b);
+                let stored = self.store_input(now, session, b.offset, segment);
+                if stored && self.takes_itself(session, &b, segment) {
+                    self.deliver_as(id, segment, shown, bytes);
                 } else {
                     self.drop_in(id);
                 }
+                self.feed_on(now, session, 0);
                 self.end_if_finished(now, session);
             }
         }
     }
 
-    /// A restored TCP is behind the peer until it is fed, and takes nothing from beyond its window: an
-    /// acknowledgement from there, which it needs to go on sending, is told in a segment of our own. Returns
-    /// whether it was.
-    fn tell_ack(&mut self, id: Option<u32>, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> bool {
-        let live = &self.live[&session];
-        let behind = matches!(live.stage, Stage::Restored | Stage::Feeding { .. });
-        if !behind || segment.sequence_length() > 0 || believed.offset <= live.kernel_edge as i64 {
-            return false;
+    /// A restored TCP that is not fed yet refuses what reaches beyond its window as a whole, and the peer sends again
+    /// ever more slowly: such input comes to it from the store, in order and as it has room. Returns whether this
+    /// segment, which is stored, may go to it as it is.
+    fn takes_itself(&mut self, session: SessionId, believed: &Believed, segment: &Segment<'_>) -> bool {
+        let (s, live) = (self.store.get(session).expect("known"), self.live.get_mut(&session).expect("live"));
+        let Stage::Feeding { until, fed, .. } = &mut live.stage else { return true };
+        let end = believed.offset + i64::from(segment.sequence_length());
+        if segment.sequence_length() == 0 || end <= live.kernel_ack as i64 {
+            return true;
         }
-        let packet = self.segment_to_kernel(session, live.kernel_ack, flags::ACK, &[]);
-        self.drop_in(id);
-        self.actions.push(Action::Inject(packet));
-        true
+        let next = believed.offset <= *fed as i64 && end <= live.kernel_edge as i64;
+        if next {
+            *fed = (*fed).max(end as u64);
+        }
+        if s.in_ackable() > *fed {
+            *until = s.in_ackable();
+        }
+        if !next {
+            let ack = self.segment_to_kernel(session, self.live[&session].kernel_ack, flags::ACK, &[]);
+            self.actions.push(Action::Inject(ack));
+        }
+        next
     }
 
-    /// Applies what the segment says beside its bytes. Returns the ACK that the local TCP may see instead, if
-    /// it is another.
-    fn apply_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> Option<Seq> {
+    /// Applies what the segment says beside its bytes. Returns how the local TCP may see it.
+    fn apply_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> Shown {
         self.established(session);
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
+        // A restored TCP is behind the peer until it is fed.
+        let behind = matches!(live.stage, Stage::Restored | Stage::Feeding { .. });
         let mut moved = !s.established;
         if let Some(ack) = believed.ack {
             live.acked = ack;
@@ -220,24 +239,28 @@ impl Filter {
             moved = true;
         }
         if let Some((value, _)) = segment.options().timestamps {
-            // RFC 7323, section 4.3: only segments that the last ACK sent reaches to.
-            if believed.offset <= live.kernel_ack as i64 && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
+            // RFC 7323, section 4.3: only segments that the last ACK sent reaches to, as all do for one behind.
+            if (behind || believed.offset <= live.kernel_ack as i64) && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
                 live.ts_recent = value;
                 moved = true;
             }
         }
-        let shown = believed.raw_ack.map(|ack| ack.min(live.kernel_nxt));
-        live.kernel_una = live.kernel_una.max(shown.unwrap_or(0));
-        let clamped = live.clamp.and_then(|until| {
-            if live.kernel_nxt >= until {
-                live.clamp = None;
-            }
-            (believed.raw_ack? > live.kernel_nxt).then(|| s.out_seq(live.kernel_nxt))
-        });
+        let ack = believed.raw_ack.map(|ack| ack.min(live.kernel_nxt));
+        live.kernel_una = live.kernel_una.max(ack.unwrap_or(0));
+        if live.clamp.is_some_and(|until| live.kernel_nxt >= until) {
+            live.clamp = None;
+        }
+        // What reaches beyond its window it does not hear, and what it has heard of higher numbers makes it deaf to
+        // the window of lower ones: it hears all at the number that it expects.
+        let ahead = behind && segment.sequence_length() == 0 && believed.offset > live.kernel_ack as i64;
+        let shown = Shown {
+            seq: if ahead { s.in_seq(live.kernel_ack) } else { segment.seq() },
+            ack: ack.map_or(segment.ack(), |ack| s.out_seq(ack)),
+        };
         if moved {
             self.mark_dirty(now, session);
         }
-        clamped
+        shown
     }
 
     /// Appends the segment's new bytes to the log, and what had arrived early behind them. False: there is
@@ -320,7 +343,7 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let bare = segment.sequence_length() == 0;
-        let mut ack = None;
+        let mut shown = None;
         match judge(s, live, segment) {
             Judgement::Reset => {
                 self.end_session(now, session, EndReason::ResetByPeer);
@@ -332,11 +355,7 @@ impl Filter {
                 let end = b.offset + i64::from(segment.sequence_length());
                 live.edge = live.edge.max(u64::try_from(end).unwrap_or(0));
                 if live.stage == Stage::Restored {
-                    let clamped = self.apply_in(now, session, segment, &b);
-                    if self.tell_ack(id, session, segment, &b) {
-                        return;
-                    }
-                    ack = Some(clamped);
+                    shown = Some(self.apply_in(now, session, segment, &b));
                 } else if b.raw_ack.is_some() {
                     live.acked = live.acked.max(b.ack.unwrap_or(0));
                     live.window = segment.window();
@@ -348,9 +367,9 @@ impl Filter {
             Judgement::Ignored | Judgement::Forged => self.counters.disbelieved += 1,
         }
         let live = self.live.get_mut(&session).expect("live");
-        if let (true, Some(ack)) = (bare, ack) {
+        if let (true, Some(shown)) = (bare, shown) {
             // It shows no input: the barrier does not mind, and the socket may go on sending.
-            self.deliver_with(id, segment, ack, bytes);
+            self.deliver_as(id, segment, shown, bytes);
         } else if bare || live.held_in.len() >= MAX_HELD_IN {
             self.drop_in(id);
         } else {

@@ -15,9 +15,8 @@ use crate::Now;
 
 /// How long a FIN or RST that nobody announced waits before we ask whether its process lives.
 const SUSPICIOUS: Duration = Duration::from_millis(50);
-/// Our timestamps may be this much ahead (in ms) of what the replica has stored: less than
-/// [`super::recovery::TIMESTAMP_MARGIN_MS`], so that a restored socket's never go back for the peer.
-const TIMESTAMP_LEAD_MS: i32 = 500;
+/// Our timestamps may be this much ahead (in ms) of what the replica has stored.
+pub(super) const TIMESTAMP_LEAD_MS: u32 = 500;
 /// A window that moved less than this is told with the next thing that moves: a restored socket opens more.
 const EDGE_LEAD: u64 = 16 << 10;
 
@@ -117,7 +116,7 @@ impl Filter {
                 if (value.wrapping_sub(live.ts_value) as i32) > 0 {
                     live.ts_value = value;
                 }
-                leap = (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS;
+                leap = (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS as i32;
             }
         }
         let empty = start == end && !rst;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::live::{HeldIn, Live, Stage};
 use super::marks::Marks;
+use super::output::TIMESTAMP_LEAD_MS;
 use super::{Action, Filter, Mode};
 use crate::bytes;
 use crate::record::EndReason;
@@ -14,8 +15,9 @@ use crate::segment::{flags, Build, Segment};
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
-/// Largest injected segment: the local TCP takes any size over lo.
-const INJECT: usize = 32 << 10;
+/// Largest injected segment: the local TCP takes any size over lo. With its headers it fits 32 KB of memory, which is
+/// what it takes of the receive buffer.
+const INJECT: usize = 31 << 10;
 /// Most injected input that the local TCP has not acknowledged: well within the smallest receive buffer.
 const INJECT_AHEAD: u64 = 64 << 10;
 /// How long the local TCP has to acknowledge injected input before it is injected again; then twice as long,
@@ -25,9 +27,8 @@ const INJECT_AGAIN: Duration = Duration::from_millis(20);
 const INJECT_SLOWEST: u32 = 5;
 /// When the first unacknowledged segment is sent again: a fresh socket's own timer starts at a second.
 const RESEND: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(40), Duration::from_millis(80)];
-/// A restored socket's clock runs ahead of what the store knows by this much, so that the peer never sees it go
-/// back.
-pub(super) const TIMESTAMP_MARGIN_MS: u32 = 1000;
+/// A restored socket's clock starts this much ahead (in ms) of what we say ourselves after a takeover.
+const TIMESTAMP_MARGIN_MS: u32 = 500;
 /// Least window that a restored socket has: more than was advertised does no harm.
 const MIN_WINDOW: u64 = 65_535;
 
@@ -109,6 +110,9 @@ impl Filter {
                 live.out_marks = Marks::new(s.out_sendable(), self.end);
                 (live.released, live.released_ack, live.acked) = (old.released.min(s.out_sendable()), old.released_ack, old.acked);
                 (live.edge, live.ts_value) = (live.edge.max(old.edge), old.ts_value);
+            } else {
+                // The peer must not see our clock go back (RFC 7323, section 5.3), and may have seen this much.
+                live.ts_value = live.ts_value.wrapping_add(TIMESTAMP_LEAD_MS);
             }
             if s.established {
                 live.stage = Stage::Probing;
@@ -235,7 +239,7 @@ impl Filter {
         if live.acked.min(live.kernel_nxt) > live.kernel_una {
             // Acknowledged while the socket was being made.
             live.kernel_una = live.acked.min(live.kernel_nxt);
-            let packet = self.segment_to_kernel(id, self.live[&id].edge.min(s.in_ackable()), flags::ACK, &[]);
+            let packet = self.segment_to_kernel(id, self.live[&id].kernel_ack, flags::ACK, &[]);
             self.actions.push(Action::Inject(packet));
         }
         self.counters.restored += 1;

@@ -547,7 +547,12 @@ fn where_hooks_and_wire_differ_the_wire_is_right() {
     let mut r = Rig::open();
     r.write(b"hook");
     r.wait();
-    r.kernel(say(ACK, 0, 0, b"rawhook"));
+    r.stored();
+    // Not before the replica knows that it is torn.
+    assert_eq!(r.kernel(say(ACK, 0, 0, b"rawh")), []);
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+    r.kernel(say(ACK, 4, 0, b"ook"));
     r.stored();
     assert!(r.session().torn && r.replica.store().iter().all(|s| s.torn));
     assert_eq!(r.f.counters().contradicted, 1);

@@ -120,7 +120,7 @@ fn without_an_answer_everything_counts_as_sent() {
     assert_eq!((spec.sent.len(), spec.unsent.len()), (6, 0));
     r.recovered();
     let actions = r.peer(say(ACK, 9, 10, b""));
-    assert!(r.passes(&actions));
+    assert_eq!(shown(&actions), (4, 10));
 }
 
 #[test]
@@ -152,10 +152,11 @@ fn an_ack_that_comes_while_the_socket_is_made_reaches_it() {
     r.f.restored(r.now, id, spec.sent.len());
     let actions = r.drain();
     let [Action::Inject(packet)] = &actions[..] else { panic!("{actions:?}") };
-    assert_eq!(offsets(packet, true).1, 8);
+    let (seq, ack, _) = offsets(packet, true);
+    assert_eq!((seq, ack), (4, 8));
     // Behind the barrier ACKs go on, input does not.
     let actions = r.peer(say(ACK, 9, 10, b""));
-    assert!(r.passes(&actions));
+    assert_eq!(shown(&actions), (4, 10));
     assert_eq!(r.peer(say(ACK, 9, 10, b"x")), []);
     r.pass(ms(20));
     assert_eq!(r.session().out_acked, 10);
@@ -212,7 +213,9 @@ fn a_half_open_session_gets_its_syn_ack_again() {
     let [Action::SendPeer(packet)] = &actions[..] else { panic!("{actions:?}") };
     let s = Segment::parse(packet).unwrap();
     assert_eq!((s.seq(), s.ack(), s.flags()), (ISN_OUT, ISN_IN.add(1), SYN | ACK));
-    assert_eq!(s.options(), Segment::parse(&syn_ack).unwrap().options());
+    let mut options = Segment::parse(&syn_ack).unwrap().options();
+    options.timestamps = Some((700, 100));
+    assert_eq!(s.options(), options, "the same, and a clock that has not gone back");
     // The peer did not hear it: it asks again, and is told again.
     let actions = r.inp(&syn);
     assert!(matches!(actions[..], [Action::SendPeer(_), Action::DropIn(_)]));
@@ -456,6 +459,14 @@ fn forwarded_packets_are_injected() {
     assert_eq!(*late, packet);
 }
 
+/// The numbers under which a segment was delivered.
+fn shown(actions: &[Action]) -> (u64, u64) {
+    let [Action::ModifyIn(_, packet)] = actions else { panic!("{actions:?}") };
+    let (seq, ack, segment) = offsets(packet, true);
+    assert!(segment.checksum_ok());
+    (seq, ack)
+}
+
 /// What was injected, as offset and bytes.
 fn injected(actions: &[Action]) -> Vec<(u64, Vec<u8>)> {
     let inject = |a: &Action| match a {
@@ -493,11 +504,42 @@ fn a_kernel_that_is_behind_the_peer_hears_its_acknowledgements() {
     r.kernel(Say { window: 0, ..say(ACK, 4, 4, b"456789") });
     // The peer's number is beyond this kernel's window.
     let actions = r.peer(say(ACK, 9, 7, b""));
-    let [Action::DropIn(_), Action::Inject(packet)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(shown(&actions), (4, 7));
+    // So are the bytes that come with the next: they wait in the store until it has room.
+    let actions = r.peer(say(ACK, 9, 8, b"more"));
+    let [Action::Inject(packet), Action::DropIn(_)] = &actions[..] else { panic!("{actions:?}") };
     let (seq, ack, segment) = offsets(packet, true);
-    assert_eq!((seq, ack, segment.checksum_ok()), (4, 7, true));
+    assert_eq!((seq, ack, segment.payload().len()), (4, 8, 0));
+    let actions = r.kernel(Say { window: 2, ..say(ACK, 10, 4, b"") });
+    assert_eq!(injected(&actions), [(9, b"mor".to_vec())]);
+    assert_eq!(injected(&r.kernel(Say { window: 60_000, ..say(ACK, 10, 12, b"") })), [(12, b"e".to_vec())]);
+    // What comes next, in order and with room, goes by itself.
+    let actions = r.peer(say(ACK, 13, 8, b"!"));
+    assert!(r.passes(&actions) && actions.len() == 1);
+    r.kernel(say(ACK, 10, 14, b""));
     // Once it is fed, nothing is changed any more.
-    r.kernel(say(ACK, 10, 9, b""));
-    let actions = r.peer(say(ACK, 9, 10, b""));
+    let actions = r.peer(say(ACK, 14, 10, b""));
     assert!(r.passes(&actions));
+    let actions = r.peer(say(ACK, 15, 10, b"early"));
+    assert!(r.passes(&actions));
+}
+
+#[test]
+fn our_timestamps_never_go_back() {
+    let mut r = Rig::with_timestamps();
+    r.write(b"answer");
+    r.wait();
+    r.stored();
+    let stored = r.replica.store().iter().next().unwrap().ts_value;
+    // As far ahead as the peer may see them.
+    let actions = r.kernel(Say { ts: Some((stored + 500, 101)), ..say(ACK, 0, 0, b"answer") });
+    assert!(r.passes(&actions));
+    assert_eq!(r.kernel(Say { ts: Some((stored + 501, 101)), ..say(ACK, 0, 0, b"answer") }), []);
+    r.fail_over();
+    let actions = r.probe_all();
+    let [Action::SendPeer(probe)] = &actions[..] else { panic!("{actions:?}") };
+    let said = Segment::parse(probe).unwrap().options().timestamps.unwrap().0;
+    assert_eq!(said, stored + 500);
+    r.peer(Say { ts: Some((102, stored + 500)), ..say(ACK, 0, 0, b"") });
+    assert!(r.restore(true).timestamp.unwrap() > said);
 }
