@@ -308,15 +308,16 @@ impl Manager {
 
     fn next_timeout(&self) -> Duration {
         let now = self.now();
+        let announces = self.vip_up && self.role.announces();
         let due = [
             self.filter.poll_timeout(),
             self.role.poll_timeout(),
             self.partner.poll_timeout(),
             self.takeover.poll_timeout(),
             self.program.as_ref().and_then(program::Program::poll_timeout),
-            self.vip_up.then_some(self.vip_renew),
+            // While we may not, the role machine's next heartbeat wakes us.
+            self.garp_due.first().copied().into_iter().chain([self.vip_renew]).min().filter(|_| announces),
             self.vip_remove,
-            self.garp_due.first().copied(),
             self.stopping.map(|s| s.since + Duration::from_millis(100)).filter(|t| *t > now),
         ]
         .into_iter()
@@ -408,20 +409,21 @@ impl Manager {
         if self.vip_remove.is_some_and(|t| now >= t) {
             self.vip_drop();
         }
-        if self.vip_up && now >= self.vip_renew {
+        if !self.vip_up || !self.role.announces() {
+            return;
+        }
+        if now >= self.vip_renew {
             self.vip_renew = now + VIP_RENEW;
-            if self.role.role() == Role::Master {
-                for vip in &mut self.vips {
-                    match vip.renew(VIP_LIFETIME_S) {
-                        // It vanished: we were paused. The role machine knows better than we do by now.
-                        Ok(false) => {
-                            if let Err(error) = vip.add(VIP_LIFETIME_S) {
-                                log::error!("{error}");
-                            }
+            for vip in &mut self.vips {
+                match vip.renew(VIP_LIFETIME_S) {
+                    // It vanished: we were paused, and are master all the same.
+                    Ok(false) => {
+                        if let Err(error) = vip.add(VIP_LIFETIME_S) {
+                            log::error!("{error}");
                         }
-                        Ok(true) => {}
-                        Err(error) => log::error!("{error}"),
                     }
+                    Ok(true) => {}
+                    Err(error) => log::error!("{error}"),
                 }
             }
         }

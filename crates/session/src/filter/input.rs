@@ -34,13 +34,6 @@ struct Believed {
     offset: i64,
 }
 
-/// The numbers under which the local TCP sees a segment.
-#[derive(Clone, Copy)]
-struct Shown {
-    seq: Seq,
-    ack: Seq,
-}
-
 enum Judgement {
     Believed(Believed),
     /// The local TCP will not take it.
@@ -100,13 +93,13 @@ impl Filter {
         });
     }
 
-    /// Delivers the segment under these numbers.
-    fn deliver_as(&mut self, id: Option<u32>, segment: &Segment<'_>, shown: Shown, bytes: &[u8]) {
-        if (shown.seq, shown.ack) == (segment.seq(), segment.ack()) {
+    /// Delivers the segment with this acknowledgement.
+    fn deliver_with(&mut self, id: Option<u32>, segment: &Segment<'_>, ack: Seq, bytes: &[u8]) {
+        if ack == segment.ack() {
             return self.deliver(id, bytes);
         }
         let mut changed = Vec::new();
-        segment.rewrite(shown.seq, shown.ack, &mut changed);
+        segment.rewrite(segment.seq(), ack, &mut changed);
         self.actions.push(match id {
             Some(id) => Action::ModifyIn(id, changed),
             None => Action::Inject(changed),
@@ -185,10 +178,10 @@ impl Filter {
                 self.deliver(id, bytes);
             }
             Judgement::Believed(b) => {
-                let shown = self.apply_in(now, session, segment, &b);
+                let ack = self.apply_in(now, session, segment, &b);
                 let stored = self.store_input(now, session, b.offset, segment);
                 if stored && self.takes_itself(session, &b, segment) {
-                    self.deliver_as(id, segment, shown, bytes);
+                    self.deliver_with(id, segment, ack, bytes);
                 } else {
                     self.drop_in(id);
                 }
@@ -198,37 +191,39 @@ impl Filter {
         }
     }
 
-    /// A restored TCP that is not fed yet refuses what reaches beyond its window as a whole, and the peer sends again
-    /// ever more slowly: such input comes to it from the store, in order and as it has room. Returns whether this
-    /// segment, which is stored, may go to it as it is.
+    /// A restored TCP is behind the peer until it is fed. It refuses what reaches beyond its window as a whole, and the
+    /// peer sends again ever more slowly: such input comes to it from the store, in order and as it has room. What is
+    /// said beside is told under the number that it expects: a higher one is refused, or makes it deaf to the window
+    /// of lower ones. Returns whether this segment, which is stored, may go to it as it is.
     fn takes_itself(&mut self, session: SessionId, believed: &Believed, segment: &Segment<'_>) -> bool {
         let (s, live) = (self.store.get(session).expect("known"), self.live.get_mut(&session).expect("live"));
-        let Stage::Feeding { until, fed, .. } = &mut live.stage else { return true };
         let end = believed.offset + i64::from(segment.sequence_length());
-        if segment.sequence_length() == 0 || end <= live.kernel_ack as i64 {
+        if !live.behind() || end <= live.kernel_ack as i64 {
             return true;
         }
-        let next = believed.offset <= *fed as i64 && end <= live.kernel_edge as i64;
-        if next {
-            *fed = (*fed).max(end as u64);
+        let (kernel_ack, edge) = (live.kernel_ack, live.kernel_edge);
+        if let (Stage::Feeding { until, fed, .. }, true) = (&mut live.stage, segment.sequence_length() > 0) {
+            let next = believed.offset <= *fed as i64 && end <= edge as i64;
+            if next {
+                *fed = (*fed).max(end as u64);
+            }
+            if s.in_ackable() > *fed {
+                *until = s.in_ackable();
+            }
+            if next {
+                return true;
+            }
         }
-        if s.in_ackable() > *fed {
-            *until = s.in_ackable();
-        }
-        if !next {
-            let ack = self.segment_to_kernel(session, self.live[&session].kernel_ack, flags::ACK, &[]);
-            self.actions.push(Action::Inject(ack));
-        }
-        next
+        let packet = self.segment_to_kernel(session, kernel_ack, flags::ACK, &[]);
+        self.actions.push(Action::Inject(packet));
+        false
     }
 
-    /// Applies what the segment says beside its bytes. Returns how the local TCP may see it.
-    fn apply_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> Shown {
+    /// Applies what the segment says beside its bytes. Returns the ACK that the local TCP may see.
+    fn apply_in(&mut self, now: Now, session: SessionId, segment: &Segment<'_>, believed: &Believed) -> Seq {
         self.established(session);
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
-        // A restored TCP is behind the peer until it is fed.
-        let behind = matches!(live.stage, Stage::Restored | Stage::Feeding { .. });
         let mut moved = !s.established;
         if let Some(ack) = believed.ack {
             live.acked = ack;
@@ -239,8 +234,9 @@ impl Filter {
             moved = true;
         }
         if let Some((value, _)) = segment.options().timestamps {
-            // RFC 7323, section 4.3: only segments that the last ACK sent reaches to, as all do for one behind.
-            if (behind || believed.offset <= live.kernel_ack as i64) && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
+            // RFC 7323, section 4.3: only segments that the last ACK sent reaches to.
+            let expected = if live.behind() { s.in_ackable() } else { live.kernel_ack };
+            if believed.offset <= expected as i64 && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
                 live.ts_recent = value;
                 moved = true;
             }
@@ -250,17 +246,11 @@ impl Filter {
         if live.clamp.is_some_and(|until| live.kernel_nxt >= until) {
             live.clamp = None;
         }
-        // What reaches beyond its window it does not hear, and what it has heard of higher numbers makes it deaf to
-        // the window of lower ones: it hears all at the number that it expects.
-        let ahead = behind && segment.sequence_length() == 0 && believed.offset > live.kernel_ack as i64;
-        let shown = Shown {
-            seq: if ahead { s.in_seq(live.kernel_ack) } else { segment.seq() },
-            ack: ack.map_or(segment.ack(), |ack| s.out_seq(ack)),
-        };
+        let ack = ack.map_or(segment.ack(), |ack| s.out_seq(ack));
         if moved {
             self.mark_dirty(now, session);
         }
-        shown
+        ack
     }
 
     /// Appends the segment's new bytes to the log, and what had arrived early behind them. False: there is
@@ -343,7 +333,7 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let bare = segment.sequence_length() == 0;
-        let mut shown = None;
+        let mut ack = None;
         match judge(s, live, segment) {
             Judgement::Reset => {
                 self.end_session(now, session, EndReason::ResetByPeer);
@@ -355,7 +345,11 @@ impl Filter {
                 let end = b.offset + i64::from(segment.sequence_length());
                 live.edge = live.edge.max(u64::try_from(end).unwrap_or(0));
                 if live.stage == Stage::Restored {
-                    shown = Some(self.apply_in(now, session, segment, &b));
+                    let shown = self.apply_in(now, session, segment, &b);
+                    if bare && !self.takes_itself(session, &b, segment) {
+                        return self.drop_in(id);
+                    }
+                    ack = Some(shown);
                 } else if b.raw_ack.is_some() {
                     live.acked = live.acked.max(b.ack.unwrap_or(0));
                     live.window = segment.window();
@@ -367,9 +361,9 @@ impl Filter {
             Judgement::Ignored | Judgement::Forged => self.counters.disbelieved += 1,
         }
         let live = self.live.get_mut(&session).expect("live");
-        if let (true, Some(shown)) = (bare, shown) {
+        if let (true, Some(ack)) = (bare, ack) {
             // It shows no input: the barrier does not mind, and the socket may go on sending.
-            self.deliver_as(id, segment, shown, bytes);
+            self.deliver_with(id, segment, ack, bytes);
         } else if bare || live.held_in.len() >= MAX_HELD_IN {
             self.drop_in(id);
         } else {

@@ -180,6 +180,11 @@ impl Live {
         self.stage == Stage::Probing
     }
 
+    /// Its socket is restored, and has yet to get all input that the store has.
+    pub fn behind(&self) -> bool {
+        matches!(self.stage, Stage::Restored | Stage::Feeding { .. })
+    }
+
     /// The barrier waits for the application to take it.
     pub fn awaited(&self) -> bool {
         matches!(self.stage, Stage::Probing | Stage::Restored) && !self.attached && !self.closed

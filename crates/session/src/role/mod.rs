@@ -310,6 +310,8 @@ pub struct RoleMachine {
     listen_until: Duration,
     /// Until then what is handled may have waited for us through a long pause.
     distrust_until: Duration,
+    /// Until then the partner may have taken over while we were away, and its word of it has yet to be read.
+    overtaken_until: Duration,
     /// We were cut off, or paused for long, since the partner was last heard.
     absent: bool,
 
@@ -347,6 +349,7 @@ impl RoleMachine {
             awake: Duration::ZERO,
             listen_until: Duration::ZERO,
             distrust_until: Duration::ZERO,
+            overtaken_until: Duration::ZERO,
             absent: false,
             partner: None,
             partner_epoch: Epoch::default(),
@@ -491,6 +494,12 @@ impl RoleMachine {
         self.epoch
     }
 
+    /// Whether the network may be told that the virtual IP is ours: not by a master that was away for so long that
+    /// another may have it.
+    pub fn announces(&self) -> bool {
+        self.role() == Role::Master && self.awake >= self.overtaken_until
+    }
+
     /// What our heartbeats and hellos say: the partner's [`PartnerView`] of us.
     pub fn view(&self) -> PartnerView {
         let paired =
@@ -581,6 +590,9 @@ impl RoleMachine {
             self.probe_at = None;
             self.asking = None;
             self.confirmed = false;
+            if gap + self.cfg.heartbeat * 2 >= self.suspicion() {
+                self.overtaken_until = self.listen_until;
+            }
             if self.long_away(gap) {
                 self.absent = true;
                 self.distrust_until = self.listen_until;

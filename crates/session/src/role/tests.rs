@@ -712,6 +712,29 @@ fn a_paused_master_listens_before_it_goes_solo() {
 }
 
 #[test]
+fn a_paused_master_tells_nobody_of_its_address_before_it_has_listened() {
+    let mut t = Lone::paired_master();
+    assert!(t.machine.announces());
+    t.pause(5);
+    t.run(1);
+    assert!(t.machine.announces(), "nobody took over so soon");
+    t.pause(10_000);
+    t.run(1);
+    assert!(!t.machine.announces() && t.machine.role() == Role::Master);
+    t.run(100);
+    assert!(t.machine.announces());
+    // The partner has taken over meanwhile.
+    t.pause(10_000);
+    t.partner = Some(says(Role::Master, ep(3, B)));
+    t.next_beat = t.now + ms(15);
+    for _ in 0..100 {
+        t.run(1);
+        assert!(!t.machine.announces());
+    }
+    assert!(t.machine.role() == Role::Backup);
+}
+
+#[test]
 fn epochs_are_ordered_by_number_then_member() {
     assert!(ep(1, B) < ep(2, A) && ep(2, A) < ep(2, B));
     assert_eq!(ep(7, 1).to_string(), "7.1");

@@ -59,6 +59,8 @@ pub struct Tcp {
     buf: VecDeque<u8>,
     fin_out: bool,
     window: u64,
+    /// Number of the segment that told the window.
+    wl1: i64,
     max_window: u64,
     mss: usize,
     shift_in: u8,
@@ -97,6 +99,7 @@ impl Tcp {
             buf: VecDeque::new(),
             fin_out: false,
             window: 0,
+            wl1: -1,
             max_window: 0,
             mss: usize::from(setup.mss),
             shift_in: 0,
@@ -299,7 +302,16 @@ impl Tcp {
     }
 
     pub fn send_ack(&mut self, now: Now) {
-        self.send(now, flags::ACK, self.nxt, &[]);
+        // Of a peer whose window shrank, the number at its end is the highest that it takes.
+        let end = self.una + self.window;
+        let within = end >= self.nxt || self.nxt - end < 1 << self.shift_out;
+        self.send(now, flags::ACK, if within { self.nxt } else { end }, &[]);
+    }
+
+    /// The first segment again, no longer than the window.
+    fn send_first(&mut self, now: Now) {
+        let n = self.send_at(now, self.una, self.mss.min(self.window.max(1) as usize));
+        self.nxt = self.nxt.max(self.una + n);
     }
 
     fn bytes(&self, from: u64, most: usize) -> Vec<u8> {
@@ -366,8 +378,7 @@ impl Tcp {
             }
             State::Open => {
                 self.recover = self.nxt;
-                let n = self.send_at(now, self.una, self.mss);
-                self.nxt = self.nxt.max(self.una + n);
+                self.send_first(now);
             }
             State::TimeWait(_) | State::Gone => self.rto_at = None,
         }
@@ -455,7 +466,9 @@ impl Tcp {
                 return None;
             }
         }
-        if end < self.told as i64 || offset > self.edge.max(self.rcv) as i64 {
+        // Linux 6.17 takes nothing that reaches beyond its window, not even the ACK, unless all was read.
+        let edge = self.edge.max(self.rcv) as i64;
+        if end < self.told as i64 || offset > edge || end > edge && !self.received.is_empty() {
             self.refuse(now, p);
             return None;
         }
@@ -483,18 +496,22 @@ impl Tcp {
                 self.ts_recent = Some(value);
             }
         }
-        self.acknowledged(now, ack, p);
+        self.acknowledged(now, ack, offset, p);
         self.take_bytes(now, offset, p);
         self.pump(now);
         self.finish(now);
         None
     }
 
-    fn acknowledged(&mut self, now: Now, ack: u64, p: &Segment<'_>) {
+    fn acknowledged(&mut self, now: Now, ack: u64, offset: i64, p: &Segment<'_>) {
         if ack < self.una {
             return;
         }
-        self.window = u64::from(p.window()) << self.shift_in;
+        let window = u64::from(p.window()) << self.shift_in;
+        if ack > self.una || offset > self.wl1 || offset == self.wl1 && (window > self.window || window == 0) {
+            self.window = window;
+            self.wl1 = offset;
+        }
         self.max_window = self.max_window.max(self.window);
         if ack == self.una {
             return;
@@ -506,8 +523,7 @@ impl Tcp {
         self.rto = MIN_RTO;
         self.rto_at = (self.una < self.end()).then_some(now + self.rto);
         if self.una < self.recover.min(self.nxt) {
-            let n = self.send_at(now, self.una, self.mss);
-            self.nxt = self.nxt.max(self.una + n);
+            self.send_first(now);
         }
     }
 
@@ -531,11 +547,12 @@ impl Tcp {
         }
         let before = self.rcv;
         if end > self.rcv as i64 {
-            // Full: as if it had been lost. Nothing says so but the ACK that does not come.
+            // No memory: it takes its window back.
             if self.received.len() + payload.len() > self.setup.receive_buffer + 2 * usize::from(self.setup.mss) {
                 if p.has(flags::FIN) && self.fin_at == Some(end as u64) {
                     self.fin_at = None;
                 }
+                self.edge = self.rcv;
                 return self.send_ack(now);
             }
             self.received.extend(&payload[(self.rcv as i64 - offset) as usize..]);
