@@ -113,7 +113,7 @@ fn torn(w: &World, member: usize) -> u64 {
 #[test]
 fn a_stream_that_fills_all_buffers_goes_on_through_ten_failovers() {
     let server = built("echo_server");
-    let mut w = World::new("bulk", Service::new("bulk", PORT), &[&server, "5555"]);
+    let mut w = World::new("bulk", Service::new("bulk", PORT).port_key("independent", "true"), &[&server, "5555"]);
     // Both ends' buffers at most half a megabyte each: 15 megabytes of them are moved at each failover otherwise.
     for host in [w.pair.host(0), w.pair.host(1), &w.peer] {
         host.sysctl("net.ipv4.tcp_rmem", "4096 131072 524288").expect("sysctl");

@@ -49,7 +49,10 @@ pub(super) struct Partner {
     boot: u64,
     digest: u64,
     reach: Reach,
-    reach_asked: Option<Now>,
+    /// When nobody counts as in reach, if nobody answers; when they were asked last; how long they have.
+    reach_until: Option<Now>,
+    reach_asked: Now,
+    reach_patience: Duration,
     carrier: bool,
 
     /// As master: the log is shipped over the link from this position on.
@@ -96,6 +99,8 @@ impl Partner {
         } else {
             (None, None)
         };
+        let failover = &config.failover;
+        let suspicion = failover.heartbeat * failover.misses;
         let random: [u8; 8] = key::random()?;
         let mut hasher = DefaultHasher::new();
         config.service.ports.iter().for_each(|p| format!("{p:?}").hash(&mut hasher));
@@ -113,11 +118,15 @@ impl Partner {
             dial_at: now,
             heartbeat,
             heartbeat_due: now,
-            heartbeat_every: config.failover.heartbeat,
+            heartbeat_every: failover.heartbeat,
             boot: u64::from_le_bytes(random),
             digest: hasher.finish(),
             reach: Reach::of(config)?,
-            reach_asked: None,
+            reach_until: None,
+            reach_asked: now,
+            // One answer may be late, as one heartbeat may; but whoever is cut off must know it before the master
+            // goes on alone.
+            reach_patience: (failover.solo_after.saturating_sub(suspicion) / 2).min(suspicion).max(failover.heartbeat),
             carrier: true,
             shipping: false,
             snapshot: None,
@@ -152,7 +161,7 @@ impl Partner {
         let link = self.link.as_ref().and_then(Link::poll_timeout);
         let listener = self.listener.as_ref().and_then(Listener::poll_timeout);
         let beat = self.partner.is_some().then_some(self.heartbeat_due);
-        [dial, link, listener, self.forward_until, beat, self.reach_asked].into_iter().flatten().min()
+        [dial, link, listener, self.forward_until, beat, self.reach_until].into_iter().flatten().min()
     }
 
     fn dials(&self) -> bool {
@@ -289,7 +298,7 @@ impl Manager {
 
     pub(super) fn reach_ready(&mut self) {
         if self.partner.reach.on_readable() {
-            self.partner.reach_asked = None;
+            self.partner.reach_until = None;
             self.role.handle(self.start.elapsed(), RoleInput::Reach(true));
         }
     }
@@ -311,8 +320,13 @@ impl Manager {
             self.role.handle(now, RoleInput::Reach(true));
             return;
         }
-        self.partner.reach.probe();
-        self.partner.reach_asked = Some(now + self.partner.heartbeat_every);
+        let p = &mut self.partner;
+        p.reach.probe();
+        // Asked for the first time since long?
+        if now - std::mem::replace(&mut p.reach_asked, now) > p.heartbeat_every * 2 {
+            p.reach_until = None;
+        }
+        p.reach_until.get_or_insert(now + p.reach_patience);
     }
 
     // ---- the link ------------------------------------------------------------------------------------
@@ -609,8 +623,8 @@ impl Manager {
             self.partner.carrier = carrier;
             self.role.handle(now, RoleInput::Carrier(carrier));
         }
-        if self.partner.reach_asked.is_some_and(|t| now >= t) {
-            self.partner.reach_asked = None;
+        if self.partner.reach_until.is_some_and(|t| now >= t) {
+            self.partner.reach_until = None;
             self.role.handle(now, RoleInput::Reach(false));
         }
         if let Some(listener) = &mut self.partner.listener {

@@ -378,7 +378,11 @@ impl RoleMachine {
         self.advance(now);
         match input {
             RoleInput::Heartbeat(view) => self.heartbeat(view),
-            RoleInput::LinkUp => self.link_up = true,
+            RoleInput::LinkUp => {
+                self.link_up = true;
+                // What comes over it was said after the pause.
+                self.distrust_until = self.awake;
+            }
             RoleInput::LinkDown { reset } => self.link_down(reset),
             RoleInput::PartnerBye => {
                 self.accused = true;

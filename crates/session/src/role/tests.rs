@@ -695,6 +695,12 @@ fn a_backup_that_slept_through_a_handover_refuses_it() {
     t.put(RoleInput::Heartbeat(says(Role::Master, ep(1, A))));
     t.put(RoleInput::Handover(ep(1, A)));
     assert_eq!(t.take(), []);
+    // Not one that comes over a new link.
+    t.put(RoleInput::LinkDown { reset: false });
+    t.put(RoleInput::LinkUp);
+    t.put(RoleInput::PairedIn(ep(1, A)));
+    t.put(RoleInput::Handover(ep(1, A)));
+    assert!(matches!(t.take()[..], [.., RoleAction::BecomeMaster { take_over: true, .. }]));
 }
 
 #[test]
