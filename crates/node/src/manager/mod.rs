@@ -308,15 +308,16 @@ impl Manager {
 
     fn next_timeout(&self) -> Duration {
         let now = self.now();
-        let announces = self.vip_up && self.role.announces();
+        let master = self.vip_up && self.role.role() == Role::Master;
         let due = [
             self.filter.poll_timeout(),
             self.role.poll_timeout(),
             self.partner.poll_timeout(),
             self.takeover.poll_timeout(),
             self.program.as_ref().and_then(program::Program::poll_timeout),
-            // While we may not, the role machine's next heartbeat wakes us.
-            self.garp_due.first().copied().into_iter().chain([self.vip_renew]).min().filter(|_| announces),
+            master.then_some(self.vip_renew),
+            // While we may not, the renewal wakes us.
+            self.garp_due.first().copied().filter(|_| master && self.role.announces()),
             self.vip_remove,
             self.stopping.map(|s| s.since + Duration::from_millis(100)).filter(|t| *t > now),
         ]
@@ -409,23 +410,27 @@ impl Manager {
         if self.vip_remove.is_some_and(|t| now >= t) {
             self.vip_drop();
         }
-        if !self.vip_up || !self.role.announces() {
+        if !self.vip_up || self.role.role() != Role::Master {
             return;
         }
+        let announces = self.role.announces();
         if now >= self.vip_renew {
-            self.vip_renew = now + VIP_RENEW;
+            self.vip_renew = now + if announces { VIP_RENEW } else { self.config.failover.heartbeat };
             for vip in &mut self.vips {
                 match vip.renew(VIP_LIFETIME_S) {
-                    // It vanished: we were paused, and are master all the same.
-                    Ok(false) => {
+                    // It vanished: we were paused, and are master all the same, or about to hear that we are not.
+                    Ok(false) if announces => {
                         if let Err(error) = vip.add(VIP_LIFETIME_S) {
                             log::error!("{error}");
                         }
                     }
-                    Ok(true) => {}
+                    Ok(_) => {}
                     Err(error) => log::error!("{error}"),
                 }
             }
+        }
+        if !announces {
+            return;
         }
         while self.garp_due.first().is_some_and(|t| now >= *t) {
             self.garp_due.remove(0);

@@ -173,10 +173,7 @@ impl Filter {
                 self.counters.disbelieved += 1;
                 self.drop_in(id);
             }
-            Judgement::Reset => {
-                self.end_session(now, session, EndReason::ResetByPeer);
-                self.deliver(id, bytes);
-            }
+            Judgement::Reset => self.reset_in(now, id, session, bytes),
             Judgement::Believed(b) => {
                 let ack = self.apply_in(now, session, segment, &b);
                 let stored = self.store_input(now, session, b.offset, segment);
@@ -191,12 +188,32 @@ impl Filter {
         }
     }
 
+    /// The peer ends the connection. A TCP that is behind believes it only under the number that it expects.
+    fn reset_in(&mut self, now: Now, id: Option<u32>, session: SessionId, bytes: &[u8]) {
+        let live = &self.live[&session];
+        let mut expected = Vec::new();
+        if live.behind() {
+            expected.push(live.kernel_ack);
+        }
+        if let Stage::Feeding { fed, .. } = live.stage {
+            expected.extend(Some(fed).filter(|fed| *fed > live.kernel_ack));
+        }
+        let reset = |at: u64| Action::Inject(self.segment_to_kernel(session, at, flags::RST | flags::ACK, &[]));
+        let resets: Vec<Action> = expected.into_iter().map(reset).collect();
+        self.end_session(now, session, EndReason::ResetByPeer);
+        if resets.is_empty() {
+            return self.deliver(id, bytes);
+        }
+        self.actions.extend(resets);
+        self.drop_in(id);
+    }
+
     /// A restored TCP is behind the peer until it is fed. It refuses what reaches beyond its window as a whole, and the
     /// peer sends again ever more slowly: such input comes to it from the store, in order and as it has room. What is
     /// said beside is told under the number that it expects: a higher one is refused, or makes it deaf to the window
     /// of lower ones. Returns whether this segment, which is stored, may go to it as it is.
     fn takes_itself(&mut self, session: SessionId, believed: &Believed, segment: &Segment<'_>) -> bool {
-        let (s, live) = (self.store.get(session).expect("known"), self.live.get_mut(&session).expect("live"));
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return true };
         let end = believed.offset + i64::from(segment.sequence_length());
         if !live.behind() || end <= live.kernel_ack as i64 {
             return true;
@@ -213,7 +230,11 @@ impl Filter {
             if next {
                 return true;
             }
+            if believed.ack.is_none() {
+                return false;
+            }
         }
+        live.tell_again = matches!(live.stage, Stage::Feeding { fed, .. } if fed > kernel_ack);
         let packet = self.segment_to_kernel(session, kernel_ack, flags::ACK, &[]);
         self.actions.push(Action::Inject(packet));
         false
@@ -236,7 +257,9 @@ impl Filter {
         if let Some((value, _)) = segment.options().timestamps {
             // RFC 7323, section 4.3: only segments that the last ACK sent reaches to.
             let expected = if live.behind() { s.in_ackable() } else { live.kernel_ack };
-            if believed.offset <= expected as i64 && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
+            // What is held is judged again, in its order.
+            let held = live.stage == Stage::Restored && segment.sequence_length() > 0;
+            if !held && believed.offset <= expected as i64 && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
                 live.ts_recent = value;
                 moved = true;
             }
@@ -335,11 +358,7 @@ impl Filter {
         let bare = segment.sequence_length() == 0;
         let mut ack = None;
         match judge(s, live, segment) {
-            Judgement::Reset => {
-                self.end_session(now, session, EndReason::ResetByPeer);
-                // No socket is to hear of it yet, or it hears of it now.
-                return self.deliver(id, bytes);
-            }
+            Judgement::Reset => return self.reset_in(now, id, session, bytes),
             Judgement::Believed(b) => {
                 // The peer sends only where it was given window: this is what was advertised.
                 let end = b.offset + i64::from(segment.sequence_length());

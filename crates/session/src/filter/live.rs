@@ -98,6 +98,8 @@ pub(super) struct Live {
     pub kernel_ack: u64,
     /// How far the local TCP's window reaches now; what lies beyond it is refused.
     pub kernel_edge: u64,
+    /// What was told under `kernel_ack` may have come too late for it: fed input was under way.
+    pub tell_again: bool,
     /// Highest offset that was let go to the peer.
     pub released: u64,
     /// Highest input acknowledgement that was let go.
@@ -150,6 +152,7 @@ impl Live {
             kernel_una: 0,
             kernel_ack: s.in_done,
             kernel_edge: s.in_edge,
+            tell_again: false,
             released: s.out_acked,
             released_ack: 0,
             base_pos: 0,

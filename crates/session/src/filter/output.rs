@@ -296,8 +296,15 @@ impl Filter {
 
     /// Progress of the local TCP through injected input.
     fn fed(&mut self, now: Now, session: SessionId) {
-        if matches!(self.live[&session].stage, Stage::Feeding { .. }) {
-            self.feed_on(now, session, 0);
+        if !matches!(self.live[&session].stage, Stage::Feeding { .. }) {
+            return;
+        }
+        self.feed_on(now, session, 0);
+        let live = self.live.get_mut(&session).expect("live");
+        let taken = !matches!(live.stage, Stage::Feeding { fed, .. } if fed > live.kernel_ack);
+        if taken && std::mem::take(&mut live.tell_again) {
+            let packet = self.segment_to_kernel(session, self.live[&session].kernel_ack, flags::ACK, &[]);
+            self.actions.push(Action::Inject(packet));
         }
     }
 }

@@ -412,6 +412,12 @@ impl Filter {
             None if self.needs_replica => s.in_done,
             _ => s.in_ackable(),
         };
+        // Nor may the peer forget what the local TCP has yet to take, and nobody but the peer would give it.
+        let ack = match live.map(|l| (l.stage, l.kernel_ack)) {
+            Some((Stage::Feeding { until, .. }, _)) => ack.min(until),
+            Some((Stage::Live, kernel_ack)) => ack.min(kernel_ack),
+            _ => ack,
+        };
         let mut packet = Vec::new();
         Build {
             source: s.open.tuple.local,

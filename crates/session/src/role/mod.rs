@@ -499,9 +499,9 @@ impl RoleMachine {
     }
 
     /// Whether the network may be told that the virtual IP is ours: not by a master that was away for so long that
-    /// another may have it.
+    /// its partner may have it.
     pub fn announces(&self) -> bool {
-        self.role() == Role::Master && self.awake >= self.overtaken_until
+        self.role() == Role::Master && (!self.cfg.has_partner || self.awake >= self.overtaken_until)
     }
 
     /// What our heartbeats and hellos say: the partner's [`PartnerView`] of us.

@@ -729,6 +729,12 @@ fn a_paused_master_tells_nobody_of_its_address_before_it_has_listened() {
     assert!(!t.machine.announces() && t.machine.role() == Role::Master);
     t.run(100);
     assert!(t.machine.announces());
+    // One without partner has nobody to listen to.
+    let cfg = RoleConfig { has_partner: false, ..t.machine.cfg.clone() };
+    let mut alone = RoleMachine::new(cfg, Epoch::default(), t.now);
+    alone.handle_timeout(t.now + ms(10_000));
+    alone.handle(t.now + ms(20_000), RoleInput::Reach(true));
+    assert!(alone.announces());
     // The partner has taken over meanwhile.
     t.pause(10_000);
     t.partner = Some(says(Role::Master, ep(3, B)));

@@ -533,10 +533,74 @@ fn what_was_held_is_not_old_because_later_segments_were_seen() {
     assert_eq!(r.peer(at(300, 0, b"one")), []);
     assert_eq!(r.peer(at(400, 6, b"three")), []);
     assert_eq!(r.peer(at(500, 3, b"two")), []);
+    // One of them again.
+    assert_eq!(r.peer(at(550, 0, b"one")), []);
     r.peer(at(600, 11, b""));
     r.recovered();
     assert_eq!(input_of(r.session()), b"onetwothree");
     assert_eq!(r.f.counters().disbelieved, 0);
+}
+
+#[test]
+fn what_the_kernel_has_yet_to_take_is_not_acknowledged_by_ourselves() {
+    let mut r = half_way();
+    r.fail_over();
+    r.peer(say(ACK, 9, 4, b""));
+    r.restore(true);
+    r.recovered();
+    // Early, and kept from the kernel.
+    let actions = r.peer(say(ACK, 12, 4, b"zz"));
+    assert_eq!(actions, [Action::DropIn(r.id)]);
+    r.kernel(say(ACK, 4, 9, b"456789"));
+    // The kernel gets what was missing; the store has both.
+    let actions = r.peer(say(ACK, 9, 4, b"abc"));
+    assert!(r.passes(&actions));
+    assert_eq!(input_of(r.session()), b"againabczz");
+    let actions = r.pass(ms(20));
+    let [Action::SendPeer(again), ..] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((offsets(again, false).1, offsets(again, false).2.payload()), (9, &b"456789"[..]));
+    // It comes again.
+    let actions = r.peer(say(ACK, 12, 4, b"zz"));
+    assert!(r.passes(&actions));
+}
+
+#[test]
+fn what_was_told_while_input_was_under_way_is_told_again() {
+    let mut r = half_way();
+    r.fail_over();
+    r.peer(say(ACK, 9, 4, b""));
+    r.restore(true);
+    r.recovered();
+    r.kernel(say(ACK, 4, 4, b"456789"));
+    let actions = r.peer(say(ACK, 9, 7, b""));
+    assert_eq!(shown(&actions), (4, 7));
+    let actions = r.kernel(say(ACK, 10, 9, b""));
+    assert_eq!(injected(&actions), [(9, Vec::new())]);
+    assert_eq!(injected(&r.kernel(say(ACK, 10, 9, b""))), []);
+}
+
+#[test]
+fn a_reset_reaches_a_kernel_that_is_behind() {
+    for fed in [false, true] {
+        let mut r = half_way();
+        r.fail_over();
+        r.peer(say(ACK, 9, 4, b""));
+        r.restore(true);
+        if fed {
+            r.recovered();
+        }
+        let actions = r.peer(say(RST, 9, 0, b""));
+        let resets: Vec<u64> = actions
+            .iter()
+            .filter_map(|a| match a {
+                Action::Inject(packet) => Some(offsets(packet, true)),
+                _ => None,
+            })
+            .map(|(seq, _, segment)| (segment.flags() & RST != 0).then_some(seq).expect("a reset"))
+            .collect();
+        assert_eq!(resets, if fed { vec![4, 9] } else { vec![4] });
+        assert!(r.f.store().is_empty());
+    }
 }
 
 #[test]
