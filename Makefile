@@ -29,14 +29,14 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server)
 
 $(EXAMPLES)/plain_chat_server: examples/plain_chat_server.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -o $@ $<
 
-# What the tests compare with the C library; here for being built alike.
-$(EXAMPLES)/conformance: tests/c/conformance.c
+# Programs of the tests; here for being built alike.
+$(EXAMPLES)/conformance $(EXAMPLES)/line_server: $(EXAMPLES)/%: tests/c/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -pthread -o $@ $<
 
@@ -50,7 +50,7 @@ demo: build
 test: test-deps
 	$(CARGO) test $(UNIT) --workspace --exclude tcpr --lib --bins --tests -- --test-threads=1
 	@$(MAKE) --no-print-directory build
-	$(CARGO) test --release --test header --test e2e -- --test-threads=1
+	$(CARGO) test --release --test header --test e2e -- --test-threads=2
 	$(RELEASE)/tcpr demo
 
 # The random end-to-end cases with fresh seeds, on a machine that is kept busy.

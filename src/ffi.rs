@@ -175,6 +175,17 @@ pub fn is_nonblocking(fd: c_int) -> bool {
     flags >= 0 && flags as c_int & libc::O_NONBLOCK != 0
 }
 
+/// Whether a read of this descriptor would wait now. Leaves errno alone.
+pub fn would_wait(fd: c_int) -> bool {
+    let saved = errno();
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let ready = raw!(libc::SYS_ppoll, &raw mut poll, 1, &raw const at_once, 0, 0);
+    let waits = ready == 0 && !is_nonblocking(fd);
+    set_errno(saved);
+    waits
+}
+
 /// Sets or clears non-blocking mode and close-on-exec.
 pub fn set_modes(fd: c_int, nonblocking: bool, cloexec: bool) {
     let flags = raw!(libc::SYS_fcntl, fd, libc::F_GETFL, 0) as c_int;

@@ -84,6 +84,8 @@ pub struct Connection {
     swallow: u64,
     /// `greeting = "absorb"`, and nothing has been read yet.
     muted: bool,
+    /// A process that we forked may hold it, too.
+    shared: bool,
 }
 
 /// Nothing of ours is poisoned by a panic: what a lock guards is consistent at every point.
@@ -281,7 +283,9 @@ pub fn is_virtual(client: &Client, ip: IpAddr) -> bool {
 }
 
 /// Makes a descriptor a protected connection and tells the manager.
-pub fn attach(client: &Client, fd: c_int, tuple: FourTuple, origin: Origin, swallow: u64) {
+///
+/// `swallow`: how much of what it writes first was sent before a failover; `greeted`: and something before that.
+pub fn attach(client: &Client, fd: c_int, tuple: FourTuple, origin: Origin, swallow: u64, greeted: bool) {
     let handle = NEXT_HANDLE.fetch_add(1, Ordering::Relaxed);
     if handle > table::MAX_HANDLE {
         log::error!("this process has had too many connections: the next ones are not protected");
@@ -289,12 +293,12 @@ pub fn attach(client: &Client, fd: c_int, tuple: FourTuple, origin: Origin, swal
         return;
     }
     let port = tuple.local.port();
-    let muted = origin == Origin::Recovered
+    let muted = greeted
         && client.welcome().ports.iter().any(|p| p.port == port && p.absorb_greeting);
     if muted || swallow > 0 {
         SWALLOWING.fetch_add(1, Ordering::Relaxed);
     }
-    let connection = Connection { tuple, origin, descriptors: 1, swallow, muted };
+    let connection = Connection { tuple, origin, descriptors: 1, swallow, muted, shared: false };
     lock(&CONNECTIONS).get_or_insert_default().insert(handle, connection);
     // Told before the descriptor is used: the attachment precedes every other event of it.
     client.push(&Event::Attach { handle, origin, tuple });
@@ -322,12 +326,7 @@ pub fn duplicated(entry: Entry, fd: c_int) {
 pub fn closing(fd: c_int) {
     // Cleared before the close: its number may belong to somebody else the moment it is closed.
     let Some(Entry::Connection { handle }) = table::set(fd, None) else { return };
-    if released(handle) {
-        if let Some(client) = joined() {
-            let abort = ops::will_reset(fd);
-            turn::output(client, |thread| Event::Close { thread, handle, abort });
-        }
-    }
+    tell_released(handle);
 }
 
 /// A descriptor turned out to be something else: it was closed behind our back and its number used again.
@@ -338,28 +337,31 @@ pub fn forget(fd: c_int) {
 
 fn forget_entry(stale: Option<Entry>) {
     if let Some(Entry::Connection { handle }) = stale {
-        if released(handle) {
-            if let Some(client) = joined() {
-                turn::output(client, |thread| Event::Close { thread, handle, abort: false });
-            }
-        }
+        tell_released(handle);
     }
 }
 
-/// One descriptor less; true if it was the last.
-fn released(handle: u32) -> bool {
+/// One descriptor less; the manager hears of the last.
+fn tell_released(handle: u32) {
+    let Some(last) = released(handle) else { return };
+    if let Some(client) = joined() {
+        turn::output(client, |thread| Event::Close { thread, handle, shared: last.shared });
+    }
+}
+
+/// One descriptor less; the connection if it was the last.
+fn released(handle: u32) -> Option<Connection> {
     let mut guard = lock(&CONNECTIONS);
-    let Some(connections) = guard.as_mut() else { return false };
-    let Some(connection) = connections.get_mut(&handle) else { return false };
+    let connections = guard.as_mut()?;
+    let connection = connections.get_mut(&handle)?;
     connection.descriptors = connection.descriptors.saturating_sub(1);
     if connection.descriptors > 0 {
-        return false;
+        return None;
     }
     if connection.muted || connection.swallow > 0 {
         SWALLOWING.fetch_sub(1, Ordering::Relaxed);
     }
-    connections.remove(&handle);
-    true
+    connections.remove(&handle)
 }
 
 /// What a recovered connection does not write again.
@@ -417,6 +419,11 @@ pub fn exiting() {
     ffi::guarded((), || {
         let Some(_inside) = Bypass::enter_first() else { return };
         let Some(client) = joined() else { return };
+        for (&handle, connection) in lock(&CONNECTIONS).iter().flatten() {
+            if connection.shared {
+                client.push(&Event::Close { thread: 0, handle, shared: true });
+            }
+        }
         client.push(&Event::Exit);
         if EMBEDDER.load(Ordering::Relaxed) == std::process::id() {
             // The manager dies with us: connections are closed while it can still let their FINs pass.
@@ -431,7 +438,7 @@ pub fn exiting() {
 struct Held {
     _joining: MutexGuard<'static, Option<Manager>>,
     stash: ops::StashGuard,
-    _connections: MutexGuard<'static, Option<HashMap<u32, Connection>>>,
+    connections: MutexGuard<'static, Option<HashMap<u32, Connection>>>,
 }
 
 thread_local! {
@@ -448,7 +455,7 @@ extern "C" fn before_fork() {
         let held = Held {
             _joining: lock(&JOINING),
             stash: ops::lock_stash(),
-            _connections: lock(&CONNECTIONS),
+            connections: lock(&CONNECTIONS),
         };
         HELD.with(|h| *h.borrow_mut() = Some(held));
     });
@@ -457,7 +464,11 @@ extern "C" fn before_fork() {
 extern "C" fn after_fork_in_parent() {
     ffi::guarded((), || {
         let _inside = Bypass::enter();
-        HELD.with(|h| h.borrow_mut().take());
+        if let Some(mut held) = HELD.with(|h| h.borrow_mut().take()) {
+            for connection in held.connections.iter_mut().flat_map(HashMap::values_mut) {
+                connection.shared = true;
+            }
+        }
     });
 }
 

@@ -67,6 +67,14 @@ pub fn before_read() {
     }
 }
 
+/// Before a read of a descriptor that is none of our connections: a turn that has written ends if it waits for others.
+#[inline]
+pub fn before_foreign_read(fd: c_int) {
+    if DIRTY.with(Cell::get) == Dirty::Wrote && ffi::would_wait(fd) {
+        wait(false);
+    }
+}
+
 #[cold]
 fn reads_on() {
     ffi::guarded((), || {

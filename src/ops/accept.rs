@@ -155,7 +155,7 @@ fn classify(client: &Client, fd: c_int, peer: Option<SocketAddr>) -> Accepted {
     if process::is_virtual(client, peer.ip()) && client.is_doorbell(peer.port()) {
         return Accepted::Doorbell;
     }
-    process::attach(client, fd, tuple(local, peer), Origin::Accepted, 0);
+    process::attach(client, fd, tuple(local, peer), Origin::Accepted, 0, false);
     Accepted::Connection
 }
 
@@ -186,7 +186,7 @@ fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Optio
     }
     let fd = socket.into_raw_fd();
     adopt_options(listener, fd, flags);
-    process::attach(client, fd, info.tuple, Origin::Recovered, info.absorb);
+    process::attach(client, fd, info.tuple, Origin::Recovered, info.absorb, info.greeted);
     // Only now: the manager rings again as long as it believes that sessions wait.
     if let Some(doorbell) = doorbell {
         ffi::raw_close(doorbell);

@@ -14,12 +14,6 @@ fn is_for_us() -> bool {
     !Bypass::active() && process::is_ours()
 }
 
-/// Whether the kernel will reset the connection when it is closed, rather than end it in order.
-pub fn will_reset(fd: c_int) -> bool {
-    let linger = ffi::option::<libc::linger>(fd, libc::SOL_SOCKET, libc::SO_LINGER);
-    linger.is_some_and(|l| l.l_onoff != 0 && l.l_linger == 0) || ffi::input_queued(fd) > 0
-}
-
 fn refuse() -> c_int {
     ffi::set_errno(libc::EBADF);
     -1

@@ -22,7 +22,12 @@ fn receive(
     if len == 0 || flags & MSG_ERRQUEUE != 0 {
         return block();
     }
-    let Some((client, handle)) = connection(fd) else { return block() };
+    let Some((client, handle)) = connection(fd) else {
+        if flags & MSG_DONTWAIT == 0 {
+            turn::before_foreign_read(fd);
+        }
+        return block();
+    };
     // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
     unsafe { real::pthread_testcancel() };
     let taken = |n: ssize_t| {

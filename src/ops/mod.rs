@@ -11,7 +11,7 @@ mod output;
 mod sockets;
 
 pub use accept::{accept, accept4, lock_stash, StashGuard};
-pub use descriptors::{close, close_range, closefrom, dup, dup2, dup3, fclose, fcntl, fcntl64, syscall, will_reset};
+pub use descriptors::{close, close_range, closefrom, dup, dup2, dup3, fclose, fcntl, fcntl64, syscall};
 pub use input::{
     __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,
 };

@@ -1,12 +1,17 @@
 //! The whole way, end to end, on the lab: two members, checking clients, and a master that dies, is cut off, or
 //! hands over. Every random case is driven from a printed seed (`TCPR_SEED=` replays it).
 
+mod bad_input;
 mod embedded;
+mod hostile;
 mod ipv6;
 mod life;
 mod network;
+mod requests;
 mod responses;
+mod servers;
 mod slow;
 mod soak;
 mod streams;
+mod unanswered;
 mod world;

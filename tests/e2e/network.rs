@@ -1,28 +1,17 @@
 //! Networks and peers that are not at their best: loss, small segments, TCP without its options.
 
-use std::process::Command;
-
 use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
 use tcpr_lab::member::Service;
-use tcpr_lab::Host;
+use tcpr_lab::{Impairment, Shim};
 
-use crate::world::{built, Fault, World, PATIENCE, PORT};
+use crate::world::{built, Fault, World, PORT};
 
-/// Loses packets of the service at random, in both directions.
-fn lose(peer: &Host, probability: &str) {
-    for (chain, port) in [("INPUT", "--sport"), ("OUTPUT", "--dport")] {
-        let mut c = Command::new("iptables");
-        c.args(["-w", "-I", chain, "-p", "tcp", port, "5555"]);
-        c.args(["-m", "statistic", "--mode", "random", "--probability", probability, "-j", "DROP"]);
-        let out = peer.run(c, PATIENCE).expect("iptables runs");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    }
-}
-
+/// One packet in a hundred is lost, another is late, another comes twice, in both directions.
 #[test]
-fn a_chat_goes_on_though_packets_are_lost() {
-    let mut w = World::new("loss", Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
-    lose(&w.peer, "0.01");
+fn a_chat_goes_on_over_a_bad_network() {
+    let mut w = World::new("bad", Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
+    let bad = Impairment { loss: 10, reorder: 10, duplicate: 10 };
+    let _shim = Shim::start(&w.peer, PORT, bad, w.rng.next_u64()).expect("a shim");
     let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(6, w.rng.next_u64())).expect("clients");
     let faults = w.faults(10);
     w.survive(&clients, &faults);
@@ -47,7 +36,8 @@ fn peers_without_options_and_with_small_segments_go_on() {
             w.peer.sysctl(name, value).expect("sysctl");
         }
         w.peer.ip_cmd(&format!("link set eth0 mtu {mtu}")).expect("mtu");
-        lose(&w.peer, "0.003");
+        let bad = Impairment { loss: 3, reorder: 20, duplicate: 10 };
+        let _shim = Shim::start(&w.peer, PORT, bad, w.rng.next_u64()).expect("a shim");
         let mut options = EchoOptions::new(3, w.rng.next_u64()).rate(Rate::new((1, 4000), (1, 20)));
         options.max_outstanding = 24 << 10;
         let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");

@@ -3,80 +3,18 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::Shutdown;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tcpr_lab::member::Service;
-use tcpr_lab::{Rng, SegFilter};
+use tcpr_lab::SegFilter;
 
-use crate::world::{Fault, Stop, World, PATIENCE, PORT};
+use crate::requests::{connect, pause, through};
+use crate::world::{World, PATIENCE, PORT};
 
 /// The flag of a TCP header.
 const RST: u8 = 4;
-
-/// Clients that go on until they are told to stop, or find a mistake.
-struct Clients<'a> {
-    stop: &'a AtomicBool,
-    done: &'a AtomicU64,
-}
-
-/// Runs `client` in `n` threads of the peer while `faults` happen one after another; each failover must be survived by
-/// as many further requests.
-fn through(w: &mut World, n: usize, faults: &[Fault], client: impl Fn(&Clients, Rng) -> Result<(), String> + Sync) {
-    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
-    let (peer, clients) = (w.peer.clone(), Clients { stop: &stop, done: &done });
-    let seeds: Vec<u64> = (0..n).map(|_| w.rng.next_u64()).collect();
-    std::thread::scope(|threads| {
-        let _stop = Stop(&stop);
-        let running: Vec<_> = seeds
-            .iter()
-            .map(|seed| {
-                let (peer, client, clients) = (&peer, &client, &clients);
-                threads.spawn(move || {
-                    let ended = peer.enter(|| client(clients, Rng::new(*seed)));
-                    // The first mistake ends all.
-                    if ended.is_err() {
-                        clients.stop.store(true, Relaxed);
-                    }
-                    ended
-                })
-            })
-            .collect();
-        for (round, fault) in faults.iter().enumerate() {
-            if stop.load(Relaxed) {
-                break;
-            }
-            w.fail_over(*fault);
-            let before = done.load(Relaxed);
-            let go_on = || stop.load(Relaxed) || done.load(Relaxed) >= before + n as u64;
-            if !tcpr_lab::wait_for(PATIENCE, go_on) {
-                panic!("round {round}, {fault:?}: no progress\n{}", w.pair.describe());
-            }
-            eprintln!("round {round}: {fault:?}: {} requests", done.load(Relaxed));
-        }
-        stop.store(true, Relaxed);
-        for (i, client) in running.into_iter().enumerate() {
-            if let Err(e) = client.join().expect("no panic") {
-                panic!("client {i}: {e}\n{}", w.pair.describe());
-            }
-        }
-    });
-    assert!(done.load(Relaxed) >= (n * faults.len()) as u64);
-    w.protected();
-}
-
-fn connect(to: SocketAddr) -> Result<TcpStream, String> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(|e| format!("connect: {e}"))?;
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
-    Ok(stream)
-}
-
-fn pause(rng: &mut Rng, most_ms: u64) {
-    std::thread::sleep(rng.duration(Duration::ZERO, Duration::from_millis(most_ms)));
-}
 
 /// One connection each: a stream, its end, then the server's answer, and its end.
 #[test]

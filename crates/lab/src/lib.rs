@@ -27,13 +27,17 @@ pub mod member;
 mod netlink;
 mod netns;
 mod process;
+mod raw_peer;
 mod rng;
+mod shim;
 mod sys;
 
 pub use capture::{flags, Capture, CaptureOptions, Seg, SegFilter};
 pub use host::{check_privileges, Host, Lab};
 pub use process::Process;
+pub use raw_peer::{RawPeer, Said};
 pub use rng::{seed_from_env, Rng};
+pub use shim::{Impairment, Shim};
 
 use std::io;
 use std::time::{Duration, Instant};

@@ -151,6 +151,7 @@ impl Fake {
                             tuple: FourTuple { local, peer: stream.peer_addr().unwrap_or(local) },
                             session: i as u32,
                             absorb: self.absorb,
+                            greeted: true,
                             input_pending: 0,
                         })
                         .collect();

@@ -106,10 +106,10 @@ impl Queue {
     /// what to do.
     pub fn open(num: u16) -> io::Result<Queue> {
         let socket = netlink_socket(libc::NETLINK_NETFILTER)?;
-        set_option(&socket, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)?;
-        set_option(&socket, libc::SO_SNDBUFFORCE, SEND_BUFFER)?;
-
-        configure(&socket, num).map_err(|error| explain_bind_error(num, error))?;
+        set_option(&socket, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            .and_then(|()| set_option(&socket, libc::SO_SNDBUFFORCE, SEND_BUFFER))
+            .and_then(|()| configure(&socket, num))
+            .map_err(|error| explain_bind_error(num, error))?;
 
         Ok(Queue {
             socket,

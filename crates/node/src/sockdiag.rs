@@ -90,6 +90,19 @@ impl SockDiag {
         Ok(found)
     }
 
+    /// One connection, if it is there: a look-up in the kernel's table.
+    pub fn find(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<Option<TcpSocket>> {
+        let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+        netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, u32::MAX, &socket_id(local, peer)))?;
+        let mut found = None;
+        match self.receive(|socket| found = Some(socket)) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            // A listener is what the kernel finds where there is no connection.
+            _ => Ok(found.filter(|socket| socket.peer == peer)),
+        }
+    }
+
     /// Destroys a connection, whoever holds it; a process that does reads ECONNABORTED. `Ok(false)` if there is
     /// none with these addresses. What was received and not read can still be read. **Sends a RST**, see the module. Needs CAP_NET_ADMIN.
     pub fn destroy(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<bool> {

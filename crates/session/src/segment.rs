@@ -18,6 +18,8 @@ pub mod flags {
     pub const PSH: u8 = 0x08;
     /// The acknowledgement number counts.
     pub const ACK: u8 = 0x10;
+    /// The urgent pointer counts.
+    pub const URG: u8 = 0x20;
 }
 
 /// Why a packet is not a TCP segment that we can judge.
@@ -233,10 +235,20 @@ impl<'a> Segment<'a> {
     /// Copies the packet into `out` with other sequence and acknowledgement numbers and a full checksum: after
     /// NFQUEUE replaced a payload, the kernel takes no offload for granted.
     pub fn rewrite(&self, seq: Seq, ack: Seq, out: &mut Vec<u8>) {
+        self.copy(seq, ack, self.flags(), out);
+    }
+
+    /// The same with another acknowledgement number, and with nothing in it urgent.
+    pub fn rewrite_inline(&self, ack: Seq, out: &mut Vec<u8>) {
+        self.copy(self.seq(), ack, self.flags() & !flags::URG, out);
+    }
+
+    fn copy(&self, seq: Seq, ack: Seq, flag_bits: u8, out: &mut Vec<u8>) {
         out.clear();
         out.extend_from_slice(&self.packet[..self.end]);
         out[self.tcp + 4..self.tcp + 8].copy_from_slice(&seq.0.to_be_bytes());
         out[self.tcp + 8..self.tcp + 12].copy_from_slice(&ack.0.to_be_bytes());
+        out[self.tcp + 13] = flag_bits;
         out[self.tcp + 16..self.tcp + 18].fill(0);
         let total = fold(self.pseudo_sum() + sum(&out[self.tcp..]));
         out[self.tcp + 16..self.tcp + 18].copy_from_slice(&(!total).to_be_bytes());

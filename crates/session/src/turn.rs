@@ -224,6 +224,13 @@ impl TurnPolicy {
         self.bound(t);
     }
 
+    /// The application has read up to this offset, be it with or without a hook.
+    pub fn read_around(&mut self, s: SessionId, upto: u64) {
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.read(upto.saturating_sub(p.in_read));
+        }
+    }
+
     /// The thread wrote: the kernel took `taken` bytes (or they were absorbed), and not all if `short`.
     pub fn write(&mut self, now: Now, t: Thread, s: SessionId, taken: u64, short: bool) {
         if taken == 0 && !short {

@@ -26,13 +26,36 @@ pub fn latency(b: &mut Bench<'_>) -> Result<(), String> {
     for run in 0..b.options.runs {
         b.progress(&format!("latency, run {}", run + 1));
         for (what, stream) in &mut ways {
+            let before = Log::of(&stand, master)?;
             let trips = round_trips(stream).map_err(|e| format!("{what}: {e}"))?;
+            let log = Log::of(&stand, master)?;
+            if log.records > before.records + TRIPS as f64 {
+                let trips = (WARM_UP + TRIPS) as f64;
+                let (records, beside) = (log.records - before.records, log.beside - before.beside);
+                b.note("latency", "records of the log, each round trip", "", records / trips);
+                b.note("latency", "their bytes beside the payload, each record", "B", beside / records);
+            }
             for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
                 b.note("latency", &format!("{what}, {name}"), "us", quantile(&trips, part));
             }
         }
     }
     Ok(())
+}
+
+/// What a member has written to its log.
+struct Log {
+    records: f64,
+    /// Bytes that are not payload.
+    beside: f64,
+}
+
+impl Log {
+    fn of(stand: &Stand, member: usize) -> Result<Log, String> {
+        let status = stand.pair.status(member).map_err(|e| e.to_string())?;
+        let counter = |name: &str| status["counters"][name].as_f64().ok_or(format!("no counter {name}"));
+        Ok(Log { records: counter("records")?, beside: counter("log_bytes")? - counter("payload_bytes")? })
+    }
 }
 
 fn round_trips(stream: &mut TcpStream) -> io::Result<Vec<f64>> {

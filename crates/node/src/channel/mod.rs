@@ -135,8 +135,8 @@ pub enum Event<'a> {
         thread: u32,
         /// The connection.
         handle: u32,
-        /// Whether the kernel will reset it: unread input, or a linger time of zero.
-        abort: bool,
+        /// A process that was forked meanwhile may hold it, too, and may not have joined yet.
+        shared: bool,
     },
     /// The process is about to exit in the normal way.
     Exit,

@@ -285,8 +285,8 @@ impl Producer {
             Event::Shutdown { thread, handle } => {
                 raw = Raw { kind: KIND_SHUTDOWN, thread, handle, ..raw };
             }
-            Event::Close { thread, handle, abort } => {
-                raw = Raw { kind: KIND_CLOSE, thread, handle, flags: abort.into(), ..raw };
+            Event::Close { thread, handle, shared } => {
+                raw = Raw { kind: KIND_CLOSE, thread, handle, flags: shared.into(), ..raw };
             }
             Event::Exit => raw = Raw { kind: KIND_EXIT, ..raw },
             Event::Absorbed { thread, handle, n } => {
@@ -537,7 +537,7 @@ fn event<'a>(
         KIND_CONSUME => Event::Consume { thread, handle, n },
         KIND_COMMIT => Event::Commit { thread },
         KIND_SHUTDOWN => Event::Shutdown { thread, handle },
-        KIND_CLOSE => Event::Close { thread, handle, abort: raw.flags & 1 != 0 },
+        KIND_CLOSE => Event::Close { thread, handle, shared: raw.flags & 1 != 0 },
         KIND_EXIT => Event::Exit,
         KIND_ABSORBED => Event::Absorbed { thread, handle, n },
         _ => return Err(Corrupt("an entry of unknown kind")),

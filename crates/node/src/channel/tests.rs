@@ -126,7 +126,7 @@ fn events_arrive_in_order_and_whole() {
         Event::ReadsOn { thread: 3 },
         Event::Blocked { thread: 3 },
         Event::Shutdown { thread: 1, handle: 1 },
-        Event::Close { thread: 1, handle: 1, abort: true },
+        Event::Close { thread: 1, handle: 1, shared: true },
         Event::Exit,
     ];
     for event in &events {
@@ -272,7 +272,7 @@ fn requests_are_answered_with_descriptors() {
         assert_eq!(request, Request::GetRecovered { port: PORT, max: 200 });
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.write_all(b"x").unwrap();
-        let session = |peer| RecoveredInfo { tuple: tuple(peer), session: 3, absorb: 1 << 40, input_pending: 2 };
+        let session = |peer| RecoveredInfo { tuple: tuple(peer), session: 3, absorb: 1 << 40, greeted: true, input_pending: 2 };
         let sessions: Vec<_> = (0..super::wire::MAX_RECOVERED as u16).map(session).collect();
         let fds = vec![theirs.as_fd(); sessions.len()];
         channel.reply(number, Reply::Recovered { sessions, more: true }, &fds).unwrap();

@@ -107,6 +107,8 @@ pub struct RecoveredInfo {
     pub session: u32,
     /// How many of the first bytes that the application writes have already been sent.
     pub absorb: u64,
+    /// Output beside these was sent: a greeting, where the application begins with one.
+    pub greeted: bool,
     /// How many bytes of input wait to be read again.
     pub input_pending: u64,
 }

@@ -1,6 +1,6 @@
 //! Heartbeats over UDP: one unconnected socket for each of our addresses.
 
-use super::{Codec, Heard, HeartbeatBody, RejectedCounts, MAX_DATAGRAM};
+use super::{Codec, Heard, HeartbeatBody, Rejected, RejectedCounts, MAX_DATAGRAM};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,6 +17,7 @@ pub struct HeartbeatSocket {
     /// The socket to look at first, so that a flood on one does not hide the others.
     turn: usize,
     unsent: u64,
+    last_rejection: Option<(SocketAddr, Rejected)>,
 }
 
 /// A heartbeat and how it came.
@@ -50,7 +51,7 @@ impl HeartbeatSocket {
             };
             indexed.push((at, theirs));
         }
-        Ok(HeartbeatSocket { codec, sockets, paths: indexed, turn: 0, unsent: 0 })
+        Ok(HeartbeatSocket { codec, sockets, paths: indexed, turn: 0, unsent: 0, last_rejection: None })
     }
 
     /// The descriptors to watch for readable, level-triggered.
@@ -91,8 +92,9 @@ impl HeartbeatSocket {
             match socket.recv_from(&mut buffer) {
                 Ok((length, from)) => {
                     empty = 0;
-                    if let Ok(heard) = self.codec.open(&buffer[..length]) {
-                        return Some(Received { heard, from, fd: socket.as_raw_fd() });
+                    match self.codec.open(&buffer[..length]) {
+                        Ok(heard) => return Some(Received { heard, from, fd: socket.as_raw_fd() }),
+                        Err(why) => self.last_rejection = Some((from, why)),
                     }
                 }
                 // Errors of earlier datagrams are reported here, too: they are nothing to us.
@@ -110,6 +112,11 @@ impl HeartbeatSocket {
     /// What was dropped.
     pub fn rejected(&self) -> RejectedCounts {
         self.codec.rejected()
+    }
+
+    /// The last one dropped, for the log; it is given once.
+    pub fn take_last_rejection(&mut self) -> Option<(SocketAddr, Rejected)> {
+        self.last_rejection.take()
     }
 
     /// Datagrams that could not be sent.

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 
 use tcpr_session::filter::{Filter, Origin};
 use tcpr_session::role::{Role, RoleInput};
+use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
 
 use super::{Manager, Token};
@@ -22,7 +23,6 @@ pub(super) struct App {
 
 /// Takes what the hooks have told since the last time into the filter.
 pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, now: Now) {
-    let mut intent = None;
     let mut any = false;
     for (&id, app) in apps.iter_mut() {
         let drained = app.channel.drain(|event| tell(filter, now, id, event));
@@ -33,11 +33,8 @@ pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, now: Now)
                 app.broken = true;
             }
         }
-        if let Some(handle) = app.channel.open_intent() {
-            intent = Some((id, handle));
-        }
     }
-    filter.set_intent(intent);
+    filter.set_intents(apps.iter().filter_map(|(id, app)| Some((*id, app.channel.open_intent()?))));
     if any {
         filter.run_commits(now);
     }
@@ -70,7 +67,7 @@ fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
         Event::Blocked { thread } => filter.blocked(id, thread),
         Event::Consume { thread, handle, n } => filter.consume(id, thread, handle, n),
         Event::Shutdown { thread, handle } => filter.shutdown(now, id, thread, handle),
-        Event::Close { thread, handle, abort } => filter.close(now, id, thread, handle, abort),
+        Event::Close { thread, handle, shared } => filter.close(now, id, thread, handle, shared),
         Event::Exit => filter.exit(now, id),
         Event::Absorbed { thread, handle, n } => filter.absorbed(now, id, thread, handle, n),
     }
@@ -194,6 +191,20 @@ impl Manager {
         for id in dead {
             self.drop_app(id);
         }
+    }
+
+    /// How much of a session's input waits in its socket.
+    pub(super) fn ask_unread(&mut self, session: SessionId) {
+        let Some(tuple) = self.filter.store().get(session).map(|s| s.open.tuple) else { return };
+        let unread = match self.sockdiag.find(tuple.local, tuple.peer) {
+            Ok(found) => found.map_or(0, |socket| socket.rqueue),
+            Err(error) => {
+                log::warn!("session {session}: the kernel does not say what is unread: {error}");
+                0
+            }
+        };
+        let now = self.now();
+        self.filter.unread(now, session, u64::from(unread));
     }
 
     pub(super) fn ask_alive(&mut self, id: u32) {

@@ -79,9 +79,11 @@ impl Lock {
     /// # Errors
     /// Another manager holds it.
     pub fn take(state_dir: &Path) -> io::Result<Lock> {
-        fs::create_dir_all(state_dir)?;
         let path = state_dir.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+        let open = |()| OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = fs::create_dir_all(state_dir)
+            .and_then(open)
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot open {}: {e}", path.display())))?;
         // SAFETY: no pointers; the descriptor is that of `file`.
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } < 0 {
             let error = io::Error::last_os_error();

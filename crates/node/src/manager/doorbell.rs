@@ -6,6 +6,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::repair::with_sockaddr;
 
+/// Whether a doorbell that was rung has not been taken off yet.
+pub fn waits(rung: &TcpStream) -> bool {
+    let asked = rung.peek(&mut [0]);
+    rung.peer_addr().is_ok() && asked.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+}
+
 /// A doorbell before it is rung: bound, so that its port can be announced first.
 pub struct Doorbell {
     socket: OwnedFd,

@@ -112,6 +112,18 @@ struct Stopping {
     told_program: bool,
 }
 
+/// A manager that does not start leaves no rules behind: they would send packets to a queue that is somebody else's.
+/// Its virtual IP is not there any more.
+struct RemoveRules(Option<Rules>);
+
+impl Drop for RemoveRules {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(|rules| rules.remove()) {
+            log::error!("{error}");
+        }
+    }
+}
+
 /// What can go wrong at the start, said so that the user can mend it.
 fn context(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     move |e| io::Error::new(e.kind(), format!("{what}: {e}"))
@@ -135,23 +147,11 @@ impl Manager {
 
         let mut vips = Vec::new();
         for v in &service.virtual_ips {
-            let mut vip = Vip::new(&service.interface, v.addr, v.prefix)?;
-            // What a killed manager of this member left behind.
-            vip.remove()?;
-            vips.push(vip);
+            vips.push(Vip::new(&service.interface, v.addr, v.prefix)?);
         }
-        let rules = Rules::of(&config);
-        // Fail closed: the rules stand before the queues have a listener, and before the program starts.
-        rules.install().map_err(|e| io::Error::other(e.to_string()))?;
         let queue_in = Queue::open(service.queues.0)?;
         let queue_out = Queue::open(service.queues.1)?;
         let mut sockdiag = SockDiag::open().map_err(context("cannot open a sock_diag socket"))?;
-        let locals: Vec<SocketAddr> = vips
-            .iter()
-            .flat_map(|v| service.ports.iter().map(|p| SocketAddr::new(v.addr(), p.port)))
-            .collect();
-        packets::destroy_sockets(&mut sockdiag, &locals);
-
         let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy)).collect();
         let filter = Filter::new(FilterConfig { ports, max_turn: config.recovery.max_turn });
         let random: [u8; 16] = crate::key::random()?;
@@ -197,7 +197,22 @@ impl Manager {
         let control = control::Control::new(&service.run_dir)?;
         let table = Table::new(&service.state_dir).map_err(|error| log::warn!("{error}")).ok();
         let arp = Arp::new(&service.interface)?;
+        let raw = RawSender::open().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?;
         let signals = if hosting.signals { Some(program_signals::Signals::take()?) } else { None };
+
+        // All that can be in somebody else's hands is ours. Now goes what a killed manager of this member left behind.
+        for vip in &mut vips {
+            vip.remove()?;
+        }
+        let rules = Rules::of(&config);
+        let mut undo = RemoveRules(Some(rules.clone()));
+        // Fail closed: the rules stand before the program starts.
+        rules.install().map_err(|e| io::Error::other(e.to_string()))?;
+        let locals: Vec<SocketAddr> = vips
+            .iter()
+            .flat_map(|v| service.ports.iter().map(|p| SocketAddr::new(v.addr(), p.port)))
+            .collect();
+        packets::destroy_sockets(&mut sockdiag, &locals);
 
         let manager = Manager {
             poller,
@@ -207,7 +222,7 @@ impl Manager {
             queue_in,
             queue_out,
             rules,
-            raw: RawSender::open().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?,
+            raw,
             sockdiag,
             arp,
             vips,
@@ -233,6 +248,7 @@ impl Manager {
             config,
         };
         manager.watch_all()?;
+        undo.0 = None;
         Ok(manager)
     }
 
@@ -386,13 +402,11 @@ impl Manager {
             if let Err(error) = vip.add(VIP_LIFETIME_S) {
                 log::error!("{error}");
             }
-            if let Err(error) = self.arp.send_gratuitous(vip.addr()) {
-                log::error!("gratuitous ARP for {}: {error}", vip.addr());
-            }
         }
         self.vip_up = true;
         self.vip_renew = now + VIP_RENEW;
-        self.garp_due = arp::ANNOUNCE_AGAIN.iter().map(|after| now + *after).collect();
+        self.garp_due = std::iter::once(now).chain(arp::ANNOUNCE_AGAIN.iter().map(|after| now + *after)).collect();
+        self.vip_timers(now);
     }
 
     fn vip_drop(&mut self) {
@@ -471,6 +485,10 @@ impl Manager {
             return;
         }
         log::warn!("the program ended: {status}");
+        if let Some(program) = &mut self.program {
+            program.kill_the_rest();
+        }
+        self.drain_apps();
         self.apps_of_dead_program(now);
         if self.stopping.is_some() {
             self.leave(program::exit_code(status));
@@ -485,6 +503,10 @@ impl Manager {
     fn signalled(&mut self) {
         let Some(signals) = &mut self.signals else { return };
         while let Some(signal) = signals.read() {
+            if signal == libc::SIGCHLD as u32 {
+                self.program.iter_mut().for_each(program::Program::reap_others);
+                continue;
+            }
             if self.stopping.is_some() {
                 // Asked twice: the program is told at once.
                 self.stopping = Some(Stopping { since: Duration::ZERO, told_program: false });
@@ -581,12 +603,12 @@ fn raise_priority() {
 }
 
 mod program_signals {
-    //! SIGTERM and SIGINT as a descriptor.
+    //! SIGTERM, SIGINT and SIGCHLD as a descriptor.
     use std::io;
     use std::mem;
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-    /// The signals that end a service.
+    /// The signals that end a service, and the one that tells of ended children.
     pub struct Signals {
         fd: OwnedFd,
     }
@@ -601,6 +623,7 @@ mod program_signals {
                 libc::sigemptyset(&raw mut set);
                 libc::sigaddset(&raw mut set, libc::SIGTERM);
                 libc::sigaddset(&raw mut set, libc::SIGINT);
+                libc::sigaddset(&raw mut set, libc::SIGCHLD);
                 libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
                 libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
             };

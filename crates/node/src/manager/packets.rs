@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tcpr_session::filter::{Action, Mode};
 use tcpr_session::role::{Role, RoleInput};
+use tcpr_session::segment;
 
 use super::{apps, Manager, Token};
 use crate::sockdiag::{state, SockDiag};
@@ -35,7 +36,11 @@ impl Manager {
             let Manager { queue_in, filter, partner, heard_peer, .. } = self;
             let received = queue_in.recv_batch_with(|packet, verdicts| {
                 *heard_peer = true;
-                if filter.mode() == Mode::Passive && partner.forward(packet.payload) {
+                if filter.mode() == Mode::Passive && partner.forwards() {
+                    // Whole and right, for nobody looks again.
+                    if let Some(whole) = segment::completed(packet.payload, packet.checksum_ok()) {
+                        partner.forward(&whole);
+                    }
                     verdicts.drop_packet(packet.id);
                     return;
                 }
@@ -113,6 +118,7 @@ impl Manager {
             }
             Action::Probed(session) => self.restore_probed(session),
             Action::AskAlive(channel) => self.ask_alive(channel),
+            Action::AskUnread(session) => self.ask_unread(session),
             Action::Ended(session, tuple, reason) => {
                 log::debug!("session {session} {tuple} ended: {reason:?}");
                 self.takeover.forget(session);

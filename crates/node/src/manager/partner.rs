@@ -21,6 +21,8 @@ use crate::reach::Reach;
 
 /// How often the dialing member tries.
 const DIAL_EVERY: Duration = Duration::from_millis(100);
+/// What is refused is written to the log no more often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// Longest piece of a batch in one message.
 const PIECE: usize = 256 << 10;
 /// Output waits for the replica from when no more of the log than this is under way to it.
@@ -49,11 +51,11 @@ pub(super) struct Partner {
     boot: u64,
     digest: u64,
     reach: Reach,
-    /// When nobody counts as in reach, if nobody answers; when they were asked last; how long they have.
+    /// When nobody counts as in reach, if nobody answers; how long they have.
     reach_until: Option<Now>,
-    reach_asked: Now,
     reach_patience: Duration,
     carrier: bool,
+    complain_at: [Now; 2],
 
     /// As master: the log is shipped over the link from this position on.
     shipping: bool,
@@ -123,11 +125,11 @@ impl Partner {
             digest: hasher.finish(),
             reach: Reach::of(config)?,
             reach_until: None,
-            reach_asked: now,
             // One answer may be late, as one heartbeat may; but whoever is cut off must know it before the master
-            // goes on alone.
+            // goes on alone. Not longer than suspicion takes: what was asked before is over when it is asked anew.
             reach_patience: (failover.solo_after.saturating_sub(suspicion) / 2).min(suspicion).max(failover.heartbeat),
             carrier: true,
+            complain_at: [now; 2],
             shipping: false,
             snapshot: None,
             batch: Vec::new(),
@@ -177,13 +179,19 @@ impl Partner {
         }
     }
 
-    /// Forwards an inbound packet to the new master. False: there is none to forward to.
-    pub(super) fn forward(&mut self, packet: &[u8]) -> bool {
-        if !self.frozen_sent && self.forward_until.is_none() {
-            return false;
+    /// Whether inbound packets go on to a new master.
+    pub(super) fn forwards(&self) -> bool {
+        (self.frozen_sent || self.forward_until.is_some()) && self.link.is_some()
+    }
+
+    /// Forwards an inbound packet, its checksum whole and right, to the new master, if there is one.
+    pub(super) fn forward(&mut self, packet: &[u8]) {
+        if self.forwards() {
+            if let Some(link) = &mut self.link {
+                // One that does not go comes again.
+                let _ = link.send(&Message::Forward { bytes: packet });
+            }
         }
-        let Some(link) = &mut self.link else { return false };
-        link.send(&Message::Forward { bytes: packet }).is_ok()
     }
 
     /// Tells the partner that we end on purpose.
@@ -292,6 +300,17 @@ impl Manager {
             };
             self.role.handle(now, RoleInput::Heartbeat(view));
         }
+        if let Some((from, why)) = self.partner.heartbeat.as_mut().and_then(HeartbeatSocket::take_last_rejection) {
+            self.complain(now, 0, format_args!("a datagram from {from} was dropped: {why}"));
+        }
+    }
+
+    /// Somebody says what we refuse: one line for as many of a kind as come in a while.
+    fn complain(&mut self, now: Now, kind: usize, what: std::fmt::Arguments<'_>) {
+        if now >= self.partner.complain_at[kind] {
+            self.partner.complain_at[kind] = now + COMPLAIN_EVERY;
+            log::warn!("{what}");
+        }
     }
 
     // ---- reach ---------------------------------------------------------------------------------------
@@ -322,10 +341,7 @@ impl Manager {
         }
         let p = &mut self.partner;
         p.reach.probe();
-        // Asked for the first time since long?
-        if now - std::mem::replace(&mut p.reach_asked, now) > p.heartbeat_every * 2 {
-            p.reach_until = None;
-        }
+        // Never put off by asking again: a member that stutters while it is cut off must know it in time, too.
         p.reach_until.get_or_insert(now + p.reach_patience);
     }
 
@@ -342,7 +358,7 @@ impl Manager {
             self.link_ready(true, false);
         }
         if let Some((from, reason)) = self.partner.listener.as_mut().and_then(Listener::take_last_rejection) {
-            log::warn!("a replication connection from {from} was turned away: {reason}");
+            self.complain(now, 1, format_args!("a replication connection from {from} was turned away: {reason}"));
         }
     }
 
@@ -834,6 +850,7 @@ impl Manager {
                 Role::Fenced => "fenced",
             }),
             "epoch": view.map(|v| v.epoch.number),
+            "heartbeats_refused": self.partner.heartbeat.as_ref().map_or(0, |h| h.rejected().total()),
             "trouble": if self.partner.link_up { None } else { self.partner.last_close.clone() },
         })
     }

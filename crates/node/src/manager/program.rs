@@ -14,6 +14,8 @@ use tcpr_session::Now;
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// Longest wait.
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+/// How deep a tree of processes is killed.
+const GENERATIONS: usize = 100;
 /// A program that ran this long has recovered.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -38,8 +40,13 @@ pub struct Program {
 }
 
 impl Program {
-    /// Nothing runs yet; it is to be started at once.
+    /// Nothing runs yet; it is to be started at once. From now on this process is the parent of what the program's
+    /// processes leave behind when they end.
     pub fn new(spec: ProgramSpec, environment: Vec<(String, String)>, now: Now) -> Program {
+        // SAFETY: no pointers are passed.
+        if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } < 0 {
+            log::warn!("the program's own children may outlive it: {}", io::Error::last_os_error());
+        }
         Program { spec, environment, child: None, back_off: BACK_OFF, start_at: Some(now), starts: 0 }
     }
 
@@ -137,7 +144,7 @@ impl Program {
         }
     }
 
-    /// Kills it and waits for its end.
+    /// Kills it with all its processes and waits for their end.
     pub fn kill(&mut self) {
         self.signal(libc::SIGKILL);
         if let Some((mut child, _, _)) = self.child.take() {
@@ -145,7 +152,62 @@ impl Program {
                 log::warn!("waiting for the program's end: {error}");
             }
         }
+        self.kill_the_rest();
     }
+
+    /// Kills what the program, which has ended, left behind: it would hold the port that the next one listens on.
+    pub fn kill_the_rest(&mut self) {
+        // Those of one that is killed become ours.
+        for _ in 0..GENERATIONS {
+            let children = children();
+            if children.is_empty() {
+                return;
+            }
+            log::info!("killing {} processes that the program left behind", children.len());
+            for pid in &children {
+                // SAFETY: no pointers; a child of ours that nobody has reaped, so the number is still its own.
+                unsafe { libc::kill(*pid, libc::SIGKILL) };
+            }
+            for pid in children {
+                // SAFETY: no pointers but a null one that the call allows.
+                unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+            }
+        }
+    }
+
+    /// SIGCHLD: takes the exit status of whatever became ours and has ended. The program's own is [`Program::reap`]'s.
+    pub fn reap_others(&mut self) {
+        loop {
+            // SAFETY: all zeroes is a valid value of this plain C structure.
+            let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+            let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+            // SAFETY: the pointer is that of `info`, which lives through the call; si_pid is what waitid fills in.
+            let pid = unsafe {
+                if libc::waitid(libc::P_ALL, 0, &raw mut info, look) < 0 {
+                    return;
+                }
+                info.si_pid()
+            };
+            if pid == 0 || self.pid() == u32::try_from(pid).ok() {
+                return;
+            }
+            // SAFETY: no pointers but a null one that the call allows.
+            unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+        }
+    }
+}
+
+/// The processes whose parent we are.
+fn children() -> Vec<libc::pid_t> {
+    let me = std::process::id();
+    let of = |entry: std::fs::DirEntry| {
+        let pid: libc::pid_t = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        // PID (NAME) STATE PARENT; the name may hold anything.
+        let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        (parent == me).then_some(pid)
+    };
+    std::fs::read_dir("/proc").map(|all| all.flatten().filter_map(of).collect()).unwrap_or_default()
 }
 
 /// The exit code that `tcpr run` passes on.

@@ -12,7 +12,7 @@ use tcpr_session::filter::RestoreSpec;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
-use super::doorbell::Doorbell;
+use super::doorbell::{self, Doorbell};
 use super::Manager;
 use crate::channel::ring::SLOTS;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
@@ -198,6 +198,7 @@ impl Manager {
         }
         if made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENETUNREACH)) {
             // A machine that stood still for so long that the virtual IP ran out.
+            self.stay_alive();
             self.vip_add(before);
             made = make_socket(&spec);
         }
@@ -215,6 +216,7 @@ impl Manager {
                     tuple: spec.tuple,
                     session,
                     absorb: spec.absorb,
+                    greeted: spec.greeted,
                     input_pending: u64::from(spec.input_pending),
                 };
                 self.takeover.ready.entry(spec.tuple.local.port()).or_default().push_back(Ready { info, socket });
@@ -229,6 +231,8 @@ impl Manager {
     /// What does not wait until all sessions are restored: our heartbeat, and the virtual IP's lifetime.
     fn stay_alive(&mut self) {
         let now = self.now();
+        // The machine may have stood still, and somebody else be master.
+        self.role.note_time(now);
         self.beat_if_due(now);
         self.vip_timers(now);
     }
@@ -256,8 +260,11 @@ impl Manager {
     pub(super) fn ring_doorbells(&mut self, now: Now) {
         // One that woke nobody is rung again, for as long as sessions wait.
         if self.takeover.doorbell_at.is_some_and(|t| now >= t) {
-            self.takeover.doorbell_at = None;
-            self.takeover.doorbells.clear();
+            let doorbells = &mut self.takeover.doorbells;
+            // One that is still in the queue keeps the listener readable. A second one would be there when all sessions
+            // are taken, and a program that trusts its epoll would wait in accept for nobody.
+            doorbells.retain(|_, bell| doorbell::waits(bell));
+            self.takeover.doorbell_at = (!doorbells.is_empty()).then_some(now + RING_AGAIN);
         }
         let ports: Vec<u16> =
             self.takeover.ready.iter().filter(|(_, q)| !q.is_empty()).map(|(port, _)| *port).collect();

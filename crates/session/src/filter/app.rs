@@ -54,6 +54,8 @@ impl Filter {
                 live.owners.push(channel);
             }
             live.orphan = false;
+            // A forked process has joined, and says itself when it closes it.
+            live.let_go &= origin != Origin::Inherited;
             first = !std::mem::replace(&mut live.attached, true);
         });
         if first {
@@ -66,7 +68,6 @@ impl Filter {
                 }
             }
         }
-        let _ = origin;
         if self.live[&session].stage == Stage::Restored {
             self.barrier_met(now);
         }
@@ -167,15 +168,18 @@ impl Filter {
         }
     }
 
-    /// A process closes its last descriptor of a connection. `abort`: the kernel will reset it.
-    pub fn close(&mut self, now: Now, channel: u32, thread: u32, handle: u32, abort: bool) {
-        // FIN or RST: both may leave when the close is committed.
-        let _ = abort;
+    /// A process closes its last descriptor of a connection: FIN or RST may leave when that is committed. `shared`: a
+    /// process that it forked may hold the connection, too, and may not have joined yet. Then the kernel's FIN tells.
+    pub fn close(&mut self, now: Now, channel: u32, thread: u32, handle: u32, shared: bool) {
         let Some(session) = self.session_of(channel, handle) else { return };
         self.handles.remove(&(channel, handle));
         let live = self.live.get_mut(&session).expect("live");
         live.owners.retain(|&c| c != channel);
-        if live.owners.is_empty() {
+        if !live.owners.is_empty() {
+            return;
+        }
+        live.let_go = shared;
+        if !shared {
             live.fin_asked = true;
             live.closed = true;
             let thread = self.turn_of(channel, thread);
@@ -198,12 +202,7 @@ impl Filter {
         }
     }
 
-    /// Which write has an open intent, told after each drain of the hooks' rings.
-    pub fn set_intent(&mut self, intent: Option<(u32, u32)>) {
-        self.set_intents(intent);
-    }
-
-    /// The same where several processes serve: (channel, handle) of each open intent.
+    /// Which writes have an open intent, as (channel, handle), told after each drain of the hooks' rings.
     pub fn set_intents(&mut self, intents: impl IntoIterator<Item = (u32, u32)>) {
         let before = std::mem::take(&mut self.intents);
         self.intents.extend(intents);
@@ -232,7 +231,9 @@ impl Filter {
                     continue;
                 };
                 let fresh = e.out_done.saturating_sub(s.out_done);
-                let taken = fresh.min(live.pending.len() as u64);
+                // Behind the end that another process asked for there can be nothing.
+                let room = if s.out_fin { 0 } else { live.pending.len() as u64 };
+                let taken = fresh.min(room);
                 let from = s.out_done;
                 let out_done = from + taken;
                 let open = out_done.saturating_sub(e.out_base);
@@ -353,6 +354,19 @@ impl Filter {
         }
     }
 
+    /// The kernel has so many bytes of input that the application has not read: the answer to [`Action::AskUnread`].
+    pub fn unread(&mut self, now: Now, session: SessionId, n: u64) {
+        self.clock = now;
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
+        live.unread_asked = false;
+        live.unread_known = true;
+        self.turns.read_around(session, live.kernel_ack.min(s.in_end()).saturating_sub(n));
+        self.judge_held(now, session);
+        if let Some(live) = self.live.get_mut(&session) {
+            live.unread_known = false;
+        }
+    }
+
     /// The process of this channel lives: what it ended, it ended behind our back, and on purpose.
     pub fn process_alive(&mut self, now: Now, channel: u32) {
         if !self.mode.serves() {
@@ -366,15 +380,20 @@ impl Filter {
         self.suspects = others;
         for session in silent {
             self.counters.unhooked_closes += 1;
-            let live = self.live.get_mut(&session).expect("listed");
-            live.fin_asked = true;
-            live.closed = true;
-            let thread = thread_key(channel, u32::MAX);
-            self.turns.shutdown(now, thread, session);
-            self.closing.push((thread, session));
-            self.turn_end(now, channel, u32::MAX);
-            self.run_commits(now);
+            self.closed_unasked(now, channel, session);
             self.judge_held(now, session);
         }
+    }
+
+    /// The kernel has closed it, and on purpose, though no hook said so.
+    pub(super) fn closed_unasked(&mut self, now: Now, channel: u32, session: SessionId) {
+        let live = self.live.get_mut(&session).expect("listed");
+        live.fin_asked = true;
+        live.closed = true;
+        let thread = thread_key(channel, u32::MAX);
+        self.turns.shutdown(now, thread, session);
+        self.closing.push((thread, session));
+        self.turn_end(now, channel, u32::MAX);
+        self.run_commits(now);
     }
 }

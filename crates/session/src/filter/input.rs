@@ -16,9 +16,6 @@ use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
-/// Most out-of-order bytes kept of one session, and what keeping a piece costs beside its bytes.
-const MAX_EARLY: usize = 16 << 20;
-const EARLY_PIECE: usize = 96;
 /// Most SYNs held while a barrier stands; later ones are dropped and come again.
 const MAX_HELD_SYNS: usize = 1024;
 /// Most packets held of one session while it is restored; later ones are dropped and come again.
@@ -93,13 +90,14 @@ impl Filter {
         });
     }
 
-    /// Delivers the segment with this acknowledgement.
+    /// Delivers the segment with this acknowledgement. An urgent byte stays in its place (RFC 6093, section 3.2):
+    /// Linux would take it out of the stream, and what the application has read could not be counted.
     fn deliver_with(&mut self, id: Option<u32>, segment: &Segment<'_>, ack: Seq, bytes: &[u8]) {
-        if ack == segment.ack() {
+        if ack == segment.ack() && !segment.has(flags::URG) {
             return self.deliver(id, bytes);
         }
         let mut changed = Vec::new();
-        segment.rewrite(segment.seq(), ack, &mut changed);
+        segment.rewrite_inline(ack, &mut changed);
         self.actions.push(match id {
             Some(id) => Action::ModifyIn(id, changed),
             None => Action::Inject(changed),
@@ -135,7 +133,9 @@ impl Filter {
     }
 
     fn known_in(&mut self, now: Now, id: Option<u32>, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
-        match self.live[&session].stage {
+        let stage = self.live[&session].stage;
+        let feeding = matches!(stage, Stage::Feeding { .. });
+        match stage {
             Stage::Embryo { .. } => return match self.embryo_in(now, session, segment) {
                 EmbryoIn::Answered => self.drop_in(id),
                 EmbryoIn::Stranger => {
@@ -174,15 +174,22 @@ impl Filter {
                 self.drop_in(id);
             }
             Judgement::Reset => self.reset_in(now, id, session, bytes),
+            Judgement::Believed(b) if !agrees(s, live, b.offset, segment) => {
+                // Nobody knows which of the two the local TCP would keep.
+                self.counters.disbelieved += 1;
+                self.drop_in(id);
+            }
             Judgement::Believed(b) => {
                 let ack = self.apply_in(now, session, segment, &b);
                 let stored = self.store_input(now, session, b.offset, segment);
-                if stored && self.takes_itself(session, &b, segment) {
+                if stored && (!feeding || self.takes_itself(session, &b, segment)) {
                     self.deliver_with(id, segment, ack, bytes);
                 } else {
                     self.drop_in(id);
                 }
-                self.feed_on(now, session, 0);
+                if feeding {
+                    self.feed_on(now, session, 0);
+                }
                 self.end_if_finished(now, session);
             }
         }
@@ -292,48 +299,15 @@ impl Filter {
             return true;
         }
         if offset > in_end as i64 {
-            // The longer of two that start alike: a retransmission may be of several segments at once.
-            let known = live.early.get(&(offset as u64)).map_or(0, Vec::len);
-            if payload.len() > known {
-                if live.early_cost + payload.len() + EARLY_PIECE > MAX_EARLY {
-                    return false;
-                }
-                live.early_cost += payload.len() - known + if known == 0 { EARLY_PIECE } else { 0 };
-                live.early.insert(offset as u64, payload.to_vec());
-            }
-            if fin {
-                live.early_fin = Some(end as u64);
-            }
-            return true;
+            return live.early.keep(offset as u64, payload, fin);
         }
         let fresh = &payload[(in_end as i64 - offset) as usize..];
-        if live.early.is_empty() && live.early_fin.is_none() {
+        if live.early.is_empty() {
             self.append_input(now, session, in_end, fresh, fin);
             return true;
         }
         let mut joined = fresh.to_vec();
-        let mut fin = fin;
-        if !fin {
-            let mut at = end as u64;
-            while let Some((&start, _)) = live.early.first_key_value() {
-                if start > at {
-                    break;
-                }
-                let (_, bytes) = live.early.pop_first().expect("first");
-                live.early_cost -= bytes.len() + EARLY_PIECE;
-                let known = (at - start) as usize;
-                if known < bytes.len() {
-                    joined.extend_from_slice(&bytes[known..]);
-                    at = start + bytes.len() as u64;
-                }
-            }
-            fin = live.early_fin == Some(at);
-        }
-        if fin {
-            live.early.clear();
-            live.early_cost = 0;
-            live.early_fin = None;
-        }
+        let fin = live.early.join(end as u64, &mut joined) || fin;
         self.append_input(now, session, in_end, &joined, fin);
         true
     }
@@ -411,6 +385,40 @@ impl Filter {
 /// Offset of a segment's first byte, as near to what is expected as it can be.
 fn offset_in(s: &Session, segment: &Segment<'_>) -> i64 {
     i64::from(segment.seq().since(s.in_seq(s.in_ackable()))) + s.in_ackable() as i64
+}
+
+/// Whether a segment says the same as those before it, wherever the local TCP may not have these yet. What it has it
+/// passes over, and a keepalive may carry a byte of anything there.
+fn agrees(s: &Session, live: &Live, offset: i64, segment: &Segment<'_>) -> bool {
+    let (payload, fin) = (segment.payload(), segment.has(flags::FIN));
+    if payload.is_empty() && !fin {
+        return true;
+    }
+    let in_end = s.in_end();
+    let end = offset + payload.len() as i64;
+    if s.in_fin && end > in_end.max(live.kernel_ack) as i64 {
+        return false;
+    }
+    let from = s.in_done.max(live.kernel_ack);
+    if offset < in_end as i64 && end + i64::from(fin) > from as i64 {
+        if fin && end < in_end as i64 {
+            return false;
+        }
+        let from = from.max(u64::try_from(offset).unwrap_or(0));
+        let to = in_end.min(end as u64);
+        if from < to {
+            let known = s.input.range((from - s.in_done) as usize..(to - s.in_done) as usize);
+            let said = &payload[(from as i64 - offset) as usize..(to as i64 - offset) as usize];
+            if !known.eq(said) {
+                return false;
+            }
+        }
+    }
+    if live.early.is_empty() || (end <= in_end as i64 && !fin) {
+        return true;
+    }
+    let fresh = ((in_end as i64 - offset).max(0) as usize).min(payload.len());
+    live.early.agrees((offset + fresh as i64) as u64, &payload[fresh..], fin)
 }
 
 /// TCP's own acceptance tests.

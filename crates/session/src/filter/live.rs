@@ -1,7 +1,8 @@
 //! What a filter knows of packets and sessions beside the store: all of it can be lost.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
+use super::early::Early;
 use super::marks::Marks;
 use crate::store::Session;
 use crate::tuple::SessionId;
@@ -82,6 +83,11 @@ pub(super) struct Live {
     pub owners: Vec<u32>,
     /// The processes that held it are dead.
     pub orphan: bool,
+    /// How much the kernel has for the application is asked; is known, for the packet that is judged now.
+    pub unread_asked: bool,
+    pub unread_known: bool,
+    /// Closed by a process whose forked children may hold it, none of which has joined.
+    pub let_go: bool,
     /// Attached once: the turn policy knows it.
     pub attached: bool,
     /// Announced by hooks, not yet committed.
@@ -115,10 +121,8 @@ pub(super) struct Live {
     /// One of them is a FIN or RST that nobody announced, and the timer runs.
     pub suspected: bool,
     pub held_in: Vec<HeldIn>,
-    /// Input that arrived out of order, by offset.
-    pub early: BTreeMap<u64, Vec<u8>>,
-    pub early_cost: usize,
-    pub early_fin: Option<u64>,
+    /// Input that arrived out of order.
+    pub early: Early,
     /// The peer's true acknowledgement.
     pub acked: u64,
     pub edge: u64,
@@ -143,6 +147,9 @@ impl Live {
             established: s.established,
             owners: Vec::new(),
             orphan: false,
+            unread_asked: false,
+            unread_known: false,
+            let_go: false,
             attached: false,
             pending: VecDeque::new(),
             closed: s.closed,
@@ -162,9 +169,7 @@ impl Live {
             ack_ahead: false,
             suspected: false,
             held_in: Vec::new(),
-            early: BTreeMap::new(),
-            early_cost: 0,
-            early_fin: None,
+            early: Early::default(),
             acked: s.out_acked,
             edge: s.in_edge,
             window: s.window,

@@ -11,6 +11,7 @@
 //! - `recovery`: takeover: probes, restore, barrier, injection
 
 mod app;
+mod early;
 mod input;
 mod live;
 mod log;
@@ -78,6 +79,8 @@ pub enum Action {
     /// Ask whether the process on this channel is alive, then call [`Filter::process_alive`] or
     /// [`Filter::process_gone`].
     AskAlive(u32),
+    /// Ask the kernel how much input it has that the application has not read, then call [`Filter::unread`].
+    AskUnread(SessionId),
     /// A session ended; its record is deleted.
     Ended(SessionId, FourTuple, EndReason),
 }

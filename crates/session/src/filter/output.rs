@@ -192,6 +192,13 @@ impl Filter {
         let payload_end = h.end - u64::from(h.fin).min(h.end);
         let announced = s.out_done + live.pending.len() as u64;
         if payload_end > announced && h.start <= announced && !s.out_fin && !h.rst {
+            if live.attached && !std::mem::take(&mut live.unread_known) {
+                // What it has read went around the hooks as well: the kernel knows.
+                if !std::mem::replace(&mut live.unread_asked, true) {
+                    self.actions.push(Action::AskUnread(session));
+                }
+                return false;
+            }
             let Some(bytes) = h.bytes.as_deref() else { return false };
             let payload = Segment::parse(bytes).expect("parsed before").payload();
             let fresh = &payload[(announced - h.start) as usize..];
@@ -205,6 +212,11 @@ impl Filter {
                 // No hook knows this session: nothing tells its turns.
                 self.commit_unattached(now, session, false);
             }
+            return true;
+        }
+        if live.unasked(h) && live.let_go && live.owners.is_empty() && h.start <= announced {
+            // No process that is known holds it, and the kernel closes it with the last descriptor.
+            self.closed_unasked(now, u32::MAX, session);
             return true;
         }
         if live.unasked(h) && !live.suspected {

@@ -65,6 +65,8 @@ pub struct RestoreSpec {
     pub closed: bool,
     /// Output bytes that the application will write again and that are swallowed.
     pub absorb: u64,
+    /// Output beside these was sent.
+    pub greeted: bool,
     /// Input waits to be read.
     pub input_pending: bool,
 }
@@ -217,6 +219,7 @@ impl Filter {
             fin: s.out_fin,
             closed: s.closed,
             absorb: s.out_done - s.out_base,
+            greeted: s.out_base > 0,
             input_pending: !s.input.is_empty() || s.in_fin,
         })
     }

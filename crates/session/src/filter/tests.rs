@@ -53,6 +53,8 @@ struct Rig {
     now: Now,
     id: u32,
     port: u16,
+    /// What the kernel has of input that the application has not read.
+    unread: u64,
     actions: Vec<Action>,
 }
 
@@ -62,7 +64,7 @@ impl Rig {
         let mut f = Filter::new(config());
         f.activate();
         f.hold_for_replica(0);
-        Rig { f, replica: Filter::new(config()), now: ms(1000), id: 0, port: 1000, actions: Vec::new() }
+        Rig { f, replica: Filter::new(config()), now: ms(1000), id: 0, port: 1000, unread: 0, actions: Vec::new() }
     }
 
     /// The same with an established connection, attached unless said otherwise.
@@ -155,7 +157,12 @@ impl Rig {
 
     fn drain(&mut self) -> Vec<Action> {
         let mut out = Vec::new();
-        self.f.drain_actions(&mut out);
+        loop {
+            self.f.drain_actions(&mut out);
+            let Some(at) = out.iter().position(|a| matches!(a, Action::AskUnread(_))) else { break };
+            let Action::AskUnread(session) = out.remove(at) else { unreachable!() };
+            self.f.unread(self.now, session, self.unread);
+        }
         self.actions.extend(out.iter().cloned());
         out
     }

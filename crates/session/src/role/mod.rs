@@ -236,8 +236,9 @@ pub enum RoleAction {
     Fence,
     /// Release again, by the rule that held before.
     Unfence,
-    /// Find out whether anybody is in reach, and answer with [`RoleInput::Reach`] within about a heartbeat
-    /// interval; at once with `true` when there is nothing to ask.
+    /// Find out whether anybody is in reach, and answer with [`RoleInput::Reach`]: `true` as soon as anybody
+    /// answers, and at once when there is nothing to ask; `false` within the suspicion, and no later than half of
+    /// what `solo_after` leaves beyond it. Asked once a heartbeat interval while the answer matters.
     ProbeReach,
     /// Freeze the application, drain the log, send the handover.
     StartHandover {
@@ -581,6 +582,12 @@ impl RoleMachine {
 
     fn partner_is(&self, role: Role) -> bool {
         self.partner.is_some_and(|p| p.role == role)
+    }
+
+    /// Tells the time to a machine whose actions nobody can heed now: whoever is busy for long must not announce what
+    /// somebody else may have by now.
+    pub fn note_time(&mut self, now: Now) {
+        self.advance(now);
     }
 
     fn advance(&mut self, now: Now) {

@@ -729,6 +729,12 @@ fn a_paused_master_tells_nobody_of_its_address_before_it_has_listened() {
     assert!(!t.machine.announces() && t.machine.role() == Role::Master);
     t.run(100);
     assert!(t.machine.announces());
+    // One whose partner would have waited longer goes on at once.
+    t.machine.cfg.misses = 10;
+    t.pause(100);
+    t.run(1);
+    assert!(t.machine.announces());
+    t.machine.cfg.misses = 3;
     // One without partner has nobody to listen to.
     let cfg = RoleConfig { has_partner: false, ..t.machine.cfg.clone() };
     let mut alone = RoleMachine::new(cfg, Epoch::default(), t.now);

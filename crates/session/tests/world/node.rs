@@ -517,6 +517,11 @@ impl Node {
                             self.filter.process_gone(now, channel);
                         }
                     }
+                    Action::AskUnread(session) => {
+                        let tuple = self.filter.store().get(session).map(|s| s.open.tuple);
+                        let socket = tuple.and_then(|t| self.sockets.get(&t));
+                        self.filter.unread(now, session, socket.map_or(0, |s| s.received.len() as u64));
+                    }
                     Action::Ended(_, tuple, reason) => {
                         if reason == tcpr_session::record::EndReason::Torn {
                             self.torn.insert(tuple);

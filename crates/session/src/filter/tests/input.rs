@@ -126,19 +126,48 @@ fn a_window_probe_is_taken_as_far_as_it_is_a_byte() {
     r.stored();
 }
 
+/// Other bytes for the same places: neither the store nor the kernel takes them, wherever both could.
 #[test]
-fn tiny_pieces_out_of_order_cost_no_more_than_their_bound() {
+fn a_peer_that_contradicts_itself_is_not_heard() {
     let mut r = Rig::open();
-    r.kernel(Say { window: u16::MAX, ..say(ACK, 0, 0, b"") });
-    for i in 0..200_000u64 {
-        r.peer(say(ACK, 2 + i, 0, b"x"));
-        r.actions.clear();
-    }
-    let live = r.f.live.values().next().unwrap();
-    assert!(live.early_cost <= 16 << 20 && live.early.len() > 100_000);
-    r.peer(say(ACK, 0, 0, b"xx"));
-    assert_eq!(r.f.live.values().next().unwrap().early_cost, 0);
-    assert!(r.session().in_end() > 100_000);
+    let passes = |r: &mut Rig, s: Say<'_>| {
+        let actions = r.peer(s);
+        r.passes(&actions)
+    };
+    assert!(passes(&mut r, say(ACK, 0, 0, b"abc")));
+    assert!(passes(&mut r, say(ACK, 6, 0, b"ghi")));
+    // Beside the kernel's queue, in the gap, and over both.
+    assert!(!passes(&mut r, say(ACK, 1, 0, b"Xc")));
+    assert!(!passes(&mut r, say(ACK, 5, 0, b"fX")));
+    assert!(!passes(&mut r, say(ACK, 3, 0, b"defgX")));
+    assert!(!passes(&mut r, say(ACK | FIN, 6, 0, b"g")));
+    assert!(!passes(&mut r, say(ACK | FIN, 1, 0, b"b")));
+    assert!(!passes(&mut r, say(ACK | FIN, 0, 0, b"")));
+    assert_eq!(r.f.counters().disbelieved, 6);
+    assert!(passes(&mut r, say(ACK, 1, 0, b"bc")));
+    assert!(passes(&mut r, say(ACK, 2, 0, b"cdefgh")));
+    assert_eq!(input_of(r.session()), b"abcdefghi");
+    // What the kernel has acknowledged it passes over: an old TCP's keepalive.
+    r.kernel(say(ACK, 0, 9, b""));
+    assert!(passes(&mut r, say(ACK, 8, 0, b"X")));
+    assert_eq!(input_of(r.session()), b"abcdefghi");
+    assert!(passes(&mut r, say(ACK | FIN, 9, 0, b"")));
+    assert!(!passes(&mut r, say(ACK, 9, 0, b"behind the end")));
+    r.kernel(say(ACK, 0, 10, b""));
+    assert!(passes(&mut r, say(ACK, 9, 0, b"X")), "a keepalive in the place of the FIN");
+    assert!(!passes(&mut r, say(ACK, 10, 0, b"X")));
+    assert_eq!((r.session().in_end(), r.session().in_fin), (9, true));
+    r.stored();
+}
+
+#[test]
+fn an_urgent_byte_stays_in_its_place() {
+    let mut r = Rig::open();
+    let actions = r.peer(say(ACK | flags::URG, 0, 0, b"ab"));
+    let [Action::ModifyIn(_, packet)] = &actions[..] else { panic!("{actions:?}") };
+    let segment = Segment::parse(packet).unwrap();
+    assert!(segment.checksum_ok() && !segment.has(flags::URG) && segment.payload() == b"ab");
+    assert_eq!(input_of(r.session()), b"ab");
 }
 
 #[test]

@@ -245,15 +245,89 @@ fn bytes_that_went_around_the_hooks_are_adopted() {
 }
 
 #[test]
+fn what_stdio_reads_and_answers_is_done() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.kernel(say(ACK, 0, 4, b"pong"));
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+    assert_eq!((r.session().in_done, r.session().out_done), (4, 4));
+    // Half of what came waits in the kernel.
+    r.peer(say(ACK, 4, 4, b"onetwo"));
+    r.unread = 3;
+    r.kernel(say(ACK, 4, 10, b"1"));
+    assert_eq!((r.session().in_done, r.session().out_done), (7, 5));
+    r.unread = 0;
+    r.kernel(say(ACK, 5, 10, b"2"));
+    r.stored();
+    assert_eq!((r.session().in_done, r.session().out_done), (10, 6));
+}
+
+/// accept, fork, and close in the parent, before the child has used the connection.
+#[test]
+fn a_forked_process_goes_on_with_the_connection() {
+    let child = CHANNEL + 1;
+    for child_first in [false, true] {
+        let mut r = Rig::open();
+        let t = tuple(r.port);
+        if child_first {
+            r.f.attach(r.now, child, HANDLE, Origin::Inherited, &t);
+        }
+        r.f.close(r.now, CHANNEL, THREAD, HANDLE, true);
+        r.wait();
+        assert!(!r.session().closed && !r.session().out_fin);
+        if !child_first {
+            r.f.attach(r.now, child, HANDLE, Origin::Inherited, &t);
+        }
+        r.peer(say(ACK, 0, 0, b"ping"));
+        r.f.read(r.now, child, THREAD, HANDLE, 4);
+        r.f.write_out(r.now, child, THREAD, HANDLE, b"pong", false);
+        r.kernel(say(ACK, 0, 4, b"pong"));
+        r.f.turn_end(r.now, child, THREAD);
+        r.f.run_commits(r.now);
+        let actions = r.stored();
+        assert!(r.passes(&actions));
+        r.f.close(r.now, child, THREAD, HANDLE, false);
+        r.f.turn_end(r.now, child, THREAD);
+        r.f.run_commits(r.now);
+        assert!(r.session().closed && r.session().out_fin);
+    }
+}
+
+#[test]
+fn a_forked_process_that_never_joined_ends_the_connection() {
+    let mut r = Rig::open();
+    r.f.close(r.now, CHANNEL, THREAD, HANDLE, true);
+    r.wait();
+    r.kernel(say(ACK | FIN, 0, 0, b""));
+    let actions = r.stored();
+    assert!(r.passes(&actions), "the kernel closed it with the last descriptor");
+    assert!(r.session().closed && r.session().out_fin);
+}
+
+#[test]
+fn writing_behind_the_end_that_another_process_asked_for_tears_the_session() {
+    let mut r = Rig::open();
+    r.close();
+    r.wait();
+    let t = tuple(r.port);
+    r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &t);
+    r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"late", false);
+    r.f.turn_end(r.now, CHANNEL + 1, THREAD);
+    r.f.run_commits(r.now);
+    assert!(r.session().torn);
+}
+
+#[test]
 fn an_open_intent_keeps_bytes_from_being_adopted() {
     let mut r = Rig::open();
-    r.f.set_intent(Some((CHANNEL, HANDLE)));
+    r.f.set_intents(Some((CHANNEL, HANDLE)));
     assert_eq!(r.kernel(say(ACK, 0, 0, b"hello")), []);
     assert_eq!(r.f.counters().adopted_bytes, 0);
     // Another process's intent does not stand in for it.
     r.f.set_intents([(CHANNEL, HANDLE), (CHANNEL + 1, 1)]);
     r.write(b"hello");
-    r.f.set_intent(None);
+    r.f.set_intents(None);
     r.wait();
     let actions = r.stored();
     assert!(r.passes(&actions));
@@ -262,6 +336,7 @@ fn an_open_intent_keeps_bytes_from_being_adopted() {
     r.f.set_intents([(CHANNEL, HANDLE)]);
     r.kernel(say(ACK, 5, 0, b"raw"));
     r.f.set_intents([]);
+    r.drain();
     let actions = r.stored();
     assert!(r.passes(&actions));
     assert_eq!(r.f.counters().adopted_bytes, 3);

@@ -1,0 +1,130 @@
+//! A bad network: loses, reorders and doubles the segments of a port, by a queue of our own (there need be no netem).
+
+use std::io;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tcpr_node::nfqueue::Queue;
+use tcpr_node::rawsock::{RawSender, MARK};
+use tcpr_session::segment;
+
+use crate::sys::{self, other};
+use crate::{Host, Rng};
+
+/// The queue in the host's namespace; tcpr's own hosts are others.
+const QUEUE: u16 = 77;
+
+/// What happens to segments, each in thousandths and independent of the others, in both directions.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Impairment {
+    /// Never arrive.
+    pub loss: u64,
+    /// Arrive 1 to 20 ms late, behind those that were sent after them.
+    pub reorder: u64,
+    /// Arrive twice.
+    pub duplicate: u64,
+}
+
+/// An impairment that is in force until this is dropped.
+pub struct Shim {
+    host: Host,
+    rules: Vec<String>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Shim {
+    /// Impairs what `host` and others say to each other on a TCP port of theirs.
+    pub fn start(host: &Host, port: u16, impairment: Impairment, seed: u64) -> io::Result<Shim> {
+        let (queue, sender) = host.enter(|| Ok::<_, io::Error>((Queue::open(QUEUE)?, RawSender::open()?)))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut worker = Worker { queue, sender, impairment, rng: Rng::new(seed), late: Vec::new() };
+        let told = stop.clone();
+        let thread = std::thread::spawn(move || worker.run(&told));
+        let mut shim = Shim { host: host.clone(), rules: Vec::new(), stop, thread: Some(thread) };
+        for (chain, which) in [("INPUT", "--sport"), ("OUTPUT", "--dport")] {
+            let rule = format!("{chain} -p tcp {which} {port} -m mark ! --mark {MARK} -j NFQUEUE --queue-num {QUEUE}");
+            iptables(host, "-I", &rule)?;
+            shim.rules.push(rule);
+        }
+        Ok(shim)
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        for rule in &self.rules {
+            if let Err(e) = iptables(&self.host, "-D", rule) {
+                eprintln!("{e}");
+            }
+        }
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(Err(e))) => eprintln!("the shim ended: {e}"),
+            Some(Err(_)) => eprintln!("the shim panicked"),
+            _ => {}
+        }
+    }
+}
+
+/// `iptables WHAT RULE` on a host.
+pub(crate) fn iptables(host: &Host, what: &str, rule: &str) -> io::Result<()> {
+    let mut c = Command::new("iptables");
+    c.args(["-w", what]).args(rule.split_whitespace());
+    let out = host.run(c, Duration::from_secs(30))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    Err(other(format!("iptables {what} {rule}: {}", String::from_utf8_lossy(&out.stderr))))
+}
+
+struct Worker {
+    queue: Queue,
+    sender: RawSender,
+    impairment: Impairment,
+    rng: Rng,
+    late: Vec<(Instant, u32)>,
+}
+
+impl Worker {
+    fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            let wait = if self.late.is_empty() { 50 } else { 1 };
+            sys::wait_readable(self.queue.as_fd(), Duration::from_millis(wait))?;
+            let Worker { queue, sender, impairment, rng, late } = self;
+            queue.recv_batch_with(|packet, verdicts| {
+                if rng.range(1, 1000) <= impairment.loss {
+                    return verdicts.drop_packet(packet.id);
+                }
+                if rng.range(1, 1000) <= impairment.duplicate {
+                    if let Some(copy) = segment::completed(packet.payload, packet.checksum_ok()) {
+                        // A batch that segmentation offload made is longer than the interface takes: not doubled.
+                        let _ = sender.send(&copy);
+                    }
+                }
+                if rng.range(1, 1000) <= impairment.reorder {
+                    let due = Instant::now() + rng.duration(Duration::from_millis(1), Duration::from_millis(20));
+                    return late.push((due, packet.id));
+                }
+                verdicts.accept(packet.id);
+            })?;
+            let now = Instant::now();
+            late.retain(|(due, id)| {
+                if *due <= now {
+                    queue.accept(*id);
+                }
+                *due > now
+            });
+            queue.flush()?;
+        }
+        // The rules are gone; what is still here goes on.
+        for (_, id) in self.late.drain(..) {
+            self.queue.accept(id);
+        }
+        self.queue.flush()
+    }
+}

@@ -1,0 +1,240 @@
+//! Peers that say what no TCP says, or what belongs to no connection of theirs: what the application reads is what the
+//! store has, and nobody is harmed.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use tcpr_lab::client::{EchoClients, EchoOptions, End};
+use tcpr_lab::flags::{ACK, FIN, PSH, RST, SYN};
+use tcpr_lab::member::Service;
+use tcpr_lab::{RawPeer, Rng, Said, SegFilter};
+
+use crate::world::{built, Stop, World, PATIENCE, PORT};
+
+const URG: u8 = 32;
+/// Bytes of one burst.
+const BURST: usize = 3000;
+
+/// What the stream says at this offset.
+fn honest(offset: usize) -> u8 {
+    (offset ^ (offset >> 8) ^ (offset >> 13)) as u8
+}
+
+/// A peer and what it has said.
+struct Hostile {
+    peer: RawPeer,
+    rng: Rng,
+    /// All bytes before are echoed.
+    base: usize,
+    /// Bursts whose packets have overtaken each other.
+    doubts: u32,
+}
+
+impl Hostile {
+    fn say(&mut self, flags: u8, at: i64, bytes: &[u8]) {
+        let ack = self.peer.received();
+        self.peer.say(Said { flags, at, ack, bytes }).expect("sent");
+    }
+
+    /// A piece of the burst, honest or a lie. Its bytes count from `truth`, where none of its places has others.
+    fn piece(&mut self, truth: &mut [Option<u8>]) {
+        // Never the first byte: it would end the burst.
+        let from = self.rng.range(1, BURST as u64 - 1) as usize;
+        let to = (from + self.rng.range(1, 400) as usize).min(BURST);
+        let lie = if self.rng.chance(30) { 0xff } else { 0 };
+        let bytes: Vec<u8> = (from..to).map(|i| honest(self.base + i) ^ lie).collect();
+        if truth[from..to].iter().zip(&bytes).all(|(known, b)| known.is_none_or(|known| known == *b)) {
+            truth[from..to].iter_mut().zip(&bytes).for_each(|(known, b)| *known = Some(*b));
+        }
+        let urgent = if self.rng.chance(10) { URG } else { 0 };
+        self.say(ACK | urgent, (self.base + from) as i64, &bytes);
+    }
+
+    /// Something that nobody may believe. `sure`: nothing of the burst was lost.
+    fn nonsense(&mut self, truth: &[Option<u8>], sure: bool) {
+        let next = self.base as i64;
+        let lies: Vec<u8> = (self.base + 1..self.base + 200).map(|o| !honest(o)).collect();
+        match self.rng.range(0, 8) {
+            0 => {
+                let said = Said { flags: ACK | PSH, at: next, ack: self.peer.received(), bytes: &lies };
+                let mut packet = self.peer.packet(said);
+                *packet.last_mut().expect("bytes") ^= 1;
+                self.peer.send(&packet).expect("sent");
+            }
+            1 => {
+                let beside = self.rng.range(1, 30_000) as i64;
+                let at = if self.rng.chance(50) { next + beside } else { next - beside };
+                self.say(RST, at, &[]);
+            }
+            2 => self.say(SYN, next, &[]),
+            3 => self.say(ACK, next + 200_000, &lies),
+            4 => self.say(0, next, &lies),
+            5 => {
+                let future = self.peer.received() + 100_000;
+                self.peer.say(Said { flags: ACK, at: next, ack: future, bytes: &lies }).expect("sent");
+            }
+            6 => {
+                // What is long acknowledged, said otherwise.
+                let from = self.base.saturating_sub(300);
+                let old: Vec<u8> = (from..self.base).map(|o| !honest(o)).collect();
+                self.say(ACK, from as i64, &old);
+            }
+            7 if sure => {
+                // The end, before what is known to stand behind it.
+                if let Some(last) = truth.iter().rposition(Option::is_some).filter(|last| *last > 1) {
+                    let at = self.rng.range(1, last as u64) as i64;
+                    self.say(ACK | FIN, next + at, &[]);
+                }
+            }
+            _ => {
+                let at = next - self.rng.range(0, 20) as i64;
+                self.say(ACK, at, &[]);
+            }
+        }
+    }
+
+    /// Sends what is still missing until all of it is echoed. `sure`: nothing was lost on the way, so that `truth` is
+    /// what the store has; otherwise either word may be.
+    fn finish(&mut self, truth: &[Option<u8>], mut sure: bool) -> Result<(), String> {
+        let end = self.base + BURST;
+        let word = |i: usize| truth[i].unwrap_or(honest(self.base + i));
+        let said: Vec<u8> = (0..BURST).map(word).collect();
+        let deadline = Instant::now() + PATIENCE;
+        let mut tries = 0;
+        while self.peer.got.len() < end {
+            if Instant::now() > deadline {
+                return Err(format!("{} of {end} bytes came, {} acknowledged", self.peer.got.len(), self.peer.acked));
+            }
+            let from = (self.peer.acked as usize).clamp(self.base, end);
+            if sure || tries % 3 < 2 {
+                for at in (from..end).step_by(1000) {
+                    self.say(ACK, at as i64, &said[at - self.base..(at + 1000).min(end) - self.base]);
+                }
+            } else {
+                // It may have kept one word here and the other there.
+                for at in from..(from + 100).min(end) {
+                    self.say(ACK, at as i64, &[honest(at)]);
+                    self.say(ACK, at as i64, &[!honest(at)]);
+                }
+            }
+            tries += 1;
+            if sure && tries == 50 {
+                self.doubts += 1;
+                sure = false;
+            }
+            let before = self.peer.got.len();
+            self.peer.listen(Duration::from_millis(100)).expect("received");
+            if let Some(wrong) = self.peer.wrong.take() {
+                return Err(wrong);
+            }
+            if self.peer.got.len() > before {
+                tries = 0;
+            }
+        }
+        let right = |i: &usize| {
+            let got = self.peer.got[self.base + i];
+            if sure { got == said[*i] } else { got == said[*i] || got == !said[*i] }
+        };
+        match (0..BURST).find(|i| !right(i)) {
+            Some(i) => Err(format!("byte {} is wrong", self.base + i)),
+            None => Ok(()),
+        }
+    }
+
+    fn burst(&mut self, sure: bool) -> Result<(), String> {
+        let mut truth = vec![None; BURST];
+        for _ in 0..40 {
+            if self.rng.chance(70) {
+                self.piece(&mut truth);
+            } else {
+                self.nonsense(&truth, sure);
+            }
+        }
+        self.finish(&truth, sure)?;
+        self.base += BURST;
+        Ok(())
+    }
+
+    /// Ends the connection as a TCP does.
+    fn end(mut self) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.peer.fin || self.peer.acked <= self.base as u64 {
+            if Instant::now() > deadline {
+                return Err("the connection does not end".to_owned());
+            }
+            self.say(ACK | FIN, self.base as i64, &[]);
+            self.peer.listen(Duration::from_millis(100)).expect("received");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn hostile_segments_harm_nobody() {
+    let mut w = World::new("hostile", Service::new("echo", PORT), &[&built("echo_server"), "5555"]);
+    RawPeer::prepare(&w.peer, PORT).expect("prepared");
+    let options = EchoOptions::new(3, w.rng.next_u64());
+    let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
+    let mut hostile: Vec<Hostile> = (0..4)
+        .map(|i| {
+            let rng = Rng::new(w.rng.next_u64());
+            let isn = w.rng.next_u64() as u32;
+            let peer = RawPeer::connect(&w.peer, 10_000 + i, w.pair.addr(), isn, PATIENCE).expect("connect");
+            Hostile { peer, rng, base: 0, doubts: 0 }
+        })
+        .collect();
+    // While nothing fails, each byte is known.
+    for (i, h) in hostile.iter_mut().enumerate() {
+        for burst in 0..10 {
+            h.burst(true).unwrap_or_else(|e| panic!("peer {i}, burst {burst}: {e}\n{}", w.pair.describe()));
+        }
+    }
+    let doubts: u32 = hostile.iter().map(|h| h.doubts).sum();
+    assert!(doubts < 3, "{doubts} of 40 bursts were not understood as they were sent");
+    let (stop, bursts) = (AtomicBool::new(false), AtomicU64::new(0));
+    let faults = w.faults(10);
+    let hostile: Vec<Hostile> = std::thread::scope(|threads| {
+        let _stop = Stop(&stop);
+        let running: Vec<_> = hostile
+            .into_iter()
+            .map(|mut h| {
+                let (stop, bursts) = (&stop, &bursts);
+                threads.spawn(move || {
+                    while !stop.load(Relaxed) {
+                        if let Err(e) = h.burst(false) {
+                            stop.store(true, Relaxed);
+                            return Err(e);
+                        }
+                        bursts.fetch_add(1, Relaxed);
+                    }
+                    Ok(h)
+                })
+            })
+            .collect();
+        for (round, fault) in faults.iter().enumerate() {
+            if stop.load(Relaxed) {
+                break;
+            }
+            let before = bursts.load(Relaxed);
+            w.survive(&clients, &[*fault]);
+            let went_on = tcpr_lab::wait_for(PATIENCE, || stop.load(Relaxed) || bursts.load(Relaxed) >= before + 8);
+            assert!(went_on, "round {round}, {fault:?}: no progress\n{}", w.pair.describe());
+            eprintln!("round {round}, {fault:?}: {} bursts", bursts.load(Relaxed));
+        }
+        stop.store(true, Relaxed);
+        let ended = running.into_iter().enumerate().map(|(i, h)| {
+            let ended = h.join().expect("no panic");
+            ended.unwrap_or_else(|e| panic!("peer {i}: {e}\n{}", w.pair.describe()))
+        });
+        ended.collect()
+    });
+    for h in hostile {
+        h.end().expect("an orderly end");
+    }
+    let stats = clients.stop_and_verify(PATIENCE, End::HalfClose).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((stats.bytes_lost, stats.bytes_doubled, stats.reconnects), (0, 0, 0));
+    w.capture.complete().expect("a whole capture");
+    let resets = w.capture.tcp(&SegFilter::port(PORT).outgoing(false).any_flag(RST));
+    assert!(resets.is_empty(), "{resets:?}");
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
