@@ -29,6 +29,7 @@ fn read_environment() {
 
 /// Runs after the program's own exit handlers.
 extern "C" fn at_exit() {
+    ops::flush_streams();
     process::exiting();
 }
 

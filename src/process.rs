@@ -419,10 +419,12 @@ pub fn exiting() {
     ffi::guarded((), || {
         let Some(_inside) = Bypass::enter_first() else { return };
         let Some(client) = joined() else { return };
-        for (&handle, connection) in lock(&CONNECTIONS).iter().flatten() {
-            if connection.shared {
-                client.push(&Event::Close { thread: 0, handle, shared: true });
-            }
+        let connections = lock(&CONNECTIONS);
+        let shared = connections.iter().flatten().filter(|(_, connection)| connection.shared);
+        let shared: Vec<u32> = shared.map(|(handle, _)| *handle).collect();
+        drop(connections);
+        for handle in shared {
+            client.push(&Event::Close { thread: 0, handle, shared: true });
         }
         client.push(&Event::Exit);
         if EMBEDDER.load(Ordering::Relaxed) == std::process::id() {
@@ -438,6 +440,7 @@ pub fn exiting() {
 struct Held {
     _joining: MutexGuard<'static, Option<Manager>>,
     stash: ops::StashGuard,
+    _streams: ops::StreamsGuard,
     connections: MutexGuard<'static, Option<HashMap<u32, Connection>>>,
 }
 
@@ -455,6 +458,7 @@ extern "C" fn before_fork() {
         let held = Held {
             _joining: lock(&JOINING),
             stash: ops::lock_stash(),
+            _streams: ops::lock_streams(),
             connections: lock(&CONNECTIONS),
         };
         HELD.with(|h| *h.borrow_mut() = Some(held));

@@ -3,11 +3,11 @@
 //! Each is looked up when it is first called, without memory or locks of ours: hooks run before any
 //! constructor, in signal handlers and inside other people's allocators.
 
-use std::ffi::{c_void, CStr};
+use std::ffi::{c_char, c_void, CStr};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
-    c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off_t,
+    c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off64_t, off_t,
     pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, siginfo_t, sigset_t, size_t,
     sockaddr, socklen_t, ssize_t, timespec, timeval, FILE,
 };
@@ -34,6 +34,10 @@ impl Lacking for isize {
 
 impl Lacking for c_long {
     const RESULT: Self = -1;
+}
+
+impl Lacking for *mut FILE {
+    const RESULT: Self = std::ptr::null_mut();
 }
 
 impl Lacking for () {
@@ -101,17 +105,44 @@ pub fn interposes() -> bool {
     std::ptr::eq(first, crate::preload::read as *const c_void)
 }
 
+/// cookie_io_functions_t of glibc's <stdio.h>.
+#[repr(C)]
+pub struct CookieCalls {
+    pub read: unsafe extern "C-unwind" fn(*mut c_void, *mut c_char, size_t) -> ssize_t,
+    pub write: unsafe extern "C-unwind" fn(*mut c_void, *const c_char, size_t) -> ssize_t,
+    pub seek: unsafe extern "C-unwind" fn(*mut c_void, *mut off64_t, c_int) -> c_int,
+    pub close: unsafe extern "C-unwind" fn(*mut c_void) -> c_int,
+}
+
 extern "C-unwind" {
     /// Acts on a pending cancellation, which our attempts by number would otherwise skip.
     pub fn pthread_testcancel();
-    /// The descriptor of a stdio stream.
-    pub fn fileno(file: *mut FILE) -> c_int;
+    /// A stream that calls functions of ours with the cookie.
+    pub fn fopencookie(cookie: *mut c_void, mode: *const c_char, calls: CookieCalls) -> *mut FILE;
+    // Not in the libc crate.
+    fn ftrylockfile(file: *mut FILE) -> c_int;
+    fn funlockfile(file: *mut FILE);
+    fn fflush_unlocked(file: *mut FILE) -> c_int;
     /// Not in the libc crate.
     fn pthread_atfork(
         prepare: Option<extern "C" fn()>,
         parent: Option<extern "C" fn()>,
         child: Option<extern "C" fn()>,
     ) -> c_int;
+}
+
+/// Writes what is in a stream's buffer; not if another thread has locked the stream.
+///
+/// # Safety
+/// An open stream.
+pub unsafe fn flush_unless_locked(file: *mut FILE) {
+    // SAFETY: an open stream, says the caller.
+    unsafe {
+        if ftrylockfile(file) == 0 {
+            fflush_unlocked(file);
+            funlockfile(file);
+        }
+    }
 }
 
 /// Has functions called around every fork of this process.

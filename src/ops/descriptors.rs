@@ -1,6 +1,6 @@
 //! Descriptors of protected sockets: their copies and their ends.
 
-use libc::{c_int, c_long, c_uint, FILE};
+use libc::{c_int, c_long, c_uint};
 use tcpr_node::channel::client::Bypass;
 
 use super::inside;
@@ -10,7 +10,7 @@ use crate::{ffi, process, real, turn};
 const CLOSE_RANGE_CLOEXEC: c_int = 4;
 
 /// Whether changes to the table are this thread's to make.
-fn is_for_us() -> bool {
+pub(super) fn is_for_us() -> bool {
     !Bypass::active() && process::is_ours()
 }
 
@@ -174,25 +174,6 @@ pub unsafe fn fcntl(fd: c_int, command: c_int, argument: c_long) -> c_int {
 pub unsafe fn fcntl64(fd: c_int, command: c_int, argument: c_long) -> c_int {
     // SAFETY: the caller's arguments; on 64-bit systems it is the same function.
     unsafe { fcntl(fd, command, argument) }
-}
-
-/// As in the C library.
-///
-/// # Safety
-/// As in the C library.
-pub unsafe fn fclose(file: *mut FILE) -> c_int {
-    // The C library closes the descriptor without calling a name that we could hook.
-    if !file.is_null() {
-        let saved = ffi::errno();
-        // SAFETY: an open stream, or the caller breaks fclose's contract.
-        let fd = unsafe { real::fileno(file) };
-        ffi::set_errno(saved);
-        if !table::is_plain(fd) && is_for_us() {
-            inside((), || process::closing(fd));
-        }
-    }
-    // SAFETY: the caller's argument.
-    unsafe { real::fclose(file) }
 }
 
 /// As in the C library. Node closes its sockets by number, and languages wait by number.

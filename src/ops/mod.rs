@@ -9,14 +9,16 @@ mod descriptors;
 mod input;
 mod output;
 mod sockets;
+mod streams;
 
 pub use accept::{accept, accept4, lock_stash, StashGuard};
-pub use descriptors::{close, close_range, closefrom, dup, dup2, dup3, fclose, fcntl, fcntl64, syscall};
+pub use descriptors::{close, close_range, closefrom, dup, dup2, dup3, fcntl, fcntl64, syscall};
 pub use input::{
     __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,
 };
 pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, write, writev};
 pub use sockets::{bind, listen, protected_socket, shutdown, socket, tell_listener};
+pub use streams::{fclose, fdopen, fileno, fileno_unlocked, flush_streams, lock_streams, StreamsGuard};
 
 use libc::c_int;
 use tcpr_node::channel::client::{Bypass, Client};

@@ -42,6 +42,7 @@ macro_rules! for_each_hook {
                 fn dup(fd: c_int) -> c_int;
                 fn fcntl(fd: c_int, command: c_int, argument: c_long) -> c_int;
                 fn fcntl64(fd: c_int, command: c_int, argument: c_long) -> c_int;
+                fn fdopen(fd: c_int, mode: *const c_char) -> *mut FILE;
             }
             waits {
                 fn epoll_wait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int) -> c_int, looks timeout == 0;
@@ -83,6 +84,8 @@ macro_rules! for_each_hook {
                 fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
                 fn closefrom(first: c_int) -> ();
                 fn fclose(file: *mut FILE) -> c_int;
+                fn fileno(file: *mut FILE) -> c_int;
+                fn fileno_unlocked(file: *mut FILE) -> c_int;
                 fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long;
             }
         }

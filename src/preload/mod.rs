@@ -5,7 +5,7 @@ mod list;
 
 pub(crate) use list::for_each_hook;
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 
 use libc::{
     c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off_t,

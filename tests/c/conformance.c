@@ -603,6 +603,70 @@ static void tcp_ends(int listener)
     close(peer);
 }
 
+static void tcp_streams(int listener)
+{
+    char line[100], byte;
+    int peer, fd = accepted(listener, &peer);
+    T("fdopen with a bad mode", fdopen(fd, "q") == NULL);
+    FILE *stream = fdopen(fd, "r+");
+    T("fileno", fileno(stream) == fd);
+    T("fputs", fputs("hello\n", stream));
+    T("fflush", fflush(stream));
+    peer_gets(peer, 6);
+    peer_sends(peer, "one\ntwo\nthree");
+    T("fgets", fgets(line, sizeof line, stream) == line);
+    T("line", strcmp(line, "one\n"));
+    T("fgets", fgets(line, sizeof line, stream) == line);
+    T("line", strcmp(line, "two\n"));
+    T("ftell", ftell(stream));
+    T("fseek", fseek(stream, 0, SEEK_SET));
+    T("rest", fread(line, 1, 5, stream));
+    T("fprintf", fprintf(stream, "%s %d\n", "formatted", 7));
+    T("fflush", fflush(stream));
+    peer_gets(peer, 12);
+    T("setvbuf", setvbuf(stream, NULL, _IOLBF, 0));
+    T("fputs", fputs("line buffered\n", stream));
+    peer_gets(peer, 14);
+    T("fwrite", fwrite(big, 1, 100, stream));
+    T("nonblock", fcntl(fd, F_SETFL, O_NONBLOCK));
+    T("fflush", fflush(stream));
+    T("fgetc", fgetc(stream));
+    T("ferror", ferror(stream) != 0);
+    clearerr(stream);
+    shutdown(peer, SHUT_WR);
+    rest(30);
+    T("fgetc", fgetc(stream));
+    T("feof", feof(stream) != 0);
+    T("fputs", fputs("last", stream));
+    T("fclose", fclose(stream));
+    T("read", N(read)(fd, &byte, 1));
+    close(peer);
+
+    fd = accepted(listener, &peer);
+    stream = fdopen(fd, "w");
+    FILE *second = fdopen(N(dup)(fd), "r");
+    T("fputs", fputs("through a copy", stream));
+    T("fclose", fclose(stream));
+    peer_gets(peer, 14);
+    peer_sends(peer, "x");
+    T("fgetc", fgetc(second));
+    T("fclose", fclose(second));
+    peer_gets(peer, 1);
+    close(peer);
+
+    fd = accepted(listener, &peer);
+    stream = fdopen(fd, "w");
+    fputs("left in the buffer at the end", stream);
+    pid_t child = fork();
+    if (child == 0)
+        exit(0);
+    T("waitpid", waitpid(child, NULL, 0) == child);
+    peer_gets(peer, 29);
+    T("fclose", fclose(stream));
+    peer_gets(peer, 29);
+    close(peer);
+}
+
 static void tcp_copies(int listener)
 {
     int copy, peer, fd = accepted(listener, &peer);
@@ -789,6 +853,8 @@ int main(int count, char **arguments)
     tcp_output(listener);
     section = "tcp ends";
     tcp_ends(listener);
+    section = "tcp streams";
+    tcp_streams(listener);
     section = "tcp copies";
     tcp_copies(listener);
     section = "tcp children";

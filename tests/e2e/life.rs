@@ -126,6 +126,32 @@ fn what_is_not_protected_is_as_without_tcpr() {
     }
 }
 
+/// What calls return on descriptors that are protected. The peer is on the same machine, which the packet rules leave
+/// alone: only the hooks are at work.
+#[test]
+fn what_is_protected_returns_what_it_does_without_tcpr() {
+    let lab = Lab::new("calls").expect("a lab");
+    let a = lab.host("a", "192.0.2.1/24").expect("host");
+    let b = lab.host("b", "192.0.2.2/24").expect("host");
+    let pair = Pair::new(&a, &b, Service::new("calls", PORT).patient()).expect("a pair");
+    let vip = pair.addr().ip().to_string();
+    let address = |what: &str| {
+        let mut c = Command::new("ip");
+        c.args(["address", what, &format!("{vip}/32"), "dev", "lo"]);
+        assert!(a.run(c, PATIENCE).expect("ip runs").status.success());
+    };
+    let program = format!("{} {vip} {PORT}", built("conformance"));
+    address("add");
+    let mut c = Command::new("sh");
+    c.args(["-c", &format!("exec {program}")]);
+    let plain = a.run(c, 4 * PATIENCE).expect("the program runs");
+    address("delete");
+    assert!(!plain.stdout.is_empty());
+    // Until the member is master there is no such address.
+    let script = format!("until ip address show | grep -q {vip}/; do sleep 0.05; done; exec {program}");
+    same(&plain, &pair.tcpr(0, &["run", "--", "sh", "-c", &script]).expect("tcpr run"), "protected");
+}
+
 /// A client that has more of the output than the backup heard of (its ACKs are lost when the master dies), or less
 /// (the output itself is lost); and one that the takeover's probe reaches too late.
 #[test]

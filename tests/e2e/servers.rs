@@ -50,7 +50,6 @@ fn lines_are_answered(way: &str) {
 }
 
 #[test]
-#[ignore = "known fault: about once in forty failovers one of its connections stands still"]
 fn a_thread_pool_answers() {
     lines_are_answered("pool");
 }

@@ -282,7 +282,8 @@ impl TurnPolicy {
         self.bound(t);
     }
 
-    /// The thread ends the output of the session.
+    /// The thread ends the output of the session. That answers what was read of this one, and of no other: it says
+    /// nothing.
     pub fn shutdown(&mut self, now: Now, t: Thread, s: SessionId) {
         if !self.touch(t, s) {
             return;
@@ -290,7 +291,6 @@ impl TurnPolicy {
         if let Some(p) = self.sessions.get_mut(&s) {
             p.shutdown();
         }
-        self.answer(t, s);
         self.start_clock(now, t);
         self.bound(t);
     }

@@ -645,7 +645,7 @@ impl World {
                 node.hold = Some(epoch);
             }
             RoleAction::SendPaired { epoch } => self.send(m, Message::Paired(epoch)),
-            RoleAction::Stall => {}
+            RoleAction::Stall | RoleAction::DefendVip => {}
             RoleAction::Announce { .. } => self.seen.announced += 1,
             RoleAction::Fence => {
                 node.fenced = true;

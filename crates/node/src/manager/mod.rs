@@ -405,6 +405,11 @@ impl Manager {
         }
         self.vip_up = true;
         self.vip_renew = now + VIP_RENEW;
+        self.vip_announce(now);
+    }
+
+    /// Tells the network where the virtual IP is, now and a few times more.
+    fn vip_announce(&mut self, now: Now) {
         self.garp_due = std::iter::once(now).chain(arp::ANNOUNCE_AGAIN.iter().map(|after| now + *after)).collect();
         self.vip_timers(now);
     }

@@ -726,6 +726,7 @@ impl Manager {
             }
             RoleAction::Stall => log::warn!("the replica is out of contact; nothing leaves that it has not stored"),
             RoleAction::Announce { .. } => self.beat(),
+            RoleAction::DefendVip => self.vip_announce(now),
             RoleAction::GoSolo { epoch, doubtful } => {
                 log::warn!("going on alone in epoch {epoch}");
                 self.takeover.handing_over = false;

@@ -35,6 +35,8 @@ pub struct Program {
     child: Option<(Child, OwnedFd, Now)>,
     back_off: Duration,
     start_at: Option<Now>,
+    /// Children that this process had before: whoever became `tcpr run` by exec had started them.
+    not_ours: Vec<libc::pid_t>,
     /// How often it was started.
     pub starts: u64,
 }
@@ -47,7 +49,8 @@ impl Program {
         if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } < 0 {
             log::warn!("the program's own children may outlive it: {}", io::Error::last_os_error());
         }
-        Program { spec, environment, child: None, back_off: BACK_OFF, start_at: Some(now), starts: 0 }
+        let (child, not_ours) = (None, children());
+        Program { spec, environment, child, back_off: BACK_OFF, start_at: Some(now), not_ours, starts: 0 }
     }
 
     /// When it is to be started.
@@ -159,7 +162,8 @@ impl Program {
     pub fn kill_the_rest(&mut self) {
         // Those of one that is killed become ours.
         for _ in 0..GENERATIONS {
-            let children = children();
+            let mut children = children();
+            children.retain(|pid| !self.not_ours.contains(pid));
             if children.is_empty() {
                 return;
             }
@@ -191,6 +195,7 @@ impl Program {
             if pid == 0 || self.pid() == u32::try_from(pid).ok() {
                 return;
             }
+            self.not_ours.retain(|other| *other != pid);
             // SAFETY: no pointers but a null one that the call allows.
             unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
         }

@@ -22,6 +22,9 @@ pub enum Origin {
     Inherited,
 }
 
+/// In place of the channel of a process that has ended in order.
+pub(super) const IN_ORDER: u32 = u32::MAX;
+
 fn thread_key(channel: u32, thread: u32) -> Thread {
     Thread::from(channel) << 32 | Thread::from(thread)
 }
@@ -55,7 +58,9 @@ impl Filter {
             }
             live.orphan = false;
             // A forked process has joined, and says itself when it closes it.
-            live.let_go &= origin != Origin::Inherited;
+            if origin == Origin::Inherited {
+                live.let_go = None;
+            }
             first = !std::mem::replace(&mut live.attached, true);
         });
         if first {
@@ -178,7 +183,7 @@ impl Filter {
         if !live.owners.is_empty() {
             return;
         }
-        live.let_go = shared;
+        live.let_go = shared.then_some(channel);
         if !shared {
             live.fin_asked = true;
             live.closed = true;
@@ -194,6 +199,9 @@ impl Filter {
         held.sort_unstable();
         for handle in held {
             self.close(now, channel, u32::MAX, handle, false);
+        }
+        for live in self.live.values_mut().filter(|live| live.let_go == Some(channel)) {
+            live.let_go = Some(IN_ORDER);
         }
         let first = thread_key(channel, 0);
         let turns: Vec<Thread> = self.in_turn.range(first..=first | u64::from(u32::MAX)).copied().collect();
@@ -332,7 +340,7 @@ impl Filter {
         let mut orphans = Vec::new();
         for (&id, live) in &mut self.live {
             let s = self.store.get(id).expect("live");
-            let held_it = live.owners.contains(&channel);
+            let held_it = live.owners.contains(&channel) || live.let_go == Some(channel);
             live.owners.retain(|&c| c != channel);
             // Closed in a turn that never came to its end.
             let unclosed = (live.fin_asked && !s.out_fin || live.closed && !s.closed) && !self.turns.pending(id);
@@ -374,7 +382,8 @@ impl Filter {
         }
         let asked = std::mem::take(&mut self.suspects);
         let (silent, others) = asked.into_iter().partition(|id| {
-            let silent = |l: &Live| l.owners.contains(&channel) && l.held.iter().any(|h| l.unasked(h));
+            let held_it = |l: &Live| l.owners.contains(&channel) || l.owners.is_empty() && l.let_go == Some(channel);
+            let silent = |l: &Live| held_it(l) && l.held.iter().any(|h| l.unasked(h));
             self.live.get(id).is_some_and(silent)
         });
         self.suspects = others;

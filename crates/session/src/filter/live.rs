@@ -86,8 +86,8 @@ pub(super) struct Live {
     /// How much the kernel has for the application is asked; is known, for the packet that is judged now.
     pub unread_asked: bool,
     pub unread_known: bool,
-    /// Closed by a process whose forked children may hold it, none of which has joined.
-    pub let_go: bool,
+    /// Closed by the process of this channel, whose forked children may hold it, none of which has joined.
+    pub let_go: Option<u32>,
     /// Attached once: the turn policy knows it.
     pub attached: bool,
     /// Announced by hooks, not yet committed.
@@ -149,7 +149,7 @@ impl Live {
             orphan: false,
             unread_asked: false,
             unread_known: false,
-            let_go: false,
+            let_go: None,
             attached: false,
             pending: VecDeque::new(),
             closed: s.closed,

@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::live::{Held, Live, Stage, Waiting};
+use super::app::IN_ORDER;
 use super::{Action, Filter, Mode};
-use crate::record::EndReason;
+use crate::record::{self, EndReason};
 use crate::segment::{flags, Segment};
 use crate::seq;
 use crate::store::Session;
@@ -62,15 +63,21 @@ impl Filter {
             self.counters.refusals_withheld += 1;
             return self.actions.push(Action::DropOut(id));
         }
+        let last_words = !rst && !fin && segment.payload().is_empty();
         // Once every session of the store is back, a stranger may be told to reconnect.
-        if rst && self.mode == Mode::Active && !self.fenced {
-            return self.actions.push(Action::AcceptOut(id));
-        }
-        if !rst && !fin && segment.payload().is_empty() && !self.fenced {
-            // The last words of a connection that has just ended, or is in TIME_WAIT: they may acknowledge what
-            // the replica has yet to store.
+        let refuses = rst && self.mode == Mode::Active;
+        if (last_words || refuses) && !self.fenced {
+            let need = if refuses && self.needs_replica {
+                // The next master may know it. Only what the replica says after the stranger came proves that there
+                // is none yet.
+                self.write(0, |out| record::encode_commit(&[], out))
+            } else {
+                // The last words of a connection that has just ended, or is in TIME_WAIT: they may acknowledge what
+                // the replica has yet to store.
+                self.end
+            };
             let held = Held { id, start: 0, end: 0, ack: 0, lowered: false, fin, rst, bytes: None, since: now };
-            return self.wait_or_release(now, NO_SESSION, self.end, held);
+            return self.wait_or_release(now, NO_SESSION, need, held);
         }
         // Anything more is not ours to send.
         self.counters.unknown_dropped += 1;
@@ -214,11 +221,6 @@ impl Filter {
             }
             return true;
         }
-        if live.unasked(h) && live.let_go && live.owners.is_empty() && h.start <= announced {
-            // No process that is known holds it, and the kernel closes it with the last descriptor.
-            self.closed_unasked(now, u32::MAX, session);
-            return true;
-        }
         if live.unasked(h) && !live.suspected {
             live.suspected = true;
             self.suspicious.push_back((h.since + SUSPICIOUS, session));
@@ -247,8 +249,14 @@ impl Filter {
                 }
                 continue;
             }
+            if live.owners.is_empty() && live.let_go == Some(IN_ORDER) {
+                self.closed_unasked(now, IN_ORDER, session);
+                self.judge_held(now, session);
+                continue;
+            }
             self.suspects.insert(session);
             asked.extend_from_slice(&live.owners);
+            asked.extend(live.let_go);
         }
         asked.sort_unstable();
         asked.dedup();

@@ -219,6 +219,9 @@ pub enum RoleAction {
     },
     /// The replica is out of contact. Nothing changes in what may be released; for status and logs.
     Stall,
+    /// The partner takes itself, or took itself until now, for the master, and may have told the network so: tell it
+    /// better.
+    DefendVip,
     /// Name this epoch in heartbeats, at once. Releases go on to need the old epoch's acknowledgements.
     Announce {
         /// The epoch claimed.
@@ -499,10 +502,12 @@ impl RoleMachine {
         self.epoch
     }
 
-    /// Whether the network may be told that the virtual IP is ours: not by a master that was away for so long that
-    /// its partner may have it.
+    /// Whether the network may be told that the virtual IP is ours: not by a master whose partner may have it by now,
+    /// because it was away for so long, or has not heard its backup lately.
     pub fn announces(&self) -> bool {
-        self.role() == Role::Master && (!self.cfg.has_partner || self.awake >= self.overtaken_until)
+        let State::Master(m) = &self.state else { return false };
+        let in_contact = m.stalled.is_none() && self.since_heard() * 2 < self.suspicion();
+        !m.fenced && (!self.cfg.has_partner || self.awake >= self.overtaken_until && (!m.held() || in_contact))
     }
 
     /// What our heartbeats and hellos say: the partner's [`PartnerView`] of us.
@@ -626,6 +631,8 @@ impl RoleMachine {
             return;
         }
         self.partner_epoch = view.epoch;
+        let is_master = matches!(view.role, Role::Master | Role::Fenced);
+        let was_master = self.partner_is(Role::Master) || self.partner_is(Role::Fenced);
         self.partner = Some(view);
         self.heard = self.awake;
         self.heard_real = self.real;
@@ -637,7 +644,6 @@ impl RoleMachine {
             Role::Fenced => self.fenced_since.or(Some(self.awake)),
             _ => None,
         };
-        let is_master = matches!(view.role, Role::Master | Role::Fenced);
         match self.state {
             State::Starting { .. } => self.heard_while_starting(view),
             State::Backup { .. } => {
@@ -662,6 +668,9 @@ impl RoleMachine {
                     // Even if the partner is no longer master: it was, after us, and knows of more than we do.
                     self.demote(view.epoch);
                     return;
+                }
+                if is_master || was_master {
+                    self.actions.push_back(RoleAction::DefendVip);
                 }
                 if m.fenced && self.carrier {
                     self.unfence();

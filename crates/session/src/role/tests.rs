@@ -134,10 +134,10 @@ impl Lone {
         self.next_beat = self.next_beat.max(self.now + ms(15));
     }
 
-    /// What happened, without the probes.
+    /// What happened, without the probes and what concerns the network only.
     fn take(&mut self) -> Vec<RoleAction> {
         let log = std::mem::take(&mut self.log);
-        log.into_iter().filter(|a| *a != RoleAction::ProbeReach).collect()
+        log.into_iter().filter(|a| !matches!(a, RoleAction::ProbeReach | RoleAction::DefendVip)).collect()
     }
 }
 
@@ -750,6 +750,38 @@ fn a_paused_master_tells_nobody_of_its_address_before_it_has_listened() {
         assert!(!t.machine.announces());
     }
     assert!(t.machine.role() == Role::Backup);
+}
+
+#[test]
+fn a_master_that_does_not_hear_its_backup_tells_nobody_of_its_address() {
+    let mut t = Lone::paired_master();
+    t.partner = None;
+    t.run(40);
+    assert!(!t.machine.announces() && !t.machine.stalled(), "its backup may be about to take over");
+    t.run(30);
+    assert!(!t.machine.announces() && t.machine.stalled());
+    t.partner = Some(says(Role::Backup, ep(1, A)));
+    t.next_beat = t.now;
+    t.run(1);
+    assert!(t.machine.announces());
+}
+
+#[test]
+fn a_new_master_defends_its_address_against_the_old_one() {
+    let mut t = Lone::full_backup();
+    t.partner = None;
+    t.run(100);
+    assert_eq!(t.take().last(), Some(&TAKE_OVER));
+    assert!(t.machine.announces());
+    let defends = |t: &mut Lone| std::mem::take(&mut t.log).contains(&RoleAction::DefendVip);
+    for claims in [Some(Role::Master), Some(Role::Fenced), Some(Role::Master), None] {
+        t.partner = claims.map(|role| says(role, ep(1, A))).or(Some(says(Role::Backup, ep(3, B))));
+        t.next_beat = t.now;
+        t.run(1);
+        assert!(defends(&mut t), "{claims:?}");
+    }
+    t.run(100);
+    assert!(!defends(&mut t));
 }
 
 #[test]

@@ -100,6 +100,19 @@ fn unanswered_input_is_not_done() {
 }
 
 #[test]
+fn the_end_of_a_session_answers_no_other() {
+    // A thread hands what it read to another one, which will answer; and closes a session whose peer has left.
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(MS, T, 1, 5);
+    p.shutdown(MS, T, 2);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![fin(entry(2, 0, 0, 0))]);
+    p.write(MS, T2, 1, 3, false);
+    p.turn_end(MS, T2);
+    assert_eq!(one(&mut p), vec![entry(1, 5, 3, 3)]);
+}
+
+#[test]
 fn discarded_input_is_done_at_the_end_of_the_turn() {
     let mut p = with(discard(), &[1]);
     p.read(MS, T, 1, 5);

@@ -24,6 +24,20 @@ fn output_waits_for_its_turn_and_the_replica() {
 }
 
 #[test]
+fn a_stranger_is_refused_on_the_replicas_word_only() {
+    let mut r = Rig::open();
+    r.stored();
+    r.port += 1;
+    // All that was written before is stored; that the replica still follows it is not known.
+    assert_eq!(r.kernel(say(RST, 7, 0, b"")), []);
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+    r.f.go_solo(r.now);
+    let actions = r.kernel(say(RST, 7, 0, b""));
+    assert!(r.passes(&actions));
+}
+
+#[test]
 fn a_segment_waits_for_its_own_records_only() {
     let mut r = Rig::open();
     r.write(b"one");
@@ -299,10 +313,39 @@ fn a_forked_process_that_never_joined_ends_the_connection() {
     let mut r = Rig::open();
     r.f.close(r.now, CHANNEL, THREAD, HANDLE, true);
     r.wait();
-    r.kernel(say(ACK | FIN, 0, 0, b""));
+    // The kernel closed it with the last descriptor; only if its parent lives was that meant.
+    assert_eq!(r.kernel(say(ACK | FIN, 0, 0, b"")), []);
+    assert_eq!(r.pass(ms(60)), [Action::AskAlive(CHANNEL)]);
+    r.f.process_alive(r.now, CHANNEL);
     let actions = r.stored();
-    assert!(r.passes(&actions), "the kernel closed it with the last descriptor");
+    assert!(r.passes(&actions));
     assert!(r.session().closed && r.session().out_fin);
+}
+
+#[test]
+fn a_program_that_dies_between_a_fork_and_the_childs_first_word_ends_nothing() {
+    let mut r = Rig::open();
+    r.f.close(r.now, CHANNEL, THREAD, HANDLE, true);
+    r.wait();
+    r.kernel(say(ACK | FIN, 0, 0, b""));
+    r.pass(ms(60));
+    r.f.process_gone(r.now, CHANNEL);
+    let actions = r.stored();
+    assert!(!r.passes(&actions));
+    assert!(!r.session().closed && !r.session().out_fin);
+    assert_eq!(r.f.counters().endings_withheld, 1);
+}
+
+#[test]
+fn a_forked_process_may_outlive_a_parent_that_ended_in_order() {
+    let mut r = Rig::open();
+    r.f.close(r.now, CHANNEL, THREAD, HANDLE, true);
+    r.f.exit(r.now, CHANNEL);
+    r.f.process_gone(r.now, CHANNEL);
+    r.kernel(say(ACK | FIN, 0, 0, b""));
+    r.pass(ms(60));
+    let actions = r.stored();
+    assert!(r.passes(&actions));
 }
 
 #[test]

@@ -1,0 +1,142 @@
+//! stdio streams on protected connections. The C library's streams read and write without calling a name that could be
+//! hooked; one that `fdopen` makes of a protected connection is made so that it does.
+
+use std::collections::HashMap;
+use std::ffi::{c_char, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use libc::{c_int, off64_t, size_t, ssize_t, FILE};
+
+use super::{connection, inside};
+use crate::process::{self, lock};
+use crate::real::{self, CookieCalls};
+use crate::{ffi, preload};
+
+/// Descriptors of our streams, by the address of the stream.
+type Streams = HashMap<usize, c_int>;
+
+static STREAMS: Mutex<Option<Streams>> = Mutex::new(None);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Keeps others from the list of streams; held over a fork.
+pub struct StreamsGuard(#[allow(dead_code)] MutexGuard<'static, Option<Streams>>);
+
+/// See [`StreamsGuard`].
+pub fn lock_streams() -> StreamsGuard {
+    StreamsGuard(lock(&STREAMS))
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn fdopen(fd: c_int, mode: *const c_char) -> *mut FILE {
+    if connection(fd).is_none() {
+        // SAFETY: the caller's arguments.
+        return unsafe { real::fdopen(fd, mode) };
+    }
+    let calls = CookieCalls { read, write, seek, close };
+    // SAFETY: the caller's mode; the cookie is only a number, and the library is never unloaded.
+    let file = unsafe { real::fopencookie(std::ptr::without_provenance_mut(fd as usize), mode, calls) };
+    if !file.is_null() {
+        inside((), || {
+            if lock(&STREAMS).get_or_insert_default().insert(file.expose_provenance(), fd).is_none() {
+                COUNT.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    file
+}
+
+fn descriptor(file: *mut FILE) -> Option<c_int> {
+    if COUNT.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    inside(None, || lock(&STREAMS).as_ref()?.get(&file.addr()).copied())
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn fileno(file: *mut FILE) -> c_int {
+    // SAFETY: the caller's argument.
+    descriptor(file).unwrap_or_else(|| unsafe { real::fileno(file) })
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn fileno_unlocked(file: *mut FILE) -> c_int {
+    // SAFETY: the caller's argument.
+    descriptor(file).unwrap_or_else(|| unsafe { real::fileno_unlocked(file) })
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn fclose(file: *mut FILE) -> c_int {
+    let ours = descriptor(file).is_some();
+    if ours {
+        inside((), || {
+            if lock(&STREAMS).as_mut().and_then(|streams| streams.remove(&file.addr())).is_some() {
+                COUNT.fetch_sub(1, Ordering::Relaxed);
+            }
+        });
+    } else if !file.is_null() {
+        // A stream of before the descriptor was protected closes it without calling a name that we could hook.
+        let saved = ffi::errno();
+        // SAFETY: an open stream, or the caller breaks fclose's contract.
+        let fd = unsafe { real::fileno(file) };
+        ffi::set_errno(saved);
+        if !crate::table::is_plain(fd) && super::descriptors::is_for_us() {
+            inside((), || process::closing(fd));
+        }
+    }
+    // SAFETY: the caller's argument.
+    unsafe { real::fclose(file) }
+}
+
+/// The program exits: what it left in its streams goes out, while the connections are still ours to write to. The C
+/// library would do it when they are not any more.
+pub fn flush_streams() {
+    if COUNT.load(Ordering::Relaxed) == 0 || !super::descriptors::is_for_us() {
+        return;
+    }
+    let files: Vec<usize> = inside(Vec::new(), || lock(&STREAMS).iter().flatten().map(|(file, _)| *file).collect());
+    for file in files {
+        // SAFETY: an open stream: its end takes it off the list. One that another thread is using is left to it.
+        unsafe { real::flush_unless_locked(std::ptr::with_exposed_provenance_mut(file)) };
+    }
+}
+
+unsafe extern "C-unwind" fn read(cookie: *mut c_void, buffer: *mut c_char, n: size_t) -> ssize_t {
+    // SAFETY: the C library's buffer of n bytes.
+    unsafe { preload::read(cookie.addr() as c_int, buffer.cast(), n) }
+}
+
+/// All of it, or as much as goes before an error: fewer make the C library note the error.
+unsafe extern "C-unwind" fn write(cookie: *mut c_void, buffer: *const c_char, n: size_t) -> ssize_t {
+    let mut written = 0;
+    while written < n {
+        // SAFETY: the rest of the C library's buffer.
+        match unsafe { preload::write(cookie.addr() as c_int, buffer.add(written).cast(), n - written) } {
+            more if more > 0 => written += more as size_t,
+            _ => break,
+        }
+    }
+    written as ssize_t
+}
+
+unsafe extern "C-unwind" fn seek(_: *mut c_void, _: *mut off64_t, _: c_int) -> c_int {
+    ffi::set_errno(libc::ESPIPE);
+    -1
+}
+
+unsafe extern "C-unwind" fn close(cookie: *mut c_void) -> c_int {
+    // SAFETY: takes no pointers.
+    unsafe { preload::close(cookie.addr() as c_int) }
+}
