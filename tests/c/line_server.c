@@ -7,6 +7,8 @@
  *   fork    a process for each connection
  *   prefork four processes that accept from one listener
  *   greet   a thread for each connection, which says hello first
+ *   lazy    a thread for each connection, which waits to be accepted, and few may wait
+ *   once    a thread for each connection, which is closed after one answer
  *
  * A client sends its next line when it has the answer to the last one. And two that know no lines:
  *
@@ -248,9 +250,30 @@ static void serve(int fd, int commands)
     close(fd);
 }
 
+static void *with_lines(void *argument)
+{
+    serve((int)(long)argument, 0);
+    return NULL;
+}
+
 static void *with_commands(void *argument)
 {
     serve((int)(long)argument, 1);
+    return NULL;
+}
+
+static void *with_one_answer(void *argument)
+{
+    int fd = (int)(long)argument;
+    struct buffer *b = malloc(sizeof *b);
+    b->length = 0;
+    ssize_t length;
+    while ((length = more(fd, b)) == 0)
+        ;
+    if (length > 0)
+        write_all(fd, b->bytes, (size_t)length);
+    free(b);
+    close(fd);
     return NULL;
 }
 
@@ -310,7 +333,7 @@ static void *with_sink(void *argument)
 int main(int argc, char **argv)
 {
     if (argc != 3) {
-        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|frames|sink\n");
+        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|lazy|once|frames|sink\n");
         return 2;
     }
     const char *way = argv[2];
@@ -319,7 +342,8 @@ int main(int argc, char **argv)
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (bind(listener, (struct sockaddr *)&at, sizeof at) < 0)
         die("bind");
-    if (listen(listener, 64) < 0)
+    int lazy = strcmp(way, "lazy") == 0;
+    if (listen(listener, lazy ? 1 : 64) < 0)
         die("listen");
     signal(SIGPIPE, SIG_IGN);
     if (strcmp(way, "pool") == 0)
@@ -331,6 +355,8 @@ int main(int argc, char **argv)
             if (fork() == 0)
                 break;
     for (;;) {
+        if (lazy)
+            usleep(50000);
         int fd = accept(listener, NULL, NULL);
         if (fd < 0) {
             if (errno == EINTR || errno == ECONNABORTED)
@@ -339,12 +365,16 @@ int main(int argc, char **argv)
         }
         if (strcmp(way, "pair") == 0) {
             pair(fd);
+        } else if (lazy) {
+            start(with_lines, (void *)(long)fd);
         } else if (strcmp(way, "stdio") == 0) {
             start(with_stdio, (void *)(long)fd);
         } else if (strcmp(way, "spawn") == 0) {
             start(with_commands, (void *)(long)fd);
         } else if (strcmp(way, "greet") == 0) {
             start(with_greeting, (void *)(long)fd);
+        } else if (strcmp(way, "once") == 0) {
+            start(with_one_answer, (void *)(long)fd);
         } else if (strcmp(way, "frames") == 0) {
             start(with_frames, (void *)(long)fd);
         } else if (strcmp(way, "sink") == 0) {

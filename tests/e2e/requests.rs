@@ -57,6 +57,7 @@ pub fn through(w: &mut World, n: usize, faults: &[Fault], client: impl Fn(&Clien
     });
     assert!(done.load(Relaxed) >= (n * faults.len()) as u64);
     w.protected();
+    w.no_reset();
 }
 
 /// A connection that waits for everything with patience.

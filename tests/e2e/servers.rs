@@ -1,27 +1,32 @@
 //! The ways in which servers are built: threads and processes that share their connections, stdio, commands.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::Shutdown;
-use std::sync::atomic::Ordering::Relaxed;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
+use tcpr_lab::client::connect_from;
 use tcpr_lab::member::Service;
 
 use crate::requests::{connect, pause, through};
 use crate::world::{built, World, PATIENCE, PORT};
 
-/// Each client sends a line, waits for the same line, and sends the next; now and then it ends its connection and makes
-/// another.
 fn lines_are_answered(way: &str) {
+    lines_of_clients_are_answered(way, 4, 200);
+}
+
+/// Each client sends a line, waits for the same line, and sends the next; after at most so many it ends its connection
+/// and makes another.
+fn lines_of_clients_are_answered(way: &str, clients: usize, most_lines: u64) {
     let server = built("line_server");
     let mut w = World::new(way, Service::new("lines", PORT), &[&server, "5555", way]);
     let faults = w.faults(10);
     let to = w.pair.addr();
-    through(&mut w, 4, &faults, |clients, mut rng| {
+    through(&mut w, clients, &faults, |clients, mut rng| {
         while !clients.stop.load(Relaxed) {
             let mut stream = connect(to)?;
             let port = stream.local_addr().map_or(0, |a| a.port());
             let mut answers = BufReader::new(stream.try_clone().expect("cloned"));
-            for i in 0..rng.range(1, 200) {
+            for i in 0..rng.range(1, most_lines) {
                 if clients.stop.load(Relaxed) {
                     break;
                 }
@@ -77,4 +82,48 @@ fn a_process_for_each_connection_answers() {
 #[test]
 fn processes_that_share_a_listener_answer() {
     lines_are_answered("prefork");
+}
+
+/// Connections that are made and that nobody has accepted yet; more than may wait for it.
+#[test]
+fn a_full_accept_queue_loses_nobody() {
+    lines_of_clients_are_answered("lazy", 8, 3);
+}
+
+/// The server closes first and keeps the connection in TIME_WAIT, while its client comes back from the same port.
+#[test]
+fn a_port_that_was_in_use_a_moment_ago_is_served() {
+    let mut w = World::new("once", Service::new("lines", PORT), &[&built("line_server"), "5555", "once"]);
+    let faults = w.faults(10);
+    let SocketAddr::V4(to) = w.pair.addr() else { panic!("an IPv4 address") };
+    let next_port = AtomicU16::new(20_000);
+    through(&mut w, 4, &faults, |clients, mut rng| {
+        let port = next_port.fetch_add(1, Relaxed);
+        for i in 0.. {
+            if clients.stop.load(Relaxed) {
+                break;
+            }
+            let at = |what: &str, e: &dyn std::fmt::Display| format!("{what} {i} of port {port}: {e}");
+            let mut stream = loop {
+                match connect_from(port, to, PATIENCE) {
+                    // The last word of the connection before has yet to come.
+                    Err(e) if e.kind() == ErrorKind::AddrNotAvailable => pause(&mut rng, 20),
+                    other => break other.map_err(|e| at("connection", &e))?,
+                }
+            };
+            stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            let line = format!("{port} {i} {}\n", "x".repeat(rng.range(1, 2000) as usize));
+            stream.write_all(line.as_bytes()).map_err(|e| at("line", &e))?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map_err(|e| at("answer", &e))?;
+            if answer != line {
+                return Err(at("answer", &format!("{} bytes for {}", answer.len(), line.len())));
+            }
+            clients.done.fetch_add(1, Relaxed);
+            drop(stream);
+            pause(&mut rng, 20);
+        }
+        Ok(())
+    });
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }

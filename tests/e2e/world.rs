@@ -1,10 +1,12 @@
 //! Two members, a peer, and the ways in which a master is lost.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tcpr_lab::client::{Clients, End, Protocol};
+use tcpr_lab::flags::{FIN, RST, SYN};
 use tcpr_lab::member::{example, Hosted, Pair, Service};
 use tcpr_lab::{seed_from_env, wait_listening, Capture, CaptureOptions, Host, Lab, Rng, SegFilter};
 
@@ -155,6 +157,25 @@ impl World {
             eprintln!("round {round}: {fault:?}: longest silence {:.1} ms", clients.stats().max_stall_ms);
         }
         self.protected();
+    }
+
+    /// The service has reset nobody's connection; one that its client had ended does not count, for an old duplicate may
+    /// yet come and be answered.
+    pub fn no_reset(&self) {
+        self.capture.complete().expect("a whole capture");
+        let all = self.capture.tcp(&SegFilter::port(PORT));
+        let mut ended = HashSet::new();
+        for (i, s) in all.iter().enumerate() {
+            if s.outgoing && s.has(SYN) {
+                ended.remove(&s.src);
+            } else if s.outgoing && s.has(FIN) {
+                ended.insert(s.src);
+            } else if !s.outgoing && s.has(RST) && !ended.contains(&s.dst) {
+                let of_it = all[..=i].iter().filter(|other| other.src == s.dst || other.dst == s.dst);
+                let lines: Vec<String> = of_it.map(|s| format!("  {s}\n")).collect();
+                panic!("a connection was reset:\n{}", lines[lines.len().saturating_sub(25)..].concat());
+            }
+        }
     }
 
     /// Every byte has come, once and in order, over the same connections, and the wire shows no ending. Then the

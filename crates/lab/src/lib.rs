@@ -35,7 +35,7 @@ mod sys;
 pub use capture::{flags, Capture, CaptureOptions, Seg, SegFilter};
 pub use host::{check_privileges, Host, Lab};
 pub use process::Process;
-pub use raw_peer::{RawPeer, Said};
+pub use raw_peer::{RawPeer, Said, SynFlood};
 pub use rng::{seed_from_env, Rng};
 pub use shim::{Impairment, Shim};
 

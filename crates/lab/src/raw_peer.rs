@@ -1,7 +1,7 @@
 //! A peer that says what it likes: a TCP connection whose segments a test makes by hand.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,40 @@ pub struct RawPeer {
     pub fin: bool,
     /// A mistake of the other side: an RST, or other bytes than before for the same place.
     pub wrong: Option<String>,
+}
+
+/// Sends SYNs and answers no SYN-ACK.
+pub struct SynFlood {
+    sender: RawSender,
+    local: IpAddr,
+    remote: SocketAddr,
+}
+
+impl SynFlood {
+    /// Towards this address; [`RawPeer::prepare`] first.
+    pub fn new(host: &Host, remote: SocketAddr) -> io::Result<SynFlood> {
+        Ok(SynFlood { sender: host.enter(RawSender::open)?, local: host.ip(), remote })
+    }
+
+    /// A SYN from this port, or none if the network is full.
+    pub fn syn(&mut self, from: u16, isn: u32) -> io::Result<()> {
+        let mut syn = Vec::new();
+        let build = Build {
+            source: SocketAddr::new(self.local, from),
+            destination: self.remote,
+            seq: Seq(isn),
+            ack: Seq(0),
+            flags: flags::SYN,
+            window: 60_000,
+            timestamps: None,
+            payload: &[],
+        };
+        build.write_with(&[2, 4, 5, 0xb4], &mut syn);
+        match self.sender.send(&syn) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            result => result,
+        }
+    }
 }
 
 /// A segment in stream offsets.

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
@@ -88,6 +89,22 @@ pub(crate) fn owned(fd: RawFd) -> OwnedFd {
 pub(crate) fn socket(domain: i32, ty: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.
     cvt(unsafe { libc::socket(domain, ty | libc::SOCK_CLOEXEC, protocol) }).map(owned)
+}
+
+/// Binds to an IPv4 address, or connects to one.
+pub(crate) fn name_v4(
+    fd: BorrowedFd<'_>,
+    call: unsafe extern "C" fn(libc::c_int, *const libc::sockaddr, libc::socklen_t) -> libc::c_int,
+    address: SocketAddrV4,
+) -> io::Result<()> {
+    let name = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: pointer and length describe `name`, which lives through the call.
+    cvt(unsafe { call(fd.as_raw_fd(), (&raw const name).cast(), size_of_val(&name) as libc::socklen_t) }).map(drop)
 }
 
 pub(crate) fn setsockopt<T>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Result<()> {

@@ -18,7 +18,24 @@ pub use engine::{ClientError, Clients, End, Failure, Stall, Stats};
 pub use memcached::{MemcachedClients, MemcachedOptions};
 pub use stream::{StreamClient, StreamOptions};
 
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::os::fd::AsFd;
 use std::time::Duration;
+
+use crate::sys;
+
+/// A connection from this very port, be it only just out of use; made and, later, written within the timeout.
+pub fn connect_from(port: u16, to: SocketAddrV4, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = sys::socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
+    let fd = socket.as_fd();
+    sys::setsockopt(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1)?;
+    let time = libc::timeval { tv_sec: timeout.as_secs() as libc::time_t, tv_usec: 0 };
+    sys::setsockopt(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, &time)?;
+    sys::name_v4(fd, libc::bind, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
+    sys::name_v4(fd, libc::connect, to)?;
+    Ok(TcpStream::from(socket))
+}
 
 /// How much and how often a client sends: both ranges include their ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
