@@ -50,16 +50,30 @@ fn a_linked_echo_goes_on_through_ten_failovers() {
     echo("lecho", &[&built("echo_server"), "5555"], 10);
 }
 
-/// Idle and busy connections side by side.
-#[test]
-fn two_hundred_and_fifty_six_sessions_go_on() {
-    let mut w = World::new("many", Service::new("echo", PORT), &[&built("echo_server"), "5555"]);
-    let idle = EchoOptions::new(224, w.rng.next_u64()).rate(Rate::idle());
+/// Idle and busy connections side by side; each rejoining member gets a snapshot of them all under their load.
+fn many_sessions_go_on(label: &str, idle: usize, busy: usize) {
+    let mut w = World::new(label, Service::new("echo", PORT), &[&built("echo_server"), "5555"]);
+    let idle = EchoOptions::new(idle, w.rng.next_u64()).rate(Rate::idle());
     let idle = EchoClients::start(&w.peer, w.pair.addr(), &idle).expect("idle clients");
-    let busy = EchoOptions::new(32, w.rng.next_u64()).rate(Rate::new((1, 4000), (5, 50)));
+    let busy = EchoOptions::new(busy, w.rng.next_u64()).rate(Rate::new((1, 4000), (5, 50)));
     let busy = EchoClients::start(&w.peer, w.pair.addr(), &busy).expect("busy clients");
     w.survive(&busy, &[Fault::KillAll, Fault::Cut, Fault::Switchover, Fault::KillServer]);
     w.end_all(&[&busy, &idle]);
+}
+
+#[test]
+fn two_hundred_and_fifty_six_sessions_go_on() {
+    many_sessions_go_on("many", 224, 32);
+}
+
+#[test]
+fn five_hundred_and_twelve_sessions_go_on() {
+    many_sessions_go_on("512", 448, 64);
+}
+
+#[test]
+fn two_thousand_sessions_go_on() {
+    many_sessions_go_on("2000", 1968, 32);
 }
 
 /// A program from Debian, unmodified, as it runs in production: it drops its privileges.
