@@ -7,6 +7,7 @@ mod hostile;
 mod ipv6;
 mod life;
 mod network;
+mod other_tcp;
 mod requests;
 mod responses;
 mod servers;

@@ -346,9 +346,15 @@ impl Drop for Capture {
 }
 
 fn open(tcp_port: Option<u16>, snaplen: usize) -> io::Result<OwnedFd> {
+    let fd = packet_socket(filter(tcp_port, snaplen as u32))?;
+    sys::setsockopt(fd.as_fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1i32)?;
+    Ok(fd)
+}
+
+/// A packet socket on the namespace's `eth0`; what it sees and how much of it says the program.
+pub(crate) fn packet_socket(program: Vec<libc::sock_filter>) -> io::Result<OwnedFd> {
     // Protocol 0: nothing arrives before the filter is there and the interface is chosen.
     let fd = sys::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, 0)?;
-    let program = filter(tcp_port, snaplen as u32);
     let prog = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_ptr().cast_mut(),
@@ -356,7 +362,6 @@ fn open(tcp_port: Option<u16>, snaplen: usize) -> io::Result<OwnedFd> {
     let s = fd.as_fd();
     sys::setsockopt(s, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &prog)?;
     sys::setsockopt(s, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(64i32 << 20))?;
-    sys::setsockopt(s, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1i32)?;
     // SAFETY: a string that ends in NUL.
     let index = unsafe { libc::if_nametoindex(c"eth0".as_ptr()) };
     // SAFETY: all zeroes is a valid sockaddr_ll.

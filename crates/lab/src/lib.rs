@@ -31,6 +31,7 @@ mod raw_peer;
 mod rng;
 mod shim;
 mod sys;
+mod wire;
 
 pub use capture::{flags, Capture, CaptureOptions, Seg, SegFilter};
 pub use host::{check_privileges, Host, Lab};
@@ -38,6 +39,7 @@ pub use process::Process;
 pub use raw_peer::{RawPeer, Said, SynFlood};
 pub use rng::{seed_from_env, Rng};
 pub use shim::{Impairment, Shim};
+pub use wire::Wire;
 
 use std::io;
 use std::time::{Duration, Instant};

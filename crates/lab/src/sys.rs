@@ -1,6 +1,6 @@
 //! Thin safe wrappers over the system calls that std does not offer.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -89,6 +89,20 @@ pub(crate) fn owned(fd: RawFd) -> OwnedFd {
 pub(crate) fn socket(domain: i32, ty: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.
     cvt(unsafe { libc::socket(domain, ty | libc::SOCK_CLOEXEC, protocol) }).map(owned)
+}
+
+/// The hardware address of an interface of the socket's namespace.
+pub(crate) fn hardware_address(fd: BorrowedFd<'_>, interface: &CStr) -> io::Result<[u8; 6]> {
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.to_bytes_with_nul()) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: the pointer is that of `request`, which lives through the call.
+    cvt(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) })?;
+    // SAFETY: the kernel has filled this member of the union.
+    let data = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+    Ok(std::array::from_fn(|i| data[i] as u8))
 }
 
 /// Binds to an IPv4 address, or connects to one.

@@ -17,6 +17,9 @@ pub const ANNOUNCE_AGAIN: [Duration; 6] = [
     Duration::from_secs(3),
 ];
 
+/// When its neighbours are told one by one, counted likewise.
+pub const TELL_AGAIN: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
+
 const ETH_P_ARP: u16 = 0x0806;
 const ARPHRD_ETHER: u16 = 1;
 const BROADCAST: Mac = [0xff; 6];
@@ -133,6 +136,12 @@ impl Arp {
     /// goes unanswered by a Linux with `arp_ignore=2`.
     pub fn probe(&self, ip: Ipv4Addr, sender: Ipv4Addr) -> io::Result<()> {
         self.send(&frame(REQUEST, self.mac()?, sender, [0; 6], ip))
+    }
+
+    /// Tells this neighbour that `ip` is here, by asking for its own address in that name: a question to themselves is
+    /// what systems believe that ignore gratuitous ARP.
+    pub fn tell(&self, neighbour: Ipv4Addr, ip: Ipv4Addr) -> io::Result<()> {
+        self.probe(neighbour, ip)
     }
 
     /// The next frame from somebody else; `None`: nothing more for now.

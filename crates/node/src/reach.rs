@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use crate::arp::{Arp, Mac};
 use crate::config::Config;
 use icmp::Icmp;
+pub(crate) use local::neighbours;
 
 /// At most so many peers are probed beside the gateway.
 pub const MAX_PEERS: usize = 4;

@@ -39,6 +39,7 @@ use crate::channel::wire::PortInfo;
 use crate::config::{self, Config};
 use crate::nfqueue::Queue;
 use crate::rawsock::RawSender;
+use crate::reach;
 use crate::rules::Rules;
 use crate::sockdiag::SockDiag;
 use crate::table::Table;
@@ -85,6 +86,7 @@ pub struct Manager {
     vip_renew: Now,
     vip_remove: Option<Now>,
     garp_due: Vec<Now>,
+    tell_due: Vec<Now>,
     heard_peer: bool,
 
     token: String,
@@ -230,6 +232,7 @@ impl Manager {
             vip_renew: Duration::ZERO,
             vip_remove: None,
             garp_due: Vec::new(),
+            tell_due: Vec::new(),
             heard_peer: false,
             token,
             channels,
@@ -334,6 +337,7 @@ impl Manager {
             master.then_some(self.vip_renew),
             // While we may not, the renewal wakes us.
             self.garp_due.first().copied().filter(|_| master && self.role.announces()),
+            self.tell_due.first().copied().filter(|_| master && self.role.announces()),
             self.vip_remove,
             self.stopping.map(|s| s.since + Duration::from_millis(100)).filter(|t| *t > now),
         ]
@@ -411,6 +415,7 @@ impl Manager {
     /// Tells the network where the virtual IP is, now and a few times more.
     fn vip_announce(&mut self, now: Now) {
         self.garp_due = std::iter::once(now).chain(arp::ANNOUNCE_AGAIN.iter().map(|after| now + *after)).collect();
+        self.tell_due = arp::TELL_AGAIN.iter().map(|after| now + *after).collect();
         self.vip_timers(now);
     }
 
@@ -418,6 +423,7 @@ impl Manager {
         self.vip_up = false;
         self.vip_remove = None;
         self.garp_due.clear();
+        self.tell_due.clear();
         for vip in &mut self.vips {
             if let Err(error) = vip.remove() {
                 log::error!("{error}");
@@ -456,6 +462,23 @@ impl Manager {
             for vip in &self.vips {
                 if let Err(error) = self.arp.send_gratuitous(vip.addr()) {
                     log::warn!("gratuitous ARP for {}: {error}", vip.addr());
+                }
+            }
+        }
+        while self.tell_due.first().is_some_and(|t| now >= *t) {
+            self.tell_due.remove(0);
+            self.tell_neighbours();
+        }
+    }
+
+    /// Those that this machine knows. The others the kernel asks when it first has something for them, in the name of the
+    /// virtual IP, and thereby tells.
+    fn tell_neighbours(&self) {
+        let neighbours = reach::neighbours(&self.config.service.interface);
+        for (vip, _) in self.config.service.virtual_ipv4() {
+            for (neighbour, _) in &neighbours {
+                if let Err(error) = self.arp.tell(*neighbour, vip) {
+                    return log::debug!("ARP to {neighbour} for {vip}: {error}");
                 }
             }
         }

@@ -791,6 +791,7 @@ impl Manager {
             self.vip_remove = Some(now + FORWARD_FOR);
             self.vip_up = false;
             self.garp_due.clear();
+            self.tell_due.clear();
         } else {
             self.vip_drop();
         }

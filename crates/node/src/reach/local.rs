@@ -103,7 +103,7 @@ fn parse_gateway(table: &str, interface: &str) -> Option<Ipv4Addr> {
 }
 
 /// The Ethernet addresses that the kernel knows on this interface.
-pub(super) fn neighbours(interface: &str) -> Vec<(Ipv4Addr, Mac)> {
+pub(crate) fn neighbours(interface: &str) -> Vec<(Ipv4Addr, Mac)> {
     let table = std::fs::read_to_string("/proc/thread-self/net/arp").unwrap_or_default();
     parse_neighbours(&table, interface)
 }
