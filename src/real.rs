@@ -102,7 +102,16 @@ fn find(name: &'static str) -> *mut c_void {
 pub fn interposes() -> bool {
     // SAFETY: the name is NUL-terminated.
     let first = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"read".as_ptr()) };
-    std::ptr::eq(first, crate::preload::read as *const c_void)
+    // Our own `read` cannot be asked for its address: it is a symbol like any other, and would name the first one.
+    object_of(first).is_some_and(|object| object_of(interposes as *const c_void) == Some(object))
+}
+
+/// Where the library or program that an address belongs to begins.
+fn object_of(address: *const c_void) -> Option<*mut c_void> {
+    // SAFETY: all-zero is a valid Dl_info.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: any address may be asked for; info is live and writable.
+    (unsafe { libc::dladdr(address, &raw mut info) } != 0).then_some(info.dli_fbase)
 }
 
 /// cookie_io_functions_t of glibc's <stdio.h>.

@@ -337,8 +337,9 @@ int main(int argc, char **argv)
         return 2;
     }
     const char *way = argv[2];
-    int listener = socket(AF_INET, SOCK_STREAM, 0), on = 1;
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1]))};
+    /* For both families. */
+    int listener = socket(AF_INET6, SOCK_STREAM, 0), on = 1;
+    struct sockaddr_in6 at = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)atoi(argv[1]))};
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (bind(listener, (struct sockaddr *)&at, sizeof at) < 0)
         die("bind");

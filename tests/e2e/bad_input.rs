@@ -135,3 +135,19 @@ fn strangers_harm_nobody() {
     }
     w.end(clients);
 }
+
+/// Loaded by dlopen the library is behind the C library: its hooks would see nothing.
+#[test]
+fn a_library_that_comes_too_late_says_so() {
+    let library = tcpr_lab::member::bin_dir().expect("bin").join("libtcpr.so");
+    let script = "
+import ctypes, errno, sys
+tcpr = ctypes.CDLL(sys.argv[1], use_errno=True)
+tcpr.tcpr_strerror.restype = ctypes.c_char_p
+print(tcpr.tcpr_init(None), errno.errorcode[ctypes.get_errno()], tcpr.tcpr_strerror().decode())
+";
+    let out = Command::new("python3").args(["-c", script]).arg(library).output().expect("python3 runs");
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.starts_with("-1 ENOTSUP") || text.starts_with("-1 EOPNOTSUPP"), "{text}{}", said(&out));
+    assert!(text.contains("dlopen") && text.contains("tcpr run"), "{text}");
+}

@@ -1,17 +1,15 @@
-//! IPv6 alone, and beside IPv4.
+//! IPv6 alone, and beside IPv4. Some tests of the other modules run over IPv6, too: what they are about does not depend on
+//! the family.
 
 use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
-use tcpr_lab::member::{Hosted, Service};
+use tcpr_lab::member::Service;
 
 use crate::world::{built, script, World, PORT};
 
-/// Members, virtual IP and peer have IPv6 only.
 #[test]
 fn a_chat_over_ipv6_goes_on_through_ten_failovers() {
-    let service = Service::new("chat", PORT).lines().virtual_ip("2001:db8::200/64");
-    let addresses = ["2001:db8::1/64", "2001:db8::2/64", "2001:db8::9/64"];
     let program = [&built("plain_chat_server"), "5555"];
-    let mut w = World::with("six", service, &program, Hosted::ByRun, addresses);
+    let mut w = World::six("six", Service::new("chat", PORT).lines(), &program);
     let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(6, w.rng.next_u64())).expect("clients");
     let faults = w.faults(10);
     w.survive(&clients, &faults);

@@ -8,13 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
 use tcpr_lab::member::Service;
-use tcpr_lab::SegFilter;
 
 use crate::requests::{connect, pause, through};
 use crate::world::{World, PATIENCE, PORT};
-
-/// The flag of a TCP header.
-const RST: u8 = 4;
 
 /// One connection each: a stream, its end, then the server's answer, and its end.
 #[test]
@@ -100,12 +96,12 @@ fn nginx_goes_on_in_the_middle_of_its_downloads() {
          http {{ access_log off; sendfile on; keepalive_requests 100000; root {dir}/files;\n\
          client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
          uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
-         server {{ listen 0.0.0.0:5555; }} }}\n"
+         server {{ listen [::]:5555; }} }}\n"
     );
     fs::write(&config, text).expect("written");
     let service = Service::new("nginx", PORT).port_key("independent", "true");
     let path = config.display().to_string();
-    let mut w = World::new("nginx", service, &["nginx", "-c", &path, "-p", &root.display().to_string()]);
+    let mut w = World::six("nginx", service, &["nginx", "-c", &path, "-p", &root.display().to_string()]);
     let files = files_in(&root.join("files"));
     let faults = w.faults(10);
     let to = w.pair.addr();
@@ -151,7 +147,5 @@ fn nginx_goes_on_in_the_middle_of_its_downloads() {
         }
         Ok(())
     });
-    let resets = w.capture.tcp(&SegFilter::port(PORT).outgoing(false).any_flag(RST));
-    assert!(resets.is_empty(), "{resets:?}");
     w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }

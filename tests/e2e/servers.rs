@@ -10,15 +10,18 @@ use tcpr_lab::member::Service;
 use crate::requests::{connect, pause, through};
 use crate::world::{built, World, PATIENCE, PORT};
 
-fn lines_are_answered(way: &str) {
-    lines_of_clients_are_answered(way, 4, 200);
+fn lines_are_answered(way: &str, new: New) {
+    lines_of_clients_are_answered(way, new, 4, 200);
 }
+
+/// Over IPv4 or IPv6.
+type New = fn(&str, Service, &[&str]) -> World;
 
 /// Each client sends a line, waits for the same line, and sends the next; after at most so many it ends its connection
 /// and makes another.
-fn lines_of_clients_are_answered(way: &str, clients: usize, most_lines: u64) {
+fn lines_of_clients_are_answered(way: &str, new: New, clients: usize, most_lines: u64) {
     let server = built("line_server");
-    let mut w = World::new(way, Service::new("lines", PORT), &[&server, "5555", way]);
+    let mut w = new(way, Service::new("lines", PORT), &[&server, "5555", way]);
     let faults = w.faults(10);
     let to = w.pair.addr();
     through(&mut w, clients, &faults, |clients, mut rng| {
@@ -56,38 +59,38 @@ fn lines_of_clients_are_answered(way: &str, clients: usize, most_lines: u64) {
 
 #[test]
 fn a_thread_pool_answers() {
-    lines_are_answered("pool");
+    lines_are_answered("pool", World::new);
 }
 
 #[test]
 fn two_threads_share_a_connection() {
-    lines_are_answered("pair");
+    lines_are_answered("pair", World::six);
 }
 
 #[test]
 fn stdio_answers() {
-    lines_are_answered("stdio");
+    lines_are_answered("stdio", World::new);
 }
 
 #[test]
 fn a_server_that_runs_commands_answers() {
-    lines_are_answered("spawn");
+    lines_are_answered("spawn", World::six);
 }
 
 #[test]
 fn a_process_for_each_connection_answers() {
-    lines_are_answered("fork");
+    lines_are_answered("fork", World::new);
 }
 
 #[test]
 fn processes_that_share_a_listener_answer() {
-    lines_are_answered("prefork");
+    lines_are_answered("prefork", World::six);
 }
 
 /// Connections that are made and that nobody has accepted yet; more than may wait for it.
 #[test]
 fn a_full_accept_queue_loses_nobody() {
-    lines_of_clients_are_answered("lazy", 8, 3);
+    lines_of_clients_are_answered("lazy", World::new, 8, 3);
 }
 
 /// The server closes first and keeps the connection in TIME_WAIT, while its client comes back from the same port.

@@ -15,7 +15,7 @@ use crate::world::{built, Fault, World, PATIENCE, PORT};
 fn messages_by_length_are_answered_once() {
     let framing = r#"{ length_at = 0, length_bytes = 2, byte_order = "big", counts = "rest" }"#;
     let service = Service::new("frames", PORT).port_key("framing", framing);
-    let mut w = World::new("frames", service, &[&built("line_server"), "5555", "frames"]);
+    let mut w = World::six("frames", service, &[&built("line_server"), "5555", "frames"]);
     let faults = w.faults(10);
     let to = w.pair.addr();
     through(&mut w, 4, &faults, |clients, mut rng| {

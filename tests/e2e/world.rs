@@ -67,6 +67,12 @@ impl World {
         World::hosted(label, service, program, Hosted::ByRun)
     }
 
+    /// The same where members, virtual IP and peer have IPv6 only.
+    pub fn six(label: &str, service: Service, program: &[&str]) -> World {
+        let addresses = ["2001:db8::1/64", "2001:db8::2/64", "2001:db8::9/64"];
+        World::with(label, service.virtual_ip("2001:db8::200/64"), program, Hosted::ByRun, addresses)
+    }
+
     /// The same with another host of the managers.
     pub fn hosted(label: &str, service: Service, program: &[&str], by: Hosted) -> World {
         World::with(label, service, program, by, ["192.0.2.1/24", "192.0.2.2/24", "192.0.2.9/24"])
