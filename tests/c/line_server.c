@@ -9,6 +9,8 @@
  *   greet   a thread for each connection, which says hello first
  *   lazy    a thread for each connection, which waits to be accepted, and few may wait
  *   once    a thread for each connection, which is closed after one answer
+ *   rude    the same, though there is more to read
+ *   keep    a thread for each connection, which asks silent clients whether they are still there
  *
  * A client sends its next line when it has the answer to the last one. And two that know no lines:
  *
@@ -19,6 +21,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
@@ -277,6 +280,34 @@ static void *with_one_answer(void *argument)
     return NULL;
 }
 
+/* Answers the first line and closes; what came behind it is unread. */
+static void *without_manners(void *argument)
+{
+    int fd = (int)(long)argument;
+    char line[200];
+    size_t length = 0;
+    while (length < sizeof line && read(fd, line + length, 1) == 1)
+        if (line[length++] == '\n')
+            break;
+    write_all(fd, line, length);
+    close(fd);
+    return NULL;
+}
+
+static void *with_keepalive(void *argument)
+{
+    int fd = (int)(long)argument, on = 1, idle = 1, interval = 1, count = 3;
+    unsigned patience = 5000;
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
+    /* And who has yet to acknowledge something is asked no question. */
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &patience, sizeof patience);
+    serve(fd, 0);
+    return NULL;
+}
+
 static void *with_greeting(void *argument)
 {
     int fd = (int)(long)argument;
@@ -333,7 +364,7 @@ static void *with_sink(void *argument)
 int main(int argc, char **argv)
 {
     if (argc != 3) {
-        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|lazy|once|frames|sink\n");
+        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|lazy|once|rude|keep|frames|sink\n");
         return 2;
     }
     const char *way = argv[2];
@@ -376,6 +407,10 @@ int main(int argc, char **argv)
             start(with_greeting, (void *)(long)fd);
         } else if (strcmp(way, "once") == 0) {
             start(with_one_answer, (void *)(long)fd);
+        } else if (strcmp(way, "rude") == 0) {
+            start(without_manners, (void *)(long)fd);
+        } else if (strcmp(way, "keep") == 0) {
+            start(with_keepalive, (void *)(long)fd);
         } else if (strcmp(way, "frames") == 0) {
             start(with_frames, (void *)(long)fd);
         } else if (strcmp(way, "sink") == 0) {

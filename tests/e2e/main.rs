@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod embedded;
+mod endings;
 mod hostile;
 mod ipv6;
 mod life;

@@ -15,8 +15,14 @@ pub struct Clients<'a> {
 }
 
 /// Runs `client` in `n` threads of the peer while `faults` happen one after another; each failover must be survived by
-/// as many further requests.
+/// as many further requests, and no connection be reset.
 pub fn through(w: &mut World, n: usize, faults: &[Fault], client: impl Fn(&Clients, Rng) -> Result<(), String> + Sync) {
+    through_resets(w, n, faults, client);
+    w.no_reset();
+}
+
+/// The same where the server itself resets connections.
+pub fn through_resets(w: &mut World, n: usize, faults: &[Fault], client: impl Fn(&Clients, Rng) -> Result<(), String> + Sync) {
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     let (peer, clients) = (w.peer.clone(), Clients { stop: &stop, done: &done });
     let seeds: Vec<u64> = (0..n).map(|_| w.rng.next_u64()).collect();
@@ -57,7 +63,6 @@ pub fn through(w: &mut World, n: usize, faults: &[Fault], client: impl Fn(&Clien
     });
     assert!(done.load(Relaxed) >= (n * faults.len()) as u64);
     w.protected();
-    w.no_reset();
 }
 
 /// A connection that waits for everything with patience.

@@ -20,6 +20,7 @@ mod packets;
 mod partner;
 mod poller;
 mod program;
+mod sweep;
 mod takeover;
 
 use std::collections::HashMap;
@@ -99,6 +100,7 @@ pub struct Manager {
     control: control::Control,
     /// None: it could not be written; nothing else depends on it.
     table: Option<Table>,
+    sweep: sweep::Sweep,
     epochs: disk::EpochFile,
     _lock: disk::Lock,
 
@@ -242,6 +244,7 @@ impl Manager {
             takeover: takeover::Takeover::new(locals),
             control,
             table,
+            sweep: sweep::Sweep::default(),
             epochs,
             _lock: lock,
             signals,
@@ -379,6 +382,7 @@ impl Manager {
         self.vip_timers(now);
         self.program_timers(now);
         self.stop_timers(now);
+        self.sweep(now);
     }
 
     /// Does all that the core has decided; nothing is left over when the loop waits.

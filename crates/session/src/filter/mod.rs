@@ -29,7 +29,7 @@ use crate::store::Store;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
 use crate::Now;
-use live::{HeldIn, Live, Waiting};
+use live::{HeldIn, Live, Stage, Waiting};
 use opening::Handshakes;
 
 pub use app::Origin;
@@ -406,6 +406,12 @@ impl Filter {
         self.actions.push(Action::Ended(id, tuple, reason));
         self.run_commits(now);
         self.barrier_met(now);
+    }
+
+    /// The sessions that the kernel should have a socket of.
+    pub fn with_sockets(&self) -> impl Iterator<Item = (SessionId, FourTuple)> + '_ {
+        let has = |live: &Live| live.established && !matches!(live.stage, Stage::Embryo { .. } | Stage::Probing);
+        self.store.iter().map(|s| (s.open.session, s.open.tuple)).filter(move |(id, _)| self.live.get(id).is_some_and(has))
     }
 
     /// The kernel has no such socket any more: the sweep removes the record.

@@ -1,0 +1,53 @@
+//! Records of connections that the kernel has given up without a packet that would say so: their peers have vanished.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tcpr_session::filter::Mode;
+use tcpr_session::role::Role;
+use tcpr_session::tuple::SessionId;
+use tcpr_session::Now;
+
+use super::Manager;
+
+/// How often the kernel is asked for its connections.
+const EVERY: Duration = Duration::from_secs(5);
+/// At most one part of so many of the manager's time is spent on that.
+const SHARE: u32 = 100;
+
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    due: Now,
+    /// What the kernel did not have when it was asked last: it may have been about to.
+    missing: HashSet<SessionId>,
+}
+
+impl Manager {
+    /// Removes the records of connections that the kernel has not had twice.
+    pub(super) fn sweep(&mut self, now: Now) {
+        if self.role.role() != Role::Master || self.filter.mode() != Mode::Active {
+            self.sweep.missing.clear();
+            self.sweep.due = now + EVERY;
+            return;
+        }
+        if now < self.sweep.due {
+            return;
+        }
+        match self.sockdiag.list(self.takeover.locals()) {
+            Ok(sockets) => {
+                let there: HashSet<_> = sockets.iter().map(|s| (s.local, s.peer)).collect();
+                let before = std::mem::take(&mut self.sweep.missing);
+                let missing = self.filter.with_sockets().filter(|(_, t)| !there.contains(&(t.local, t.peer)));
+                let (gone, new): (Vec<_>, Vec<_>) = missing.partition(|(id, _)| before.contains(id));
+                self.sweep.missing = new.into_iter().map(|(id, _)| id).collect();
+                for (session, tuple) in gone {
+                    log::info!("session {session} {tuple}: the kernel has given it up");
+                    self.filter.swept(now, &tuple);
+                }
+            }
+            Err(error) => log::warn!("cannot list the kernel's connections: {error}"),
+        }
+        let took = self.now() - now;
+        self.sweep.due = now + EVERY.max(took * SHARE);
+    }
+}
