@@ -3,14 +3,15 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use tcpr_lab::client::{ChatClients, ChatOptions};
-use tcpr_lab::member::{tcpr_bin, Pair, Service};
+use tcpr_lab::member::{tcpr_bin, Hosted, Pair, Service};
 use tcpr_lab::{wait_until, Host, Lab};
 
-use crate::world::{built, Fault, World, PATIENCE, PORT};
+use crate::world::{built, Fault, World, FOUR, PATIENCE, PORT};
 
 fn said(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
@@ -133,6 +134,42 @@ fn strangers_harm_nobody() {
         let refused = w.pair.status(w.protected()).expect("status")["partner"]["heartbeats_refused"].as_u64();
         assert!(refused > Some(0), "{fault:?}: {refused:?}");
     }
+    w.end(clients);
+}
+
+/// A file system of its own for a directory, with room for next to nothing.
+struct Full(PathBuf);
+
+impl Full {
+    fn mount(dir: PathBuf) -> Full {
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let mut c = Command::new("mount");
+        c.args(["-t", "tmpfs", "-o", "size=4k,nr_inodes=20", "tcpr-test"]).arg(&dir);
+        assert!(c.status().expect("mount runs").success());
+        std::fs::write(dir.join("others"), [0; 4096]).expect("filled");
+        Full(dir)
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        // A process may yet be about to end in it.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Members that cannot write their epochs go on, and say so.
+#[test]
+fn a_full_disk_stops_nobody() {
+    let mut disks = Vec::new();
+    let program = [&built("plain_chat_server"), "5555"];
+    let mut w = World::prepared("full", Service::new("chat", PORT).lines(), &program, Hosted::ByRun, FOUR, |pair| {
+        disks.extend((0..2).map(|i| Full::mount(pair.host(i).dir().join("chat-state"))));
+    });
+    let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(4, w.rng.next_u64())).expect("clients");
+    w.survive(&clients, &[Fault::KillServer, Fault::Cut, Fault::KillAll, Fault::Switchover, Fault::Freeze]);
+    let process = w.pair.process(w.protected()).expect("runs");
+    assert!(process.tail(1000).contains("cannot write the epoch file"), "{}", process.tail(1000));
     w.end(clients);
 }
 

@@ -15,6 +15,9 @@ pub const PORT: u16 = 5555;
 /// How long anything may take on a machine that stands still now and then.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Addresses of the members and the peer.
+pub const FOUR: [&str; 3] = ["192.0.2.1/24", "192.0.2.2/24", "192.0.2.9/24"];
+
 /// Ends what runs beside a test with it, passed or failed.
 pub struct Stop<'a>(pub &'a AtomicBool);
 
@@ -75,11 +78,23 @@ impl World {
 
     /// The same with another host of the managers.
     pub fn hosted(label: &str, service: Service, program: &[&str], by: Hosted) -> World {
-        World::with(label, service, program, by, ["192.0.2.1/24", "192.0.2.2/24", "192.0.2.9/24"])
+        World::with(label, service, program, by, FOUR)
     }
 
     /// The same with other addresses of members and peer.
     pub fn with(label: &str, service: Service, program: &[&str], by: Hosted, addresses: [&str; 3]) -> World {
+        World::prepared(label, service, program, by, addresses, |_| {})
+    }
+
+    /// The same, with something done to the pair before it starts.
+    pub fn prepared(
+        label: &str,
+        service: Service,
+        program: &[&str],
+        by: Hosted,
+        addresses: [&str; 3],
+        prepare: impl FnOnce(&Pair),
+    ) -> World {
         let seed = seed_from_env();
         eprintln!("{label}: TCPR_SEED={seed}");
         let lab = Lab::new(label).expect("a lab");
@@ -89,6 +104,7 @@ impl World {
         // A failover that nobody caused is another test.
         let mut pair = Pair::new(&a, &b, service.patient()).expect("a pair");
         pair.hosted(by);
+        prepare(&pair);
         pair.start_both(program).expect("both members start");
         let capture = peer.capture(CaptureOptions::port(PORT)).expect("capture");
         let w = World { pair, capture, peer, rng: Rng::new(seed), _lab: lab };

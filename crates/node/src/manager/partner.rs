@@ -55,7 +55,7 @@ pub(super) struct Partner {
     reach_until: Option<Now>,
     reach_patience: Duration,
     carrier: bool,
-    complain_at: [Now; 2],
+    complain_at: [Now; 3],
 
     /// As master: the log is shipped over the link from this position on.
     shipping: bool,
@@ -129,7 +129,7 @@ impl Partner {
             // goes on alone. Not longer than suspicion takes: what was asked before is over when it is asked anew.
             reach_patience: (failover.solo_after.saturating_sub(suspicion) / 2).min(suspicion).max(failover.heartbeat),
             carrier: true,
-            complain_at: [now; 2],
+            complain_at: [now; 3],
             shipping: false,
             snapshot: None,
             batch: Vec::new(),
@@ -269,8 +269,9 @@ impl Manager {
         let now = self.now();
         let following = view.role == Role::Backup;
         if let Err(error) = self.epochs.record(view.epoch, following) {
-            // An epoch that is not on disk must not be named.
-            return log::error!("cannot write the epoch file: {error}");
+            // A master that fell silent would be taken for dead, and its sessions lost: worse than an epoch that a
+            // reboot forgets.
+            self.complain(now, 2, format_args!("cannot write the epoch file; a reboot would forget it: {error}"));
         }
         self.partner.heartbeat_due = now + self.partner.heartbeat_every;
         if let Some(heartbeat) = &mut self.partner.heartbeat {
@@ -305,7 +306,7 @@ impl Manager {
         }
     }
 
-    /// Somebody says what we refuse: one line for as many of a kind as come in a while.
+    /// What comes again and again: one line for as many of a kind as come in a while.
     fn complain(&mut self, now: Now, kind: usize, what: std::fmt::Arguments<'_>) {
         if now >= self.partner.complain_at[kind] {
             self.partner.complain_at[kind] = now + COMPLAIN_EVERY;
