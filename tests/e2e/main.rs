@@ -7,6 +7,7 @@ mod endings;
 mod hostile;
 mod ipv6;
 mod life;
+mod local;
 mod network;
 mod other_tcp;
 mod requests;

@@ -1,4 +1,4 @@
-//! What a running manager is asked: status, sessions, switchover.
+//! What a running manager is asked: status, sessions, switchover, restart.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -128,4 +128,28 @@ pub fn switchover(common: &Common) -> Result<u8, String> {
         std::thread::sleep(Duration::from_millis(5));
     }
     Err("the partner did not take over; see tcpr status".to_owned())
+}
+
+/// `tcpr restart`: returns when the new process has all sessions, or says what is missing.
+pub fn restart(common: &Common) -> Result<u8, String> {
+    let config = load(common.config.as_ref())?;
+    let before = Instant::now();
+    let answer = ask(&config, &ControlRequest::Restart)?;
+    if let Some(why) = answer.get("error").and_then(Value::as_str) {
+        return Err(why.to_owned());
+    }
+    while before.elapsed() < Duration::from_secs(30) {
+        let status = ask(&config, &ControlRequest::Status)?;
+        let joined = status["applications"].as_u64().is_some_and(|n| n > 0);
+        if joined && status["restoring"] == false {
+            if common.json {
+                println!("{status}");
+            } else {
+                println!("restarted; {} sessions go on", status["sessions"]);
+            }
+            return Ok(0);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Err("the server does not listen again; see its own messages and tcpr status".to_owned())
 }

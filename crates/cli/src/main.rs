@@ -52,6 +52,8 @@ enum Command {
     Sessions(Common),
     /// Hand the service over to the partner
     Switchover(Common),
+    /// Kill the server and start it again (a new version of it, say); on the master its connections go on
+    Restart(Common),
     /// Check the configuration file
     Check(Common),
     /// Find out what this kernel and these privileges allow, and what to do about it
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Command::Status(c) => ask::status(&c),
         Command::Sessions(c) => ask::sessions(&c),
         Command::Switchover(c) => ask::switchover(&c),
+        Command::Restart(c) => ask::restart(&c),
         Command::Check(c) => check::check(&c),
         Command::Doctor(c) => check::doctor(&c),
         Command::Keygen => {

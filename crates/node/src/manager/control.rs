@@ -1,4 +1,5 @@
-//! The control socket: one JSON object a line in, one out. `tcpr status`, `sessions` and `switchover` speak it.
+//! The control socket: one JSON object a line in, one out. `tcpr status`, `sessions`, `switchover` and
+//! `restart` speak it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tcpr_session::filter::Mode;
 use tcpr_session::role::{Role, RoleInput};
 
 use super::{Manager, Token};
@@ -29,6 +31,8 @@ pub enum ControlRequest {
     Sessions,
     /// Hand the service over to the partner.
     Switchover,
+    /// Kill the program and start it again.
+    Restart,
 }
 
 pub(super) struct Control {
@@ -136,6 +140,10 @@ impl Manager {
                 }
                 Err(why) => json!({ "error": why }),
             },
+            ControlRequest::Restart => match self.restart_program() {
+                Ok(()) => json!({ "ok": true }),
+                Err(why) => json!({ "error": why }),
+            },
         }
     }
 
@@ -156,6 +164,7 @@ impl Manager {
             "protected": self.role.protected(),
             "partner": self.partner_status(),
             "sessions": self.filter.store().len(),
+            "restoring": self.filter.mode() == Mode::Restoring,
             "virtual_ip": self.vips.iter().map(|v| v.addr().to_string()).collect::<Vec<_>>(),
             "virtual_ip_here": self.vip_up,
             "applications": self.apps.len(),

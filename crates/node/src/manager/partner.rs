@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tcpr_session::filter::Mode;
 use tcpr_session::record;
 use tcpr_session::role::{Epoch, PartnerView, Role, RoleAction, RoleInput};
 use tcpr_session::Now;
@@ -737,7 +738,7 @@ impl Manager {
                     self.drop_sessions(now);
                     self.filter.activate();
                 } else {
-                    if self.filter.mode() == tcpr_session::filter::Mode::Frozen {
+                    if self.filter.mode() == Mode::Frozen {
                         self.filter.thaw(now);
                     }
                     self.filter.go_solo(now);
@@ -831,11 +832,35 @@ impl Manager {
         self.apps_of_dead_program(now);
     }
 
-    /// The program crashed. A partner that can takes the service over; else it is started again here.
+    /// The program crashed. A partner that can takes the service over; else its sessions go on here with the next one.
     pub(super) fn service_died(&mut self, now: Now) {
         if self.role.role() == Role::Master && self.role.can_switch_over().is_ok() {
             self.role.handle(now, RoleInput::SwitchoverRequested);
+        } else if matches!(self.filter.mode(), Mode::Active | Mode::Restoring) {
+            self.recover_here(now);
         }
+    }
+
+    /// Kills the program and starts it again, which the connections of a master do not notice.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub(super) fn restart_program(&mut self) -> Result<(), &'static str> {
+        if self.filter.mode() == Mode::Frozen {
+            return Err("a switchover is under way");
+        }
+        let now = self.now();
+        let Some(program) = &mut self.program else {
+            return Err("the manager is part of the program: only `tcpr run` can start it again");
+        };
+        program.kill();
+        program.restart(now);
+        self.drain_apps();
+        self.apps_of_dead_program(now);
+        if self.filter.mode() != Mode::Passive {
+            self.recover_here(now);
+        }
+        Ok(())
     }
 
     pub(super) fn partner_status(&self) -> serde_json::Value {

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use tcpr_session::Now;
 
-/// First wait before a crashed program is started again; doubled with each crash.
+/// Wait before a program that crashes again soon is started again; doubled with each such crash. The first time it is not
+/// waited for: its connections wait, too.
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// Longest wait.
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
@@ -32,7 +33,9 @@ pub struct ProgramSpec {
 pub struct Program {
     spec: ProgramSpec,
     environment: Vec<(String, String)>,
-    child: Option<(Child, OwnedFd, Now)>,
+    child: Option<(Child, OwnedFd)>,
+    /// When it was started last.
+    since: Now,
     back_off: Duration,
     start_at: Option<Now>,
     /// Children that this process had before: whoever became `tcpr run` by exec had started them.
@@ -50,7 +53,8 @@ impl Program {
             log::warn!("the program's own children may outlive it: {}", io::Error::last_os_error());
         }
         let (child, not_ours) = (None, children());
-        Program { spec, environment, child, back_off: BACK_OFF, start_at: Some(now), not_ours, starts: 0 }
+        let (back_off, start_at) = (Duration::ZERO, Some(now));
+        Program { spec, environment, child, since: now, back_off, start_at, not_ours, starts: 0 }
     }
 
     /// When it is to be started.
@@ -99,7 +103,8 @@ impl Program {
         // SAFETY: a descriptor just made, owned by nobody else.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
         let raw = pidfd.as_raw_fd();
-        self.child = Some((child, pidfd, now));
+        self.child = Some((child, pidfd));
+        self.since = now;
         self.start_at = None;
         self.starts += 1;
         Ok(Some(raw))
@@ -107,7 +112,7 @@ impl Program {
 
     /// Its process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(|(c, _, _)| c.id())
+        self.child.as_ref().map(|(c, _)| c.id())
     }
 
     /// Takes its exit status if it has ended.
@@ -122,18 +127,18 @@ impl Program {
         self.start_at = Some(now);
     }
 
-    /// Starts it again after a while, longer with each crash that follows soon.
+    /// Starts it again, at once or after a while, which is longer with each crash that follows soon.
     pub fn crashed(&mut self, now: Now) {
-        if self.child.as_ref().is_some_and(|(_, _, since)| now > *since + STEADY) {
-            self.back_off = BACK_OFF;
+        if now > self.since + STEADY {
+            self.back_off = Duration::ZERO;
         }
         self.start_at = Some(now + self.back_off);
-        self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
+        self.back_off = (self.back_off * 2).clamp(BACK_OFF, BACK_OFF_MAX);
     }
 
     /// Sends it a signal; if it has ended, nothing happens.
     pub fn signal(&self, signal: libc::c_int) {
-        if let Some((_, pidfd, _)) = &self.child {
+        if let Some((_, pidfd)) = &self.child {
             // SAFETY: no pointers but a null one that the call allows; the pidfd is ours.
             unsafe {
                 libc::syscall(
@@ -150,7 +155,7 @@ impl Program {
     /// Kills it with all its processes and waits for their end.
     pub fn kill(&mut self) {
         self.signal(libc::SIGKILL);
-        if let Some((mut child, _, _)) = self.child.take() {
+        if let Some((mut child, _)) = self.child.take() {
             if let Err(error) = child.wait() {
                 log::warn!("waiting for the program's end: {error}");
             }

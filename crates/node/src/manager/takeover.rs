@@ -9,10 +9,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tcpr_session::filter::Mode;
 use tcpr_session::filter::RestoreSpec;
+use tcpr_session::role::Role;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
 use super::doorbell::{self, Doorbell};
+use super::packets::destroy_sockets;
 use super::Manager;
 use crate::channel::ring::SLOTS;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
@@ -135,6 +137,30 @@ impl Manager {
     /// The store is ours: probe every peer, and restore each session as its answer comes.
     pub(super) fn begin_takeover(&mut self, now: Now) {
         self.filter.take_over(now);
+        self.begin_restoring(now);
+    }
+
+    /// The program is dead, and nobody takes over: its sessions wait here for the next one.
+    pub(super) fn recover_here(&mut self, now: Now) {
+        log::info!("{} sessions wait for the program to come back", self.filter.store().len());
+        // What the kernel has of the dead program's sockets may say nothing any more, be it asked for or not: what is
+        // still to be said will be said by the restored ones. Packets that are queued belong to the old sockets.
+        self.filter.set_fenced(now, true);
+        self.receive_in();
+        destroy_sockets(&mut self.sockdiag, &self.takeover.locals);
+        for _ in 0..100 {
+            if self.receive_out() {
+                break;
+            }
+        }
+        self.takeover.abandon();
+        self.filter.recover(now);
+        self.filter.set_fenced(now, self.role.role() == Role::Fenced);
+        self.filter_actions();
+        self.begin_restoring(now);
+    }
+
+    fn begin_restoring(&mut self, now: Now) {
         let t = &mut self.takeover;
         t.started = Some(now);
         t.spent = Duration::ZERO;
