@@ -5,8 +5,11 @@
 //! - `packets`: the two queues, and the filter's actions
 //! - `apps`: channels to the applications' hooks
 //! - `program`: the server that `tcpr run` starts
-//! - `partner`: heartbeats, replication, the role machine's actions
+//! - `partner`: heartbeats, reach, replication
+//! - `roles`: what the role machine decides; a program that dies or is replaced
 //! - `takeover`: restoring sessions and handing them over
+//! - `virtual_ip`: holding it, and telling the network
+//! - `sweep`: connections that the kernel has given up
 //! - `control`: `tcpr status` and its like
 //! - `doorbell`: the connection that wakes an application's accept
 //! - `disk`: epoch and lock
@@ -20,8 +23,11 @@ mod packets;
 mod partner;
 mod poller;
 mod program;
+mod roles;
+mod signals;
 mod sweep;
 mod takeover;
+mod virtual_ip;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -34,13 +40,12 @@ use tcpr_session::filter::{Action, Filter, FilterConfig};
 use tcpr_session::role::{Role, RoleConfig, RoleMachine};
 use tcpr_session::Now;
 
-use crate::arp::{self, Arp};
+use crate::arp::Arp;
 use crate::channel::server::{ChannelListener, Greeting};
 use crate::channel::wire::PortInfo;
 use crate::config::{self, Config};
 use crate::nfqueue::Queue;
 use crate::rawsock::RawSender;
-use crate::reach;
 use crate::rules::Rules;
 use crate::sockdiag::SockDiag;
 use crate::table::Table;
@@ -50,11 +55,6 @@ pub use embedded::{start_embedded, EmbeddedHandle};
 pub use program::ProgramSpec;
 
 use poller::{Poller, Ready, Token};
-
-/// Lifetime of the virtual IP; renewed while master, it vanishes by itself with its manager.
-const VIP_LIFETIME_S: u32 = 2;
-/// How often it is renewed.
-const VIP_RENEW: Duration = Duration::from_millis(500);
 
 /// How a manager is hosted.
 #[derive(Clone, Debug, Default)]
@@ -104,7 +104,7 @@ pub struct Manager {
     epochs: disk::EpochFile,
     _lock: disk::Lock,
 
-    signals: Option<program_signals::Signals>,
+    signals: Option<signals::Signals>,
     stopping: Option<Stopping>,
     exit: Option<i32>,
 }
@@ -202,7 +202,7 @@ impl Manager {
         let table = Table::new(&service.state_dir).map_err(|error| log::warn!("{error}")).ok();
         let arp = Arp::new(&service.interface)?;
         let raw = RawSender::open().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?;
-        let signals = if hosting.signals { Some(program_signals::Signals::take()?) } else { None };
+        let signals = if hosting.signals { Some(signals::Signals::take()?) } else { None };
 
         // All that can be in somebody else's hands is ours. Now goes what a killed manager of this member left behind.
         for vip in &mut vips {
@@ -402,92 +402,6 @@ impl Manager {
         self.partner_interest();
     }
 
-    // ---- virtual IP ----------------------------------------------------------------------------------
-
-    fn vip_add(&mut self, now: Now) {
-        self.vip_remove = None;
-        for vip in &mut self.vips {
-            if let Err(error) = vip.add(VIP_LIFETIME_S) {
-                log::error!("{error}");
-            }
-        }
-        self.vip_up = true;
-        self.vip_renew = now + VIP_RENEW;
-        self.vip_announce(now);
-    }
-
-    /// Tells the network where the virtual IP is, now and a few times more.
-    fn vip_announce(&mut self, now: Now) {
-        self.garp_due = std::iter::once(now).chain(arp::ANNOUNCE_AGAIN.iter().map(|after| now + *after)).collect();
-        self.tell_due = arp::TELL_AGAIN.iter().map(|after| now + *after).collect();
-        self.vip_timers(now);
-    }
-
-    fn vip_drop(&mut self) {
-        self.vip_up = false;
-        self.vip_remove = None;
-        self.garp_due.clear();
-        self.tell_due.clear();
-        for vip in &mut self.vips {
-            if let Err(error) = vip.remove() {
-                log::error!("{error}");
-            }
-        }
-    }
-
-    fn vip_timers(&mut self, now: Now) {
-        if self.vip_remove.is_some_and(|t| now >= t) {
-            self.vip_drop();
-        }
-        if !self.vip_up || self.role.role() != Role::Master {
-            return;
-        }
-        let announces = self.role.announces();
-        if now >= self.vip_renew {
-            self.vip_renew = now + if announces { VIP_RENEW } else { self.config.failover.heartbeat };
-            for vip in &mut self.vips {
-                match vip.renew(VIP_LIFETIME_S) {
-                    // It vanished: we were paused, and are master all the same, or about to hear that we are not.
-                    Ok(false) if announces => {
-                        if let Err(error) = vip.add(VIP_LIFETIME_S) {
-                            log::error!("{error}");
-                        }
-                    }
-                    Ok(_) => {}
-                    Err(error) => log::error!("{error}"),
-                }
-            }
-        }
-        if !announces {
-            return;
-        }
-        while self.garp_due.first().is_some_and(|t| now >= *t) {
-            self.garp_due.remove(0);
-            for vip in &self.vips {
-                if let Err(error) = self.arp.send_gratuitous(vip.addr()) {
-                    log::warn!("gratuitous ARP for {}: {error}", vip.addr());
-                }
-            }
-        }
-        while self.tell_due.first().is_some_and(|t| now >= *t) {
-            self.tell_due.remove(0);
-            self.tell_neighbours();
-        }
-    }
-
-    /// Those that this machine knows. The others the kernel asks when it first has something for them, in the name of the
-    /// virtual IP, and thereby tells.
-    fn tell_neighbours(&self) {
-        let neighbours = reach::neighbours(&self.config.service.interface);
-        for (vip, _) in self.config.service.virtual_ipv4() {
-            for (neighbour, _) in &neighbours {
-                if let Err(error) = self.arp.tell(*neighbour, vip) {
-                    return log::debug!("ARP to {neighbour} for {vip}: {error}");
-                }
-            }
-        }
-    }
-
     // ---- the program and signals ---------------------------------------------------------------------
 
     fn program_timers(&mut self, now: Now) {
@@ -631,54 +545,5 @@ fn raise_priority() {
         unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
     if result < 0 {
         log::debug!("no real-time priority: {}", io::Error::last_os_error());
-    }
-}
-
-mod program_signals {
-    //! SIGTERM, SIGINT and SIGCHLD as a descriptor.
-    use std::io;
-    use std::mem;
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-
-    /// The signals that end a service, and the one that tells of ended children.
-    pub struct Signals {
-        fd: OwnedFd,
-    }
-
-    impl Signals {
-        /// Blocks them in the calling thread (and in those it starts) and takes them over.
-        pub fn take() -> io::Result<Signals> {
-            // SAFETY: all zeroes is a valid value of this plain C structure, and the calls below fill it.
-            let mut set: libc::sigset_t = unsafe { mem::zeroed() };
-            // SAFETY: the pointers are those of `set`, which lives through the calls; the result is checked.
-            let fd = unsafe {
-                libc::sigemptyset(&raw mut set);
-                libc::sigaddset(&raw mut set, libc::SIGTERM);
-                libc::sigaddset(&raw mut set, libc::SIGINT);
-                libc::sigaddset(&raw mut set, libc::SIGCHLD);
-                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-                libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
-            };
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // SAFETY: a descriptor just made, owned by nobody else.
-            Ok(Signals { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
-        }
-
-        /// The descriptor to watch.
-        pub fn fd(&self) -> RawFd {
-            self.fd.as_raw_fd()
-        }
-
-        /// The next signal.
-        pub fn read(&mut self) -> Option<u32> {
-            // SAFETY: all zeroes is a valid value of this plain C structure.
-            let mut info: libc::signalfd_siginfo = unsafe { mem::zeroed() };
-            let size = mem::size_of_val(&info);
-            // SAFETY: pointer and size are those of `info`, which lives through the call.
-            let n = unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut info).cast(), size) };
-            (n == size as isize).then_some(info.ssi_signo)
-        }
     }
 }

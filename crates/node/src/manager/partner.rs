@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tcpr_session::filter::Mode;
 use tcpr_session::record;
-use tcpr_session::role::{Epoch, PartnerView, Role, RoleAction, RoleInput};
+use tcpr_session::role::{Epoch, PartnerView, Role, RoleInput};
 use tcpr_session::Now;
 
 use super::poller::{Poller, Token};
-use super::{packets, Manager};
+use super::Manager;
 use crate::config::Config;
 use crate::heartbeat::{Codec, HeartbeatBody, HeartbeatSocket};
 use crate::key::{self, Key};
@@ -21,7 +20,7 @@ use crate::link::{Hello, Link, LinkConfig, Listener, Message, PROTOCOL};
 use crate::reach::Reach;
 
 /// How often the dialing member tries.
-const DIAL_EVERY: Duration = Duration::from_millis(100);
+pub(super) const DIAL_EVERY: Duration = Duration::from_millis(100);
 /// What is refused is written to the log no more often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// Longest piece of a batch in one message.
@@ -30,8 +29,6 @@ const PIECE: usize = 256 << 10;
 const CAUGHT_UP: u64 = 256 << 10;
 /// It waits all the same this long after the snapshot: the log is written faster than the replica stores it.
 const CATCH_UP: Duration = Duration::from_secs(10);
-/// How long after a switchover the former master still forwards what reaches it.
-const FORWARD_FOR: Duration = Duration::from_millis(30);
 
 /// Everything about the other member.
 pub(super) struct Partner {
@@ -40,12 +37,12 @@ pub(super) struct Partner {
     local: SocketAddr,
     link_config: Arc<LinkConfig>,
     listener: Option<Listener>,
-    link: Option<Link>,
-    link_up: bool,
+    pub(super) link: Option<Link>,
+    pub(super) link_up: bool,
     interest: (bool, bool),
     /// As the former master after a switchover: until then inbound packets go to the new one.
-    forward_until: Option<Now>,
-    dial_at: Now,
+    pub(super) forward_until: Option<Now>,
+    pub(super) dial_at: Now,
     heartbeat: Option<HeartbeatSocket>,
     heartbeat_due: Now,
     heartbeat_every: Duration,
@@ -64,10 +61,10 @@ pub(super) struct Partner {
     batch: Vec<u8>,
     /// As backup: the snapshot is being received, and how far the log is stored.
     receiving: bool,
-    followed: Option<Epoch>,
-    stored: u64,
-    frozen_sent: bool,
-    heard_handover: bool,
+    pub(super) followed: Option<Epoch>,
+    pub(super) stored: u64,
+    pub(super) frozen_sent: bool,
+    pub(super) heard_handover: bool,
     /// The partner said that it closes this link: its end is no sign of a death.
     heard_bye: bool,
     last_close: Option<String>,
@@ -204,7 +201,7 @@ impl Partner {
         }
     }
 
-    fn send(&mut self, message: &Message<'_>) {
+    pub(super) fn send(&mut self, message: &Message<'_>) {
         let Some(link) = &mut self.link else { return };
         if let Err(error) = link.send(message) {
             log::warn!("replication: {error:?}");
@@ -256,7 +253,7 @@ fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 impl Manager {
     // ---- heartbeats ----------------------------------------------------------------------------------
 
-    fn beat(&mut self) {
+    pub(super) fn beat(&mut self) {
         let view = self.role.view();
         let body = HeartbeatBody {
             epoch: view.epoch,
@@ -324,7 +321,7 @@ impl Manager {
         }
     }
 
-    fn probe_reach(&mut self, now: Now) {
+    pub(super) fn probe_reach(&mut self, now: Now) {
         let mut peers: Vec<std::net::Ipv4Addr> = Vec::new();
         for s in self.filter.store().iter() {
             if let std::net::IpAddr::V4(ip) = s.open.tuple.peer.ip() {
@@ -596,7 +593,7 @@ impl Manager {
         self.partner.batch = batch;
     }
 
-    fn start_pairing(&mut self) {
+    pub(super) fn start_pairing(&mut self) {
         self.ship();
         let epoch = self.role.epoch();
         let mut snapshot = Vec::new();
@@ -629,6 +626,14 @@ impl Manager {
         log::info!("the replica is complete after {} ms, {behind} bytes behind", (now - snapshot.begun).as_millis());
         self.partner.snapshot = None;
         self.role.handle(now, RoleInput::ReplicaFull);
+    }
+
+    /// The log of an epoch that is over goes nowhere.
+    pub(super) fn stop_shipping(&mut self) {
+        self.partner.shipping = false;
+        self.partner.snapshot = None;
+        self.partner.receiving = false;
+        self.partner.frozen_sent = false;
     }
 
     // ---- timers --------------------------------------------------------------------------------------
@@ -667,201 +672,7 @@ impl Manager {
         }
     }
 
-    // ---- roles ---------------------------------------------------------------------------------------
-
-    /// Does what the role machine decided. Returns whether there was anything.
-    pub(super) fn role_actions(&mut self) -> bool {
-        let mut any = false;
-        while let Some(action) = self.role.poll_action() {
-            any = true;
-            let now = self.now();
-            log::debug!("role: {action:?}");
-            self.role_action(now, action);
-            self.publish_role();
-        }
-        any
-    }
-
-    fn role_action(&mut self, now: Now, action: RoleAction) {
-        match action {
-            RoleAction::BecomeMaster { epoch, take_over, old } => {
-                log::info!("master in epoch {epoch}, after {old}");
-                self.partner.followed = None;
-                self.beat();
-                self.stop_shipping();
-                if std::mem::take(&mut self.partner.heard_handover) {
-                    self.partner.send(&Message::HandoverAck { epoch });
-                    self.partner.flush();
-                }
-                self.vip_add(now);
-                if take_over {
-                    self.begin_takeover(now);
-                } else {
-                    if !self.filter.store().is_empty() {
-                        self.filter.replica_reset();
-                        self.note_empty();
-                    }
-                    self.filter.activate();
-                }
-            }
-            RoleAction::BecomeBackup { epoch } => {
-                log::info!("backup in epoch {epoch}");
-                // The snapshot of this very epoch may have overtaken the heartbeat that names it.
-                if self.partner.followed.is_some_and(|f| f < epoch) {
-                    self.partner.followed = None;
-                }
-                self.beat();
-            }
-            RoleAction::Demote { epoch } => {
-                log::info!("no longer master; backup in epoch {epoch}");
-                self.step_down(now);
-                self.beat();
-            }
-            RoleAction::StartPairing => self.start_pairing(),
-            RoleAction::HoldForReplica { .. } => {
-                let position = self.partner.stored;
-                self.filter.hold_for_replica(position);
-            }
-            RoleAction::SendPaired { epoch } => {
-                self.ship();
-                self.partner.send(&Message::Paired { epoch });
-            }
-            RoleAction::Stall => log::warn!("the replica is out of contact; nothing leaves that it has not stored"),
-            RoleAction::Announce { .. } => self.beat(),
-            RoleAction::DefendVip => self.vip_announce(now),
-            RoleAction::GoSolo { epoch, doubtful } => {
-                log::warn!("going on alone in epoch {epoch}");
-                self.takeover.handing_over = false;
-                self.stop_shipping();
-                self.beat();
-                if doubtful {
-                    self.drop_sessions(now);
-                    self.filter.activate();
-                } else {
-                    if self.filter.mode() == Mode::Frozen {
-                        self.filter.thaw(now);
-                    }
-                    self.filter.go_solo(now);
-                }
-                if !self.vip_up {
-                    self.vip_add(now);
-                }
-            }
-            RoleAction::Fence => {
-                log::warn!("cut off: releasing nothing");
-                self.filter.set_fenced(now, true);
-            }
-            RoleAction::Unfence => {
-                log::info!("in reach again");
-                self.filter.set_fenced(now, false);
-                self.vip_add(now);
-            }
-            RoleAction::ProbeReach => self.probe_reach(now),
-            RoleAction::StartHandover { epoch } => {
-                self.drain_apps();
-                self.filter_actions();
-                self.filter.freeze();
-                self.ship();
-                let position = self.filter.log_end();
-                self.takeover.handing_over = true;
-                self.partner.frozen_sent = true;
-                self.partner.send(&Message::Handover { epoch, position });
-                self.partner.flush();
-            }
-            RoleAction::CloseLink => {
-                if let Some(mut link) = self.partner.link.take() {
-                    if link.send(&Message::Bye { reason: "closed by the role machine".into() }).is_ok() {
-                        link.flush();
-                    }
-                    link.close("partner suspected");
-                    self.poller.remove(link.fd());
-                    self.partner.link_up = false;
-                    self.stop_shipping();
-                    self.partner.dial_at = now + DIAL_EVERY;
-                }
-            }
-        }
-    }
-
-    /// From master to backup: every session dies here silently, for it lives on at the partner.
-    fn step_down(&mut self, now: Now) {
-        let handed_over = std::mem::take(&mut self.takeover.handing_over);
-        self.stop_shipping();
-        if handed_over && self.partner.link.is_some() {
-            // What still comes to us goes on to the new master: peers learn its place in a moment.
-            self.partner.forward_until = Some(now + FORWARD_FOR);
-            self.vip_remove = Some(now + FORWARD_FOR);
-            self.vip_up = false;
-            self.garp_due.clear();
-            self.tell_due.clear();
-        } else {
-            self.vip_drop();
-        }
-        self.drop_sessions(now);
-        self.partner.followed = None;
-    }
-
-    /// The log of an epoch that is over goes nowhere.
-    fn stop_shipping(&mut self) {
-        self.partner.shipping = false;
-        self.partner.snapshot = None;
-        self.partner.receiving = false;
-        self.partner.frozen_sent = false;
-    }
-
-    fn drop_sessions(&mut self, now: Now) {
-        self.drain_apps();
-        self.filter.demote();
-        self.note_empty();
-        self.filter_actions();
-        self.takeover.abandon();
-        if self.stopping.is_none() {
-            if let Some(program) = &mut self.program {
-                program.kill();
-                program.restart(now);
-            }
-        }
-        let locals = self.takeover.locals().to_vec();
-        packets::destroy_sockets(&mut self.sockdiag, &locals);
-        // The RSTs of what ended here meet a passive filter: one that serves again would take them for strangers'.
-        for _ in 0..100 {
-            if self.receive_out() {
-                break;
-            }
-        }
-        self.apps_of_dead_program(now);
-    }
-
-    /// The program crashed. A partner that can takes the service over; else its sessions go on here with the next one.
-    pub(super) fn service_died(&mut self, now: Now) {
-        if self.role.role() == Role::Master && self.role.can_switch_over().is_ok() {
-            self.role.handle(now, RoleInput::SwitchoverRequested);
-        } else if matches!(self.filter.mode(), Mode::Active | Mode::Restoring) {
-            self.recover_here(now);
-        }
-    }
-
-    /// Kills the program and starts it again, which the connections of a master do not notice.
-    ///
-    /// # Errors
-    /// Why that cannot be.
-    pub(super) fn restart_program(&mut self) -> Result<(), &'static str> {
-        if self.filter.mode() == Mode::Frozen {
-            return Err("a switchover is under way");
-        }
-        let now = self.now();
-        let Some(program) = &mut self.program else {
-            return Err("the manager is part of the program: only `tcpr run` can start it again");
-        };
-        program.kill();
-        program.restart(now);
-        self.drain_apps();
-        self.apps_of_dead_program(now);
-        if self.filter.mode() != Mode::Passive {
-            self.recover_here(now);
-        }
-        Ok(())
-    }
+    // ---- status --------------------------------------------------------------------------------------
 
     pub(super) fn partner_status(&self) -> serde_json::Value {
         let Some((_, name, address)) = &self.partner.partner else { return serde_json::Value::Null };
