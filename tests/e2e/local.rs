@@ -8,7 +8,7 @@ use tcpr_lab::client::{ChatClients, ChatOptions, Clients, EchoClients, EchoOptio
 use tcpr_lab::member::{Pair, Service};
 use tcpr_lab::{seed_from_env, wait_listening, wait_until, Capture, CaptureOptions, Host, Lab, Rng, SegFilter};
 
-use crate::world::{built, script, FOUR, PATIENCE, PORT};
+use crate::world::{built, script, Fault, World, FOUR, PATIENCE, PORT};
 
 /// One member that runs; the other is not there, or not even configured.
 struct Alone {
@@ -86,4 +86,26 @@ fn a_server_whose_partner_is_away_comes_back_to_its_connections() {
     options.max_outstanding = 24 << 10;
     let clients = EchoClients::start(&a.peer, a.pair.addr(), &options).expect("clients");
     a.survive(clients);
+}
+
+/// With a partner the master keeps the service all the same; its backup's server can be replaced, too.
+#[test]
+fn a_protected_server_is_replaced_where_it_is() {
+    let mut w = World::new("replace", Service::new("chat", PORT), &[&built("chat_server"), "5555"]);
+    let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(6, w.rng.next_u64())).expect("clients");
+    let before = w.epoch();
+    for round in 0..10 {
+        clients.reset_stalls();
+        std::thread::sleep(w.rng.duration(Duration::ZERO, Duration::from_millis(300)));
+        let member = if round % 4 == 3 { 1 - before.0 } else { before.0 };
+        let out = w.pair.tcpr(member, &["restart"]).expect("runs");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let went_on = clients.wait_progress(PATIENCE).and_then(|()| clients.check());
+        went_on.unwrap_or_else(|e| panic!("round {round}: {e}\n{}", w.pair.describe()));
+        assert_eq!(w.epoch(), before);
+        eprintln!("round {round}: longest silence {:.1} ms", clients.stats().max_stall_ms);
+    }
+    // What the replica was told meanwhile is right.
+    w.survive(&clients, &[Fault::KillAll, Fault::Cut]);
+    w.end(clients);
 }

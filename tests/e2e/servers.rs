@@ -10,12 +10,12 @@ use tcpr_lab::member::Service;
 use crate::requests::{connect, pause, through};
 use crate::world::{built, World, PATIENCE, PORT};
 
-fn lines_are_answered(way: &str, new: New) {
+pub fn lines_are_answered(way: &str, new: New) {
     lines_of_clients_are_answered(way, new, 4, 200);
 }
 
 /// Over IPv4 or IPv6.
-type New = fn(&str, Service, &[&str]) -> World;
+pub type New = fn(&str, Service, &[&str]) -> World;
 
 /// Each client sends a line, waits for the same line, and sends the next; after at most so many it ends its connection
 /// and makes another.

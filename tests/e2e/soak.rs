@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tcpr_lab::client::{ChatClients, ChatOptions};
 use tcpr_lab::member::Service;
 
+use crate::servers::lines_are_answered;
 use crate::world::{built, Stop, World, PORT};
 
 #[test]
@@ -24,8 +25,15 @@ fn soak() {
             });
         }
         let mut failovers = 0;
+        let mut ways = ["pool", "pair", "stdio", "fork", "prefork", "spawn"].iter().cycle();
         while Instant::now() < end {
-            let (label, service, server) = match failovers / 10 % 2 {
+            if failovers / 10 % 3 == 2 {
+                let way = ways.next().expect("for ever");
+                lines_are_answered(way, if failovers / 30 % 2 == 0 { World::new } else { World::six });
+                failovers += 10;
+                continue;
+            }
+            let (label, service, server) = match failovers / 10 % 3 {
                 0 => ("soak", Service::new("chat", PORT).lines(), "plain_chat_server"),
                 _ => ("lsoak", Service::new("chat", PORT), "chat_server"),
             };
