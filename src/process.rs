@@ -455,6 +455,7 @@ extern "C" fn before_fork() {
             return;
         }
         let _inside = Bypass::enter();
+        real::lock_stream_list();
         let held = Held {
             _joining: lock(&JOINING),
             stash: ops::lock_stash(),
@@ -472,6 +473,8 @@ extern "C" fn after_fork_in_parent() {
             for connection in held.connections.iter_mut().flat_map(HashMap::values_mut) {
                 connection.shared = true;
             }
+            drop(held);
+            real::unlock_stream_list();
         }
     });
 }
@@ -482,6 +485,8 @@ extern "C" fn after_fork_in_child() {
         if let Some(mut held) = HELD.with(|h| h.borrow_mut().take()) {
             // Recovered connections that the parent has not handed out are the parent's.
             held.stash.clear();
+            drop(held);
+            real::reset_stream_list();
         }
         let client = CLIENT.swap(std::ptr::null_mut(), Ordering::AcqRel);
         turn::forget(!client.is_null() && EMBEDDER.load(Ordering::Relaxed) != 0);

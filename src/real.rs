@@ -128,6 +128,10 @@ extern "C-unwind" {
     pub fn pthread_testcancel();
     /// A stream that calls functions of ours with the cookie.
     pub fn fopencookie(cookie: *mut c_void, mode: *const c_char, calls: CookieCalls) -> *mut FILE;
+    /// Keeps others from the C library's list of streams, as fork does after its handlers have run. Recursive.
+    fn _IO_list_lock();
+    fn _IO_list_unlock();
+    fn _IO_list_resetlock();
     // Not in the libc crate.
     fn ftrylockfile(file: *mut FILE) -> c_int;
     fn funlockfile(file: *mut FILE);
@@ -138,6 +142,25 @@ extern "C-unwind" {
         parent: Option<extern "C" fn()>,
         child: Option<extern "C" fn()>,
     ) -> c_int;
+}
+
+/// The C library's list of streams, which whoever flushes them all holds while our hooks write: it comes before any lock of
+/// ours.
+pub fn lock_stream_list() {
+    // SAFETY: takes nothing; unlocked, or reset in a forked child, by the functions below.
+    unsafe { _IO_list_lock() }
+}
+
+/// Ends [`lock_stream_list`].
+pub fn unlock_stream_list() {
+    // SAFETY: locked by this thread.
+    unsafe { _IO_list_unlock() }
+}
+
+/// Ends it in the child of a fork, whose only thread this is.
+pub fn reset_stream_list() {
+    // SAFETY: no other thread can hold it.
+    unsafe { _IO_list_resetlock() }
 }
 
 /// Writes what is in a stream's buffer; not if another thread has locked the stream.

@@ -137,6 +137,15 @@ unsafe extern "C-unwind" fn seek(_: *mut c_void, _: *mut off64_t, _: c_int) -> c
 }
 
 unsafe extern "C-unwind" fn close(cookie: *mut c_void) -> c_int {
+    let fd = cookie.addr() as c_int;
+    // Not closed by fclose: freopen makes another stream of it.
+    inside((), || {
+        let mut guard = lock(&STREAMS);
+        if let Some(streams) = guard.as_mut() {
+            streams.retain(|_, other| *other != fd);
+            COUNT.store(streams.len(), Ordering::Relaxed);
+        }
+    });
     // SAFETY: takes no pointers.
-    unsafe { preload::close(cookie.addr() as c_int) }
+    unsafe { preload::close(fd) }
 }

@@ -10,6 +10,7 @@
  *   lazy    a thread for each connection, which waits to be accepted, and few may wait
  *   once    a thread for each connection, which is closed after one answer
  *   rude    the same, though there is more to read
+ *   mortal  a thread for each connection; dies of the line "die"
  *   keep    a thread for each connection, which asks silent clients whether they are still there
  *
  * A client sends its next line when it has the answer to the last one. And two that know no lines:
@@ -294,6 +295,26 @@ static void *without_manners(void *argument)
     return NULL;
 }
 
+static void *that_can_be_killed(void *argument)
+{
+    int fd = (int)(long)argument;
+    struct buffer *b = malloc(sizeof *b);
+    b->length = 0;
+    ssize_t length;
+    while ((length = more(fd, b)) >= 0) {
+        if (length == 0)
+            continue;
+        if (length == 4 && memcmp(b->bytes, "die\n", 4) == 0)
+            abort();
+        if (write_all(fd, b->bytes, (size_t)length) < 0)
+            break;
+        b->length = 0;
+    }
+    free(b);
+    close(fd);
+    return NULL;
+}
+
 static void *with_keepalive(void *argument)
 {
     int fd = (int)(long)argument, on = 1, idle = 1, interval = 1, count = 3;
@@ -364,7 +385,7 @@ static void *with_sink(void *argument)
 int main(int argc, char **argv)
 {
     if (argc != 3) {
-        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|lazy|once|rude|keep|frames|sink\n");
+        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|lazy|once|rude|mortal|keep|frames|sink\n");
         return 2;
     }
     const char *way = argv[2];
@@ -409,6 +430,8 @@ int main(int argc, char **argv)
             start(with_one_answer, (void *)(long)fd);
         } else if (strcmp(way, "rude") == 0) {
             start(without_manners, (void *)(long)fd);
+        } else if (strcmp(way, "mortal") == 0) {
+            start(that_can_be_killed, (void *)(long)fd);
         } else if (strcmp(way, "keep") == 0) {
             start(with_keepalive, (void *)(long)fd);
         } else if (strcmp(way, "frames") == 0) {

@@ -1,6 +1,8 @@
 //! A server that dies, or is replaced, where nobody can take it over: its connections wait for the next process on the
 //! same machine.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -8,6 +10,7 @@ use tcpr_lab::client::{ChatClients, ChatOptions, Clients, EchoClients, EchoOptio
 use tcpr_lab::member::{Pair, Service};
 use tcpr_lab::{seed_from_env, wait_listening, wait_until, Capture, CaptureOptions, Host, Lab, Rng, SegFilter};
 
+use crate::requests::connect;
 use crate::world::{built, script, Fault, World, FOUR, PATIENCE, PORT};
 
 /// One member that runs; the other is not there, or not even configured.
@@ -108,4 +111,31 @@ fn a_protected_server_is_replaced_where_it_is() {
     // What the replica was told meanwhile is right.
     w.survive(&clients, &[Fault::KillAll, Fault::Cut]);
     w.end(clients);
+}
+
+/// A request that kills the server would kill the next one, too: its connection is given up after a few crashes.
+#[test]
+fn a_request_that_kills_the_server_is_given_up() {
+    for partner in [false, true] {
+        let program = [&built("line_server"), "5555", "mortal"];
+        let mut a = Alone::new("mortal", Service::new("lines", PORT), &program, partner);
+        if partner {
+            a.pair.start(1, &program).expect("started");
+            a.pair.wait_protected(PATIENCE).expect("protected");
+        }
+        let to = a.pair.addr();
+        let mut healthy: Vec<TcpStream> = (0..3).map(|_| a.peer.enter(|| connect(to)).expect("connected")).collect();
+        let ask = |stream: &mut TcpStream| {
+            let mut answer = [0; 6];
+            stream.write_all(b"hello\n").and_then(|()| stream.read_exact(&mut answer)).expect("an answer");
+            assert_eq!(&answer, b"hello\n");
+        };
+        healthy.iter_mut().for_each(ask);
+        let mut deadly = a.peer.enter(|| connect(to)).expect("connected");
+        deadly.write_all(b"die\n").expect("sent");
+        healthy.iter_mut().for_each(ask);
+        let ended = deadly.read(&mut [0; 10]);
+        assert!(ended.as_ref().is_err_and(|e| e.kind() == ErrorKind::ConnectionReset), "{ended:?}");
+        healthy.iter_mut().for_each(ask);
+    }
 }

@@ -140,8 +140,9 @@ pub fn restart(common: &Common) -> Result<u8, String> {
     }
     while before.elapsed() < Duration::from_secs(30) {
         let status = ask(&config, &ControlRequest::Status)?;
+        let started = status["program_starts"].as_u64() > answer["program_starts"].as_u64();
         let joined = status["applications"].as_u64().is_some_and(|n| n > 0);
-        if joined && status["restoring"] == false {
+        if started && joined && status["restoring"] == false {
             if common.json {
                 println!("{status}");
             } else {

@@ -137,7 +137,11 @@ impl SockDiag {
             };
             for message in Messages(&self.buffer[..n]) {
                 match message.kind {
-                    NLMSG_DONE => return Ok(()),
+                    NLMSG_DONE => {
+                        // The end of a list says whether it is whole.
+                        let errno = message.body.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+                        return if errno < 0 { Err(io::Error::from_raw_os_error(-errno)) } else { Ok(()) };
+                    }
                     NLMSG_ERROR => match message.error() {
                         0 => return Ok(()),
                         errno => return Err(io::Error::from_raw_os_error(errno)),

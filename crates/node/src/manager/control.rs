@@ -141,7 +141,7 @@ impl Manager {
                 Err(why) => json!({ "error": why }),
             },
             ControlRequest::Restart => match self.restart_program() {
-                Ok(()) => json!({ "ok": true }),
+                Ok(starts) => json!({ "ok": true, "program_starts": starts }),
                 Err(why) => json!({ "error": why }),
             },
         }
@@ -168,6 +168,7 @@ impl Manager {
             "virtual_ip": self.vips.iter().map(|v| v.addr().to_string()).collect::<Vec<_>>(),
             "virtual_ip_here": self.vip_up,
             "applications": self.apps.len(),
+            "program_starts": self.program.as_ref().map(|p| p.starts),
             "log": { "end": self.filter.log_end(), "stored": self.filter.replica_position() },
             "takeover": self.takeover.report,
             "counters": self.filter.counters(),

@@ -56,6 +56,9 @@ pub use program::ProgramSpec;
 
 use poller::{Poller, Ready, Token};
 
+/// A program that crashes so often in a row is killed by what it is asked.
+const POISONED: u32 = 4;
+
 /// How a manager is hosted.
 #[derive(Clone, Debug, Default)]
 pub struct Hosting {
@@ -440,8 +443,20 @@ impl Manager {
             self.leave(program::exit_code(status));
             return;
         }
-        if let Some(program) = &mut self.program {
-            program.crashed(now);
+        let Some(program) = &mut self.program else { return };
+        if program.was_replaced() {
+            program.restart(now);
+            self.recover_here(now);
+            return;
+        }
+        let crashes = program.crashed(now, status);
+        if crashes >= POISONED {
+            // What it is fed after each start may be what kills it.
+            let given_up = self.filter.give_up_deadly(now, POISONED - 1);
+            log::error!("crash {crashes} in a row: {given_up} connections are reset, whose input it had read each time");
+            self.filter_actions();
+        } else if crashes <= 1 {
+            self.filter.forget_deaths();
         }
         self.service_died(now);
     }

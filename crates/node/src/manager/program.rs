@@ -37,6 +37,10 @@ pub struct Program {
     /// When it was started last.
     since: Now,
     back_off: Duration,
+    /// How often in a row it crashed soon.
+    crashes: u32,
+    /// It was killed to be started again.
+    replaced: bool,
     start_at: Option<Now>,
     /// Children that this process had before: whoever became `tcpr run` by exec had started them.
     not_ours: Vec<libc::pid_t>,
@@ -54,7 +58,7 @@ impl Program {
         }
         let (child, not_ours) = (None, children());
         let (back_off, start_at) = (Duration::ZERO, Some(now));
-        Program { spec, environment, child, since: now, back_off, start_at, not_ours, starts: 0 }
+        Program { spec, environment, child, since: now, back_off, crashes: 0, replaced: false, start_at, not_ours, starts: 0 }
     }
 
     /// When it is to be started.
@@ -91,7 +95,7 @@ impl Program {
         let child = match command.spawn() {
             Ok(child) => child,
             Err(error) => {
-                self.crashed(now);
+                self.start_after_a_while(now);
                 return Err(error);
             }
         };
@@ -127,13 +131,32 @@ impl Program {
         self.start_at = Some(now);
     }
 
-    /// Starts it again, at once or after a while, which is longer with each crash that follows soon.
-    pub fn crashed(&mut self, now: Now) {
+    /// Starts it again, at once or after a while, which is longer with each crash that follows soon. Returns how many
+    /// such crashes there were in a row, none of them by SIGKILL.
+    pub fn crashed(&mut self, now: Now, status: ExitStatus) -> u32 {
         if now > self.since + STEADY {
             self.back_off = Duration::ZERO;
+            self.crashes = 0;
         }
+        self.crashes = if status.signal() == Some(libc::SIGKILL) { 0 } else { self.crashes + 1 };
+        self.start_after_a_while(now);
+        self.crashes
+    }
+
+    fn start_after_a_while(&mut self, now: Now) {
         self.start_at = Some(now + self.back_off);
         self.back_off = (self.back_off * 2).clamp(BACK_OFF, BACK_OFF_MAX);
+    }
+
+    /// Kills it, to be started again when it has ended.
+    pub fn replace(&mut self) {
+        self.replaced = self.child.is_some();
+        self.signal(libc::SIGKILL);
+    }
+
+    /// Whether its end was that of [`Program::replace`]; asked once.
+    pub fn was_replaced(&mut self) -> bool {
+        std::mem::take(&mut self.replaced)
     }
 
     /// Sends it a signal; if it has ended, nothing happens.

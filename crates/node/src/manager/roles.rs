@@ -74,6 +74,8 @@ impl Manager {
             }
             RoleAction::Stall => log::warn!("the replica is out of contact; nothing leaves that it has not stored"),
             RoleAction::Announce { .. } => self.beat(),
+            // One that is under way will do.
+            RoleAction::DefendVip if self.garp_due.len() > 2 => {}
             RoleAction::DefendVip => self.vip_announce(now),
             RoleAction::GoSolo { epoch, doubtful } => {
                 log::warn!("going on alone in epoch {epoch}");
@@ -88,6 +90,10 @@ impl Manager {
                         self.filter.thaw(now);
                     }
                     self.filter.go_solo(now);
+                    // A handover to nobody, perhaps of a program that had died.
+                    if self.takeover.died {
+                        self.recover_here(now);
+                    }
                 }
                 if !self.vip_up {
                     self.vip_add(now);
@@ -101,6 +107,9 @@ impl Manager {
                 log::info!("in reach again");
                 self.filter.set_fenced(now, false);
                 self.vip_add(now);
+                if self.takeover.died {
+                    self.recover_here(now);
+                }
             }
             RoleAction::ProbeReach => self.probe_reach(now),
             RoleAction::StartHandover { epoch } => {
@@ -153,6 +162,7 @@ impl Manager {
         self.note_empty();
         self.filter_actions();
         self.takeover.abandon();
+        self.takeover.died = false;
         if self.stopping.is_none() {
             if let Some(program) = &mut self.program {
                 program.kill();
@@ -173,31 +183,26 @@ impl Manager {
     /// The program crashed. A partner that can takes the service over; else its sessions go on here with the next one.
     pub(super) fn service_died(&mut self, now: Now) {
         if self.role.role() == Role::Master && self.role.can_switch_over().is_ok() {
+            self.takeover.died = true;
             self.role.handle(now, RoleInput::SwitchoverRequested);
-        } else if matches!(self.filter.mode(), Mode::Active | Mode::Restoring) {
+        } else {
             self.recover_here(now);
         }
     }
 
-    /// Kills the program and starts it again, which the connections of a master do not notice.
+    /// Kills the program, to be started again, which the connections of a master do not notice. Returns how often it was
+    /// started before.
     ///
     /// # Errors
     /// Why that cannot be.
-    pub(super) fn restart_program(&mut self) -> Result<(), &'static str> {
-        if self.filter.mode() == Mode::Frozen {
-            return Err("a switchover is under way");
+    pub(super) fn restart_program(&mut self) -> Result<u64, &'static str> {
+        if self.filter.mode() == Mode::Frozen || self.stopping.is_some() {
+            return Err("a switchover or a stop is under way");
         }
-        let now = self.now();
         let Some(program) = &mut self.program else {
             return Err("the manager is part of the program: only `tcpr run` can start it again");
         };
-        program.kill();
-        program.restart(now);
-        self.drain_apps();
-        self.apps_of_dead_program(now);
-        if self.filter.mode() != Mode::Passive {
-            self.recover_here(now);
-        }
-        Ok(())
+        program.replace();
+        Ok(program.starts)
     }
 }

@@ -37,10 +37,16 @@ impl Manager {
             Ok(sockets) => {
                 let there: HashSet<_> = sockets.iter().map(|s| (s.local, s.peer)).collect();
                 let before = std::mem::take(&mut self.sweep.missing);
-                let missing = self.filter.with_sockets().filter(|(_, t)| !there.contains(&(t.local, t.peer)));
+                let locals = self.takeover.locals();
+                let missing = self.filter.with_sockets();
+                let missing = missing.filter(|(_, t)| locals.contains(&t.local) && !there.contains(&(t.local, t.peer)));
                 let (gone, new): (Vec<_>, Vec<_>) = missing.partition(|(id, _)| before.contains(id));
                 self.sweep.missing = new.into_iter().map(|(id, _)| id).collect();
                 for (session, tuple) in gone {
+                    // A list may lack what changed its place meanwhile.
+                    if !matches!(self.sockdiag.find(tuple.local, tuple.peer), Ok(None)) {
+                        continue;
+                    }
                     log::info!("session {session} {tuple}: the kernel has given it up");
                     self.filter.swept(now, &tuple);
                 }

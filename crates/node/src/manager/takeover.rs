@@ -69,6 +69,8 @@ pub(super) struct Takeover {
     pub report: Report,
     /// As the old master: a handover was started and is not over.
     pub handing_over: bool,
+    /// The program has died, and its sessions wait for somebody to serve them.
+    pub died: bool,
 }
 
 impl Takeover {
@@ -86,6 +88,7 @@ impl Takeover {
             spent: Duration::ZERO,
             report: Report::default(),
             handing_over: false,
+            died: false,
         }
     }
 
@@ -140,8 +143,14 @@ impl Manager {
         self.begin_restoring(now);
     }
 
-    /// The program is dead, and nobody takes over: its sessions wait here for the next one.
+    /// The program is dead, and nobody takes over: its sessions wait here for the next one. Where that cannot be judged
+    /// yet (a handover is under way, or this member is cut off) it is done when it can.
     pub(super) fn recover_here(&mut self, now: Now) {
+        let serves = matches!(self.filter.mode(), Mode::Active | Mode::Restoring);
+        self.takeover.died = self.filter.mode() != Mode::Passive && (!serves || self.role.role() != Role::Master);
+        if !serves || self.takeover.died {
+            return;
+        }
         log::info!("{} sessions wait for the program to come back", self.filter.store().len());
         // What the kernel has of the dead program's sockets may say nothing any more, be it asked for or not: what is
         // still to be said will be said by the restored ones. Packets that are queued belong to the old sockets.
@@ -155,7 +164,6 @@ impl Manager {
         }
         self.takeover.abandon();
         self.filter.recover(now);
-        self.filter.set_fenced(now, self.role.role() == Role::Fenced);
         self.filter_actions();
         self.begin_restoring(now);
     }

@@ -330,6 +330,14 @@ impl Filter {
 
     /// The process of this channel is dead: its open turns never happened, and its endings are withheld.
     pub fn process_gone(&mut self, now: Now, channel: u32) {
+        for (&id, live) in self.live.iter().filter(|(_, live)| live.owners.contains(&channel)) {
+            let Some(s) = self.store.get(id) else { continue };
+            if self.turns.in_read(id).is_some_and(|read| read > s.in_done) && live.attached {
+                let (from, deaths) = self.deaths.entry(id).or_insert((s.in_done, 0));
+                *deaths = if *from == s.in_done { *deaths + 1 } else { 1 };
+                *from = s.in_done;
+            }
+        }
         self.turns.process_gone(channel);
         // What the policy has to say of turns that the dead one shared with the living comes first.
         self.run_commits(now);

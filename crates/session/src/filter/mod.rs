@@ -179,6 +179,8 @@ pub struct Filter {
     /// Sessions closed in turns that are not over, and in turns that just ended.
     closing: Vec<(Thread, SessionId)>,
     closed: Vec<SessionId>,
+    /// Input that was read and not answered when a process died: where it begins, and how often.
+    deaths: HashMap<SessionId, (u64, u32)>,
     clock: Now,
     actions: Vec<Action>,
     counters: Counters,
@@ -221,6 +223,7 @@ impl Filter {
             in_turn: BTreeSet::new(),
             closing: Vec::new(),
             closed: Vec::new(),
+            deaths: HashMap::new(),
             clock: Duration::ZERO,
             actions: Vec::new(),
             counters: Counters::default(),
@@ -410,7 +413,8 @@ impl Filter {
 
     /// The sessions that the kernel should have a socket of.
     pub fn with_sockets(&self) -> impl Iterator<Item = (SessionId, FourTuple)> + '_ {
-        let has = |live: &Live| live.established && !matches!(live.stage, Stage::Embryo { .. } | Stage::Probing);
+        // What a dead process has left may be gone, and waits for a failover.
+        let has = |live: &Live| live.established && !live.orphan && !matches!(live.stage, Stage::Embryo { .. } | Stage::Probing);
         self.store.iter().map(|s| (s.open.session, s.open.tuple)).filter(move |(id, _)| self.live.get(id).is_some_and(has))
     }
 

@@ -299,7 +299,8 @@ impl Filter {
     /// Sends the SYN-ACK of a half-open session again, by ourselves.
     pub(super) fn send_syn_ack(&mut self, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
-        if self.fenced {
+        // Who completes the handshake is known to the replica. It comes again.
+        if !self.may_leave(live.base_pos) {
             return;
         }
         // Our own limit is not in the record; what the peer can take, over an ordinary Ethernet, is safe.

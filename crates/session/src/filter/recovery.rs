@@ -87,12 +87,14 @@ impl Filter {
     }
 
     /// A master whose application died and is started again here: takes over from itself. Replica and log go
-    /// on. The kernel's sockets of the dead application must be gone, or vanish silently, before the restore.
+    /// on. The kernel's sockets of the dead application must be gone, or vanish silently, before the restore. Whoever
+    /// fenced the filter for that is done with it.
     pub fn recover(&mut self, now: Now) {
         assert!(self.mode.serves(), "only a master recovers");
         self.mode = Mode::Restoring;
         self.write_syncs();
         let before = self.drop_in_hand();
+        self.fenced = false;
         self.start_over(now, &before);
     }
 
@@ -231,7 +233,9 @@ impl Filter {
         assert!(live.stage == Stage::Probing, "a session is restored once");
         live.kernel_una = live.spec_una;
         live.kernel_nxt = live.spec_una + sent as u64;
-        live.released = live.released.max(live.kernel_nxt);
+        if !self.needs_replica {
+            live.released = live.released.max(live.kernel_nxt);
+        }
         live.kernel_ack = feed_from(s);
         live.kernel_edge = live.edge;
         live.resend = None;
@@ -262,6 +266,25 @@ impl Filter {
         self.resets.insert(tuple);
         self.reset_peer(id);
         self.end_session(now, id, EndReason::Torn);
+    }
+
+    /// The application dies of what it is asked: connections with input that it had read when it died, and not answered,
+    /// so many times since [`Self::forget_deaths`], are reset. Returns how many there were.
+    pub fn give_up_deadly(&mut self, now: Now, times: u32) -> usize {
+        if !self.mode.serves() || self.fenced {
+            return 0;
+        }
+        let deadly = |id: &SessionId| self.deaths.get(id).is_some_and(|(_, deaths)| *deaths >= times);
+        let ids: Vec<SessionId> = self.ids_of(|l| l.established).into_iter().filter(deadly).collect();
+        for id in &ids {
+            self.restore_failed(now, *id);
+        }
+        ids.len()
+    }
+
+    /// The application has lived for a while.
+    pub fn forget_deaths(&mut self) {
+        self.deaths.clear();
     }
 
     /// The barrier falls when the application holds all sessions that it is to have.

@@ -418,6 +418,47 @@ fn a_window_that_was_advertised_is_not_taken_back() {
 }
 
 #[test]
+fn a_torn_session_is_reset_when_its_own_master_recovers() {
+    let mut r = half_way();
+    r.f.write_out(r.now, CHANNEL, THREAD, HANDLE, b"to", true);
+    r.port += 1;
+    r.handshake(false);
+    r.f.attach(r.now, CHANNEL, 8, Origin::Accepted, &tuple(r.port));
+    r.f.write_out(r.now, CHANNEL, THREAD, 8, b"to all", false);
+    r.wait();
+    r.stored();
+    r.port -= 1;
+    assert!(r.session().torn);
+    r.f.process_gone(r.now, CHANNEL);
+    r.f.set_fenced(r.now, true);
+    r.f.recover(r.now);
+    let resets = |a: &Action| matches!(a, Action::SendPeer(p) if Segment::parse(p).unwrap().has(RST));
+    assert!(r.drain().iter().any(resets));
+    assert_eq!((r.f.counters().torn, r.f.store().len()), (1, 1));
+}
+
+#[test]
+fn a_session_whose_input_was_read_at_each_of_several_deaths_is_given_up() {
+    let mut r = half_way();
+    for death in 1..=3 {
+        assert_eq!(r.f.give_up_deadly(r.now, 3), 0, "{death}");
+        let unread = r.session().in_end() - r.session().in_done;
+        assert!(unread > 0);
+        r.f.read(r.now, CHANNEL, THREAD, HANDLE, unread);
+        r.f.process_gone(r.now, CHANNEL);
+        if death < 3 {
+            r.f.recover(r.now);
+            r.drain();
+            r.restore(false);
+            r.recovered();
+        }
+    }
+    assert_eq!(r.f.give_up_deadly(r.now, 3), 1);
+    assert!(r.f.store().is_empty());
+    r.f.forget_deaths();
+}
+
+#[test]
 fn a_master_whose_application_died_takes_over_from_itself() {
     let mut r = half_way();
     r.write(b"not committed");
