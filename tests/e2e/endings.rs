@@ -97,7 +97,7 @@ fn peers_that_vanish_leave_nothing() {
         }
         Ok(())
     });
-    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+    w.pair.wait_sessions(0, 2 * PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }
 
 /// Both sides end their streams at once, again and again.
