@@ -233,9 +233,8 @@ impl Filter {
         assert!(live.stage == Stage::Probing, "a session is restored once");
         live.kernel_una = live.spec_una;
         live.kernel_nxt = live.spec_una + sent as u64;
-        if !self.needs_replica {
-            live.released = live.released.max(live.kernel_nxt);
-        }
+        // The peer may have it, and acknowledge it, whatever a new replica has.
+        live.released = live.released.max(live.kernel_nxt);
         live.kernel_ack = feed_from(s);
         live.kernel_edge = live.edge;
         live.resend = None;
