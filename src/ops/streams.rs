@@ -20,11 +20,23 @@ static STREAMS: Mutex<Option<Streams>> = Mutex::new(None);
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Keeps others from the list of streams; held over a fork.
-pub struct StreamsGuard(#[allow(dead_code)] MutexGuard<'static, Option<Streams>>);
+pub struct StreamsGuard {
+    _list: MutexGuard<'static, Option<Streams>>,
+}
 
 /// See [`StreamsGuard`].
 pub fn lock_streams() -> StreamsGuard {
-    StreamsGuard(lock(&STREAMS))
+    StreamsGuard { _list: lock(&STREAMS) }
+}
+
+/// Changes the list, and the count with it.
+fn change(f: impl FnOnce(&mut Streams)) {
+    inside((), || {
+        let mut guard = lock(&STREAMS);
+        let streams = guard.get_or_insert_default();
+        f(streams);
+        COUNT.store(streams.len(), Ordering::Relaxed);
+    });
 }
 
 /// As in the C library.
@@ -40,10 +52,8 @@ pub unsafe fn fdopen(fd: c_int, mode: *const c_char) -> *mut FILE {
     // SAFETY: the caller's mode; the cookie is only a number, and the library is never unloaded.
     let file = unsafe { real::fopencookie(std::ptr::without_provenance_mut(fd as usize), mode, calls) };
     if !file.is_null() {
-        inside((), || {
-            if lock(&STREAMS).get_or_insert_default().insert(file.expose_provenance(), fd).is_none() {
-                COUNT.fetch_add(1, Ordering::Relaxed);
-            }
+        change(|streams| {
+            streams.insert(file.expose_provenance(), fd);
         });
     }
     file
@@ -79,12 +89,9 @@ pub unsafe fn fileno_unlocked(file: *mut FILE) -> c_int {
 /// # Safety
 /// As in the C library.
 pub unsafe fn fclose(file: *mut FILE) -> c_int {
-    let ours = descriptor(file).is_some();
-    if ours {
-        inside((), || {
-            if lock(&STREAMS).as_mut().and_then(|streams| streams.remove(&file.addr())).is_some() {
-                COUNT.fetch_sub(1, Ordering::Relaxed);
-            }
+    if descriptor(file).is_some() {
+        change(|streams| {
+            streams.remove(&file.addr());
         });
     } else if !file.is_null() {
         // A stream of before the descriptor was protected closes it without calling a name that we could hook.
@@ -106,11 +113,14 @@ pub fn flush_streams() {
     if COUNT.load(Ordering::Relaxed) == 0 || !super::descriptors::is_for_us() {
         return;
     }
+    // As long as it is ours no stream leaves the C library's list, and none is freed before it has left ours.
+    real::lock_stream_list();
     let files: Vec<usize> = inside(Vec::new(), || lock(&STREAMS).iter().flatten().map(|(file, _)| *file).collect());
     for file in files {
-        // SAFETY: an open stream: its end takes it off the list. One that another thread is using is left to it.
+        // SAFETY: an open stream, see above. One that another thread is using is left to it.
         unsafe { real::flush_unless_locked(std::ptr::with_exposed_provenance_mut(file)) };
     }
+    real::unlock_stream_list();
 }
 
 unsafe extern "C-unwind" fn read(cookie: *mut c_void, buffer: *mut c_char, n: size_t) -> ssize_t {
@@ -139,13 +149,7 @@ unsafe extern "C-unwind" fn seek(_: *mut c_void, _: *mut off64_t, _: c_int) -> c
 unsafe extern "C-unwind" fn close(cookie: *mut c_void) -> c_int {
     let fd = cookie.addr() as c_int;
     // Not closed by fclose: freopen makes another stream of it.
-    inside((), || {
-        let mut guard = lock(&STREAMS);
-        if let Some(streams) = guard.as_mut() {
-            streams.retain(|_, other| *other != fd);
-            COUNT.store(streams.len(), Ordering::Relaxed);
-        }
-    });
+    change(|streams| streams.retain(|_, other| *other != fd));
     // SAFETY: takes no pointers.
     unsafe { preload::close(fd) }
 }

@@ -110,47 +110,52 @@ pub fn sessions(common: &Common) -> Result<u8, String> {
 /// `tcpr switchover`: returns when the partner is master, or says why not.
 pub fn switchover(common: &Common) -> Result<u8, String> {
     let config = load(common.config.as_ref())?;
-    let before = Instant::now();
     let answer = ask(&config, &ControlRequest::Switchover)?;
     if let Some(why) = answer.get("error").and_then(Value::as_str) {
         return Err(why.to_owned());
     }
-    while before.elapsed() < Duration::from_secs(5) {
-        let status = ask(&config, &ControlRequest::Status)?;
-        if status["role"] == "backup" {
-            if common.json {
-                println!("{status}");
-            } else {
-                println!("{} is master now", text(&status["partner"], "member"));
-            }
-            return Ok(0);
+    let Some(status) = status_when(&config, Duration::from_secs(5), |status| status["role"] == "backup")? else {
+        return Err("the partner did not take over; see tcpr status".to_owned());
+    };
+    if common.json {
+        println!("{status}");
+    } else {
+        println!("{} is master now", text(&status["partner"], "member"));
+    }
+    Ok(0)
+}
+
+/// The first status of which this is true, if one comes in time.
+fn status_when(config: &Config, patience: Duration, is: impl Fn(&Value) -> bool) -> Result<Option<Value>, String> {
+    let before = Instant::now();
+    while before.elapsed() < patience {
+        let status = ask(config, &ControlRequest::Status)?;
+        if is(&status) {
+            return Ok(Some(status));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    Err("the partner did not take over; see tcpr status".to_owned())
+    Ok(None)
 }
 
 /// `tcpr restart`: returns when the new process has all sessions, or says what is missing.
 pub fn restart(common: &Common) -> Result<u8, String> {
     let config = load(common.config.as_ref())?;
-    let before = Instant::now();
     let answer = ask(&config, &ControlRequest::Restart)?;
     if let Some(why) = answer.get("error").and_then(Value::as_str) {
         return Err(why.to_owned());
     }
-    while before.elapsed() < Duration::from_secs(30) {
-        let status = ask(&config, &ControlRequest::Status)?;
+    let again = |status: &Value| {
         let started = status["program_starts"].as_u64() > answer["program_starts"].as_u64();
-        let joined = status["applications"].as_u64().is_some_and(|n| n > 0);
-        if started && joined && status["restoring"] == false {
-            if common.json {
-                println!("{status}");
-            } else {
-                println!("restarted; {} sessions go on", status["sessions"]);
-            }
-            return Ok(0);
-        }
-        std::thread::sleep(Duration::from_millis(5));
+        started && status["applications"].as_u64().is_some_and(|n| n > 0) && status["restoring"] == false
+    };
+    let Some(status) = status_when(&config, Duration::from_secs(30), again)? else {
+        return Err("the server does not listen again; see its own messages and tcpr status".to_owned());
+    };
+    if common.json {
+        println!("{status}");
+    } else {
+        println!("restarted; {} sessions go on", status["sessions"]);
     }
-    Err("the server does not listen again; see its own messages and tcpr status".to_owned())
+    Ok(0)
 }

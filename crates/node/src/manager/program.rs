@@ -177,6 +177,7 @@ impl Program {
 
     /// Kills it with all its processes and waits for their end.
     pub fn kill(&mut self) {
+        self.replaced = false;
         self.signal(libc::SIGKILL);
         if let Some((mut child, _)) = self.child.take() {
             if let Err(error) = child.wait() {

@@ -156,6 +156,8 @@ pub struct Filter {
     needs_replica: bool,
     fenced: bool,
     waiting: BinaryHeap<Reverse<Waiting>>,
+    /// Resets of sessions that are over: for peers that may be somebody else's by now, unless the replica stores the end.
+    farewells: VecDeque<(u64, Vec<u8>)>,
     serial: u64,
     dirty: Vec<SessionId>,
     sync_due: Option<Now>,
@@ -208,6 +210,7 @@ impl Filter {
             needs_replica: false,
             fenced: false,
             waiting: BinaryHeap::new(),
+            farewells: VecDeque::new(),
             serial: 0,
             dirty: Vec::new(),
             sync_due: None,
@@ -296,6 +299,7 @@ impl Filter {
             }
         }
         self.store.clear();
+        self.deaths.clear();
         self.handshakes = Handshakes::default();
         self.batch.clear();
         self.end = 0;
@@ -309,6 +313,7 @@ impl Filter {
         for Reverse(w) in self.waiting.drain() {
             self.actions.push(Action::DropOut(w.held.id));
         }
+        self.farewells.clear();
         let mut lives = std::mem::take(&mut self.live);
         let mut ids: Vec<SessionId> = lives.keys().copied().collect();
         ids.sort_unstable();
@@ -405,6 +410,7 @@ impl Filter {
         }
         self.forget_expiries();
         self.suspects.remove(&id);
+        self.deaths.remove(&id);
         self.counters.ended += 1;
         self.actions.push(Action::Ended(id, tuple, reason));
         self.run_commits(now);

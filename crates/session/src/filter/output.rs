@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::live::{Held, Live, Stage, Waiting};
 use super::app::IN_ORDER;
+use super::live::{Held, Live, Stage, Waiting};
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
 use crate::segment::{flags, Segment};
@@ -280,6 +280,10 @@ impl Filter {
 
     pub(super) fn release_stored(&mut self, now: Now) {
         self.clock = now;
+        while self.farewells.front().is_some_and(|(need, _)| self.may_leave(*need)) {
+            let (_, packet) = self.farewells.pop_front().expect("in front");
+            self.actions.push(Action::SendPeer(packet));
+        }
         while self.waiting.peek().is_some_and(|Reverse(w)| self.may_leave(w.need)) {
             let Reverse(w) = self.waiting.pop().expect("peeked");
             self.release(now, w.session, w.held);

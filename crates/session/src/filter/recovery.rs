@@ -263,7 +263,14 @@ impl Filter {
         let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
         self.counters.torn += 1;
         self.resets.insert(tuple);
-        self.reset_peer(id);
+        let resets = self.resets_of(id);
+        if self.needs_replica {
+            self.end_session(now, id, EndReason::Torn);
+            let end = self.end;
+            self.farewells.extend(resets.into_iter().map(|packet| (end, packet)));
+            return self.release_stored(now);
+        }
+        self.actions.extend(resets.into_iter().map(Action::SendPeer));
         self.end_session(now, id, EndReason::Torn);
     }
 
@@ -410,19 +417,16 @@ impl Filter {
         self.actions.push(Action::SendPeer(packet));
     }
 
-    /// Tells the peer that its connection is over, at the numbers that it most likely expects; any other is
+    /// What tells the peer that its connection is over, at the numbers that it most likely expects; any other is
     /// challenged, and the answer to the challenge is right.
-    fn reset_peer(&mut self, id: SessionId) {
+    fn resets_of(&self, id: SessionId) -> Vec<Vec<u8>> {
         if self.fenced {
-            return;
+            return Vec::new();
         }
         let s = self.store.get(id).expect("known");
         let mut ends = vec![s.out_acked, s.out_sendable()];
         ends.dedup();
-        for end in ends {
-            let packet = self.segment_to_peer(id, flags::RST | flags::ACK, s.out_seq(end), &[]);
-            self.actions.push(Action::SendPeer(packet));
-        }
+        ends.into_iter().map(|end| self.segment_to_peer(id, flags::RST | flags::ACK, s.out_seq(end), &[])).collect()
     }
 
     /// A segment of ours that the local TCP does not know of.
