@@ -108,11 +108,7 @@ impl Manager {
                     log::error!("verdict: {error}");
                 }
             }
-            Action::Inject(bytes) | Action::SendPeer(bytes) => {
-                if let Err(error) = self.raw.send(&bytes) {
-                    log::debug!("raw packet: {error}");
-                }
-            }
+            Action::Inject(bytes) | Action::SendPeer(bytes) => self.send_raw(&bytes),
             Action::Forward(bytes) => {
                 self.partner.forward(&bytes);
             }
@@ -123,6 +119,12 @@ impl Manager {
                 log::debug!("session {session} {tuple} ended: {reason:?}");
                 self.takeover.forget(session);
             }
+        }
+    }
+
+    pub(super) fn send_raw(&mut self, packet: &[u8]) {
+        if let Err(error) = self.raw.send(packet) {
+            log::debug!("raw packet: {error}");
         }
     }
 

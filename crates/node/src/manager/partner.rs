@@ -534,7 +534,17 @@ impl Manager {
                 self.partner.heard_handover = true;
                 self.role.handle(now, RoleInput::Handover(epoch));
             }
-            Message::HandoverAck { epoch } => self.role.handle(now, RoleInput::HandoverAcked(epoch)),
+            Message::HandoverAck { epoch } => {
+                // It has the log to its end. A heartbeat may have told before.
+                if self.partner.frozen_sent {
+                    self.filter.replica_stored(now, self.filter.log_end());
+                    self.filter_actions();
+                }
+                for packet in std::mem::take(&mut self.takeover.farewells) {
+                    self.send_raw(&packet);
+                }
+                self.role.handle(now, RoleInput::HandoverAcked(epoch));
+            }
             Message::Forward { bytes } => self.filter.forwarded_in(now, bytes),
             Message::Bye { reason } => {
                 log::info!("the partner says good-bye: {reason}");

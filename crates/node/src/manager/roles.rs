@@ -149,6 +149,7 @@ impl Manager {
             self.vip_up = false;
             self.garp_due.clear();
             self.tell_due.clear();
+            self.takeover.farewells = self.filter.take_farewells();
         } else {
             self.vip_drop();
         }

@@ -69,6 +69,8 @@ pub(super) struct Takeover {
     pub report: Report,
     /// As the old master: a handover was started and is not over.
     pub handing_over: bool,
+    /// As the old master: resets of sessions that ended just before, for when the new one is known to know it.
+    pub farewells: Vec<Vec<u8>>,
     /// The program has died, and its sessions wait for somebody to serve them.
     pub died: bool,
 }
@@ -88,6 +90,7 @@ impl Takeover {
             spent: Duration::ZERO,
             report: Report::default(),
             handing_over: false,
+            farewells: Vec::new(),
             died: false,
         }
     }
@@ -140,6 +143,7 @@ impl Manager {
     /// The store is ours: probe every peer, and restore each session as its answer comes.
     pub(super) fn begin_takeover(&mut self, now: Now) {
         self.filter.take_over(now);
+        self.takeover.farewells.clear();
         self.begin_restoring(now);
     }
 

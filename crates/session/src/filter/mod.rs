@@ -293,13 +293,14 @@ impl Filter {
     pub fn demote(&mut self) {
         self.mode = Mode::Passive;
         self.drop_in_hand();
+        self.farewells.clear();
         for h in std::mem::take(&mut self.held_syns) {
             if let Some(id) = h.id {
                 self.actions.push(Action::DropIn(id));
             }
         }
+        // The deaths stay known: what kills the server comes back with the next handover.
         self.store.clear();
-        self.deaths.clear();
         self.handshakes = Handshakes::default();
         self.batch.clear();
         self.end = 0;
@@ -313,7 +314,6 @@ impl Filter {
         for Reverse(w) in self.waiting.drain() {
             self.actions.push(Action::DropOut(w.held.id));
         }
-        self.farewells.clear();
         let mut lives = std::mem::take(&mut self.live);
         let mut ids: Vec<SessionId> = lives.keys().copied().collect();
         ids.sort_unstable();

@@ -275,12 +275,17 @@ impl Filter {
     }
 
     pub(super) fn may_leave(&self, need: u64) -> bool {
-        !self.fenced && self.mode.serves() && (!self.needs_replica || need <= self.acked)
+        self.mode.serves() && self.is_known(need)
+    }
+
+    fn is_known(&self, need: u64) -> bool {
+        !self.fenced && self.mode != Mode::Passive && (!self.needs_replica || need <= self.acked)
     }
 
     pub(super) fn release_stored(&mut self, now: Now) {
         self.clock = now;
-        while self.farewells.front().is_some_and(|(need, _)| self.may_leave(*need)) {
+        // While a handover is under way, too: nobody else knows these sessions.
+        while self.farewells.front().is_some_and(|(need, _)| self.is_known(*need)) {
             let (_, packet) = self.farewells.pop_front().expect("in front");
             self.actions.push(Action::SendPeer(packet));
         }

@@ -274,6 +274,12 @@ impl Filter {
         self.end_session(now, id, EndReason::Torn);
     }
 
+    /// Resets that still wait for the replica to know of their sessions' ends.
+    #[must_use]
+    pub fn take_farewells(&mut self) -> Vec<Vec<u8>> {
+        self.farewells.drain(..).map(|(_, packet)| packet).collect()
+    }
+
     /// The application dies of what it is asked: connections with input that it had read when it died, and not answered,
     /// so many times since [`Self::forget_deaths`], are reset. Returns how many there were.
     pub fn give_up_deadly(&mut self, now: Now, times: u32) -> usize {
