@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached nginx-light
+TEST_PACKAGES := memcached nginx-light caddy
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
 UNIT := --release $(foreach p,tcpr tcpr-session tcpr-node tcpr-cli tcpr-lab,--config profile.release.package.$(p).opt-level=0)
 
@@ -29,14 +29,18 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server static_line_server raw_server)
 
 $(EXAMPLES)/plain_chat_server: examples/plain_chat_server.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -o $@ $<
 
 # Programs of the tests; here for being built alike.
-$(EXAMPLES)/conformance $(EXAMPLES)/line_server: $(EXAMPLES)/%: tests/c/%.c
+$(EXAMPLES)/static_line_server: tests/c/line_server.c
+	@mkdir -p $(EXAMPLES)
+	$(CC) $(CFLAGS) -static -pthread -o $@ $<
+
+$(EXAMPLES)/conformance $(EXAMPLES)/line_server $(EXAMPLES)/raw_server: $(EXAMPLES)/%: tests/c/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -pthread -o $@ $<
 
@@ -50,7 +54,9 @@ demo: build
 test: test-deps
 	$(CARGO) test $(UNIT) --workspace --exclude tcpr --lib --bins --tests -- --test-threads=1
 	@$(MAKE) --no-print-directory build
-	$(CARGO) test --release --test header --test e2e -- --test-threads=2
+	$(CARGO) test --release --test header
+	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=3
+	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=3 --skip bad_input --skip unhooked
 	$(RELEASE)/tcpr demo
 
 # The random end-to-end cases with fresh seeds, on a machine that is kept busy.

@@ -143,6 +143,11 @@ pub fn raw_close(fd: c_int) {
     raw!(libc::SYS_close, fd);
 }
 
+/// Ends one direction of a connection of ours.
+pub fn raw_shutdown(fd: c_int, how: c_int) {
+    raw!(libc::SYS_shutdown, fd, how);
+}
+
 /// Accepts; no address is asked for.
 pub fn raw_accept(fd: c_int, flags: c_int) -> c_int {
     raw!(libc::SYS_accept4, fd, 0, 0, flags) as c_int

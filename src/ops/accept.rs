@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
 use tcpr_node::channel::client::{Bypass, Client};
-use tcpr_node::channel::wire::RecoveredInfo;
+use tcpr_node::channel::wire::{Recovered, RecoveredInfo};
 use tcpr_node::channel::Origin;
 use tcpr_session::tuple::FourTuple;
 
@@ -155,8 +155,32 @@ fn classify(client: &Client, fd: c_int, peer: Option<SocketAddr>) -> Accepted {
     if process::is_virtual(client, peer.ip()) && client.is_doorbell(peer.port()) {
         return Accepted::Doorbell;
     }
-    process::attach(client, fd, tuple(local, peer), Origin::Accepted, 0, false);
+    let tuple = tuple(local, peer);
+    match spliced(client, &tuple) {
+        Some(r) => {
+            if r.finished {
+                ffi::raw_shutdown(fd, libc::SHUT_WR);
+            }
+            process::attach(client, fd, tuple, Origin::Recovered, r.absorb, r.greeted);
+            log::info!("recovered {tuple} as descriptor {fd}");
+        }
+        None => process::attach(client, fd, tuple, Origin::Accepted, 0, false),
+    }
     Accepted::Connection
+}
+
+/// What the manager knows of a connection that may be a restored session.
+fn spliced(client: &Client, tuple: &FourTuple) -> Option<Recovered> {
+    if !client.welcome().spliced || client.pending(tuple.local.port()) == 0 {
+        return None;
+    }
+    match client.session(*tuple) {
+        Ok(facts) => facts.recovered,
+        Err(e) => {
+            log::error!("the manager does not say what {tuple} is: {e}");
+            None
+        }
+    }
 }
 
 fn tuple(local: SocketAddr, peer: SocketAddr) -> FourTuple {
@@ -166,7 +190,7 @@ fn tuple(local: SocketAddr, peer: SocketAddr) -> FourTuple {
 
 /// A recovered session of the port, if one waits. May return a new connection instead.
 fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Option<c_int> {
-    if client.pending(port) == 0 && STASHED.load(Ordering::Relaxed) == 0 {
+    if client.welcome().spliced || client.pending(port) == 0 && STASHED.load(Ordering::Relaxed) == 0 {
         return None;
     }
     let (info, socket, last) = next_recovered(client, port)?;

@@ -7,29 +7,34 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tcpr_lab::client::{ChatClients, ChatOptions, Clients, EchoClients, EchoOptions, End, Protocol, Rate};
-use tcpr_lab::member::{Pair, Service};
+use tcpr_lab::member::{Hosted, Pair, Service};
 use tcpr_lab::{seed_from_env, wait_listening, wait_until, Capture, CaptureOptions, Host, Lab, Rng, SegFilter};
 
 use crate::requests::connect;
-use crate::world::{built, script, Fault, World, FOUR, PATIENCE, PORT};
+use crate::world::{built, engine, script, Fault, World, FOUR, PATIENCE, PORT};
 
 /// One member that runs; the other is not there, or not even configured.
-struct Alone {
-    pair: Pair,
+pub struct Alone {
+    pub pair: Pair,
     capture: Capture,
-    peer: Host,
-    rng: Rng,
+    pub peer: Host,
+    pub rng: Rng,
     _lab: Lab,
 }
 
 impl Alone {
     fn new(label: &str, service: Service, program: &[&str], partner: bool) -> Alone {
+        Alone::hosted(label, service, program, partner, Hosted::ByRun)
+    }
+
+    pub fn hosted(label: &str, service: Service, program: &[&str], partner: bool, by: Hosted) -> Alone {
         let seed = seed_from_env();
-        eprintln!("{label}: TCPR_SEED={seed}");
+        eprintln!("{label}: TCPR_SEED={seed} TCPR_ENGINE={}", engine());
         let lab = Lab::new(label).expect("a lab");
         let host = |name: &str, address: &str| lab.host(name, address).expect("a host");
         let (a, b, peer) = (host("a", FOUR[0]), host("b", FOUR[1]), host("peer", FOUR[2]));
-        let mut pair = Pair::new(&a, &b, service.patient()).expect("a pair");
+        let mut pair = Pair::new(&a, &b, service.patient().engine(&engine())).expect("a pair");
+        pair.hosted(by);
         if !partner {
             let text = std::fs::read_to_string(pair.config(0)).expect("a configuration");
             let block = text.find("[[members]]\nname = \"b\"").expect("the partner");

@@ -18,6 +18,20 @@ fn a_chat_goes_on_over_a_bad_network() {
     w.end(clients);
 }
 
+/// Much in both directions over many connections, and a network that loses and reorders it.
+#[test]
+fn bulk_transfers_go_on_over_a_bad_network() {
+    let service = Service::new("echo", PORT).port_key("independent", "true");
+    let mut w = World::new("bulk", service, &[&built("echo_server"), "5555"]);
+    let bad = Impairment { loss: 10, reorder: 10, duplicate: 0 };
+    let _shim = Shim::start(&w.peer, PORT, bad, w.rng.next_u64()).expect("a shim");
+    let mut options = EchoOptions::new(256, w.rng.next_u64()).rate(Rate::new((1, 16_384), (0, 100)));
+    options.max_outstanding = 64 << 10;
+    let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
+    w.survive(&clients, &[Fault::KillAll, Fault::Switchover, Fault::Cut]);
+    w.end(clients);
+}
+
 /// A name, what its TCP is set to, and how long a packet may be on its way.
 type Peer = (&'static str, &'static [(&'static str, &'static str)], u32);
 

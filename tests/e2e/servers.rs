@@ -21,7 +21,12 @@ pub type New = fn(&str, Service, &[&str]) -> World;
 /// and makes another.
 fn lines_of_clients_are_answered(way: &str, new: New, clients: usize, most_lines: u64) {
     let server = built("line_server");
-    let mut w = new(way, Service::new("lines", PORT), &[&server, "5555", way]);
+    let w = new(way, Service::new("lines", PORT), &[&server, "5555", way]);
+    answered(w, clients, most_lines, 60_000);
+}
+
+/// The same of any server of lines, through ten failovers; now and then a line is so long.
+pub fn answered(mut w: World, clients: usize, most_lines: u64, longest: u64) {
     let faults = w.faults(10);
     let to = w.pair.addr();
     through(&mut w, clients, &faults, |clients, mut rng| {
@@ -33,7 +38,7 @@ fn lines_of_clients_are_answered(way: &str, new: New, clients: usize, most_lines
                 if clients.stop.load(Relaxed) {
                     break;
                 }
-                let length = if rng.chance(5) { rng.range(1, 60_000) } else { rng.range(1, 100) } as usize;
+                let length = if rng.chance(5) { rng.range(1, longest) } else { rng.range(1, 100) } as usize;
                 let line = format!("{port} {i} {}\n", "x".repeat(length));
                 let at = |what: &str, e: &dyn std::fmt::Display| format!("{what} of line {i}, port {port}: {e}");
                 stream.write_all(line.as_bytes()).map_err(|e| at("sending", &e))?;

@@ -50,6 +50,18 @@ fn a_linked_echo_goes_on_through_ten_failovers() {
     echo("lecho", &[&built("echo_server"), "5555"], 10);
 }
 
+/// The peer's own capture of them.
+#[test]
+fn what_a_peer_sees_is_one_unbroken_stream() {
+    let mut w = World::new("unbroken", Service::new("echo", PORT), &[&built("echo_server"), "5555"]);
+    let options = EchoOptions::new(8, w.rng.next_u64()).rate(Rate::new((1, 8000), (1, 10)));
+    let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
+    let faults = [Fault::Switchover, Fault::KillServer, Fault::KillAll, Fault::Switchover, Fault::KillAll, Fault::KillServer];
+    w.survive(&clients, &faults);
+    w.unbroken();
+    w.end(clients);
+}
+
 /// Idle and busy connections side by side; each rejoining member gets a snapshot of them all under their load.
 fn many_sessions_go_on(label: &str, idle: usize, busy: usize) {
     let mut w = World::new(label, Service::new("echo", PORT), &[&built("echo_server"), "5555"]);

@@ -1,6 +1,6 @@
 //! Two members, a peer, and the ways in which a master is lost.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -54,6 +54,11 @@ pub struct World {
     _lab: Lab,
 }
 
+/// The engine that all tests restore with: `make test` runs them with each.
+pub fn engine() -> String {
+    std::env::var("TCPR_ENGINE").unwrap_or_else(|_| "repair".to_owned())
+}
+
 /// An example program, built by make.
 pub fn built(name: &str) -> String {
     example(name).expect("make examples").display().to_string()
@@ -96,13 +101,13 @@ impl World {
         prepare: impl FnOnce(&Pair),
     ) -> World {
         let seed = seed_from_env();
-        eprintln!("{label}: TCPR_SEED={seed}");
+        eprintln!("{label}: TCPR_SEED={seed} TCPR_ENGINE={}", engine());
         let lab = Lab::new(label).expect("a lab");
         let a = lab.host("a", addresses[0]).expect("host a");
         let b = lab.host("b", addresses[1]).expect("host b");
         let peer = lab.host("peer", addresses[2]).expect("host peer");
         // A failover that nobody caused is another test.
-        let mut pair = Pair::new(&a, &b, service.patient()).expect("a pair");
+        let mut pair = Pair::new(&a, &b, service.patient().engine(&engine())).expect("a pair");
         pair.hosted(by);
         prepare(&pair);
         pair.start_both(program).expect("both members start");
@@ -197,6 +202,41 @@ impl World {
                 let lines: Vec<String> = of_it.map(|s| format!("  {s}\n")).collect();
                 panic!("a connection was reset:\n{}", lines[lines.len().saturating_sub(25)..].concat());
             }
+        }
+    }
+
+    /// What each peer has been sent is one unbroken stream: no number left out, no timestamp that goes back, no checksum
+    /// that is wrong, no handshake but the first, and no ending. (Of a master that was not cut off: what comes late from
+    /// one that was is old.)
+    pub fn unbroken(&self) {
+        self.capture.complete().expect("a whole capture");
+        self.capture.no_fin_rst(&SegFilter::port(PORT)).expect("no FIN and no RST on the wire");
+        let mut streams: HashMap<_, (u32, Option<u32>)> = HashMap::new();
+        for s in self.capture.tcp(&SegFilter::port(PORT).outgoing(false)) {
+            let end = s.seq.wrapping_add(s.payload_len + u32::from(s.has(SYN)));
+            let Some((next, clock)) = streams.get_mut(&s.dst) else {
+                assert!(s.has(SYN), "a stream begins with {s}");
+                streams.insert(s.dst, (end, s.tsval));
+                continue;
+            };
+            assert!(!s.has(SYN), "another handshake: {s}");
+            assert!(s.seq.wrapping_sub(*next) as i32 <= 0, "{next} is left out: {s}");
+            if let (Some(before), Some(value)) = (*clock, s.tsval) {
+                let came = || self.capture.tcp(&SegFilter::port(PORT)).iter().filter(|o| o.t <= s.t && (o.src == s.dst || o.dst == s.dst)).map(|o| format!("  {o} {:?}\n", o.tsval)).collect::<Vec<_>>();
+                assert!(value.wrapping_sub(before) as i32 >= 0, "the clock was at {before} and goes back to {value}:\n{}", came()[came().len().saturating_sub(12)..].concat());
+            }
+            (*next, *clock) = (if end.wrapping_sub(*next) as i32 > 0 { end } else { *next }, s.tsval);
+        }
+        assert!(!streams.is_empty());
+        let counters = self.peer.enter(|| {
+            ["/proc/thread-self/net/snmp", "/proc/thread-self/net/netstat"].map(|path| std::fs::read_to_string(path).expect(path))
+        });
+        for (file, name) in [(0, "InCsumErrors"), (1, "PAWSEstab")] {
+            let lines: Vec<Vec<&str>> = counters[file].lines().map(|l| l.split(' ').collect()).collect();
+            let prefix = ["Tcp:", "TcpExt:"][file];
+            let [names, values] = &lines.iter().filter(|l| l[0] == prefix).collect::<Vec<_>>()[..] else { panic!("{prefix}") };
+            let at = names.iter().position(|n| *n == name).unwrap_or_else(|| panic!("no counter {name}"));
+            assert_eq!(values[at], "0", "{name} at the peer");
         }
     }
 

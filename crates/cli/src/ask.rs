@@ -147,7 +147,9 @@ pub fn restart(common: &Common) -> Result<u8, String> {
     }
     let again = |status: &Value| {
         let started = status["program_starts"].as_u64() > answer["program_starts"].as_u64();
-        started && status["applications"].as_u64().is_some_and(|n| n > 0) && status["restoring"] == false
+        // A program without the library joins nobody; its sessions are restored by its own listener.
+        let joined = status["hooked"] == false || status["applications"].as_u64().is_some_and(|n| n > 0);
+        started && joined && status["restoring"] == false
     };
     let Some(status) = status_when(&config, Duration::from_secs(30), again)? else {
         return Err("the server does not listen again; see its own messages and tcpr status".to_owned());

@@ -42,6 +42,9 @@ enum Command {
         /// Configuration file [default: $TCPR_CONFIG, else /etc/tcpr/tcpr.toml]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Put no library into the program: for static, Go and set-uid ones (see docs/guarantees.md for what is then promised)
+        #[arg(long)]
+        no_preload: bool,
         /// The server and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
         program: Vec<std::ffi::OsString>,
@@ -87,7 +90,7 @@ fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Run { config, program } => run::run(config, program),
+        Command::Run { config, no_preload, program } => run::run(config, no_preload, program),
         Command::Status(c) => ask::status(&c),
         Command::Sessions(c) => ask::sessions(&c),
         Command::Switchover(c) => ask::switchover(&c),

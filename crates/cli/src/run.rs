@@ -24,12 +24,12 @@ fn library() -> Result<PathBuf, String> {
 }
 
 /// Serves until the program or a signal ends it.
-pub fn run(config: Option<PathBuf>, program: Vec<OsString>) -> Result<u8, String> {
+pub fn run(config: Option<PathBuf>, no_preload: bool, program: Vec<OsString>) -> Result<u8, String> {
     logger::start();
     let path = Config::path(config.as_deref());
     let config = Config::load(config.as_deref()).map_err(|e| e.to_string())?;
     let hosting = Hosting {
-        program: Some(ProgramSpec { command: program, library: library()? }),
+        program: Some(ProgramSpec { command: program, library: if no_preload { None } else { Some(library()?) } }),
         config_path: Some(path.canonicalize().unwrap_or(path)),
         signals: true,
     };

@@ -102,6 +102,12 @@ impl Service {
         self.port_key("unanswered", &format!("\"{what}\""))
     }
 
+    /// `recovery.engine`: `repair` or `splice`.
+    #[must_use]
+    pub fn engine(self, engine: &str) -> Service {
+        self.set("recovery", "engine", &format!("\"{engine}\""))
+    }
+
     /// For machines that pause: a small or busy virtual machine may stand still for half a second, and with the
     /// defaults that is a failover that nobody caused, or a turn that outlasts its limit.
     #[must_use]
@@ -190,6 +196,8 @@ impl Service {
 pub enum Hosted {
     /// `tcpr run`, which starts the program.
     ByRun,
+    /// `tcpr run --no-preload`, which starts the program with no library in it.
+    ByRunUnhooked,
     /// The program itself, linked with libtcpr.
     ByLinked,
     /// The program itself, with libtcpr preloaded.
@@ -280,8 +288,11 @@ impl Pair {
         // The old one first: it would hold the lock.
         self.processes[i] = None;
         let mut c = self.command(&["run"], i)?;
+        if self.hosted == Hosted::ByRunUnhooked {
+            c.arg("--no-preload");
+        }
         c.arg("--").args(&self.programs[i]);
-        if self.hosted != Hosted::ByRun {
+        if matches!(self.hosted, Hosted::ByLinked | Hosted::ByPreloaded) {
             let [program, args @ ..] = &self.programs[i][..] else { return Err(other("no program")) };
             c = Command::new(program);
             c.args(args).envs(self.env.iter().map(|(k, v)| (k, v)));

@@ -51,6 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         token: token.clone(),
         vips: vec![vip],
         ports: vec![PortInfo { port, absorb_greeting: false }],
+        spliced: false,
         outgoing: vec![],
     })?;
     println!("ready");

@@ -188,14 +188,7 @@ pub struct Failover {
     pub arbiter: Arbiter,
 }
 
-/// How sessions come back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    /// TCP_REPAIR.
-    Repair,
-    /// Injected handshake and rewritten numbers.
-    Splice,
-}
+pub use tcpr_session::filter::Engine;
 
 /// What happens at a takeover.
 #[derive(Debug, Clone)]
@@ -322,9 +315,6 @@ impl Config {
             list.push(format!(
                 "failover.arbiter = \"{name}\" is not built yet; use \"none\""
             ));
-        }
-        if self.recovery.engine == Engine::Splice {
-            list.push("recovery.engine = \"splice\" is not built yet; use \"repair\"".to_string());
         }
         let ipv6 = |key: &str, what: String| {
             format!("{key}: {what} is IPv6, which is not built yet; use IPv4 there for now")

@@ -18,6 +18,11 @@ const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 const ID: usize = 48;
 /// struct inet_diag_msg
 const ANSWER: usize = 4 + ID + 20;
+/// INET_DIAG_INFO, an attribute that holds a struct tcp_info, and the bit that asks for it.
+const INFO: u16 = 2;
+const WANT_INFO: u8 = 1 << (INFO - 1);
+/// Where tcpi_bytes_received is.
+const BYTES_RECEIVED: usize = 128;
 /// All states but LISTEN (10) and CLOSE (7).
 const CONNECTIONS: u32 = 0xfff & !(1 << 10) & !(1 << 7) & !1;
 
@@ -50,6 +55,8 @@ pub struct TcpSocket {
     pub rqueue: u32,
     /// Bytes written and not acknowledged by the peer.
     pub wqueue: u32,
+    /// Bytes received since it was made, and one for the end; only [`SockDiag::find`] asks.
+    pub received: Option<u64>,
     /// Inode of the socket, as in /proc/PID/fd; 0 if no process has it (orphan, TIME_WAIT, not yet accepted).
     pub inode: u32,
 }
@@ -69,6 +76,20 @@ impl SockDiag {
     /// All connections, listeners excluded, whose local end is one of `locals`. The kernel walks all its
     /// connections for this: not for the hot path.
     pub fn list(&mut self, locals: &[SocketAddr]) -> io::Result<Vec<TcpSocket>> {
+        let mut found = self.dump(locals, CONNECTIONS)?;
+        found.retain(|socket| locals.contains(&socket.local));
+        Ok(found)
+    }
+
+    /// How many connections wait on the listeners of these ports, whatever their addresses, to be accepted.
+    pub fn backlog(&mut self, locals: &[SocketAddr]) -> io::Result<u64> {
+        let mut found = self.dump(locals, 1 << state::LISTEN)?;
+        found.retain(|listener| locals.iter().any(|local| local.port() == listener.local.port()));
+        Ok(found.iter().map(|listener| u64::from(listener.rqueue)).sum())
+    }
+
+    /// All sockets in these states, of the port if `locals` have one in common.
+    fn dump(&mut self, locals: &[SocketAddr], states: u32) -> io::Result<Vec<TcpSocket>> {
         // The kernel can select by one port; with several we do.
         let port = match locals {
             [first, rest @ ..] if rest.iter().all(|other| other.port() == first.port()) => first.port(),
@@ -80,12 +101,8 @@ impl SockDiag {
             let mut id = [0; ID];
             id[..2].copy_from_slice(&port.to_be_bytes());
             let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-            netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, CONNECTIONS, &id))?;
-            self.receive(|socket| {
-                if locals.contains(&socket.local) {
-                    found.push(socket);
-                }
-            })?;
+            netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, 0, states, &id))?;
+            self.receive(|socket| found.push(socket))?;
         }
         Ok(found)
     }
@@ -94,7 +111,7 @@ impl SockDiag {
     pub fn find(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<Option<TcpSocket>> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-        netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, u32::MAX, &socket_id(local, peer)))?;
+        netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, WANT_INFO, u32::MAX, &socket_id(local, peer)))?;
         let mut found = None;
         match self.receive(|socket| found = Some(socket)) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
@@ -108,7 +125,7 @@ impl SockDiag {
     pub fn destroy(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-        netlink_send(&self.socket, &request(SOCK_DESTROY, flags, family, u32::MAX, &socket_id(local, peer)))?;
+        netlink_send(&self.socket, &request(SOCK_DESTROY, flags, family, 0, u32::MAX, &socket_id(local, peer)))?;
         match self.receive(|_| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -171,14 +188,14 @@ impl AsFd for SockDiag {
 }
 
 /// A netlink message with a struct inet_diag_req_v2.
-fn request(kind: u16, flags: u16, family: libc::c_int, states: u32, id: &[u8; ID]) -> Vec<u8> {
+fn request(kind: u16, flags: u16, family: libc::c_int, want: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
     let length = NLMSG_HEADER + 8 + ID;
     let mut message = Vec::with_capacity(length);
     message.extend_from_slice(&(length as u32).to_ne_bytes());
     message.extend_from_slice(&kind.to_ne_bytes());
     message.extend_from_slice(&flags.to_ne_bytes());
     message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(&[family as u8, libc::IPPROTO_TCP as u8, 0, 0]);
+    message.extend_from_slice(&[family as u8, libc::IPPROTO_TCP as u8, want, 0]);
     message.extend_from_slice(&states.to_ne_bytes());
     message.extend_from_slice(id);
     message
@@ -199,9 +216,9 @@ fn socket_id(local: SocketAddr, peer: SocketAddr) -> [u8; ID] {
     id
 }
 
-/// A struct inet_diag_msg.
+/// A struct inet_diag_msg, and the attributes behind it.
 fn parse(body: &[u8]) -> Option<TcpSocket> {
-    let body = body.get(..ANSWER)?;
+    let (body, attributes) = body.split_at_checked(ANSWER)?;
     let end = |port_at: usize, ip_at: usize| {
         let port = u16::from_be(u16_ne(&body[port_at..]));
         let mut octets = [0; 16];
@@ -219,8 +236,22 @@ fn parse(body: &[u8]) -> Option<TcpSocket> {
         state: body[1],
         rqueue: u32_ne(&body[56..]),
         wqueue: u32_ne(&body[60..]),
+        received: received(attributes),
         inode: u32_ne(&body[68..]),
     })
+}
+
+/// tcpi_bytes_received of a run of attributes (struct nlattr, each padded to four bytes).
+fn received(mut attributes: &[u8]) -> Option<u64> {
+    loop {
+        let head = attributes.get(..4)?;
+        let (length, kind) = (usize::from(u16_ne(head)), u16_ne(&head[2..]));
+        let value = attributes.get(4..length)?;
+        if kind == INFO {
+            return value.get(BYTES_RECEIVED..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 #[cfg(test)]
@@ -253,7 +284,7 @@ mod tests {
                 body.extend_from_slice(&n.to_ne_bytes());
             }
             let socket = parse(&body).unwrap();
-            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, inode: 5 };
+            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, received: None, inode: 5 };
             assert_eq!(socket, expected);
             assert!(parse(&body[..ANSWER - 1]).is_none());
         }

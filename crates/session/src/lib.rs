@@ -9,6 +9,7 @@ pub mod record;
 pub mod segment;
 pub mod role;
 pub mod seq;
+pub mod splice;
 pub mod store;
 pub mod tuple;
 pub mod turn;

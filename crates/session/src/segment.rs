@@ -197,28 +197,15 @@ impl<'a> Segment<'a> {
     #[must_use]
     pub fn options(&self) -> Options {
         let mut found = Options::default();
-        let mut rest = &self.packet[self.tcp + 20..self.data];
-        loop {
-            match rest {
-                [] | [0, ..] => return found,
-                [1, tail @ ..] => rest = tail,
-                [kind, len, ..] if usize::from(*len) >= 2 && usize::from(*len) <= rest.len() => {
-                    let (option, tail) = rest.split_at(usize::from(*len));
-                    match (kind, &option[2..]) {
-                        (2, [a, b]) => found.mss = Some(u16::from_be_bytes([*a, *b])),
-                        // RFC 7323, section 2.3: a shift above 14 is used as 14.
-                        (3, [shift]) => found.window_scale = Some((*shift).min(14)),
-                        (4, []) => found.sack_permitted = true,
-                        (8, v @ [_, _, _, _, _, _, _, _]) => {
-                            found.timestamps = Some((be32(v, 0), be32(v, 4)));
-                        }
-                        _ => {}
-                    }
-                    rest = tail;
-                }
-                _ => return found,
-            }
-        }
+        self.each_option(|kind, at| match (kind, &self.packet[at.start + 2..at.end]) {
+            (2, [a, b]) => found.mss = Some(u16::from_be_bytes([*a, *b])),
+            // RFC 7323, section 2.3: a shift above 14 is used as 14.
+            (3, [shift]) => found.window_scale = Some((*shift).min(14)),
+            (4, []) => found.sack_permitted = true,
+            (8, v @ [_, _, _, _, _, _, _, _]) => found.timestamps = Some((be32(v, 0), be32(v, 4))),
+            _ => {}
+        });
+        found
     }
 
     /// Whether the TCP checksum is right.
@@ -244,11 +231,66 @@ impl<'a> Segment<'a> {
     }
 
     fn copy(&self, seq: Seq, ack: Seq, flag_bits: u8, out: &mut Vec<u8>) {
+        self.copy_to(out);
+        self.put_seq(seq, out);
+        self.put_ack(ack, out);
+        out[self.tcp + 13] = flag_bits;
+        self.finish(out);
+    }
+
+    // ---- changing a copy -----------------------------------------------------------------------------
+
+    /// Makes `out` the packet, without what a card may have put behind it.
+    pub(crate) fn copy_to(&self, out: &mut Vec<u8>) {
         out.clear();
         out.extend_from_slice(&self.packet[..self.end]);
+    }
+
+    /// Sets the sequence number of a copy.
+    pub(crate) fn put_seq(&self, seq: Seq, out: &mut [u8]) {
         out[self.tcp + 4..self.tcp + 8].copy_from_slice(&seq.0.to_be_bytes());
+    }
+
+    /// Sets the acknowledgement number of a copy.
+    pub(crate) fn put_ack(&self, ack: Seq, out: &mut [u8]) {
         out[self.tcp + 8..self.tcp + 12].copy_from_slice(&ack.0.to_be_bytes());
-        out[self.tcp + 13] = flag_bits;
+    }
+
+    /// Sets the window of a copy, as on the wire.
+    pub(crate) fn put_window(&self, window: u16, out: &mut [u8]) {
+        out[self.tcp + 14..self.tcp + 16].copy_from_slice(&window.to_be_bytes());
+    }
+
+    /// Sets the timestamp value of a copy.
+    pub(crate) fn put_timestamp(&self, value: u32, out: &mut [u8]) {
+        self.each_option(|kind, at| {
+            if (kind, at.len()) == (8, 10) {
+                out[at.start + 2..at.start + 6].copy_from_slice(&value.to_be_bytes());
+            }
+        });
+    }
+
+    /// Kind and place in the packet of each option that has a length; what is malformed, and all behind it, is passed over.
+    pub(crate) fn each_option(&self, mut f: impl FnMut(u8, std::ops::Range<usize>)) {
+        let (mut at, end) = (self.tcp + 20, self.data);
+        while at < end {
+            match self.packet[at] {
+                0 => return,
+                1 => at += 1,
+                kind => {
+                    let length = if at + 1 < end { usize::from(self.packet[at + 1]) } else { 0 };
+                    if length < 2 || at + length > end {
+                        return;
+                    }
+                    f(kind, at..at + length);
+                    at += length;
+                }
+            }
+        }
+    }
+
+    /// Gives a copy its full checksum.
+    pub(crate) fn finish(&self, out: &mut [u8]) {
         out[self.tcp + 16..self.tcp + 18].fill(0);
         let total = fold(self.pseudo_sum() + sum(&out[self.tcp..]));
         out[self.tcp + 16..self.tcp + 18].copy_from_slice(&(!total).to_be_bytes());

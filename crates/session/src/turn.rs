@@ -248,8 +248,9 @@ impl TurnPolicy {
         self.bound(t);
     }
 
-    /// Bytes of the application were seen on the wire that no hook had announced.
-    pub fn adopted(&mut self, now: Now, s: SessionId, n: u64) {
+    /// Bytes of the application were seen on the wire that no hook had announced. What was read of `others` without a hook
+    /// is settled with them.
+    pub fn adopted(&mut self, now: Now, s: SessionId, n: u64, others: &[SessionId]) {
         let Some(p) = self.sessions.get_mut(&s) else {
             return;
         };
@@ -267,6 +268,13 @@ impl TurnPolicy {
                 return;
             }
         }
+        let mut all = vec![s];
+        all.extend_from_slice(others);
+        self.commit(&all, |p| p.settle(true, false));
+    }
+
+    /// Nobody tells when its turns end: what was read so far counts as one.
+    pub fn idle(&mut self, s: SessionId) {
         self.commit(&[s], |p| p.settle(true, false));
     }
 

@@ -657,7 +657,7 @@ proptest! {
                 }
                 3..=9 => p.read(now, t, s, n),
                 10..=19 => p.write(now, t, s, n, rng.chance(30)),
-                20 => p.adopted(now, s, n),
+                20 => p.adopted(now, s, n, &[]),
                 21..=22 => p.consume(t, s, n),
                 23 => p.shutdown(now, t, s),
                 24 => p.process_gone((t >> 32) as u32),

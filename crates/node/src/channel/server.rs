@@ -36,6 +36,8 @@ pub struct Greeting {
     pub vips: Vec<IpAddr>,
     /// Its protected ports; at most [`SLOTS`].
     pub ports: Vec<PortInfo>,
+    /// See [`wire::Welcome::spliced`].
+    pub spliced: bool,
     /// Destinations to which connections are protected.
     pub outgoing: Vec<SocketAddr>,
 }
@@ -224,6 +226,7 @@ impl Channel {
             service: greeting.service.clone(),
             vips: greeting.vips.clone(),
             ports: greeting.ports.clone(),
+            spliced: greeting.spliced,
             outgoing: greeting.outgoing.clone(),
             channel: self.id,
         };

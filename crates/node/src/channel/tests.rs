@@ -35,6 +35,7 @@ fn greeting() -> Greeting {
         token: "secret".into(),
         vips: vec![IpAddr::from([192, 0, 2, 200])],
         ports: vec![PortInfo { port: PORT, absorb_greeting: false }],
+        spliced: false,
         outgoing: vec![],
     }
 }

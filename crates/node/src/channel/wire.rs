@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tcpr_session::tuple::FourTuple;
 
 /// Grows when an older counterpart would misunderstand.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// No message is longer. It must hold a [`Reply::Recovered`] of [`MAX_RECOVERED`] sessions.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -64,6 +64,8 @@ pub struct Welcome {
     pub vips: Vec<IpAddr>,
     /// Its protected ports.
     pub ports: Vec<PortInfo>,
+    /// Restored sessions come from the listener itself (engine `splice`): accept asks what each is.
+    pub spliced: bool,
     /// Destinations to which connections are protected.
     pub outgoing: Vec<SocketAddr>,
     /// The number of this channel.
@@ -128,6 +130,19 @@ pub struct SessionFacts {
     pub out_stored: u64,
     /// Whether its state could not be known after a crash.
     pub torn: bool,
+    /// It was restored, and nobody has accepted it yet.
+    pub recovered: Option<Recovered>,
+}
+
+/// What whoever accepts a restored session must know of its former life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovered {
+    /// How many of the first bytes that the application writes have already been sent.
+    pub absorb: u64,
+    /// Output beside these was sent: a greeting, where the application begins with one.
+    pub greeted: bool,
+    /// The application had ended its output.
+    pub finished: bool,
 }
 
 /// What the manager answers.

@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsRawFd;
 
-use tcpr_session::filter::{Filter, Origin};
+use tcpr_session::filter::{Filter, Origin, PROGRAM};
 use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
 
+use super::program::Program;
 use super::{Manager, Token};
 use crate::channel::server::{Channel, ChannelError, ChannelRole, Incoming};
-use crate::channel::wire::{Reply, Request, SessionFacts};
+use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
 use crate::channel::{self, Event};
 
 /// A process whose hooks are joined.
@@ -196,19 +197,24 @@ impl Manager {
     /// How much of a session's input waits in its socket.
     pub(super) fn ask_unread(&mut self, session: SessionId) {
         let Some(tuple) = self.filter.store().get(session).map(|s| s.open.tuple) else { return };
-        let unread = match self.sockdiag.find(tuple.local, tuple.peer) {
-            Ok(found) => found.map_or(0, |socket| socket.rqueue),
-            Err(error) => {
-                log::warn!("session {session}: the kernel does not say what is unread: {error}");
-                0
-            }
-        };
+        let found = self.sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
+            log::warn!("session {session}: the kernel does not say what is unread: {error}");
+            None
+        });
+        // In a socket that is gone nothing waits.
+        let (received, unread) = found.and_then(|s| Some((s.received?, s.rqueue))).unwrap_or((u64::MAX >> 1, 0));
         let now = self.now();
-        self.filter.unread(now, session, u64::from(unread));
+        self.filter.unread(now, session, received, u64::from(unread));
     }
 
     pub(super) fn ask_alive(&mut self, id: u32) {
         let now = self.now();
+        if id == PROGRAM {
+            if self.program.as_ref().and_then(Program::pid).is_some_and(process_lives) {
+                self.filter.process_alive(now, PROGRAM);
+            }
+            return;
+        }
         match self.apps.get(&id) {
             Some(app) if process_lives(app.channel.pid()) => self.filter.process_alive(now, id),
             Some(_) => {} // Its end is near; then its endings are withheld.
@@ -244,6 +250,7 @@ impl Manager {
                 }
             }
             Request::SessionInfo { tuple } => {
+                let recovered = self.filter.recovered_info(&tuple);
                 let store = self.filter.store();
                 let facts = store.find(&tuple).and_then(|s| store.get(s)).map(|s| SessionFacts {
                     session: s.open.session,
@@ -252,6 +259,7 @@ impl Manager {
                     out_done: s.out_done,
                     out_stored: s.out_done,
                     torn: s.torn,
+                    recovered: recovered.map(|(absorb, greeted, finished)| Recovered { absorb, greeted, finished }),
                 });
                 let reply = match facts {
                     Some(facts) => Reply::Session(facts),

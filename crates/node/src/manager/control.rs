@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tcpr_session::filter::Mode;
+use tcpr_session::filter::{Engine, Mode};
 use tcpr_session::role::{Role, RoleInput};
 
 use super::{Manager, Token};
@@ -168,6 +168,8 @@ impl Manager {
             "virtual_ip": self.vips.iter().map(|v| v.addr().to_string()).collect::<Vec<_>>(),
             "virtual_ip_here": self.vip_up,
             "applications": self.apps.len(),
+            "hooked": self.filter.hooked(),
+            "engine": if self.filter.engine() == Engine::Splice { "splice" } else { "repair" },
             "program_starts": self.program.as_ref().map(|p| p.starts),
             "log": { "end": self.filter.log_end(), "stored": self.filter.replica_position() },
             "takeover": self.takeover.report,

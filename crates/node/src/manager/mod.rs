@@ -36,7 +36,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tcpr_session::filter::{Action, Filter, FilterConfig};
+use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, PROGRAM};
 use tcpr_session::role::{Role, RoleConfig, RoleMachine};
 use tcpr_session::Now;
 
@@ -160,7 +160,10 @@ impl Manager {
         let queue_out = Queue::open(service.queues.1)?;
         let mut sockdiag = SockDiag::open().map_err(context("cannot open a sock_diag socket"))?;
         let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy)).collect();
-        let filter = Filter::new(FilterConfig { ports, max_turn: config.recovery.max_turn });
+        // Only a program that runs without the library tells nothing, and only its own listener can take sessions back.
+        let hooked = hosting.program.as_ref().is_none_or(|spec| spec.library.is_some());
+        let engine = if hooked { config.recovery.engine } else { Engine::Splice };
+        let filter = Filter::new(FilterConfig { ports, max_turn: config.recovery.max_turn, engine, hooked });
         let random: [u8; 16] = crate::key::random()?;
         let token: String = random.iter().map(|b| format!("{b:02x}")).collect();
         let channels = ChannelListener::bind(Greeting {
@@ -172,6 +175,7 @@ impl Manager {
                 .iter()
                 .map(|p| PortInfo { port: p.port, absorb_greeting: p.greeting == config::Greeting::Absorb })
                 .collect(),
+            spliced: engine == Engine::Splice,
             outgoing: service.outgoing.clone(),
         })?;
         let now = start.elapsed();
@@ -244,7 +248,7 @@ impl Manager {
             apps: HashMap::new(),
             program,
             partner,
-            takeover: takeover::Takeover::new(locals),
+            takeover: takeover::Takeover::new(locals, hooked),
             control,
             table,
             sweep: sweep::Sweep::default(),
@@ -429,6 +433,11 @@ impl Manager {
         let Some(status) = self.program.as_mut().and_then(program::Program::reap) else { return };
         self.drain_apps();
         // Its descriptors are closed by now; what it left unsaid, it meant only if it ended in order.
+        if status.code() == Some(0) || self.stopping.is_some() {
+            // Without hooks nobody has told what it closed.
+            self.receive_out();
+            self.filter.program_exited(now);
+        }
         if status.code() == Some(0) {
             self.leave(program::exit_code(status));
             return;
@@ -439,6 +448,7 @@ impl Manager {
         }
         self.drain_apps();
         self.apps_of_dead_program(now);
+        self.filter.process_gone(now, PROGRAM);
         if self.stopping.is_some() {
             self.leave(program::exit_code(status));
             return;

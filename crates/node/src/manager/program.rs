@@ -25,8 +25,8 @@ const STEADY: Duration = Duration::from_secs(10);
 pub struct ProgramSpec {
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// The library that is preloaded.
-    pub library: PathBuf,
+    /// The library that is preloaded; None: the program runs as it is, and packets alone tell what it does.
+    pub library: Option<PathBuf>,
 }
 
 /// A program under supervision.
@@ -77,12 +77,14 @@ impl Program {
         let mut command = Command::new(&self.spec.command[0]);
         command.args(&self.spec.command[1..]);
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
-        let mut preload = self.spec.library.clone().into_os_string();
-        if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|v| !v.is_empty()) {
-            preload.push(":");
-            preload.push(others);
+        if let Some(library) = &self.spec.library {
+            let mut preload = library.clone().into_os_string();
+            if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|v| !v.is_empty()) {
+                preload.push(":");
+                preload.push(others);
+            }
+            command.env("LD_PRELOAD", preload);
         }
-        command.env("LD_PRELOAD", preload);
         // SAFETY: between fork and exec only async-signal-safe calls are made: sigemptyset, sigprocmask, prctl.
         unsafe {
             command.pre_exec(|| {

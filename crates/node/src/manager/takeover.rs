@@ -28,6 +28,8 @@ const BARRIER: Duration = Duration::from_secs(3);
 const BARRIER_UNTIL_LISTENING: Duration = Duration::from_secs(30);
 /// How long a doorbell may go unheard.
 const RING_AGAIN: Duration = Duration::from_millis(100);
+/// How often a listener is asked what has yet to be accepted.
+const ACCEPTED_AGAIN: Duration = Duration::from_millis(1);
 /// How often an application without a listener is looked at again.
 const DOORBELL_AGAIN: Duration = Duration::from_millis(20);
 
@@ -56,6 +58,9 @@ struct Ready {
 /// State of the takeover under way, if one is.
 pub(super) struct Takeover {
     locals: Vec<SocketAddr>,
+    /// Hooks say what was accepted; else the listener's queue does.
+    hooked: bool,
+    accepted_at: Option<Now>,
     started: Option<Now>,
     probe_until: Option<Now>,
     barrier_until: Option<Now>,
@@ -76,9 +81,11 @@ pub(super) struct Takeover {
 }
 
 impl Takeover {
-    pub(super) fn new(locals: Vec<SocketAddr>) -> Takeover {
+    pub(super) fn new(locals: Vec<SocketAddr>, hooked: bool) -> Takeover {
         Takeover {
             locals,
+            hooked,
+            accepted_at: None,
             started: None,
             probe_until: None,
             barrier_until: None,
@@ -96,7 +103,7 @@ impl Takeover {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Now> {
-        [self.probe_until, self.barrier_until, self.doorbell_at].into_iter().flatten().min()
+        [self.probe_until, self.barrier_until, self.doorbell_at, self.accepted_at].into_iter().flatten().min()
     }
 
     pub(super) fn handover_under_way(&self) -> bool {
@@ -135,6 +142,7 @@ impl Takeover {
         self.probe_until = None;
         self.barrier_until = None;
         self.doorbell_at = None;
+        self.accepted_at = None;
         self.started = None;
     }
 }
@@ -180,6 +188,7 @@ impl Manager {
         t.probe_until = Some(now + PROBE_WAIT);
         let listening = self.config.service.ports.iter().all(|p| t.has_listener(p.port));
         t.barrier_until = Some(now + if listening { BARRIER } else { BARRIER_UNTIL_LISTENING });
+        t.accepted_at = (!t.hooked).then_some(now);
         self.filter.probes();
         self.filter_actions();
         if self.filter.unprobed() == 0 {
@@ -207,11 +216,7 @@ impl Manager {
             self.restore(session, false);
         }
         let now = self.now();
-        let t = &mut self.takeover;
-        t.report.restored_us = (now - started).as_micros() as u64;
-        if t.report.sessions > 0 {
-            t.report.restore_us_per_session = t.spent.as_nanos() as f64 / 1000.0 / t.report.sessions as f64;
-        }
+        self.note_restored(now);
         if self.filter.not_handed_over() == 0 {
             self.filter.lift_barrier(now);
         }
@@ -220,9 +225,27 @@ impl Manager {
         self.note_done(now);
     }
 
+    /// Every session has its socket, perhaps.
+    fn note_restored(&mut self, now: Now) {
+        let t = &mut self.takeover;
+        let (Some(started), None) = (t.started, t.probe_until) else { return };
+        if t.report.restored_us > 0 || self.filter.unprobed() > 0 {
+            return;
+        }
+        t.report.restored_us = (now - started).as_micros() as u64;
+        if t.report.sessions > 0 {
+            t.report.restore_us_per_session = t.spent.as_nanos() as f64 / 1000.0 / t.report.sessions as f64;
+        }
+    }
+
     fn restore(&mut self, session: SessionId, answered: bool) {
         self.stay_alive();
         let before = self.now();
+        if self.filter.splices(session) {
+            self.filter.splice(before, session);
+            // Known before it can be accepted.
+            return self.publish_pending();
+        }
         let Some(spec) = self.filter.restore_spec(session, answered, 0) else { return };
         let mut made = make_socket(&spec);
         if made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EADDRNOTAVAIL)) {
@@ -287,6 +310,7 @@ impl Manager {
             let waiting = self.takeover.ready.get(&port.port).map_or(0, VecDeque::len);
             let restoring = self.filter.mode() == Mode::Restoring;
             // Handed out is not yet accepted: until the barrier falls the hook keeps asking.
+            let waiting = waiting.max(self.filter.unaccepted());
             let pending = if restoring { self.filter.not_handed_over().max(waiting) } else { waiting };
             for app in self.apps.values() {
                 app.channel.set_pending(port.port, pending as u32);
@@ -355,6 +379,7 @@ impl Manager {
             t.barrier_until = t.barrier_until.map(|until| until.min(now + BARRIER));
         }
         self.ring_doorbells(now);
+        self.filter.listening(now);
     }
 
     /// `GetRecovered`: descriptors go over as messages, and our copies are closed, or the application's close
@@ -380,6 +405,7 @@ impl Manager {
     /// After hook events: has the application got everything?
     pub(super) fn note_done(&mut self, now: Now) {
         let Some(started) = self.takeover.started else { return };
+        self.note_restored(now);
         if self.filter.mode() != Mode::Active {
             if self.filter.mode() == Mode::Restoring {
                 self.publish_pending();
@@ -388,6 +414,7 @@ impl Manager {
         }
         self.takeover.started = None;
         self.takeover.barrier_until = None;
+        self.takeover.accepted_at = None;
         if self.takeover.ready.values().all(VecDeque::is_empty) {
             self.takeover.doorbells.clear();
         }
@@ -402,6 +429,16 @@ impl Manager {
         }
         if self.takeover.doorbell_at.is_some_and(|t| now >= t) {
             self.ring_doorbells(now);
+        }
+        if self.takeover.accepted_at.is_some_and(|t| now >= t) {
+            self.takeover.accepted_at = Some(now + ACCEPTED_AGAIN);
+            if self.filter.mode() == Mode::Restoring && self.filter.unprobed() == 0 {
+                match self.sockdiag.backlog(&self.takeover.locals) {
+                    Ok(0) => self.filter.all_accepted(now),
+                    Ok(_) => {}
+                    Err(error) => log::warn!("cannot see what waits to be accepted: {error}"),
+                }
+            }
         }
         if self.takeover.barrier_until.is_some_and(|t| now >= t) {
             self.takeover.barrier_until = None;

@@ -50,7 +50,6 @@ impl Filter {
             return;
         }
         self.handles.insert((channel, handle), session);
-        let policy = self.policy(tuple.local.port());
         let mut first = false;
         self.recount(session, |live| {
             if !live.owners.contains(&channel) {
@@ -64,17 +63,24 @@ impl Filter {
             first = !std::mem::replace(&mut live.attached, true);
         });
         if first {
-            let s = self.store.get(session).expect("found");
-            self.turns.open(session, policy, s.in_done, s.out_done, s.out_base);
-            let (a, b) = s.input.as_slices();
-            for (offset, bytes) in [(s.in_done, a), (s.in_done + a.len() as u64, b)] {
-                if !bytes.is_empty() {
-                    self.turns.input(session, offset, bytes);
-                }
-            }
+            self.splices.unaccepted -= usize::from(self.splices.get(tuple).is_some());
+            self.begin_turns(session);
         }
         if self.live[&session].stage == Stage::Restored {
             self.barrier_met(now);
+        }
+    }
+
+    /// From now on the turn policy knows the session.
+    pub(super) fn begin_turns(&mut self, session: SessionId) {
+        let s = self.store.get(session).expect("known");
+        let policy = self.policy(s.open.tuple.local.port());
+        self.turns.open(session, policy, s.in_done, s.out_done, s.out_base);
+        let (a, b) = s.input.as_slices();
+        for (offset, bytes) in [(s.in_done, a), (s.in_done + a.len() as u64, b)] {
+            if !bytes.is_empty() {
+                self.turns.input(session, offset, bytes);
+            }
         }
     }
 
@@ -253,7 +259,8 @@ impl Filter {
                     out_done: out_done as u32,
                     open: open.min(MAX_OPEN),
                     fin: e.fin,
-                    closed: live.closed,
+                    // Not by a turn that has yet to come to its end.
+                    closed: s.closed || live.closed && e.fin && !self.closing.iter().any(|(_, id)| *id == e.session),
                     torn: e.torn || live.lost,
                 });
                 if taken > 0 {
@@ -370,13 +377,19 @@ impl Filter {
         }
     }
 
-    /// The kernel has so many bytes of input that the application has not read: the answer to [`Action::AskUnread`].
-    pub fn unread(&mut self, now: Now, session: SessionId, n: u64) {
+    /// The answer to [`Action::AskUnread`]: how many bytes of input the kernel's socket has taken since it was made, and
+    /// how many of them the application has not read.
+    pub fn unread(&mut self, now: Now, session: SessionId, received: u64, unread: u64) {
         self.clock = now;
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
-        live.unread_asked = false;
+        let read = (live.kernel_base + received).saturating_sub(unread).min(s.in_end());
+        self.turns.read_around(session, read);
+        self.read_unhooked(now, session, read);
+        let Some(live) = self.live.get_mut(&session) else { return };
+        if !std::mem::take(&mut live.unread_asked) {
+            return;
+        }
         live.unread_known = true;
-        self.turns.read_around(session, live.kernel_ack.min(s.in_end()).saturating_sub(n));
         self.judge_held(now, session);
         if let Some(live) = self.live.get_mut(&session) {
             live.unread_known = false;

@@ -74,7 +74,9 @@ impl Filter {
         };
         if !vouched && !segment.checksum_ok() {
             self.counters.disbelieved += 1;
-            return self.deliver(id, bytes);
+            // Corrected it would be right.
+            let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
+            return if self.splices.get(&tuple).is_some() { self.drop_in(id) } else { self.deliver(id, bytes) };
         }
         let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
         match self.store.find(&tuple).or_else(|| self.opened_by(now, tuple, &segment)) {
@@ -84,9 +86,11 @@ impl Filter {
     }
 
     fn deliver(&mut self, id: Option<u32>, bytes: &[u8]) {
-        self.actions.push(match id {
-            Some(id) => Action::AcceptIn(id),
-            None => Action::Inject(bytes.to_vec()),
+        let corrected = self.corrected_in(bytes);
+        self.actions.push(match (id, corrected) {
+            (Some(id), None) => Action::AcceptIn(id),
+            (Some(id), Some(bytes)) => Action::ModifyIn(id, bytes),
+            (None, corrected) => Action::Inject(corrected.unwrap_or_else(|| bytes.to_vec())),
         });
     }
 
@@ -98,6 +102,7 @@ impl Filter {
         }
         let mut changed = Vec::new();
         segment.rewrite_inline(ack, &mut changed);
+        let changed = self.corrected_in(&changed).unwrap_or(changed);
         self.actions.push(match id {
             Some(id) => Action::ModifyIn(id, changed),
             None => Action::Inject(changed),
@@ -242,8 +247,7 @@ impl Filter {
             }
         }
         live.tell_again = matches!(live.stage, Stage::Feeding { fed, .. } if fed > kernel_ack);
-        let packet = self.segment_to_kernel(session, kernel_ack, flags::ACK, &[]);
-        self.actions.push(Action::Inject(packet));
+        self.inject(session, kernel_ack, flags::ACK, &[]);
         false
     }
 
@@ -253,10 +257,9 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let mut moved = !s.established;
-        if let Some(ack) = believed.ack {
-            live.acked = ack;
-            moved = true;
-        }
+        let fresh = believed.ack.map(|ack| ack - std::mem::replace(&mut live.acked, ack));
+        moved |= fresh.is_some();
+        let duplicate = live.tail.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.acked);
         if live.window != segment.window() {
             live.window = segment.window();
             moved = true;
@@ -271,14 +274,20 @@ impl Filter {
                 moved = true;
             }
         }
-        let ack = believed.raw_ack.map(|ack| ack.min(live.kernel_nxt));
-        live.kernel_una = live.kernel_una.max(ack.unwrap_or(0));
+        let ack = believed.raw_ack.map(|ack| if live.mute { live.kernel_nxt } else { ack.min(live.kernel_nxt) });
+        // What lies before its window it does not look at.
+        if believed.offset + i64::from(segment.sequence_length()) >= live.kernel_ack as i64 {
+            live.kernel_una = live.kernel_una.max(ack.unwrap_or(0));
+        }
         if live.clamp.is_some_and(|until| live.kernel_nxt >= until) {
             live.clamp = None;
         }
         let ack = ack.map_or(segment.ack(), |ack| s.out_seq(ack));
         if moved {
             self.mark_dirty(now, session);
+        }
+        if fresh.is_some() || duplicate {
+            self.tail_acked(now, session, fresh.unwrap_or(0));
         }
         ack
     }
@@ -319,7 +328,9 @@ impl Filter {
         live.in_marks.wrote(s.in_ackable(), position);
         if live.attached {
             self.turns.input(session, offset, bytes);
+            self.input_unhooked(session);
         }
+        let live = self.live.get_mut(&session).expect("live");
         if std::mem::take(&mut live.ack_ahead) {
             self.judge_held(now, session);
         }
@@ -344,11 +355,13 @@ impl Filter {
                     }
                     ack = Some(shown);
                 } else if b.raw_ack.is_some() {
-                    live.acked = live.acked.max(b.ack.unwrap_or(0));
+                    let acked = live.acked.max(b.ack.unwrap_or(0));
+                    let fresh = acked - std::mem::replace(&mut live.acked, acked);
                     live.window = segment.window();
                     if !std::mem::replace(&mut live.probed, true) {
                         self.actions.push(Action::Probed(session));
                     }
+                    self.tail_acked(now, session, fresh);
                 }
             }
             Judgement::Ignored | Judgement::Forged => self.counters.disbelieved += 1,
@@ -453,6 +466,8 @@ fn judge(s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement {
     // What left, by us or by the master before us.
     let left = live.released.max(live.clamp.unwrap_or(0));
     let ack = match raw_ack {
+        // Before our SYN: of another connection with the same four-tuple.
+        None if !live.established => return Judgement::Ignored,
         // The kernel refuses what is beyond its own sequence numbers by itself.
         Some(ack) if ack > left => return Judgement::Forged,
         Some(ack) if ack > live.acked => Some(ack),

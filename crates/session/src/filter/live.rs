@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use super::early::Early;
 use super::marks::Marks;
+use super::splicing::Handshake;
+use super::tail::Tail;
 use crate::store::Session;
 use crate::tuple::SessionId;
 use crate::Now;
@@ -19,8 +21,14 @@ pub(super) struct Held {
     pub ack: u64,
     /// Less than the packet itself says.
     pub lowered: bool,
+    /// Empty, and at a number that was not released when it came.
+    pub ahead: bool,
+    /// Timestamp value, where the session uses them.
+    pub ts: Option<u32>,
     pub fin: bool,
     pub rst: bool,
+    /// `bytes` leave instead: the local TCP's numbers are not the peer's.
+    pub corrected: bool,
     /// Kept where the packet may have to be changed, or its bytes adopted.
     pub bytes: Option<Vec<u8>>,
     pub since: Now,
@@ -100,6 +108,8 @@ pub(super) struct Live {
     pub kernel_nxt: u64,
     /// Highest output offset whose acknowledgement the local TCP was given.
     pub kernel_una: u64,
+    /// Where the local TCP's input begins.
+    pub kernel_base: u64,
     /// Highest input offset that the local TCP has acknowledged.
     pub kernel_ack: u64,
     /// How far the local TCP's window reaches now; what lies beyond it is refused.
@@ -129,6 +139,8 @@ pub(super) struct Live {
     pub window: u16,
     pub ts_recent: u32,
     pub ts_value: u32,
+    /// Our newest timestamp value that was let go: what leaves later must not look older (PAWS, RFC 7323, section 5).
+    pub ts_shown: u32,
     pub dirty: bool,
     /// The peer's answer to the probe was told.
     pub probed: bool,
@@ -138,6 +150,14 @@ pub(super) struct Live {
     pub clamp: Option<u64>,
     /// When to send the first unacknowledged segment again after a takeover, and how often it was.
     pub resend: Option<(Now, u32, u64)>,
+    /// The local listener is making its socket.
+    pub handshake: Option<Handshake>,
+    /// Output that the local TCP does not have and the peer has not acknowledged.
+    pub tail: Option<Tail>,
+    /// Its output had ended before its local half was made.
+    pub mute: bool,
+    /// Without hooks: what was read is asked because much has come.
+    pub swallowing: bool,
 }
 
 impl Live {
@@ -157,6 +177,7 @@ impl Live {
             lost: false,
             kernel_nxt: s.out_acked,
             kernel_una: 0,
+            kernel_base: s.in_done,
             kernel_ack: s.in_done,
             kernel_edge: s.in_edge,
             tell_again: false,
@@ -175,11 +196,16 @@ impl Live {
             window: s.window,
             ts_recent: s.ts_recent,
             ts_value: s.ts_value,
+            ts_shown: s.ts_value,
             dirty: false,
             probed: false,
             spec_una: s.out_acked,
             clamp: None,
             resend: None,
+            handshake: None,
+            tail: None,
+            mute: false,
+            swallowing: false,
         }
     }
 

@@ -9,6 +9,8 @@
 //! - `output`: segments of the local TCP, held until they may leave
 //! - `app`: what the hooks tell; turns; processes that die
 //! - `recovery`: takeover: probes, restore, barrier, injection
+//! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
+//! - `unhooked`: programs that tell nothing
 
 mod app;
 mod early;
@@ -19,6 +21,9 @@ mod marks;
 mod opening;
 mod output;
 mod recovery;
+mod splicing;
+mod tail;
+mod unhooked;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
@@ -31,9 +36,12 @@ use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
 use crate::Now;
 use live::{HeldIn, Live, Stage, Waiting};
 use opening::Handshakes;
+use splicing::Splices;
 
 pub use app::Origin;
 pub use recovery::RestoreSpec;
+pub use splicing::Engine;
+pub use unhooked::PROGRAM;
 
 /// Longest that a half-open session is kept: the kernel gives up after about 63 s.
 const EMBRYONIC: Duration = Duration::from_secs(75);
@@ -79,7 +87,8 @@ pub enum Action {
     /// Ask whether the process on this channel is alive, then call [`Filter::process_alive`] or
     /// [`Filter::process_gone`].
     AskAlive(u32),
-    /// Ask the kernel how much input it has that the application has not read, then call [`Filter::unread`].
+    /// Ask the kernel how much input it has taken and how much of it the application has not read, then call
+    /// [`Filter::unread`].
     AskUnread(SessionId),
     /// A session ended; its record is deleted.
     Ended(SessionId, FourTuple, EndReason),
@@ -118,6 +127,8 @@ pub struct Counters {
     pub restored: u64,
     /// Sessions that were torn when a takeover needed them, and were reset.
     pub torn: u64,
+    /// Those among them that have timestamps where this kernel is told to have none.
+    pub unspliceable: u64,
     /// Records written to the log.
     pub records: u64,
     /// Bytes written to the log, payload included.
@@ -133,6 +144,10 @@ pub struct FilterConfig {
     pub ports: Vec<(u16, PortPolicy)>,
     /// Longest turn before its output is released all the same.
     pub max_turn: Duration,
+    /// How sockets are restored.
+    pub engine: Engine,
+    /// Hooks tell what the application does. Else only [`Engine::Splice`] restores, and packets alone tell.
+    pub hooked: bool,
 }
 
 /// See the module's description.
@@ -148,6 +163,11 @@ pub struct Filter {
     commit: Commit,
     handles: HashMap<(u32, u32), SessionId>,
     handshakes: Handshakes,
+    splices: Splices,
+    /// Without hooks: sessions with input of which it is not known that it was read.
+    readers: BTreeSet<SessionId>,
+    /// Those that were asked about before the output that is judged now.
+    asked: Vec<SessionId>,
     held_syns: Vec<HeldIn>,
     next_id: SessionId,
     batch: Vec<u8>,
@@ -202,6 +222,9 @@ impl Filter {
             commit: Commit::default(),
             handles: HashMap::new(),
             handshakes: Handshakes::default(),
+            splices: Splices::default(),
+            readers: BTreeSet::new(),
+            asked: Vec::new(),
             held_syns: Vec::new(),
             next_id: 1,
             batch: Vec::new(),
@@ -237,6 +260,18 @@ impl Filter {
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// How sockets are restored.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.config.engine
+    }
+
+    /// Whether hooks tell what the application does.
+    #[must_use]
+    pub fn hooked(&self) -> bool {
+        self.config.hooked
     }
 
     /// The store: the master's own, or the replica's.
@@ -338,6 +373,9 @@ impl Filter {
         self.probing = 0;
         self.awaited = 0;
         self.resets.clear();
+        self.splices = Splices::default();
+        self.readers.clear();
+        self.asked.clear();
         self.intents.clear();
         self.in_turn.clear();
         self.closing.clear();
@@ -403,11 +441,16 @@ impl Filter {
             for h in live.held {
                 self.actions.push(Action::DropOut(h.id));
             }
+            let spliced = live.handshake.is_some() || self.splices.get(&tuple).is_some();
             for id in live.held_in.into_iter().filter_map(|h| h.id) {
                 // To a socket that is gone, or to none: an RST may answer, where strangers get one.
-                self.actions.push(if self.mode == Mode::Restoring { Action::DropIn(id) } else { Action::AcceptIn(id) });
+                let drop = spliced || self.mode == Mode::Restoring;
+                self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
+            self.splices.unaccepted -= usize::from(spliced && self.config.hooked && !live.attached);
+            self.splices.session_over(now, &tuple, live.handshake);
         }
+        self.readers.remove(&id);
         self.forget_expiries();
         self.suspects.remove(&id);
         self.deaths.remove(&id);

@@ -75,7 +75,7 @@ impl Handshakes {
 }
 
 fn opening_held(now: Now, id: u32) -> Held {
-    Held { id, start: 0, end: 0, ack: 0, lowered: false, fin: false, rst: false, bytes: None, since: now }
+    Held { id, start: 0, end: 0, ack: 0, lowered: false, ahead: false, ts: None, fin: false, rst: false, corrected: false, bytes: None, since: now }
 }
 
 /// What both SYNs settle. `theirs` and `ours`: options of the peer's SYN and of ours.
@@ -169,13 +169,16 @@ impl Filter {
     fn open_session(&mut self, now: Now, open: Open, edge: u64) {
         let (id, established) = (open.session, open.established);
         self.handshakes.remove(&open.tuple);
+        self.splices.remove(&open.tuple);
         let position = self.write(0, |out| open.encode(out));
         self.counters.opened += 1;
         let mut live = Live::new(self.store.get(id).expect("just opened"));
         live.base_pos = position;
         live.edge = edge;
         self.live.insert(id, live);
-        if !established {
+        if established {
+            self.accepted_unhooked(id);
+        } else {
             self.embryos += 1;
             self.expiries.push_back((now + EMBRYONIC, id));
             if self.expiries.len() > 2 * MAX_EMBRYOS && self.expiries.len() > 2 * self.embryos {
@@ -234,6 +237,7 @@ impl Filter {
             live.established = true;
             self.embryos -= 1;
             self.forget_expiries();
+            self.accepted_unhooked(id);
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::app::IN_ORDER;
 use super::live::{Held, Live, Stage, Waiting};
+use super::splicing::let_go;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
 use crate::segment::{flags, Segment};
@@ -44,19 +45,28 @@ impl Filter {
             return self.actions.push(Action::DropOut(id));
         };
         let tuple = FourTuple { local: segment.source(), peer: segment.destination() };
+        let session = self.store.find(&tuple);
+        if session.is_some_and(|session| self.local_answer(now, id, session, &segment)) {
+            return;
+        }
         if segment.has(flags::SYN | flags::ACK) {
             return self.opening(now, id, tuple, &segment);
         }
         if segment.has(flags::SYN) {
             return self.calling(now, id, tuple, &segment);
         }
-        match self.store.find(&tuple) {
-            Some(session) => self.known_out(now, id, session, &segment, bytes),
-            None => self.unknown_out(now, id, &tuple, &segment),
+        let corrected = self.corrected_out(&tuple, &segment);
+        let (segment, bytes) = match &corrected {
+            Some(bytes) => (Segment::parse(bytes).expect("a segment as before"), &bytes[..]),
+            None => (segment, bytes),
+        };
+        match session {
+            Some(session) => self.known_out(now, id, session, &segment, bytes, corrected.is_some()),
+            None => self.unknown_out(now, id, &tuple, &segment, corrected.as_deref()),
         }
     }
 
-    fn unknown_out(&mut self, now: Now, id: u32, tuple: &FourTuple, segment: &Segment<'_>) {
+    fn unknown_out(&mut self, now: Now, id: u32, tuple: &FourTuple, segment: &Segment<'_>, corrected: Option<&[u8]>) {
         let f = segment.flags();
         let (rst, fin) = (f & flags::RST != 0, f & flags::FIN != 0);
         if rst && self.refused_too_soon(now, tuple) {
@@ -76,7 +86,8 @@ impl Filter {
                 // the replica has yet to store.
                 self.end
             };
-            let held = Held { id, start: 0, end: 0, ack: 0, lowered: false, fin, rst, bytes: None, since: now };
+            let (bytes, corrected) = (corrected.map(<[u8]>::to_vec), corrected.is_some());
+            let held = Held { id, start: 0, end: 0, ack: 0, lowered: false, ahead: false, ts: None, fin, rst, corrected, bytes, since: now };
             return self.wait_or_release(now, NO_SESSION, need, held);
         }
         // Anything more is not ours to send.
@@ -84,7 +95,7 @@ impl Filter {
         self.actions.push(Action::DropOut(id));
     }
 
-    fn known_out(&mut self, now: Now, id: u32, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
+    fn known_out(&mut self, now: Now, id: u32, session: SessionId, segment: &Segment<'_>, bytes: &[u8], corrected: bool) {
         let s = self.store.get(session).expect("found");
         let live = self.live.get_mut(&session).expect("a master's session is live");
         let (rst, fin) = (segment.has(flags::RST), segment.has(flags::FIN));
@@ -106,6 +117,7 @@ impl Filter {
         };
         let mut dirty = false;
         let mut leap = false;
+        let mut ts = None;
         let mut lost = false;
         if !rst {
             lost = contradicts(s, live, start, segment.payload());
@@ -124,6 +136,7 @@ impl Filter {
                     live.ts_value = value;
                 }
                 leap = (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS as i32;
+                ts = Some(value);
             }
         }
         let empty = start == end && !rst;
@@ -137,10 +150,14 @@ impl Filter {
         let lowered = ahead && empty;
         let ack = if lowered { s.in_ackable() } else { ack };
         let announced = s.out_done + live.pending.len() as u64;
-        let keep = lowered || (empty && start > live.released) || end - u64::from(fin).min(end) > announced;
+        let ahead = empty && start > live.released;
+        let keep = corrected || lowered || ahead || end - u64::from(fin).min(end) > announced;
         let bytes = keep.then(|| bytes.to_vec());
-        let held = Held { id, start, end, ack, lowered, fin, rst, bytes, since: now };
-        live.held.push_back(held);
+        let held = Held { id, start, end, ack, lowered, ahead, ts, fin, rst, corrected, bytes, since: now };
+        let swallowed = live.mute && start != end && !rst;
+        if !swallowed {
+            live.held.push_back(held);
+        }
         if leap {
             let position = self.write_sync(session);
             self.live.get_mut(&session).expect("live").base_pos = position;
@@ -149,6 +166,9 @@ impl Filter {
         }
         if lost {
             self.tear(now, session);
+        }
+        if swallowed {
+            self.swallow(id, session, end);
         }
         self.fed(now, session);
         self.judge_held(now, session);
@@ -202,6 +222,7 @@ impl Filter {
             if live.attached && !std::mem::take(&mut live.unread_known) {
                 // What it has read went around the hooks as well: the kernel knows.
                 if !std::mem::replace(&mut live.unread_asked, true) {
+                    self.ask_readers(session);
                     self.actions.push(Action::AskUnread(session));
                 }
                 return false;
@@ -213,7 +234,7 @@ impl Filter {
             live.pending.extend(fresh);
             self.counters.adopted_bytes += n;
             if live.attached {
-                self.turns.adopted(now, session, n);
+                self.turns.adopted(now, session, n, &std::mem::take(&mut self.asked));
                 self.run_commits(now);
             } else {
                 // No hook knows this session: nothing tells its turns.
@@ -223,7 +244,9 @@ impl Filter {
         }
         if live.unasked(h) && !live.suspected {
             live.suspected = true;
-            self.suspicious.push_back((h.since + SUSPICIOUS, session));
+            // Hooks may be about to say it.
+            let wait = if self.config.hooked { SUSPICIOUS } else { Duration::ZERO };
+            self.suspicious.push_back((h.since + wait, session));
         }
         false
     }
@@ -298,14 +321,18 @@ impl Filter {
     fn release(&mut self, now: Now, session: SessionId, held: Held) {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else {
             // The record is gone: what it said was stored, and is an old duplicate or a last ACK.
-            return self.actions.push(Action::AcceptOut(held.id));
+            return self.actions.push(if held.ahead { Action::DropOut(held.id) } else { let_go(held) });
         };
         if held.rst {
-            self.actions.push(Action::AcceptOut(held.id));
+            self.actions.push(let_go(held));
             return self.end_session(now, session, EndReason::ResetByUs);
         }
         assert!(held.ack <= s.in_ackable(), "I1: an ACK of input that is not stored");
         live.released_ack = live.released_ack.max(held.ack);
+        let mut held = held;
+        if let (true, Some(bytes)) = (held.corrected, &mut held.bytes) {
+            in_order_of_time(live, bytes);
+        }
         if held.start == held.end && (held.start > live.released || held.lowered) {
             // An empty segment obeys only the ACK rule, but shows no number that was not released.
             let bytes = held.bytes.as_deref().expect("kept");
@@ -314,11 +341,17 @@ impl Filter {
             let ack = if held.lowered { s.in_seq(held.ack) } else { segment.ack() };
             let mut changed = Vec::new();
             segment.rewrite(seq, ack, &mut changed);
+            if held.start > live.released {
+                // What it overtakes is older.
+                segment.put_timestamp(live.ts_shown, &mut changed);
+                segment.finish(&mut changed);
+            }
             self.actions.push(Action::ModifyOut(held.id, changed));
         } else {
+            live.ts_shown = held.ts.filter(|ts| (ts.wrapping_sub(live.ts_shown) as i32) > 0).unwrap_or(live.ts_shown);
             assert!(held.start == held.end || held.end <= s.out_sendable(), "I2: output of an open turn");
             live.released = live.released.max(held.end);
-            self.actions.push(Action::AcceptOut(held.id));
+            self.actions.push(let_go(held));
         }
         self.end_if_finished(now, session);
     }
@@ -332,9 +365,22 @@ impl Filter {
         let live = self.live.get_mut(&session).expect("live");
         let taken = !matches!(live.stage, Stage::Feeding { fed, .. } if fed > live.kernel_ack);
         if taken && std::mem::take(&mut live.tell_again) {
-            let packet = self.segment_to_kernel(session, self.live[&session].kernel_ack, flags::ACK, &[]);
-            self.actions.push(Action::Inject(packet));
+            self.inject(session, self.live[&session].kernel_ack, flags::ACK, &[]);
         }
+    }
+}
+
+/// What had to wait for old output must not look older than that.
+fn in_order_of_time(live: &Live, packet: &mut Vec<u8>) {
+    let copy = std::mem::take(packet);
+    let segment = Segment::parse(&copy).expect("a segment");
+    match segment.options().timestamps {
+        Some((value, _)) if (live.ts_shown.wrapping_sub(value) as i32) > 0 => {
+            segment.copy_to(packet);
+            segment.put_timestamp(live.ts_shown, packet);
+            segment.finish(packet);
+        }
+        _ => *packet = copy,
     }
 }
 
@@ -380,7 +426,8 @@ fn rule(s: &Session, live: &mut Live, (start, end, ack, rst): (u64, u64, u64, bo
     if start == end {
         return Rule::At(input.max(live.base_pos));
     }
-    if end > s.out_sendable() {
+    // What comes before it the peer gets from us.
+    if end > s.out_sendable() || live.tail.is_some() {
         return Rule::Wait;
     }
     let output = live.out_marks.need(end, acked);

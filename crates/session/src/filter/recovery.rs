@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::live::{HeldIn, Live, Stage};
 use super::marks::Marks;
 use super::output::TIMESTAMP_LEAD_MS;
-use super::{Action, Filter, Mode};
+use super::{Action, Engine, Filter, Mode};
 use crate::bytes;
 use crate::record::EndReason;
 use crate::segment::{flags, Build, Segment};
@@ -28,7 +28,7 @@ const INJECT_SLOWEST: u32 = 5;
 /// When the first unacknowledged segment is sent again: a fresh socket's own timer starts at a second.
 const RESEND: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(40), Duration::from_millis(80)];
 /// A restored socket's clock starts this much ahead (in ms) of what we say ourselves after a takeover.
-const TIMESTAMP_MARGIN_MS: u32 = 500;
+pub(super) const TIMESTAMP_MARGIN_MS: u32 = 500;
 /// Least window that a restored socket has: more than was advertised does no harm.
 const MIN_WINDOW: u64 = 65_535;
 
@@ -113,10 +113,11 @@ impl Filter {
                 live.in_marks = Marks::new(s.in_ackable(), self.end);
                 live.out_marks = Marks::new(s.out_sendable(), self.end);
                 (live.released, live.released_ack, live.acked) = (old.released.min(s.out_sendable()), old.released_ack, old.acked);
-                (live.edge, live.ts_value) = (live.edge.max(old.edge), old.ts_value);
+                (live.edge, live.ts_value, live.ts_shown) = (live.edge.max(old.edge), old.ts_value, old.ts_shown);
             } else {
                 // The peer must not see our clock go back (RFC 7323, section 5.3), and may have seen this much.
                 live.ts_value = live.ts_value.wrapping_add(TIMESTAMP_LEAD_MS);
+                live.ts_shown = live.ts_value;
             }
             if s.established {
                 live.stage = Stage::Probing;
@@ -235,7 +236,8 @@ impl Filter {
         live.kernel_nxt = live.spec_una + sent as u64;
         // The peer may have it, and acknowledge it, whatever a new replica has.
         live.released = live.released.max(live.kernel_nxt);
-        live.kernel_ack = feed_from(s);
+        live.kernel_base = feed_from(s);
+        live.kernel_ack = live.kernel_base;
         live.kernel_edge = live.edge;
         live.resend = None;
         if s.out_sendable() > live.acked {
@@ -244,9 +246,7 @@ impl Filter {
         }
         if live.acked.min(live.kernel_nxt) > live.kernel_una {
             // Acknowledged while the socket was being made.
-            live.kernel_una = live.acked.min(live.kernel_nxt);
-            let packet = self.segment_to_kernel(id, self.live[&id].kernel_ack, flags::ACK, &[]);
-            self.actions.push(Action::Inject(packet));
+            self.inject(id, self.live[&id].kernel_ack, flags::ACK, &[]);
         }
         self.counters.restored += 1;
         self.recount(id, |l| l.stage = Stage::Restored);
@@ -307,14 +307,16 @@ impl Filter {
     }
 
     /// Every session that has its socket shows its input, held packets go on, new connections may come. Called
-    /// when it took the application too long; not before every session has its socket, or was given up.
+    /// when it took the application too long; with engine `repair` not before every session has its socket, or was given up.
     pub fn lift_barrier(&mut self, now: Now) {
-        if self.mode != Mode::Restoring || self.probing > 0 {
+        // A session that waits for the local listener is known all the same: nobody answers for it meanwhile.
+        if self.mode != Mode::Restoring || self.probing > 0 && self.config.engine == Engine::Repair {
             return;
         }
         self.mode = Mode::Active;
         self.resets.clear();
         for id in self.ids_of(|l| l.stage == Stage::Restored) {
+            self.accepted_unhooked(id);
             self.through_barrier(now, id);
         }
         let syns: Vec<HeldIn> = std::mem::take(&mut self.held_syns);
@@ -322,7 +324,7 @@ impl Filter {
     }
 
     /// One session goes on: its kept input is injected, and what was held follows.
-    fn through_barrier(&mut self, now: Now, id: SessionId) {
+    pub(super) fn through_barrier(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let (from, until, next) = (live.kernel_ack, s.in_ackable(), now + INJECT_AGAIN);
         let held = std::mem::take(&mut live.held_in);
@@ -357,16 +359,20 @@ impl Filter {
         for part in 0..parts {
             let piece = &bytes[part * INJECT..bytes.len().min((part + 1) * INJECT)];
             let last = if fin && part + 1 == parts { flags::FIN } else { 0 };
-            let packet =
-                self.segment_to_kernel(id, from + (part * INJECT) as u64, flags::ACK | flags::PSH | last, piece);
-            self.actions.push(Action::Inject(packet));
+            self.inject(id, from + (part * INJECT) as u64, flags::ACK | flags::PSH | last, piece);
         }
     }
 
     pub(super) fn handle_recovery_timeout(&mut self, now: Now) {
         while self.timers.peek().is_some_and(|Reverse((due, _))| *due <= now) {
             let Reverse((_, id)) = self.timers.pop().expect("peeked");
-            let next = [self.embryo_timeout(now, id), self.feed_timeout(now, id), self.resend_timeout(now, id)];
+            let next = [
+                self.embryo_timeout(now, id),
+                self.feed_timeout(now, id),
+                self.resend_timeout(now, id),
+                self.handshake_timeout(now, id),
+                self.tail_timeout(now, id),
+            ];
             if let Some(due) = next.into_iter().flatten().min() {
                 self.timers.push(Reverse((due, id)));
             }
@@ -436,10 +442,10 @@ impl Filter {
     }
 
     /// A segment of ours that the local TCP does not know of.
-    fn segment_to_peer(&self, id: SessionId, bits: u8, seq: crate::seq::Seq, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn segment_to_peer(&self, id: SessionId, bits: u8, seq: crate::seq::Seq, payload: &[u8]) -> Vec<u8> {
         let s = self.store.get(id).expect("known");
         let live = self.live.get(&id);
-        let (ts_value, ts_recent) = live.map_or((s.ts_value, s.ts_recent), |l| (l.ts_value, l.ts_recent));
+        let (ts_value, ts_recent) = live.map_or((s.ts_value, s.ts_recent), |l| (l.ts_shown, l.ts_recent));
         let window = (MIN_WINDOW >> s.open.shifts.map_or(0, |(_, ours)| ours)) as u16;
         // I1 holds for what we say ourselves, too.
         let ack = match live {
@@ -469,29 +475,38 @@ impl Filter {
         packet
     }
 
+    /// Tells the local TCP in the peer's name, and by that what the peer has acknowledged.
+    pub(super) fn inject(&mut self, id: SessionId, offset: u64, bits: u8, payload: &[u8]) {
+        let packet = self.segment_to_kernel(id, offset, bits, payload);
+        let live = self.live.get_mut(&id).expect("live");
+        live.kernel_una = live.kernel_una.max(live.acked.min(live.kernel_nxt));
+        self.actions.push(Action::Inject(packet));
+    }
+
     /// A segment of the peer's that the local TCP is to see.
     pub(super) fn segment_to_kernel(&self, id: SessionId, offset: u64, bits: u8, payload: &[u8]) -> Vec<u8> {
         let (s, live) = (self.store.get(id).expect("known"), &self.live[&id]);
         let FourTuple { local, peer } = s.open.tuple;
+        let ack = if live.mute { live.kernel_nxt } else { live.acked.min(live.kernel_nxt) };
         let mut packet = Vec::new();
         Build {
             source: peer,
             destination: local,
             seq: s.in_seq(offset),
-            ack: s.out_seq(live.acked.min(live.kernel_nxt)),
+            ack: s.out_seq(ack),
             flags: bits,
             window: live.window,
             timestamps: s.open.timestamps.then_some((live.ts_recent, live.ts_value)),
             payload,
         }
         .write(&mut packet);
-        packet
+        self.corrected_in(&packet).unwrap_or(packet)
     }
 }
 
 /// Where a restored socket begins to read. Nobody reads a closed one any more: what it would find unread would
 /// make the kernel reset it.
-fn feed_from(s: &crate::store::Session) -> u64 {
+pub(super) fn feed_from(s: &crate::store::Session) -> u64 {
     if s.closed {
         s.in_end()
     } else {

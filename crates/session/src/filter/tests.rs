@@ -3,6 +3,7 @@
 mod input;
 mod opening;
 mod output;
+mod splicing;
 mod takeover;
 
 use super::*;
@@ -20,7 +21,12 @@ const HANDLE: u32 = 7;
 const THREAD: u32 = 1;
 
 fn config() -> FilterConfig {
-    FilterConfig { ports: vec![(5555, PortPolicy::default())], max_turn: Duration::from_millis(50) }
+    FilterConfig {
+        ports: vec![(5555, PortPolicy::default())],
+        max_turn: Duration::from_millis(50),
+        engine: Engine::Repair,
+        hooked: true,
+    }
 }
 
 fn ms(n: u64) -> Now {
@@ -161,7 +167,9 @@ impl Rig {
             self.f.drain_actions(&mut out);
             let Some(at) = out.iter().position(|a| matches!(a, Action::AskUnread(_))) else { break };
             let Action::AskUnread(session) = out.remove(at) else { unreachable!() };
-            self.f.unread(self.now, session, self.unread);
+            // As many as were delivered.
+            let received = self.f.store().get(session).map_or(0, Session::in_end);
+            self.f.unread(self.now, session, received, self.unread);
         }
         self.actions.extend(out.iter().cloned());
         out

@@ -346,26 +346,26 @@ fn the_end_of_output_is_output() {
 #[test]
 fn adopted_bytes_commit_at_once_or_with_their_turn() {
     let mut p = with(PortPolicy::default(), &[1, 2]);
-    p.adopted(MS, 1, 5);
+    p.adopted(MS, 1, 5, &[]);
     assert_eq!(one(&mut p), vec![entry(1, 0, 5, 5)]);
     p.read(MS, T, 1, 3);
-    p.adopted(MS, 1, 5);
+    p.adopted(MS, 1, 5, &[]);
     assert_eq!(one(&mut p), vec![entry(1, 3, 10, 10)]);
     p.write(MS, T, 1, 1, false);
-    p.adopted(MS, 1, 5);
+    p.adopted(MS, 1, 5, &[]);
     assert!(commits(&mut p).is_empty());
     p.turn_end(MS, T);
     assert_eq!(one(&mut p), vec![entry(1, 3, 16, 16)]);
     // Input whose other output is not committed yet must not be done before it.
     p.read(MS, T, 1, 1);
     p.write(MS, T, 2, 1, false);
-    p.adopted(MS, 1, 1);
+    p.adopted(MS, 1, 1, &[]);
     assert!(commits(&mut p).is_empty());
     p.turn_end(MS, T);
     assert_eq!(one(&mut p), vec![entry(1, 4, 17, 17), entry(2, 0, 1, 1)]);
     // Bytes that should have been absorbed.
     p.open(2, PortPolicy::default(), 5, 9, 6);
-    p.adopted(MS, 2, 1);
+    p.adopted(MS, 2, 1, &[]);
     assert_eq!(one(&mut p), vec![torn(entry(2, 5, 10, 10))]);
 }
 
@@ -440,7 +440,7 @@ fn sessions_may_come_and_go_in_mid_turn() {
     let mut p = with(PortPolicy::default(), &[1, 2]);
     p.read(MS, T, 9, 5);
     p.write(MS, T, 9, 5, true);
-    p.adopted(MS, 9, 5);
+    p.adopted(MS, 9, 5, &[]);
     p.consume(T, 9, 5);
     p.shutdown(MS, T, 9);
     p.close(9);

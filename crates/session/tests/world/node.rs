@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use tcpr_session::filter::{Action, Filter, FilterConfig, Mode, Origin};
-use tcpr_session::segment::{flags, Segment};
+use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, Origin};
+use tcpr_session::segment::{flags, Build, Segment};
 use tcpr_session::seq::Seq;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
@@ -105,20 +105,22 @@ pub struct Node {
     pub trace: bool,
 }
 
-pub fn config(service: Service) -> FilterConfig {
+pub fn config(service: Service, engine: Engine) -> FilterConfig {
     use tcpr_session::framing::Framing;
     use tcpr_session::turn::PortPolicy;
     let framing = if service == Service::Lines { Framing::Lines } else { Framing::None };
     FilterConfig {
         ports: vec![(5555, PortPolicy::framed(framing))],
         max_turn: std::time::Duration::from_millis(50),
+        engine,
+        hooked: true,
     }
 }
 
 impl Node {
-    pub fn new(service: Service, setup: Setup, isn: u32) -> Node {
+    pub fn new(service: Service, engine: Engine, setup: Setup, isn: u32) -> Node {
         Node {
-            filter: Filter::new(config(service)),
+            filter: Filter::new(config(service, engine)),
             service,
             setup,
             sockets: BTreeMap::new(),
@@ -160,10 +162,18 @@ impl Node {
         assert!(p.checksum_ok(), "the kernel is given a wrong checksum");
         let tuple = FourTuple { local: p.destination(), peer: p.source() };
         if p.has(flags::SYN) && !p.has(flags::ACK) {
-            if self.sockets.get(&tuple).is_some_and(|s| matches!(s.state, State::TimeWait(_))) {
+            if self.sockets.get(&tuple).is_some_and(|s| s.may_be_replaced_by(&p)) {
                 self.sockets.remove(&tuple);
             }
             if !self.sockets.contains_key(&tuple) {
+                if self.app.is_none() && self.filter.mode() == Mode::Restoring {
+                    // Nobody listens.
+                    let mut rst = Vec::new();
+                    let (source, destination) = (p.destination(), p.source());
+                    let (flags, ack) = (flags::RST | flags::ACK, p.seq().add(1));
+                    Build { source, destination, seq: Seq(0), ack, flags, window: 0, timestamps: None, payload: &[] }.write(&mut rst);
+                    return self.out_queue.push_back(rst);
+                }
                 self.isn = self.isn.wrapping_mul(1_103_515_245).wrapping_add(12_345);
                 let s = Tcp::answer(now, &p, Seq(self.isn), self.setup, self.isn >> 3);
                 self.sockets.insert(tuple, s);
@@ -316,6 +326,14 @@ impl Node {
         }
         if let Some(tuple) = self.accept_queue.pop_front() {
             app.accepted += 1;
+            // What the hook asks the manager for.
+            if let Some((absorb, _, finished)) = self.filter.recovered_info(&tuple) {
+                if finished {
+                    self.sockets.get_mut(&tuple).expect("accepted").shutdown(now);
+                    self.collect(&tuple);
+                }
+                return self.accept(app, tuple, absorb, Origin::Recovered);
+            }
             return self.accept(app, tuple, 0, Origin::Accepted);
         }
         // Any order that poll might give.
@@ -520,7 +538,8 @@ impl Node {
                     Action::AskUnread(session) => {
                         let tuple = self.filter.store().get(session).map(|s| s.open.tuple);
                         let socket = tuple.and_then(|t| self.sockets.get(&t));
-                        self.filter.unread(now, session, socket.map_or(0, |s| s.received.len() as u64));
+                        let (received, unread) = socket.map_or((0, 0), |s| (s.taken(), s.received.len() as u64));
+                        self.filter.unread(now, session, received, unread);
                     }
                     Action::Ended(_, tuple, reason) => {
                         if reason == tcpr_session::record::EndReason::Torn {
@@ -535,6 +554,10 @@ impl Node {
     }
 
     pub fn restore(&mut self, now: Now, id: SessionId, answered: bool) {
+        if self.filter.splices(id) {
+            self.filter.splice(now, id);
+            return self.perform(now);
+        }
         let Some(spec) = self.filter.restore_spec(id, answered, 0) else { return };
         let socket = Tcp::restore(now, &spec, self.setup);
         assert!(!self.sockets.contains_key(&spec.tuple), "EADDRNOTAVAIL {}", spec.tuple);

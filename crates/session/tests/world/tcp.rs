@@ -234,6 +234,16 @@ impl Tcp {
         self.state = State::Gone;
     }
 
+    /// TIME_WAIT, and a SYN that is no old duplicate (RFC 6191).
+    pub fn may_be_replaced_by(&self, syn: &Segment<'_>) -> bool {
+        matches!(self.state, State::TimeWait(_)) && syn.seq().after(seq::at(self.irs, self.rcv))
+    }
+
+    /// Input taken since it was made; the end counts one.
+    pub fn taken(&self) -> u64 {
+        self.rcv
+    }
+
     pub fn all_bytes_acknowledged(&self) -> bool {
         self.buf.is_empty()
     }

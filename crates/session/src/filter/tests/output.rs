@@ -681,3 +681,27 @@ fn where_hooks_and_wire_differ_the_wire_is_right() {
     let actions = r.stored();
     assert!(r.passes(&actions) && r.session().torn);
 }
+
+/// An acknowledgement that overtakes held output carries an older timestamp than it has itself: its peer would refuse what
+/// comes after it (PAWS), and hear it a fifth of a second later.
+#[test]
+fn what_overtakes_held_output_does_not_make_it_look_old() {
+    let mut r = Rig::with_timestamps();
+    r.peer(Say { ts: Some((110, 200)), ..say(ACK, 0, 0, b"ping") });
+    r.read(4);
+    r.write(b"pong");
+    let stamped = |ts| Say { ts: Some((ts, 110)), ..say(ACK, 0, 4, b"pong") };
+    assert_eq!(r.kernel(stamped(210)), []);
+    r.stored();
+    r.peer(Say { ts: Some((120, 200)), ..say(ACK, 4, 0, b"more") });
+    r.stored();
+    r.kernel(Say { ts: Some((215, 120)), ..say(ACK, 4, 8, b"") });
+    let acknowledged = r.stored();
+    let all: Vec<Action> = acknowledged.into_iter().chain(r.actions.clone()).collect();
+    let Some(Action::ModifyOut(_, packet)) = all.iter().find(|a| matches!(a, Action::ModifyOut(..))) else { panic!("{all:?}") };
+    let (at, ack, segment) = offsets(packet, false);
+    assert_eq!((at, ack), (0, 8));
+    let (value, _) = segment.options().timestamps.unwrap();
+    assert!(value <= 210, "{value}");
+    assert!(segment.checksum_ok());
+}

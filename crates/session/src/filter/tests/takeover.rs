@@ -680,3 +680,20 @@ fn our_timestamps_never_go_back() {
     r.peer(Say { ts: Some((102, stored + 500)), ..say(ACK, 0, 0, b"") });
     assert!(r.restore(true).timestamp.unwrap() > said);
 }
+
+/// World seed 5028: what an earlier turn had done was committed together with the close of one that its process did not
+/// live to end, and nobody got the session any more.
+#[test]
+fn a_close_counts_only_with_its_own_turn() {
+    let mut r = Rig::open();
+    r.peer(say(ACK | FIN, 0, 0, b"ping"));
+    r.read(4);
+    r.write(b"pong");
+    r.f.turn_end(r.now, CHANNEL, THREAD);
+    r.read(0);
+    r.close();
+    r.f.process_gone(r.now, CHANNEL);
+    r.stored();
+    let s = r.session();
+    assert_eq!((s.in_done, s.out_done, s.out_fin, s.closed), (4, 4, false, false));
+}

@@ -1,0 +1,304 @@
+//! Engine `splice` (DESIGN section 6): the socket of a recovered session is made by the local listener itself, with a
+//! handshake in the peer's name of which the peer sees nothing. From then on the numbers of the two halves differ by
+//! what [`Splice`] says, and every segment is corrected on its way: the rest of the filter knows only the peer's numbers.
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use super::live::{Held, Stage};
+use super::recovery::{feed_from, TIMESTAMP_MARGIN_MS};
+use super::{Action, Filter, Mode};
+use crate::segment::{flags, Build, Segment};
+use crate::seq::Seq;
+use crate::splice::{Shift, Splice};
+use crate::tuple::{FourTuple, SessionId};
+use crate::Now;
+
+/// Most handshakes with the local listener that wait for their answer: fewer than a small accept queue takes.
+const MOST: usize = 64;
+/// When the first one is tried again; the others wait until the listener has answered it.
+const AGAIN: Duration = Duration::from_millis(20);
+/// A listener whose queue is full does not answer: asked twice as late each time, so many times.
+const SLOWEST: u32 = 4;
+/// How long the numbers of a session that is over are still corrected: the kernel answers for it from TIME_WAIT (60 s).
+const REMEMBERED: Duration = Duration::from_secs(120);
+
+/// How the socket of a restored session is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Engine {
+    /// By TCP_REPAIR, and handed to the application by the hooks.
+    #[default]
+    Repair,
+    /// By the local listener, numbers corrected in flight ever after.
+    Splice,
+}
+
+/// The handshake that makes the local half of a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Handshake {
+    /// Its turn will come.
+    Queued,
+    /// Sent so often; sent again at this time.
+    Sent { next: Now, tries: u32 },
+}
+
+/// All sessions' splices, and the handshakes that make them.
+#[derive(Debug, Default)]
+pub(super) struct Splices {
+    by_tuple: HashMap<FourTuple, Splice>,
+    /// Sessions that are over, and since when.
+    over: VecDeque<(Now, FourTuple, Seq)>,
+    queue: VecDeque<SessionId>,
+    under_way: usize,
+    /// The listener has answered.
+    listening: bool,
+    /// Sessions that hooks are to accept, and have not.
+    pub unaccepted: usize,
+}
+
+impl Splices {
+    pub fn get(&self, tuple: &FourTuple) -> Option<&Splice> {
+        // Where nothing was spliced this costs no look-up.
+        if self.by_tuple.is_empty() {
+            return None;
+        }
+        self.by_tuple.get(tuple)
+    }
+
+    pub fn remove(&mut self, tuple: &FourTuple) {
+        self.by_tuple.remove(tuple);
+    }
+
+    /// All old output is acknowledged.
+    pub fn lift_floor(&mut self, tuple: &FourTuple) {
+        if let Some(splice) = self.by_tuple.get_mut(tuple) {
+            splice.floor = None;
+        }
+    }
+
+    /// The session is over; its numbers are corrected for a while.
+    pub fn session_over(&mut self, now: Now, tuple: &FourTuple, handshake: Option<Handshake>) {
+        self.under_way -= usize::from(matches!(handshake, Some(Handshake::Sent { .. })));
+        if let Some(splice) = self.get(tuple) {
+            self.over.push_back((now, *tuple, splice.isn));
+        }
+        while self.over.front().is_some_and(|(since, ..)| *since + REMEMBERED < now) {
+            let (_, tuple, isn) = self.over.pop_front().expect("in front");
+            if self.by_tuple.get(&tuple).is_some_and(|splice| splice.isn == isn) {
+                self.by_tuple.remove(&tuple);
+            }
+        }
+    }
+}
+
+impl Filter {
+    /// Whether the socket of this session is made by the local listener. One that the application has closed is nobody's
+    /// to accept: the kernel sees it to its end.
+    #[must_use]
+    pub fn splices(&self, id: SessionId) -> bool {
+        self.config.engine == Engine::Splice && self.store.get(id).is_some_and(|s| !s.closed)
+    }
+
+    /// Makes the socket of a session that was probed, or whose peer has not answered in time.
+    pub fn splice(&mut self, now: Now, id: SessionId) {
+        let Some(live) = self.live.get_mut(&id).filter(|l| l.stage == Stage::Probing && l.handshake.is_none()) else { return };
+        live.handshake = Some(Handshake::Queued);
+        self.splices.unaccepted += usize::from(self.config.hooked);
+        self.splices.queue.push_back(id);
+        self.start_tail(now, id);
+        self.open_halves(now);
+    }
+
+    /// Sessions that the application will accept and has not, whatever became of the barrier.
+    #[must_use]
+    pub fn unaccepted(&self) -> usize {
+        self.splices.unaccepted
+    }
+
+    /// What the application has to know of a session that it has just accepted: output that it will write again and that
+    /// is to be swallowed; whether there was any beside; whether it had ended its output. None: it is new.
+    #[must_use]
+    pub fn recovered_info(&self, tuple: &FourTuple) -> Option<(u64, bool, bool)> {
+        let s = self.store.get(self.store.find(tuple)?)?;
+        let live = self.live.get(&s.open.session)?;
+        let waits = !live.attached && self.splices.get(tuple).is_some();
+        waits.then_some((s.out_done - s.out_base, s.out_base > 0, s.out_fin))
+    }
+
+    /// Somebody listens: what waits for it is tried at once.
+    pub fn listening(&mut self, now: Now) {
+        let mut sent = Vec::new();
+        for (id, live) in &mut self.live {
+            if let Some(Handshake::Sent { next, tries }) = &mut live.handshake {
+                (*next, *tries) = (now + AGAIN, 0);
+                sent.push(*id);
+            }
+        }
+        sent.sort_unstable();
+        sent.into_iter().for_each(|id| self.send_local_syn(id));
+    }
+
+    fn open_halves(&mut self, now: Now) {
+        while self.splices.under_way < if self.splices.listening { MOST } else { 1 } {
+            let Some(id) = self.splices.queue.pop_front() else { return };
+            let Some(live) = self.live.get_mut(&id).filter(|l| l.handshake == Some(Handshake::Queued)) else { continue };
+            live.handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
+            self.splices.under_way += 1;
+            self.timers.push(Reverse((now + AGAIN, id)));
+            self.send_local_syn(id);
+        }
+    }
+
+    /// A SYN as if the peer connected. Its number is ours to choose: that of the last input byte before what the
+    /// application will read.
+    fn send_local_syn(&mut self, id: SessionId) {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
+        let mut options = vec![2, 4];
+        options.extend_from_slice(&s.open.mss.to_be_bytes());
+        if let Some((theirs, _)) = s.open.shifts {
+            options.extend_from_slice(&[1, 3, 3, theirs]);
+        }
+        if s.open.sack {
+            options.extend_from_slice(&[1, 1, 4, 2]);
+        }
+        let FourTuple { local, peer } = s.open.tuple;
+        let scaled = u32::from(live.window) << s.open.shifts.map_or(0, |(theirs, _)| theirs);
+        let mut packet = Vec::new();
+        Build {
+            source: peer,
+            destination: local,
+            seq: s.in_seq(feed_from(s)).add(u64::from(u32::MAX)),
+            ack: Seq(0),
+            flags: flags::SYN,
+            window: scaled.min(u32::from(u16::MAX)) as u16,
+            timestamps: s.open.timestamps.then_some((live.ts_recent, 0)),
+            payload: &[],
+        }
+        .write_with(&options, &mut packet);
+        self.actions.push(Action::Inject(packet));
+    }
+
+    pub(super) fn handshake_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
+        let live = self.live.get_mut(&id)?;
+        let Some(Handshake::Sent { next, tries }) = live.handshake else { return None };
+        if next > now {
+            return Some(next);
+        }
+        // A server that does not listen yet is asked steadily; one whose queue is full is given time.
+        let tries = if self.splices.listening { (tries + 1).min(SLOWEST) } else { 0 };
+        let next = now + AGAIN * 2u32.pow(tries);
+        live.handshake = Some(Handshake::Sent { next, tries });
+        self.send_local_syn(id);
+        Some(next)
+    }
+
+    /// A packet of the local TCP while its half of the session is being made, or a SYN-ACK of one that was. Returns
+    /// whether it was that.
+    pub(super) fn local_answer(&mut self, now: Now, packet: u32, session: SessionId, segment: &Segment<'_>) -> bool {
+        let Some(live) = self.live.get(&session) else { return false };
+        let tuple = FourTuple { local: segment.source(), peer: segment.destination() };
+        if live.handshake.is_none() {
+            let again = segment.has(flags::SYN) && self.splices.get(&tuple).is_some_and(|s| s.isn == segment.seq());
+            if again {
+                // It has not got the last word of the handshake: its accept queue was full.
+                self.inject(session, self.live[&session].kernel_base, flags::ACK, &[]);
+                self.actions.push(Action::DropOut(packet));
+            }
+            return again;
+        }
+        // An RST says that nobody listens: it is asked again.
+        self.actions.push(Action::DropOut(packet));
+        if segment.has(flags::SYN | flags::ACK) && matches!(live.handshake, Some(Handshake::Sent { .. })) {
+            self.spliced(now, session, segment);
+        }
+        true
+    }
+
+    /// The local half is there: what it says is corrected from now on.
+    fn spliced(&mut self, now: Now, id: SessionId, syn_ack: &Segment<'_>) {
+        let s = self.store.get(id).expect("known");
+        let live = self.live.get_mut(&id).expect("live");
+        let ours = syn_ack.options();
+        live.handshake = None;
+        self.splices.under_way -= 1;
+        self.splices.listening = true;
+        if s.open.timestamps && ours.timestamps.is_none() {
+            // net.ipv4.tcp_timestamps is off here; the peer would hear a TCP that has lost its clock.
+            self.counters.unspliceable += 1;
+            self.restore_failed(now, id);
+            return self.open_halves(now);
+        }
+        let (isn, base) = (syn_ack.seq(), s.out_sendable());
+        live.ts_value = live.ts_value.wrapping_add(TIMESTAMP_MARGIN_MS);
+        let clock = ours.timestamps.map_or(0, |(value, _)| value);
+        let splice = Splice {
+            isn,
+            output: Shift {
+                seq: s.out_seq(base).0.wrapping_sub(isn.add(1).0),
+                timestamp: live.ts_value.wrapping_sub(clock),
+            },
+            input: Shift::default(),
+            shifts: s.open.shifts.map_or((0, 0), |(_, told)| (ours.window_scale.unwrap_or(0), told)),
+            floor: live.tail.is_some().then_some(isn.add(1)),
+        };
+        live.kernel_una = base;
+        live.kernel_nxt = base;
+        live.released = live.released.max(base);
+        live.mute = s.out_fin;
+        live.kernel_base = feed_from(s);
+        live.kernel_ack = live.kernel_base;
+        live.kernel_edge = live.kernel_ack + u64::from(syn_ack.window());
+        live.edge = live.edge.max(live.kernel_edge);
+        self.splices.by_tuple.insert(s.open.tuple, splice);
+        self.inject(id, self.live[&id].kernel_base, flags::ACK, &[]);
+        self.counters.restored += 1;
+        self.recount(id, |l| l.stage = Stage::Restored);
+        self.mark_dirty(now, id);
+        self.open_halves(now);
+        if self.mode == Mode::Active {
+            self.accepted_unhooked(id);
+            self.through_barrier(now, id);
+        } else {
+            self.barrier_met(now);
+        }
+    }
+
+    /// What a muted half says: the application had ended its output in its former life. Nobody hears it.
+    pub(super) fn swallow(&mut self, packet: u32, id: SessionId, end: u64) {
+        let live = self.live.get_mut(&id).expect("live");
+        live.kernel_nxt = live.kernel_nxt.max(end);
+        self.actions.push(Action::DropOut(packet));
+        self.inject(id, self.live[&id].kernel_ack, flags::ACK, &[]);
+    }
+
+    // ---- correcting ------------------------------------------------------------------------------------
+
+    /// A packet of the peer's as the local TCP is to see it; None: as it is.
+    pub(super) fn corrected_in(&self, packet: &[u8]) -> Option<Vec<u8>> {
+        if self.splices.by_tuple.is_empty() {
+            return None;
+        }
+        let segment = Segment::parse(packet).ok()?;
+        let splice = self.splices.get(&FourTuple { local: segment.destination(), peer: segment.source() })?;
+        let mut out = Vec::with_capacity(packet.len());
+        splice.to_kernel(&segment, &mut out);
+        Some(out)
+    }
+
+    /// A packet of the local TCP as the peer is to see it; None: as it is.
+    pub(super) fn corrected_out(&self, tuple: &FourTuple, segment: &Segment<'_>) -> Option<Vec<u8>> {
+        let splice = self.splices.get(tuple)?;
+        let mut out = Vec::with_capacity(1 << 11);
+        splice.to_peer(segment, &mut out);
+        Some(out)
+    }
+}
+
+/// The verdict that lets an outbound packet go.
+pub(super) fn let_go(held: Held) -> Action {
+    match held.bytes {
+        Some(bytes) if held.corrected => Action::ModifyOut(held.id, bytes),
+        _ => Action::AcceptOut(held.id),
+    }
+}

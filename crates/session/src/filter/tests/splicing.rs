@@ -1,0 +1,278 @@
+//! Sockets made by the local listener: what it is told, what the peer sees of it (nothing), and what is corrected.
+//!
+//! The paper's verdicts (its figures 4 and 5), in our words: *deliver*, *drop* and *reset* are packet verdicts as always;
+//! *recover* is the handshake; *acknowledge* is what a half is told that nobody else would tell.
+
+use super::*;
+
+/// Initial number and clock of the local half.
+const ISN_HALF: Seq = Seq(7_000_000);
+const HALF_CLOCK: u32 = 50_000;
+
+fn splicing(hooked: bool) -> Filter {
+    let mut f = Filter::new(FilterConfig { engine: Engine::Splice, hooked, ..config() });
+    f.activate();
+    f
+}
+
+impl Rig {
+    /// The replica has taken over with engine `splice`; its peer has acknowledged `acked` of the output.
+    fn spliced_over(mut self, hooked: bool, acked: u64) -> Rig {
+        self.stored();
+        let mut f = splicing(hooked);
+        f.demote();
+        let mut snapshot = Vec::new();
+        self.f.snapshot(&mut snapshot);
+        f.replica_apply(&snapshot).unwrap();
+        f.take_over(self.now);
+        f.probes();
+        self.f = f;
+        self.drain();
+        let ts = self.session().open.timestamps.then_some((500, 200));
+        self.peer(Say { ts, ..say(ACK, self.session().in_ackable(), acked, b"") });
+        let id = self.session().open.session;
+        self.f.splice(self.now, id);
+        self.drain();
+        self
+    }
+
+    /// The listener's SYN-ACK.
+    fn half_syn_ack(&mut self) -> Vec<Action> {
+        let t = tuple(self.port);
+        let mut packet = Vec::new();
+        Build {
+            source: t.local,
+            destination: t.peer,
+            seq: ISN_HALF,
+            ack: self.session().in_seq(self.session().in_done),
+            flags: SYN | ACK,
+            window: 60_000,
+            timestamps: self.session().open.timestamps.then_some((HALF_CLOCK, 500)),
+            payload: &[],
+        }
+        .write_with(&Rig::syn_options(true), &mut packet);
+        self.out(&packet)
+    }
+
+    /// A segment of the local half, in offsets of its own.
+    fn half(&mut self, flags: u8, at: u64, ack: u64, bytes: &[u8], clock: u32) -> Vec<Action> {
+        let t = tuple(self.port);
+        let mut packet = Vec::new();
+        Build {
+            source: t.local,
+            destination: t.peer,
+            seq: ISN_HALF.add(1 + at),
+            ack: self.session().in_seq(ack),
+            flags,
+            window: 1000,
+            timestamps: self.session().open.timestamps.then_some((clock, 500)),
+            payload: bytes,
+        }
+        .write(&mut packet);
+        self.out(&packet)
+    }
+}
+
+/// The packets that are injected, and those that leave.
+fn injected(actions: &[Action]) -> Vec<&[u8]> {
+    actions.iter().filter_map(|a| if let Action::Inject(p) = a { Some(&p[..]) } else { None }).collect()
+}
+
+fn left(actions: &[Action]) -> Vec<&[u8]> {
+    let of = |a| match a {
+        &Action::SendPeer(ref p) | &Action::ModifyOut(_, ref p) => Some(&p[..]),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
+/// One request answered, another one asked.
+fn busy(ts: bool) -> Rig {
+    let mut r = if ts { Rig::with_timestamps() } else { Rig::open() };
+    let stamp = |value| ts.then_some((value, 200));
+    r.peer(Say { ts: stamp(110), ..say(ACK, 0, 0, b"ping") });
+    r.read(4);
+    r.write(b"pong");
+    r.wait();
+    r.stored();
+    r.kernel(Say { ts: ts.then_some((210, 110)), ..say(ACK, 0, 4, b"pong") });
+    r.peer(Say { ts: stamp(120), ..say(ACK, 4, 0, b"again") });
+    r
+}
+
+#[test]
+fn the_listener_is_asked_in_the_peers_name_and_again_until_it_listens() {
+    let mut r = busy(false).spliced_over(true, 4);
+    let asked = r.actions.clone();
+    let syn = injected(&asked).into_iter().map(|p| Segment::parse(p).unwrap()).find(|p| p.has(SYN)).expect("a SYN");
+    assert_eq!((syn.source(), syn.destination()), (tuple(1000).peer, tuple(1000).local));
+    // The first byte that the application will read is the one that is not done.
+    assert_eq!(syn.seq().add(1), seq::at(ISN_IN, 4));
+    assert_eq!(syn.options(), Segment::parse(&r.syn(false)).unwrap().options());
+    // Nobody listens: nobody hears of it, and it is asked again.
+    let refused = r.half(RST | ACK, 0, 0, b"", 0);
+    assert!(matches!(refused[..], [Action::DropOut(_)]));
+    let again = r.pass(ms(20));
+    assert!(injected(&again).iter().any(|p| Segment::parse(p).unwrap().has(SYN)) && left(&again).is_empty());
+    assert_eq!(r.f.unprobed(), 1);
+    // It answers; the peer sees nothing of it, the half is told the rest.
+    let answered = r.half_syn_ack();
+    assert!(left(&answered).is_empty());
+    let [ack] = injected(&answered)[..] else { panic!("{answered:?}") };
+    let ack = Segment::parse(ack).unwrap();
+    assert_eq!((ack.flags(), ack.seq(), ack.ack()), (ACK, seq::at(ISN_IN, 4), ISN_HALF.add(1)));
+    assert_eq!((r.f.unprobed(), r.f.not_handed_over(), r.f.unaccepted()), (0, 1, 1));
+    // It did not hear that.
+    let once_more = r.half_syn_ack();
+    assert_eq!(injected(&once_more).len(), 1);
+    assert!(left(&once_more).is_empty());
+    // Accepted: the hook asks what it is, the barrier falls, and the kept input comes.
+    assert_eq!(r.f.recovered_info(&tuple(1000)), Some((0, true, false)));
+    r.attach();
+    assert_eq!((r.f.mode(), r.f.unaccepted(), r.f.recovered_info(&tuple(1000))), (Mode::Active, 0, None));
+    let fed = r.drain();
+    let fed = injected(&fed).into_iter().map(|p| Segment::parse(p).unwrap().payload());
+    assert_eq!(fed.filter(|p| !p.is_empty()).collect::<Vec<_>>(), [b"again"]);
+}
+
+#[test]
+fn numbers_and_clocks_are_corrected_both_ways() {
+    let mut r = busy(true).spliced_over(true, 4);
+    let shown = left(&r.actions).iter().filter_map(|p| Segment::parse(p).unwrap().options().timestamps).map(|t| t.0).max();
+    r.half_syn_ack();
+    r.attach();
+    r.read(5);
+    r.write(b"pong2");
+    r.wait();
+    let out = r.half(ACK, 0, 9, b"pong2", HALF_CLOCK + 7);
+    let [packet] = left(&out)[..] else { panic!("{out:?}") };
+    let (at, ack, segment) = offsets(packet, false);
+    assert_eq!((at, ack, segment.payload()), (4, 9, &b"pong2"[..]));
+    assert!(segment.checksum_ok());
+    let (value, echo) = segment.options().timestamps.unwrap();
+    assert!(value > shown.unwrap() && echo == 500, "{value} after {shown:?}");
+    // Told in its own numbers; its own clock comes back to it.
+    let told = r.peer(Say { ts: Some((510, value)), ..say(ACK, 9, 9, b"") });
+    let [Action::ModifyIn(_, packet)] = &told[..] else { panic!("{told:?}") };
+    let told = Segment::parse(packet).unwrap();
+    assert_eq!((told.seq(), told.ack()), (seq::at(ISN_IN, 9), ISN_HALF.add(6)));
+    assert_eq!(told.options().timestamps, Some((510, HALF_CLOCK + 7)));
+    assert!(told.checksum_ok());
+    // A wrong checksum would be made right.
+    let mut packet = r.packet(Say { ts: Some((511, value)), ..say(ACK, 9, 9, b"x") }, true);
+    *packet.last_mut().unwrap() ^= 1;
+    assert!(matches!(r.inp(&packet)[..], [Action::DropIn(_)]));
+}
+
+#[test]
+fn old_output_is_sent_by_ourselves_and_new_output_waits_for_it() {
+    let mut r = busy(false).spliced_over(true, 0);
+    // At once, before anybody listens.
+    let sent = left(&r.actions).into_iter().map(|p| offsets(p, false)).rfind(|(_, _, p)| p.payload().len() > 1).expect("old output");
+    assert_eq!((sent.0, sent.2.payload()), (0, &b"pong"[..]));
+    r.half_syn_ack();
+    r.attach();
+    r.read(5);
+    r.write(b"more");
+    r.wait();
+    assert!(left(&r.half(ACK, 0, 9, b"more", 0)).is_empty(), "it would leave a hole");
+    // What is missing the half never had: it is shown no acknowledgement below its own beginning.
+    let told = r.peer(say(ACK, 9, 2, b""));
+    let [.., Action::ModifyIn(_, packet)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(Segment::parse(packet).unwrap().ack(), ISN_HALF.add(1));
+    // Lost: sent again, what is left of it.
+    let again = r.pass(ms(200));
+    assert!(left(&again).iter().any(|p| offsets(p, false).0 == 2 && offsets(p, false).2.payload() == b"ng"));
+    let done = r.peer(say(ACK, 9, 4, b""));
+    let [packet] = left(&done)[..] else { panic!("{done:?}") };
+    assert_eq!((offsets(packet, false).0, offsets(packet, false).2.payload()), (4, &b"more"[..]));
+    assert!(left(&r.pass(ms(10_000))).is_empty(), "nothing is sent again");
+}
+
+#[test]
+fn a_half_whose_output_had_ended_is_heard_by_nobody() {
+    let mut r = busy(false);
+    r.f.shutdown(r.now, CHANNEL, THREAD, HANDLE);
+    r.wait();
+    let mut r = r.spliced_over(true, 4);
+    let fin = left(&r.actions).into_iter().map(|p| offsets(p, false)).rfind(|(_, _, p)| p.has(FIN)).expect("its FIN");
+    assert_eq!(fin.0, 4);
+    r.half_syn_ack();
+    assert_eq!(r.f.recovered_info(&tuple(1000)), Some((0, true, true)));
+    r.attach();
+    r.drain();
+    let said = r.half(ACK, 0, 4, b"oh", 0);
+    assert!(left(&said).is_empty());
+    assert_eq!(injected(&said).iter().map(|p| Segment::parse(p).unwrap().ack()).collect::<Vec<_>>(), [ISN_HALF.add(3)]);
+    let ended = r.half(ACK | FIN, 2, 4, b"", 0);
+    assert_eq!(injected(&ended).iter().map(|p| Segment::parse(p).unwrap().ack()).collect::<Vec<_>>(), [ISN_HALF.add(4)]);
+}
+
+#[test]
+fn what_a_half_says_after_the_end_is_corrected_still() {
+    let mut r = busy(false).spliced_over(true, 4);
+    r.half_syn_ack();
+    r.attach();
+    r.half(ACK, 0, 9, b"", 0);
+    r.read(5);
+    r.peer(say(ACK | FIN, 9, 4, b""));
+    r.read(0);
+    r.close();
+    r.wait();
+    r.half(ACK | FIN, 0, 10, b"", 0);
+    r.peer(say(ACK, 10, 5, b""));
+    assert_eq!(r.f.store().len(), 0, "both ends are acknowledged");
+    // The last ACK was lost: the peer repeats its FIN, and the kernel answers from TIME_WAIT.
+    let told = r.peer(say(ACK | FIN, 9, 5, b""));
+    let [Action::ModifyIn(_, packet)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(Segment::parse(packet).unwrap().ack(), ISN_HALF.add(2));
+    let t = tuple(r.port);
+    let mut packet = Vec::new();
+    let (seq, ack) = (ISN_HALF.add(2), seq::at(ISN_IN, 10));
+    Build { source: t.local, destination: t.peer, seq, ack, flags: ACK, window: 1000, timestamps: None, payload: &[] }.write(&mut packet);
+    let said = r.out(&packet);
+    let [packet] = left(&said)[..] else { panic!("{said:?}") };
+    assert_eq!(Segment::parse(packet).unwrap().seq(), seq::at(ISN_OUT, 5));
+}
+
+#[test]
+fn without_hooks_what_was_read_is_done_when_something_is_answered() {
+    let mut r = busy(false).spliced_over(false, 4);
+    r.half_syn_ack();
+    assert_eq!(r.f.mode(), Mode::Restoring, "the listener's queue has yet to be empty");
+    r.f.all_accepted(r.now);
+    assert_eq!(r.f.mode(), Mode::Active);
+    r.drain();
+    // Of "again" three bytes were read, says the kernel; its socket began with the first of them.
+    r.f.packet_out(r.now, 900, &half_packet(b"ok", 9));
+    let mut actions = Vec::new();
+    r.f.drain_actions(&mut actions);
+    let [Action::AskUnread(id)] = actions[..] else { panic!("{actions:?}") };
+    r.f.unread(r.now, id, 5, 2);
+    r.drain();
+    let s = r.session();
+    assert_eq!((s.in_done, s.out_done, s.input.len()), (7, 6, 2));
+    // A FIN of a program that lives is meant; of one that is on its way out it is not.
+    r.f.packet_out(r.now, 901, &fin_packet(2, 9));
+    r.f.handle_timeout(r.now);
+    assert!(r.drain().contains(&Action::AskAlive(PROGRAM)));
+    r.f.process_gone(r.now, PROGRAM);
+    assert_eq!(r.drain(), [Action::DropOut(901)]);
+    assert!(!r.session().out_fin);
+}
+
+fn half_packet(bytes: &[u8], ack: u64) -> Vec<u8> {
+    let t = tuple(1000);
+    let (seq, ack) = (ISN_HALF.add(1), seq::at(ISN_IN, ack));
+    let mut packet = Vec::new();
+    Build { source: t.local, destination: t.peer, seq, ack, flags: ACK, window: 1000, timestamps: None, payload: bytes }.write(&mut packet);
+    packet
+}
+
+fn fin_packet(at: u64, ack: u64) -> Vec<u8> {
+    let t = tuple(1000);
+    let (seq, ack) = (ISN_HALF.add(1 + at), seq::at(ISN_IN, ack));
+    let mut packet = Vec::new();
+    Build { source: t.local, destination: t.peer, seq, ack, flags: ACK | FIN, window: 1000, timestamps: None, payload: &[] }.write(&mut packet);
+    packet
+}
