@@ -301,11 +301,6 @@ impl Config {
     /// start unless this is empty: to ignore such a key would promise what does not happen.
     pub fn unsupported(&self) -> Vec<String> {
         let mut list = Vec::new();
-        if self.replication.durability == Durability::Async {
-            list.push(
-                "replication.durability = \"async\" is not built yet; use \"sync\"".to_string(),
-            );
-        }
         let arbiter = match self.failover.arbiter {
             Arbiter::None => None,
             Arbiter::Etcd { .. } => Some("etcd"),

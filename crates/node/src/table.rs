@@ -205,6 +205,7 @@ impl Table {
             match record {
                 Record::Open(open) => note(open.session),
                 Record::Sync(sync) => note(sync.session),
+                Record::Adopted(adopted) => note(adopted.session),
                 Record::Input { session, .. } | Record::Output { session, .. } | Record::End { session, .. } => {
                     note(session);
                 }

@@ -12,6 +12,7 @@
 //! | input, output | 12 + payload | bytes of a stream |
 //! | commit | 4 + 18 a session | the end of a turn |
 //! | end | 8 | the session is over |
+//! | adopted | 32 | a takeover has learnt from the peer what the log did not tell (`durability = "async"`) |
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -31,6 +32,7 @@ const INPUT: u8 = 4;
 const OUTPUT: u8 = 5;
 const COMMIT: u8 = 6;
 const END: u8 = 7;
+const ADOPTED: u8 = 8;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -98,6 +100,17 @@ struct EndWire {
     reason: u8,
     reserved: U16,
     session: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct AdoptedWire {
+    kind: u8,
+    reserved: [u8; 3],
+    session: U32,
+    in_done: U64,
+    out_done: U64,
+    out_base: U64,
 }
 
 const FIN: u8 = 1;
@@ -197,6 +210,19 @@ pub enum EndReason {
     Swept = 5,
 }
 
+/// Where a session goes on whose peer was ahead of the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Adopted {
+    /// Number of the session.
+    pub session: SessionId,
+    /// Input before it counts as done, be it here or lost.
+    pub in_done: u64,
+    /// Output before it is acknowledged, if it is more than was known.
+    pub out_done: u64,
+    /// The output offset that belongs to `in_done`.
+    pub out_base: u64,
+}
+
 /// A decoded record; payloads borrow from the batch.
 #[derive(Clone, Copy, Debug)]
 pub enum Record<'a> {
@@ -226,6 +252,8 @@ pub enum Record<'a> {
     },
     /// The end of a turn, all or nothing.
     Commit(&'a [CommitWire]),
+    /// A takeover has learnt from the peer what the log did not tell.
+    Adopted(Adopted),
     /// A session is over.
     End {
         /// Number of the session.
@@ -440,6 +468,19 @@ pub fn encode_commit(entries: &[Committed], out: &mut Vec<u8>) {
     }
 }
 
+/// Appends what a takeover has adopted.
+pub fn encode_adopted(a: &Adopted, out: &mut Vec<u8>) {
+    let wire = AdoptedWire {
+        kind: ADOPTED,
+        reserved: [0; 3],
+        session: a.session.into(),
+        in_done: a.in_done.into(),
+        out_done: a.out_done.into(),
+        out_base: a.out_base.into(),
+    };
+    out.extend_from_slice(wire.as_bytes());
+}
+
 /// Appends the end of a session.
 pub fn encode_end(session: SessionId, reason: EndReason, out: &mut Vec<u8>) {
     out.extend_from_slice(
@@ -482,6 +523,15 @@ pub fn decode<'a>(bytes: &mut &'a [u8]) -> Result<Option<Record<'a>>, Malformed>
                 Record::Output { session, offset, bytes: payload }
             };
             (record, rest)
+        }
+        ADOPTED => {
+            let (w, rest) = AdoptedWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+            let (in_done, out_done, out_base) = (w.in_done.get(), w.out_done.get(), w.out_base.get());
+            // As in an opening.
+            if (in_done | out_done | out_base) >> 62 != 0 {
+                return Err(Malformed);
+            }
+            (Record::Adopted(Adopted { session: w.session.get(), in_done, out_done, out_base }), rest)
         }
         COMMIT => {
             let (w, rest) = CommitHead::ref_from_prefix(bytes).map_err(|_| Malformed)?;

@@ -208,6 +208,17 @@ impl<'a> Segment<'a> {
         found
     }
 
+    /// The blocks of a selective acknowledgement (RFC 2018): the first number of each, and the one behind its last.
+    pub fn sacks(&self) -> impl Iterator<Item = (Seq, Seq)> + 'a {
+        let mut blocks = 0..0;
+        self.each_option(|kind, at| {
+            if kind == 5 {
+                blocks = at.start + 2..at.end;
+            }
+        });
+        self.packet[blocks].chunks_exact(8).map(|b| (Seq(be32(b, 0)), Seq(be32(b, 4))))
+    }
+
     /// Whether the TCP checksum is right.
     #[must_use]
     pub fn checksum_ok(&self) -> bool {

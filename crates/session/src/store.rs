@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::record::{self, Committed, EndReason, Malformed, Open, Record, Sync};
+use crate::record::{self, Adopted, Committed, EndReason, Malformed, Open, Record, Sync};
 use crate::seq::{self, Seq};
 use crate::tuple::{FourTuple, SessionId};
 
@@ -260,6 +260,7 @@ impl Store {
                 }
                 Ok(())
             }
+            Record::Adopted(adopted) => self.adopt(adopted),
             Record::End { session, .. } => {
                 if let Some(s) = self.sessions.remove(&session) {
                     self.by_tuple.remove(&s.open.tuple);
@@ -325,6 +326,25 @@ impl Store {
         // What was read was within the window, whatever the last sync said of it.
         s.in_edge = s.in_edge.max(in_done);
         shrink(&mut s.input);
+    }
+
+    fn adopt(&mut self, a: Adopted) -> Result<(), StoreError> {
+        let Some(s) = self.sessions.get_mut(&a.session) else { return Ok(()) };
+        let beyond_end = s.in_fin && a.in_done > s.in_end();
+        if a.in_done < s.in_done || a.out_done < s.out_done || a.out_base > a.out_done || beyond_end {
+            return Err(StoreError::Impossible(a.session));
+        }
+        s.input.drain(..(a.in_done - s.in_done).min(s.input.len() as u64) as usize);
+        s.in_done = a.in_done;
+        s.in_edge = s.in_edge.max(a.in_done);
+        if a.out_done > s.out_end() {
+            s.output.clear();
+            s.out_acked = a.out_done;
+        }
+        s.out_done = a.out_done;
+        s.out_base = a.out_base;
+        s.established = true;
+        Ok(())
     }
 
     /// Drops output that no commit covers: what a crashed master's last turn left in the log.

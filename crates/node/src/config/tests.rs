@@ -181,8 +181,8 @@ endpoints = ["http://192.0.2.10:2379"]
         }
     ));
     let u = c.unsupported();
-    assert_eq!(u.len(), 2, "{u:?}");
-    for part in ["async", "etcd"] {
+    assert_eq!(u.len(), 1, "{u:?}");
+    for part in ["etcd"] {
         assert!(
             u.iter()
                 .any(|m| m.contains(part) && m.contains("not built yet")),

@@ -43,7 +43,7 @@ use tcpr_session::Now;
 use crate::arp::Arp;
 use crate::channel::server::{ChannelListener, Greeting};
 use crate::channel::wire::PortInfo;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Durability};
 use crate::nfqueue::Queue;
 use crate::rawsock::RawSender;
 use crate::rules::Rules;
@@ -163,7 +163,9 @@ impl Manager {
         // Only a program that runs without the library tells nothing, and only its own listener can take sessions back.
         let hooked = hosting.program.as_ref().is_none_or(|spec| spec.library.is_some());
         let engine = if hooked { config.recovery.engine } else { Engine::Splice };
-        let filter = Filter::new(FilterConfig { ports, max_turn: config.recovery.max_turn, engine, hooked });
+        let asynchronous = config.replication.durability == Durability::Async;
+        let max_turn = config.recovery.max_turn;
+        let filter = Filter::new(FilterConfig { ports, max_turn, engine, hooked, asynchronous });
         let random: [u8; 16] = crate::key::random()?;
         let token: String = random.iter().map(|b| format!("{b:02x}")).collect();
         let channels = ChannelListener::bind(Greeting {

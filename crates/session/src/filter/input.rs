@@ -338,6 +338,14 @@ impl Filter {
 
     /// While a session is being restored its packets wait; their ACK is the probe's answer.
     fn held_back_in(&mut self, now: Now, id: Option<u32>, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
+        if self.live[&session].proof.is_some() {
+            self.note_proof(now, session, segment);
+            let live = self.live.get_mut(&session).filter(|l| segment.sequence_length() > 0 && l.held_in.len() < MAX_HELD_IN);
+            return match live {
+                Some(live) => live.held_in.push(HeldIn { id, bytes: bytes.to_vec() }),
+                None => self.drop_in(id),
+            };
+        }
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let bare = segment.sequence_length() == 0;

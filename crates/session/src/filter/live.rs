@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::early::Early;
 use super::marks::Marks;
+use super::proof::Proof;
 use super::splicing::Handshake;
 use super::tail::Tail;
 use crate::store::Session;
@@ -150,6 +151,8 @@ pub(super) struct Live {
     pub clamp: Option<u64>,
     /// When to send the first unacknowledged segment again after a takeover, and how often it was.
     pub resend: Option<(Now, u32, u64)>,
+    /// What its peer has shown since the takeover, until that is enough.
+    pub proof: Option<Proof>,
     /// The local listener is making its socket.
     pub handshake: Option<Handshake>,
     /// Output that the local TCP does not have and the peer has not acknowledged.
@@ -202,6 +205,7 @@ impl Live {
             spec_una: s.out_acked,
             clamp: None,
             resend: None,
+            proof: None,
             handshake: None,
             tail: None,
             mute: false,

@@ -86,6 +86,7 @@ impl Filter {
     pub fn replica_stored(&mut self, now: Now, position: u64) {
         assert!(position <= self.end, "I1: the replica acknowledges log that was never written");
         self.acked = self.acked.max(position);
+        self.contact = true;
         self.release_stored(now);
     }
 
@@ -98,11 +99,17 @@ impl Filter {
     /// From now on nothing leaves without the replica's acknowledgement, which so far reaches `position`.
     pub fn hold_for_replica(&mut self, position: u64) {
         self.needs_replica = true;
+        self.contact = true;
         self.acked = position;
         for live in self.live.values_mut() {
             live.in_marks.forget();
             live.out_marks.forget();
         }
+    }
+
+    /// The replica is out of contact: from now on everything waits for it, whatever the durability.
+    pub fn out_of_contact(&mut self) {
+        self.contact = false;
     }
 
     /// No replica any more, and leave to go on alone.

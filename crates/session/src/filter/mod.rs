@@ -10,6 +10,7 @@
 //! - `app`: what the hooks tell; turns; processes that die
 //! - `recovery`: takeover: probes, restore, barrier, injection
 //! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
+//! - `proof`: what peers prove after a takeover where nothing waited for the replica
 //! - `unhooked`: programs that tell nothing
 
 mod app;
@@ -20,6 +21,7 @@ mod log;
 mod marks;
 mod opening;
 mod output;
+mod proof;
 mod recovery;
 mod splicing;
 mod tail;
@@ -125,6 +127,8 @@ pub struct Counters {
     pub ended: u64,
     /// Sessions restored after a takeover.
     pub restored: u64,
+    /// Sessions whose peers were ahead of the store at a takeover (`durability = "async"`): bytes may be missing.
+    pub adopted_sessions: u64,
     /// Sessions that were torn when a takeover needed them, and were reset.
     pub torn: u64,
     /// Those among them that have timestamps where this kernel is told to have none.
@@ -148,6 +152,8 @@ pub struct FilterConfig {
     pub engine: Engine,
     /// Hooks tell what the application does. Else only [`Engine::Splice`] restores, and packets alone tell.
     pub hooked: bool,
+    /// `durability = "async"`: nothing waits for the replica while it is in contact.
+    pub asynchronous: bool,
 }
 
 /// See the module's description.
@@ -174,6 +180,8 @@ pub struct Filter {
     end: u64,
     acked: u64,
     needs_replica: bool,
+    /// The replica has been heard since its link was last in doubt.
+    contact: bool,
     fenced: bool,
     waiting: BinaryHeap<Reverse<Waiting>>,
     /// Resets of sessions that are over: for peers that may be somebody else's by now, unless the replica stores the end.
@@ -231,6 +239,7 @@ impl Filter {
             end: 0,
             acked: 0,
             needs_replica: false,
+            contact: false,
             fenced: false,
             waiting: BinaryHeap::new(),
             farewells: VecDeque::new(),

@@ -302,7 +302,8 @@ impl Filter {
     }
 
     fn is_known(&self, need: u64) -> bool {
-        !self.fenced && self.mode != Mode::Passive && (!self.needs_replica || need <= self.acked)
+        let waits = self.needs_replica && !(self.config.asynchronous && self.contact);
+        !self.fenced && self.mode != Mode::Passive && (!waits || need <= self.acked)
     }
 
     pub(super) fn release_stored(&mut self, now: Now) {

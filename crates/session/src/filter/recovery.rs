@@ -84,6 +84,9 @@ impl Filter {
         self.store.drop_uncommitted();
         self.next_id = self.store.iter().map(|s| s.open.session).max().unwrap_or(0).wrapping_add(1);
         self.start_over(now, &HashMap::new());
+        if self.config.asynchronous {
+            self.await_proofs(now);
+        }
     }
 
     /// A master whose application died and is started again here: takes over from itself. Replica and log go
@@ -145,17 +148,21 @@ impl Filter {
             return;
         }
         for id in self.ids_of(|l| l.stage == Stage::Probing && !l.probed || matches!(l.stage, Stage::Embryo { .. })) {
-            let s = self.store.get(id).expect("live");
             if matches!(self.live[&id].stage, Stage::Embryo { .. }) {
                 self.send_syn_ack(id);
                 continue;
             }
-            // One before what is acknowledged: never acceptable, always answered (RFC 9293, section 3.8.4). The
-            // byte is an old one for the peer, whatever it is; Linux limits the rate of answers to empty ones.
-            let seq = s.out_seq(s.out_acked.min(s.out_done)).add(u64::from(u32::MAX));
-            let packet = self.segment_to_peer(id, flags::ACK, seq, &[0]);
-            self.actions.push(Action::SendPeer(packet));
+            self.probe(id);
         }
+    }
+
+    pub(super) fn probe(&mut self, id: SessionId) {
+        let s = self.store.get(id).expect("live");
+        // One before what is acknowledged: never acceptable, always answered (RFC 9293, section 3.8.4). The byte is an
+        // old one for the peer, whatever it is; Linux limits the rate of answers to empty ones.
+        let seq = s.out_seq(s.out_acked.min(s.out_done)).add(u64::from(u32::MAX));
+        let packet = self.segment_to_peer(id, flags::ACK, seq, &[0]);
+        self.actions.push(Action::SendPeer(packet));
     }
 
     fn ids_of(&self, which: impl Fn(&Live) -> bool) -> Vec<SessionId> {
@@ -190,7 +197,7 @@ impl Filter {
     pub fn restore_spec(&mut self, id: SessionId, answered: bool, elapsed_ms: u32) -> Option<RestoreSpec> {
         let s = self.store.get(id)?;
         let live = self.live.get_mut(&id)?;
-        if live.stage != Stage::Probing {
+        if live.stage != Stage::Probing || live.proof.is_some() {
             return None;
         }
         // The FIN's acknowledgement counts one; it has no byte.
@@ -310,7 +317,9 @@ impl Filter {
     /// when it took the application too long; with engine `repair` not before every session has its socket, or was given up.
     pub fn lift_barrier(&mut self, now: Now) {
         // A session that waits for the local listener is known all the same: nobody answers for it meanwhile.
-        if self.mode != Mode::Restoring || self.probing > 0 && self.config.engine == Engine::Repair {
+        // Or for what its peer proves.
+        let early = self.config.engine == Engine::Splice || self.config.asynchronous;
+        if self.mode != Mode::Restoring || self.probing > 0 && !early {
             return;
         }
         self.mode = Mode::Active;
@@ -372,6 +381,7 @@ impl Filter {
                 self.resend_timeout(now, id),
                 self.handshake_timeout(now, id),
                 self.tail_timeout(now, id),
+                self.proof_timeout(now, id),
             ];
             if let Some(due) = next.into_iter().flatten().min() {
                 self.timers.push(Reverse((due, id)));

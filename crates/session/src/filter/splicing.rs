@@ -102,7 +102,7 @@ impl Filter {
 
     /// Makes the socket of a session that was probed, or whose peer has not answered in time.
     pub fn splice(&mut self, now: Now, id: SessionId) {
-        let Some(live) = self.live.get_mut(&id).filter(|l| l.stage == Stage::Probing && l.handshake.is_none()) else { return };
+        let Some(live) = self.live.get_mut(&id).filter(|l| l.stage == Stage::Probing && l.handshake.is_none() && l.proof.is_none()) else { return };
         live.handshake = Some(Handshake::Queued);
         self.splices.unaccepted += usize::from(self.config.hooked);
         self.splices.queue.push_back(id);

@@ -3,6 +3,7 @@
 mod input;
 mod opening;
 mod output;
+mod proof;
 mod splicing;
 mod takeover;
 
@@ -26,6 +27,7 @@ fn config() -> FilterConfig {
         max_turn: Duration::from_millis(50),
         engine: Engine::Repair,
         hooked: true,
+        asynchronous: false,
     }
 }
 

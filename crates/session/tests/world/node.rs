@@ -114,6 +114,7 @@ pub fn config(service: Service, engine: Engine) -> FilterConfig {
         max_turn: std::time::Duration::from_millis(50),
         engine,
         hooked: true,
+        asynchronous: false,
     }
 }
 

@@ -1,0 +1,163 @@
+//! `durability = "async"`: nothing waits for the replica, so after a takeover a peer may be ahead of the store. The session
+//! adopts what the peer's segments prove: what it acknowledges was sent; what it does not send again was heard.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use super::live::Stage;
+use super::{Action, Filter};
+use crate::record::{self, Adopted, MAX_OPEN};
+use crate::segment::{flags, Segment};
+use crate::seq;
+use crate::store::Session;
+use crate::tuple::SessionId;
+use crate::Now;
+
+/// A peer with output that nobody has acknowledged sends it again within this time, the lowest byte of it, too: the least
+/// retransmission timeout of Linux is 200 ms. Longer than one that has backed off twice.
+const SHOWS: Duration = Duration::from_secs(1);
+/// A silent peer is asked again this often, and given up after so many times.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const ASKS: u32 = 60;
+/// Farther ahead no peer is: it would be another connection.
+const FARTHEST: i64 = 1 << 30;
+
+/// What a peer has shown since the takeover.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Proof {
+    /// When it was first heard.
+    since: Option<Now>,
+    /// The highest output offset that it acknowledged.
+    acked: u64,
+    /// The lowest input offset that it sent, and the one behind the highest that it has ever sent.
+    lowest: Option<u64>,
+    nxt: u64,
+    /// It has output beyond a hole.
+    holes: bool,
+    /// Its last window.
+    window: u16,
+    next: Now,
+    asks: u32,
+}
+
+impl Filter {
+    /// The peers' proofs are waited for.
+    pub(super) fn await_proofs(&mut self, now: Now) {
+        for (&id, live) in self.live.iter_mut().filter(|(_, l)| l.stage == Stage::Probing) {
+            let next = now + ASK_AGAIN;
+            live.proof = Some(Proof { since: None, acked: 0, lowest: None, nxt: 0, holes: false, window: 0, next, asks: 0 });
+            self.timers.push(Reverse((next, id)));
+        }
+    }
+
+    /// A segment of a peer whose proof is waited for.
+    pub(super) fn note_proof(&mut self, now: Now, id: SessionId, segment: &Segment<'_>) {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
+        let Some(proof) = &mut live.proof else { return };
+        if !segment.has(flags::ACK) || segment.has(flags::SYN) || segment.has(flags::RST) {
+            return;
+        }
+        let at = i64::from(segment.seq().since(s.in_seq(s.in_ackable()))) + s.in_ackable() as i64;
+        let end = at + i64::from(segment.sequence_length());
+        let Some(ack) = seq::offset(s.open.isn_out, segment.ack(), s.out_sendable()) else { return };
+        if end - s.in_ackable() as i64 > FARTHEST || ack as i64 - s.out_sendable() as i64 > FARTHEST {
+            return;
+        }
+        if proof.since.is_none() {
+            proof.since = Some(now);
+            proof.next = now + SHOWS;
+            self.timers.push(Reverse((now + SHOWS, id)));
+        }
+        proof.acked = proof.acked.max(ack);
+        proof.nxt = proof.nxt.max(u64::try_from(end).unwrap_or(0));
+        proof.window = segment.window();
+        if let Some((value, echo)) = segment.options().timestamps {
+            // It has heard of our clock what the store may not know.
+            for (known, told) in [(&mut live.ts_value, echo), (&mut live.ts_shown, echo), (&mut live.ts_recent, value)] {
+                if (told.wrapping_sub(*known) as i32) > 0 {
+                    *known = told;
+                }
+            }
+        }
+        // One byte at most is a keepalive's, or asks for window: it may be an old one.
+        if segment.sequence_length() > 1 || at >= proof.nxt as i64 {
+            let at = u64::try_from(at).unwrap_or(0);
+            proof.lowest = Some(proof.lowest.map_or(at, |lowest| lowest.min(at)));
+        }
+        // A block below the acknowledgement tells of what came twice (D-SACK, RFC 2883), as our probe's byte did.
+        proof.holes |= segment.sacks().any(|(from, _)| from.after(segment.ack()));
+        self.judge_proof(now, id);
+    }
+
+    fn judge_proof(&mut self, now: Now, id: SessionId) {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
+        let Some((proof, since)) = live.proof.and_then(|p| Some((p, p.since?))) else { return };
+        let whole = proof.nxt <= s.in_ackable() || proof.lowest.is_some_and(|lowest| lowest <= s.in_ackable());
+        if !whole && now < since + SHOWS {
+            return;
+        }
+        let ahead = proof.acked > s.out_sendable();
+        if ahead && proof.holes {
+            // What lies beyond the hole nobody knows, and it would be mixed with other bytes.
+            return self.restore_failed(now, id);
+        }
+        let adopted = adopt(s, &proof, whole, ahead);
+        if let Some(adopted) = adopted {
+            self.counters.adopted_sessions += 1;
+            self.write(0, |out| record::encode_adopted(&adopted, out));
+        }
+        let s = self.store.get(id).expect("known");
+        let live = self.live.get_mut(&id).expect("live");
+        live.proof = None;
+        if adopted.is_some() {
+            live.acked = live.acked.max(proof.acked.min(s.out_sendable()));
+            live.clamp = Some(s.out_sendable());
+            live.released = live.released.max(s.out_done);
+            live.kernel_nxt = live.kernel_nxt.max(s.out_acked);
+            live.kernel_ack = s.in_done;
+        }
+        live.acked = live.acked.max(proof.acked.min(s.out_sendable()));
+        live.window = proof.window;
+        live.edge = live.edge.max(proof.nxt);
+        live.probed = true;
+        self.mark_dirty(now, id);
+        self.actions.push(Action::Probed(id));
+    }
+
+    pub(super) fn proof_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
+        let live = self.live.get_mut(&id)?;
+        let proof = live.proof.as_mut()?;
+        if proof.next > now {
+            return Some(proof.next);
+        }
+        if proof.since.is_some() {
+            self.judge_proof(now, id);
+            return None;
+        }
+        proof.asks += 1;
+        proof.next = now + ASK_AGAIN;
+        let (asks, next) = (proof.asks, proof.next);
+        if asks > ASKS {
+            self.restore_failed(now, id);
+            return None;
+        }
+        self.probe(id);
+        Some(next)
+    }
+}
+
+/// What the session becomes, if its peer is ahead of the store.
+fn adopt(s: &Session, proof: &Proof, whole: bool, ahead: bool) -> Option<Adopted> {
+    if whole && !ahead {
+        return None;
+    }
+    let out_done = s.out_done.max(proof.acked);
+    let open = out_done - s.out_base;
+    if whole && open <= MAX_OPEN {
+        // The request is here and its answer is out in part: an open response.
+        return Some(Adopted { session: s.open.session, in_done: s.in_done, out_done, out_base: s.out_base });
+    }
+    // Part of a request is lost: the exchange under way is passed over.
+    let in_done = if whole { s.in_end() } else { proof.lowest.unwrap_or(proof.nxt) };
+    Some(Adopted { session: s.open.session, in_done, out_done, out_base: out_done })
+}

@@ -1,0 +1,161 @@
+//! `durability = "async"`: a takeover with a store that is behind the peer.
+
+use super::*;
+
+/// A request stored and answered; then the master dies, and the log behind `stored` with it: what the peer has seen since
+/// is in the scripts' hands.
+fn lost() -> Rig {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.read(4);
+    r.write(b"pong");
+    r.wait();
+    r.kernel(say(ACK, 0, 4, b"pong"));
+    r.stored();
+    r.peer(say(ACK, 4, 4, b"again"));
+    r.stored();
+    let mut f = Filter::new(FilterConfig { asynchronous: true, ..config() });
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    f.replica_apply(&snapshot).unwrap();
+    f.take_over(r.now);
+    f.probes();
+    r.f = f;
+    r.drain();
+    r
+}
+
+impl Rig {
+    /// The peer acknowledges, and tells of six bytes from `from` on.
+    fn sack(&self, at: u64, ack: u64, from: u64) -> Vec<u8> {
+        let mut packet = Vec::new();
+        let t = tuple(self.port);
+        let mut options = vec![1, 1, 5, 10];
+        for at in [from, from + 6] {
+            options.extend_from_slice(&seq::at(ISN_OUT, at).0.to_be_bytes());
+        }
+        let (seq, ack) = (seq::at(ISN_IN, at), seq::at(ISN_OUT, ack));
+        Build { source: t.peer, destination: t.local, seq, ack, flags: ACK, window: 1000, timestamps: None, payload: &[] }
+            .write_with(&options, &mut packet);
+        packet
+    }
+}
+
+fn id(r: &Rig) -> SessionId {
+    r.session().open.session
+}
+
+#[test]
+fn a_peer_that_is_where_the_store_is_goes_on_at_once() {
+    let mut r = lost();
+    let session = id(&r);
+    assert!(r.f.restore_spec(session, false, 0).is_none(), "what it has to show may show more");
+    assert!(r.peer(say(ACK, 9, 4, b"")).contains(&Action::Probed(session)));
+    let spec = r.f.restore_spec(session, true, 0).unwrap();
+    assert_eq!((spec.snd_una, spec.rcv_nxt), (seq::at(ISN_OUT, 4).0, seq::at(ISN_IN, 4).0));
+    assert_eq!(r.f.counters().adopted_sessions, 0);
+}
+
+/// Its answer was sent, and the record of that was lost: the request is here, so it is answered again and what is out is
+/// swallowed.
+#[test]
+fn an_acknowledged_answer_is_an_open_response() {
+    let mut r = lost();
+    let session = id(&r);
+    r.peer(say(ACK, 9, 8, b""));
+    let s = r.session();
+    assert_eq!((s.in_done, s.out_acked, s.out_done, s.out_base), (4, 8, 8, 4));
+    let spec = r.f.restore_spec(session, true, 0).unwrap();
+    assert_eq!((spec.snd_una, spec.absorb), (seq::at(ISN_OUT, 8).0, 4));
+    // The replica that joins later computes the same.
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    let mut replica = crate::store::Store::new();
+    replica.apply_batch(&snapshot).unwrap();
+    assert!(replica == *r.f.store());
+}
+
+/// Input that the old master acknowledged is lost: a peer does not send it again. What it sends is the lowest.
+#[test]
+fn lost_input_is_passed_over_with_its_exchange() {
+    let mut r = lost();
+    let session = id(&r);
+    assert!(!r.peer(say(ACK, 30, 12, b"")).contains(&Action::Probed(session)), "it may send from 9 on");
+    // Its last segment first (a tail loss probe), then the lowest.
+    assert!(!r.peer(say(ACK, 25, 12, b"fffff")).contains(&Action::Probed(session)));
+    assert!(!r.peer(say(ACK, 20, 12, b"eeeee")).contains(&Action::Probed(session)));
+    assert!(r.pass(ms(1000)).contains(&Action::Probed(session)));
+    let s = r.session();
+    assert_eq!((s.in_done, s.in_end(), s.out_done, s.out_base), (20, 20, 12, 12));
+    let spec = r.f.restore_spec(session, true, 0).unwrap();
+    assert_eq!((spec.snd_una, spec.rcv_nxt, spec.absorb), (seq::at(ISN_OUT, 12).0, seq::at(ISN_IN, 20).0, 0));
+    r.f.restored(r.now, session, 0);
+    r.attach();
+    // What it sends again is heard.
+    r.f.lift_barrier(r.now);
+    r.drain();
+    r.peer(say(ACK, 20, 12, b"eeeeefffff"));
+    assert_eq!(r.session().in_end(), 30);
+    assert_eq!(r.f.counters().adopted_sessions, 1);
+}
+
+#[test]
+fn an_idle_peer_has_nothing_to_send_again() {
+    let mut r = lost();
+    let session = id(&r);
+    r.peer(say(ACK, 15, 4, b""));
+    assert!(r.pass(ms(1000)).contains(&Action::Probed(session)));
+    assert_eq!((r.session().in_done, r.session().in_end()), (15, 15));
+}
+
+#[test]
+fn a_peer_that_sends_again_what_the_store_has_loses_nothing() {
+    let mut r = lost();
+    let session = id(&r);
+    r.peer(say(ACK, 30, 4, b""));
+    assert!(r.peer(say(ACK, 9, 4, b"0123456789")).contains(&Action::Probed(session)));
+    assert_eq!((r.session().in_done, r.session().in_end()), (4, 9));
+}
+
+/// Our probe's byte came twice, says the answer (D-SACK): no hole.
+#[test]
+fn a_probe_that_came_twice_is_no_hole() {
+    let mut r = lost();
+    let packet = r.sack(9, 8, 3);
+    assert!(r.inp(&packet).contains(&Action::Probed(id(&r))));
+    assert_eq!(r.f.counters().torn, 0);
+}
+
+/// What lies beyond a hole in what it has of ours would be mixed with other bytes.
+#[test]
+fn a_hole_that_nobody_can_fill_is_told_by_a_reset() {
+    let mut r = lost();
+    let packet = r.sack(9, 12, 14);
+    let actions = r.inp(&packet);
+    assert!(actions.iter().any(|a| matches!(a, Action::SendPeer(p) if Segment::parse(p).unwrap().has(RST))), "{actions:?}");
+    assert_eq!((r.f.store().len(), r.f.counters().torn), (0, 1));
+}
+
+/// Nothing waits while the replica is in contact; out of contact everything does, for a partner may be master by then.
+#[test]
+fn nothing_waits_for_a_replica_in_contact() {
+    let mut r = Rig::new();
+    r.f = Filter::new(FilterConfig { asynchronous: true, ..config() });
+    r.f.activate();
+    r.f.hold_for_replica(0);
+    r.handshake(false);
+    r.attach();
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.read(4);
+    r.write(b"pong");
+    r.wait();
+    let out = r.kernel(say(ACK, 0, 4, b"pong"));
+    assert!(r.passes(&out));
+    r.f.out_of_contact();
+    r.write(b"more");
+    r.wait();
+    let out = r.kernel(say(ACK, 4, 4, b"more"));
+    assert!(!r.passes(&out));
+    let told = r.stored();
+    assert!(r.passes(&told));
+}
