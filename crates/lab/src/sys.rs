@@ -171,6 +171,19 @@ pub(crate) fn raise_nofile() {
     }
 }
 
+/// Lets this process, and what it starts, hold so many descriptors, if need be beyond the hard limit (root may).
+pub fn allow_descriptors(n: u64) -> io::Result<()> {
+    let mut r = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit of this frame.
+    cvt(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut r) })?;
+    if r.rlim_cur >= n {
+        return Ok(());
+    }
+    r = libc::rlimit { rlim_cur: n, rlim_max: r.rlim_max.max(n) };
+    // SAFETY: as above.
+    cvt(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &r) }).map_err(ctx(format!("{n} open files"))).map(drop)
+}
+
 /// An epoll instance; tokens are the caller's numbers.
 pub(crate) struct Epoll(OwnedFd);
 
