@@ -24,7 +24,7 @@ enum Loss {
 pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
     for n in options.sessions(&SESSIONS) {
         report.progress(&format!("failover: {n} sessions connect"));
-        let mut stand = Stand::new(options, variant)?;
+        let mut stand = Stand::new(options, variant, n)?;
         let mut others = stand.connections(n - 1)?;
         let client = StreamClient::start(&stand.peer, stand.pair.addr(), &StreamOptions::new(1)).map_err(text)?;
         for run in 0..options.runs {

@@ -25,7 +25,7 @@ const fn trip(name: &'static str) -> Group {
 }
 
 pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
-    let stand = Stand::new(options, variant)?;
+    let stand = Stand::new(options, variant, 0)?;
     let master = stand.pair.wait_protected(PATIENCE)?;
     let partner = stand.unprotected(1 - master);
     let own = stand.pair.addr();

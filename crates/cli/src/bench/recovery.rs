@@ -21,7 +21,7 @@ const ALL: Group = Group { bench: "recovery", name: "time for all sessions", uni
 pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
     for n in options.sessions(&SESSIONS) {
         report.progress(&format!("recovery: {n} sessions connect"));
-        let stand = Stand::new(options, variant)?;
+        let stand = Stand::new(options, variant, n)?;
         let mut connections = stand.connections(n)?;
         let (at, share) = (Some(n.into()), f64::from(n));
         for run in 0..options.runs {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tcpr_lab::client::{StreamClient, StreamOptions};
 
 use super::report::{quantile, Group, Report};
-use super::stand::{ask_all, text, Stand, PATIENCE};
+use super::stand::{ask_all, most_sessions, text, Stand, PATIENCE};
 use super::{usage, Options, Variant};
 
 const SESSIONS: [u32; 1] = [100_000];
@@ -29,11 +29,14 @@ const fn group(name: &'static str, unit: &'static str) -> Group {
 
 pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
     for wanted in options.sessions(&SESSIONS) {
-        let room = (usage::available() / ROOM) as u32;
-        let n = wanted.min(room);
-        if n < wanted {
-            report.remark("scale", format!("this machine has memory for {n} sessions, not for {wanted}"));
-        }
+        let n = [((usage::available() / ROOM) as u32, "memory"), (most_sessions(wanted)?, "open files (`ulimit -Hn`)")]
+            .into_iter()
+            .fold(wanted, |n, (most, what)| {
+                if most < n {
+                    report.remark("scale", format!("this machine has {what} for {most} sessions, not for {wanted}"));
+                }
+                n.min(most)
+            });
         one(options, variant, report, n)?;
     }
     Ok(())
@@ -42,7 +45,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
 fn one(options: &Options, variant: Variant, report: &mut Report, n: u32) -> Result<(), String> {
     let own = |what: &str| format!("{}: {what}", variant.name());
     let (at, share) = (Some(n.into()), f64::from(n));
-    let mut stand = Stand::new(options, variant)?;
+    let mut stand = Stand::new(options, variant, n)?;
     let mut master = stand.pair.wait_protected(PATIENCE)?;
     let alone = stand.idle(master);
     let before = stand.memory();

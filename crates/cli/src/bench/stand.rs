@@ -18,6 +18,8 @@ const PLAIN_PORT: u16 = 6000;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Connections of one address of the peer.
 const EACH_ADDRESS: u32 = 25_000;
+/// Open files of a process that are no sessions.
+const OTHER_FILES: u64 = 512;
 /// Threads that open connections: some wait while others go on.
 const OPENERS: u32 = 8;
 
@@ -35,7 +37,9 @@ pub struct Stand {
 }
 
 impl Stand {
-    pub fn new(options: &Options, variant: Variant) -> Result<Stand, String> {
+    pub fn new(options: &Options, variant: Variant, sessions: u32) -> Result<Stand, String> {
+        // What is started has the same limit.
+        most_sessions(sessions)?;
         let lab = Lab::new("bench").map_err(text)?;
         let a = lab.host("a", "192.0.2.1/24").map_err(text)?;
         let b = lab.host("b", "192.0.2.2/24").map_err(text)?;
@@ -97,8 +101,9 @@ impl Stand {
 
     /// So many connections of the peer, each of which has echoed a message.
     pub fn connections(&self, n: u32) -> Result<Vec<TcpStream>, String> {
-        // Both ends, and what the manager has of them while it restores.
-        allow_descriptors(u64::from(n) * 2 + 4096).map_err(text)?;
+        if most_sessions(n)? < n {
+            return Err(format!("a process may not have so many open files ({n}); raise the hard limit (`ulimit -Hn`)"));
+        }
         let IpAddr::V4(first) = self.peer.ip() else { return Err("the peer has no IPv4 address".to_owned()) };
         let source = |i: u32| Ipv4Addr::from(u32::from(first) + i / EACH_ADDRESS);
         for i in (EACH_ADDRESS..n).step_by(EACH_ADDRESS as usize) {
@@ -130,6 +135,12 @@ impl Stand {
         }
         Ok(all)
     }
+}
+
+/// How many sessions a process may hold; the limit of the members, which are started later, is raised with ours.
+pub fn most_sessions(wanted: u32) -> Result<u32, String> {
+    let allowed = allow_descriptors(u64::from(wanted) + OTHER_FILES).map_err(text)?;
+    Ok(allowed.saturating_sub(OTHER_FILES) as u32)
 }
 
 /// Every peer asks, then every peer hears its answer.

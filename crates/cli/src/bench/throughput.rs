@@ -48,7 +48,7 @@ impl Way {
 }
 
 pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
-    let stand = Stand::new(options, variant)?;
+    let stand = Stand::new(options, variant, 0)?;
     let bench = Bench { options, stand: &stand, variant, master: stand.pair.wait_protected(PATIENCE)? };
     for run in 1..=options.runs {
         for &size in &options.sizes {
