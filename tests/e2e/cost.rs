@@ -143,7 +143,8 @@ fn a_round_trip_costs_no_more_than_it_did() {
     ]);
 }
 
-/// As much as goes through, where turns, records and packets are as large as they get.
+/// As much as goes through, where turns, records and packets are as large as they get. (What a turn costs is not bounded
+/// here: one that does more is a better one.)
 #[test]
 fn a_stream_costs_no_more_than_it_did() {
     const BYTES: usize = 32 << 20;
@@ -166,7 +167,6 @@ fn a_stream_costs_no_more_than_it_did() {
         ("payload in the log, each byte both ways", cost.counters["payload_bytes"] / (2 * BYTES) as f64, 1.01),
         ("packets, each MiB", each(cost.packets()), 75.0),
         ("system calls of the master, each packet", cost.calls(0) / cost.packets(), 3.3),
-        ("system calls of the master, each turn", cost.calls(0) / cost.turns(0), 9.5),
         ("system calls of the backup, each MiB", each(cost.calls(1)), 75.0),
     ]);
 }
