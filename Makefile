@@ -1,5 +1,5 @@
 # tcpr: make demo, make test. Both install what they need (as root, on Debian or Ubuntu) and build.
-.PHONY: all deps test-deps build examples demo test soak bench install clean
+.PHONY: all deps test-deps bench-deps build examples demo test soak bench install clean
 
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
@@ -9,7 +9,9 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached nginx-light caddy
+TEST_PACKAGES := memcached nginx-light caddy strace
+# What the benchmarks compare with; they say what is missing.
+BENCH_PACKAGES := keepalived criu
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
 UNIT := --release $(foreach p,tcpr tcpr-session tcpr-node tcpr-cli tcpr-lab,--config profile.release.package.$(p).opt-level=0)
 
@@ -29,7 +31,7 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server static_line_server raw_server)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server static_line_server raw_server traffic_server)
 
 $(EXAMPLES)/plain_chat_server: examples/plain_chat_server.c
 	@mkdir -p $(EXAMPLES)
@@ -43,6 +45,10 @@ $(EXAMPLES)/static_line_server: tests/c/line_server.c
 $(EXAMPLES)/conformance $(EXAMPLES)/line_server $(EXAMPLES)/raw_server: $(EXAMPLES)/%: tests/c/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -pthread -o $@ $<
+
+$(EXAMPLES)/traffic_server: benches/traffic_server.c
+	@mkdir -p $(EXAMPLES)
+	$(CC) $(CFLAGS) -o $@ $<
 
 $(EXAMPLES)/%: examples/%.c include/tcpr.h
 	@mkdir -p $(EXAMPLES)
@@ -64,8 +70,12 @@ MINUTES ?= 60
 soak: test-deps build
 	MINUTES=$(MINUTES) $(CARGO) test --release --test e2e -- --ignored --nocapture soak
 
-bench: build
-	$(RELEASE)/tcpr bench
+bench-deps:
+	-@$(MAKE) --no-print-directory deps PACKAGES="$(BENCH_PACKAGES)"
+
+# make bench ARGS="--json --plot plots recovery"
+bench: bench-deps build
+	$(RELEASE)/tcpr bench $(ARGS)
 
 install: build
 	install -D -m 755 $(RELEASE)/tcpr $(DESTDIR)$(PREFIX)/bin/tcpr

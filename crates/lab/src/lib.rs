@@ -39,6 +39,7 @@ pub use process::Process;
 pub use raw_peer::{RawPeer, Said, SynFlood};
 pub use rng::{seed_from_env, Rng};
 pub use shim::{Impairment, Shim};
+pub use sys::allow_descriptors;
 pub use wire::Wire;
 
 use std::io;

@@ -171,6 +171,25 @@ pub(crate) fn raise_nofile() {
     }
 }
 
+/// Lets this process, and what it starts, hold so many descriptors, beyond the hard limit where that may be; tells how
+/// many it may hold now.
+pub fn allow_descriptors(n: u64) -> io::Result<u64> {
+    let mut r = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit of this frame.
+    cvt(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut r) })?;
+    for max in [r.rlim_max.max(n), r.rlim_max] {
+        if r.rlim_cur >= n.min(max) {
+            break;
+        }
+        let wanted = libc::rlimit { rlim_cur: n.min(max), rlim_max: max };
+        // SAFETY: as above.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &wanted) } == 0 {
+            return Ok(wanted.rlim_cur);
+        }
+    }
+    Ok(r.rlim_cur)
+}
+
 /// An epoll instance; tokens are the caller's numbers.
 pub(crate) struct Epoll(OwnedFd);
 

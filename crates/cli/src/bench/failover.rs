@@ -1,11 +1,18 @@
 //! The outage that a peer sees which sends and receives every millisecond.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tcpr_lab::client::{EchoClients, EchoOptions, Rate};
+use tcpr_lab::client::{StreamClient, StreamOptions};
 use tcpr_lab::wait_for;
 
-use super::{echo, Bench, Stand, PATIENCE};
+use super::report::{Group, Report};
+use super::stand::{ask_all, text, Stand, PATIENCE};
+use super::{Options, Variant};
+
+const SESSIONS: [u32; 4] = [1, 256, 1000, 10_000];
+
+pub const SILENCE: Group = Group { bench: "failover", name: "longest silence of a peer", unit: "ms", axis: "sessions" };
+const PARTS: Group = Group { bench: "failover", name: "parts of the silence", unit: "ms", axis: "sessions" };
 
 #[derive(Clone, Copy)]
 enum Loss {
@@ -14,50 +21,113 @@ enum Loss {
     Cut,
 }
 
-pub fn measure(b: &mut Bench<'_>) -> Result<(), String> {
-    let text = |e: std::io::Error| e.to_string();
-    for &n in &b.options.sessions {
-        let mut stand = Stand::new(b.options)?;
-        let mut others = stand.connections(n.saturating_sub(1))?;
-        let rate = Rate { bytes: (32, 32), pause: (Duration::from_millis(1), Duration::from_millis(1)) };
-        let client = EchoClients::start(&stand.peer, stand.pair.addr(), &EchoOptions::new(1, 1).rate(rate)).map_err(text)?;
-        for run in 0..b.options.runs {
+pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
+    for n in options.sessions(&SESSIONS) {
+        report.progress(&format!("failover: {n} sessions connect"));
+        let mut stand = Stand::new(options, variant, n)?;
+        let mut others = stand.connections(n - 1)?;
+        let client = StreamClient::start(&stand.peer, stand.pair.addr(), &StreamOptions::new(1)).map_err(text)?;
+        for run in 0..options.runs {
             for (loss, name) in
                 [(Loss::Switchover, "planned switchover"), (Loss::Kill, "server and manager killed"), (Loss::Cut, "host cut off")]
             {
-                b.progress(&format!("{name} with {n} sessions, run {}", run + 1));
-                let master = stand.pair.wait_protected(PATIENCE)?;
-                // What came before is over.
-                progress(&client)?;
-                client.reset_stalls();
-                match loss {
-                    Loss::Switchover => stand.pair.switchover().map_err(text)?,
-                    Loss::Kill => stand.pair.kill_all(master),
-                    Loss::Cut => stand.pair.host(master).cut_silent().map_err(text)?,
+                report.progress(&format!("failover: {name} with {n} sessions, {}, run {}", variant.name(), run + 1));
+                let lost = stand.lose(loss, &client).map_err(|e| format!("{name}: {e}"))?;
+                let at = Some(n.into());
+                report.note(SILENCE, &format!("{}: {name}", variant.name()), at, lost.silence);
+                for (part, ms) in lost.parts {
+                    report.note(PARTS, &format!("{}: {name}: {part}", variant.name()), at, ms);
                 }
-                stand.pair.wait_master_is(1 - master, PATIENCE)?;
-                progress(&client)?;
-                b.note("failover", &format!("{n} sessions: {name}, longest silence"), "ms", client.stats().max_stall_ms);
-                match loss {
-                    Loss::Switchover => {}
-                    Loss::Kill => stand.pair.restart(master).map_err(text)?,
-                    Loss::Cut => stand.pair.host(master).heal().map_err(text)?,
-                }
-                for stream in &mut others {
-                    echo(stream, b"are you there?").map_err(|e| format!("after {name}: {e}"))?;
-                }
+                ask_all(&mut others).map_err(|e| format!("after {name}: {e}"))?;
             }
         }
-        client.check()?;
+        client.clients().check()?;
     }
     Ok(())
 }
 
-/// Waits until the client has heard something new.
-fn progress(client: &EchoClients) -> Result<(), String> {
-    let before = client.stats().verified;
-    match wait_for(PATIENCE, || client.stats().verified > before + 1000) {
+struct Lost {
+    silence: f64,
+    parts: Vec<(&'static str, f64)>,
+}
+
+impl Stand {
+    /// Loses the master, and has it back as the backup.
+    fn lose(&mut self, loss: Loss, client: &StreamClient) -> Result<Lost, String> {
+        let master = self.pair.wait_protected(PATIENCE)?;
+        // What came before is over.
+        progress(client)?;
+        client.take_longest_gap();
+        let when = time_of_day(SystemTime::now());
+        match loss {
+            Loss::Switchover => self.pair.switchover().map_err(text)?,
+            Loss::Kill => self.pair.kill_all(master),
+            Loss::Cut => self.pair.host(master).cut_silent().map_err(text)?,
+        }
+        // Asking the members meanwhile would take the processor away from them.
+        progress(client)?;
+        let silence = client.take_longest_gap().as_secs_f64() * 1e3;
+        self.pair.wait_master_is(1 - master, PATIENCE)?;
+        let status = self.pair.status(1 - master).map_err(text)?;
+        let takeover = |key: &str| status["takeover"][key].as_f64().unwrap_or(f64::NAN) / 1e3;
+        let log = self.pair.process(1 - master).map(|p| p.err()).unwrap_or_default();
+        let decided = became_master(&log).ok_or("its log does not say when it became master")?;
+        // Midnight may lie between.
+        let decided = (decided - when).rem_euclid(86_400_000.0);
+        let (probed, restored, done) = (takeover("probed_us"), takeover("restored_us"), takeover("done_us"));
+        match loss {
+            Loss::Switchover => {}
+            Loss::Kill => self.pair.restart(master).map_err(text)?,
+            Loss::Cut => self.pair.host(master).heal().map_err(text)?,
+        }
+        let mut parts = vec![
+            ("2. peers probed", probed),
+            ("3. the other sockets made", restored - probed),
+            ("4. accepted by the application", done - restored),
+        ];
+        // Before it hands over, a master goes on.
+        if !matches!(loss, Loss::Switchover) {
+            parts.insert(0, ("1. detected and decided (from a log in whole ms)", decided));
+            parts.push(("5. until the peer hears it", (silence - decided - done).max(0.0)));
+        }
+        Ok(Lost { silence, parts })
+    }
+}
+
+fn time_of_day(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_secs_f64() % 86_400.0 * 1e3
+}
+
+/// When a member last became master, in ms of the day, by its log: `12:34:56.789 tcpr info: master in epoch 3, ...`.
+fn became_master(log: &str) -> Option<f64> {
+    let line = log.lines().rfind(|l| l.contains("tcpr info: master in epoch"))?;
+    let mut fields = line.split_whitespace().next()?.split(':').map(|f| f.parse::<f64>().ok());
+    let mut next = || fields.next().flatten();
+    Some((next()? * 3600.0 + next()? * 60.0 + next()?) * 1e3)
+}
+
+/// Waits until the client has heard something new for a while.
+fn progress(client: &StreamClient) -> Result<(), String> {
+    let before = client.stats().messages_verified;
+    match wait_for(PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(8));
+        client.stats().messages_verified > before + 30
+    }) {
         true => Ok(()),
         false => Err("the echo does not go on".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_says_when() {
+        let log = "00:00:01.500 tcpr info: master in epoch 1, after 0\n\
+                   00:01:02.250 tcpr info: master in epoch 3, after 2\n00:01:03.000 tcpr info: takeover done";
+        assert_eq!(became_master(log), Some(62_250.0));
+        assert_eq!(became_master("nothing"), None);
     }
 }

@@ -1,20 +1,26 @@
 //! `tcpr bench`: what protection costs and what a failover takes, on this machine, in network namespaces. Each figure
 //! is a median over runs, beside what it is to be compared with in the same runs.
 
+mod criu;
 mod failover;
+mod keepalived;
+mod latency;
+mod plot;
 mod recovery;
-mod traffic;
+mod report;
+mod scale;
+mod stand;
+mod throughput;
+mod usage;
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::json;
-use tcpr_lab::member::{example, Pair, Service};
-use tcpr_lab::{wait_listening, Host, Lab};
+use tcpr_lab::member::Service;
+use tcpr_lab::Lab;
 
-const PORT: u16 = 5555;
-const PATIENCE: Duration = Duration::from_secs(60);
+use report::Report;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -23,10 +29,53 @@ pub enum What {
     Recovery,
     /// Outage that a peer sees, by way of losing the master
     Failover,
-    /// Round trip of a small message
+    /// Round trip of a message
     Latency,
-    /// Bytes per second through an echo
+    /// Bytes and connections per second, and the processor's part in it
     Throughput,
+    /// What many sessions need; what a snapshot costs
+    Scale,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Engine {
+    Repair,
+    Splice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Durability {
+    Sync,
+    Async,
+}
+
+/// How tcpr is configured.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    engine: Engine,
+    durability: Durability,
+}
+
+impl Variant {
+    fn name(self) -> &'static str {
+        match (self.engine, self.durability) {
+            (Engine::Repair, Durability::Sync) => "repair",
+            (Engine::Repair, Durability::Async) => "repair, async",
+            (Engine::Splice, Durability::Sync) => "splice",
+            (Engine::Splice, Durability::Async) => "splice, async",
+        }
+    }
+
+    fn apply(self, service: Service) -> Service {
+        let service = match self.engine {
+            Engine::Repair => service,
+            Engine::Splice => service.set("recovery", "engine", "\"splice\""),
+        };
+        match self.durability {
+            Durability::Sync => service,
+            Durability::Async => service.set("replication", "durability", "\"async\""),
+        }
+    }
 }
 
 /// How it is measured.
@@ -38,12 +87,30 @@ pub struct Options {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Draw each group of figures into this directory, as SVG and PNG
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
     /// Runs of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Sessions of `recovery` and `failover`
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 512], value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    /// Sessions of `recovery`, `failover` and `scale` [default: up to 10,000; of `scale` 100,000]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=500_000))]
     sessions: Vec<u32>,
+    /// Sizes of the messages of `latency` and of the writes of `throughput`, in bytes
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 1024, 16_384, 65_536, 1_048_576], value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    sizes: Vec<u32>,
+    /// How many streams at once, in `latency` and `throughput`
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16], value_parser = clap::value_parser!(u32).range(1..=256))]
+    streams: Vec<u32>,
+    /// Seconds that a run of one measurement of `latency` or `throughput` goes on
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    seconds: f64,
+    /// The ways to recover that are compared
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Repair])]
+    engines: Vec<Engine>,
+    /// When output may leave: what is compared
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Durability::Sync])]
+    durability: Vec<Durability>,
     /// heartbeat_ms of both members (a machine that stands still now and then fails over without need at the default)
     #[arg(long, default_value_t = 20, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     heartbeat: u32,
@@ -52,92 +119,75 @@ pub struct Options {
     misses: u32,
 }
 
-/// A figure: the median of some runs.
-struct Figure {
-    bench: &'static str,
-    what: String,
-    unit: &'static str,
-    runs: Vec<f64>,
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().ok().filter(|s| (0.05..=3600.0).contains(s));
+    seconds.ok_or_else(|| "a number of seconds, 0.05 to 3600".to_owned())
 }
 
-impl Figure {
-    fn at(&self, part: f64) -> f64 {
-        quantile(&self.runs, part)
+impl Options {
+    fn sessions(&self, default: &[u32]) -> Vec<u32> {
+        if self.sessions.is_empty() { default.to_vec() } else { self.sessions.clone() }
+    }
+
+    fn span(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
     }
 }
 
-/// The value below which `part` of the values lie.
-fn quantile(values: &[f64], part: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[((sorted.len() - 1) as f64 * part).round() as usize]
-}
-
-/// Measures, and tells how far it is on stderr.
-struct Bench<'a> {
-    options: &'a Options,
-    figures: Vec<Figure>,
-}
-
-impl Bench<'_> {
-    fn note(&mut self, bench: &'static str, what: &str, unit: &'static str, value: f64) {
-        match self.figures.iter_mut().find(|f| f.bench == bench && f.what == what) {
-            Some(figure) => figure.runs.push(value),
-            None => self.figures.push(Figure { bench, what: what.to_owned(), unit, runs: vec![value] }),
-        }
-    }
-
-    fn progress(&self, text: &str) {
-        eprintln!("tcpr bench: {text}");
-    }
-}
+type Measure = fn(&Options, Variant, &mut Report) -> Result<(), String>;
 
 /// Runs it.
 pub fn bench(options: &Options) -> Result<u8, String> {
     Lab::sweep();
-    let mut b = Bench { options, figures: Vec::new() };
-    // What was measured before is worth printing all the same.
-    let mut failed = None;
-    let wanted = |what| options.what.is_empty() || options.what.contains(&what);
-    for (what, run) in [
-        (What::Recovery, recovery::measure as fn(&mut Bench<'_>) -> Result<(), String>),
-        (What::Failover, failover::measure),
-        (What::Latency, traffic::latency),
-        (What::Throughput, traffic::throughput),
+    let mut report = Report::new();
+    let mut failed = Vec::new();
+    let variants: Vec<_> = options
+        .engines
+        .iter()
+        .flat_map(|&engine| options.durability.iter().map(move |&durability| Variant { engine, durability }))
+        .collect();
+    for (what, name, run) in [
+        (What::Recovery, "recovery", recovery::measure as Measure),
+        (What::Failover, "failover", failover::measure),
+        (What::Latency, "latency", latency::measure),
+        (What::Throughput, "throughput", throughput::measure),
+        (What::Scale, "scale", scale::measure),
     ] {
-        if wanted(what) && failed.is_none() {
-            failed = run(&mut b).err();
+        if !options.what.is_empty() && !options.what.contains(&what) {
+            continue;
+        }
+        for &variant in &variants {
+            // What else is measured is worth printing all the same.
+            if let Err(error) = run(options, variant, &mut report) {
+                report.remark(name, format!("{} failed: {error}", variant.name()));
+                failed.push(format!("{name}, {}", variant.name()));
+            }
+        }
+        if what == What::Failover {
+            keepalived::measure(options, &mut report);
+            criu::look(&mut report);
         }
     }
-    b.print();
-    failed.map_or(Ok(0), Err)
+    report.finish();
+    print(options, &report);
+    if let Some(dir) = &options.plot {
+        plot::draw(&report, dir)?;
+    }
+    if failed.is_empty() { Ok(0) } else { Err(format!("failed: {}", failed.join("; "))) }
 }
 
-impl Bench<'_> {
-    fn print(&self) {
-        let (options, machine) = (self.options, machine());
-        if options.json {
-            let figures: Vec<_> = self
-                .figures
-                .iter()
-                .map(|f| {
-                    json!({ "bench": f.bench, "what": f.what, "unit": f.unit, "median": f.at(0.5),
-                            "min": f.at(0.0), "max": f.at(1.0), "runs": f.runs.len() })
-                })
-                .collect();
-            println!(
-                "{}",
-                json!({ "machine": machine, "heartbeat_ms": options.heartbeat, "misses": options.misses, "figures": figures })
-            );
-            return;
-        }
-        let (heartbeat, misses) = (options.heartbeat, options.misses);
-        println!("{machine}; heartbeats of {heartbeat} ms, {misses} misses; median (lowest .. highest of the runs)");
-        for f in &self.figures {
-            let (median, low, high, runs) = (f.at(0.5), f.at(0.0), f.at(1.0), f.runs.len());
-            println!("{:<10}  {:<58} {median:>10.2} {:<5} ({low:.2} .. {high:.2} of {runs})", f.bench, f.what, f.unit);
-        }
+fn print(options: &Options, report: &Report) {
+    let (machine, heartbeat, misses) = (machine(), options.heartbeat, options.misses);
+    if options.json {
+        let (figures, remarks) = report.json();
+        println!(
+            "{}",
+            json!({ "machine": machine, "heartbeat_ms": heartbeat, "misses": misses, "figures": figures, "remarks": remarks })
+        );
+        return;
     }
+    println!("{machine}; heartbeats of {heartbeat} ms, {misses} misses; median (lowest .. highest of the runs)");
+    report.print();
 }
 
 fn machine() -> String {
@@ -146,92 +196,4 @@ fn machine() -> String {
     let model = info.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split(": ").nth(1));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     format!("{cores} x {}, Linux {}", model.unwrap_or("unknown processor"), read("/proc/sys/kernel/osrelease").trim())
-}
-
-/// Two members with an echo server under protection, and a peer.
-struct Stand {
-    // Dropped in this order: processes first, then the hosts.
-    pair: Pair,
-    peer: Host,
-    _lab: Lab,
-}
-
-impl Stand {
-    fn new(options: &Options) -> Result<Stand, String> {
-        let text = |e: io::Error| e.to_string();
-        let lab = Lab::new("bench").map_err(text)?;
-        let a = lab.host("a", "192.0.2.1/24").map_err(text)?;
-        let b = lab.host("b", "192.0.2.2/24").map_err(text)?;
-        let peer = lab.host("peer", "192.0.2.9/24").map_err(text)?;
-        let service = Service::new("echo", PORT)
-            .set("failover", "heartbeat_ms", &options.heartbeat.to_string())
-            .set("failover", "misses", &options.misses.to_string())
-            .set("failover", "solo_after_ms", &(2 * options.heartbeat * options.misses).max(100).to_string());
-        let mut pair = Pair::new(&a, &b, service).map_err(text)?;
-        pair.start_both(&[&server()?, &PORT.to_string()]).map_err(text)?;
-        let stand = Stand { pair, peer, _lab: lab };
-        stand.pair.wait_protected(PATIENCE)?;
-        for i in 0..2 {
-            wait_listening(stand.pair.host(i), PORT, PATIENCE).map_err(text)?;
-        }
-        Ok(stand)
-    }
-
-    /// An echo on a member, on another port, with nothing of tcpr at work; it ends with the process.
-    fn unprotected(&self, member: usize) -> Result<SocketAddr, String> {
-        let ip = self.pair.host(member).ip();
-        let listener = self.pair.host(member).enter(|| TcpListener::bind((ip, 0))).map_err(|e| e.to_string())?;
-        let at = listener.local_addr().map_err(|e| e.to_string())?;
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                std::thread::spawn(move || echo_back(stream));
-            }
-        });
-        Ok(at)
-    }
-
-    /// So many connections of the peer, each of which has echoed a message.
-    fn connections(&self, n: u32) -> Result<Vec<TcpStream>, String> {
-        let all: Result<Vec<_>, _> = (0..n).map(|_| connect(&self.peer, self.pair.addr())).collect();
-        let mut all = all?;
-        for stream in &mut all {
-            echo(stream, b"0123456789abcdef").map_err(|e| format!("echo: {e}"))?;
-        }
-        Ok(all)
-    }
-}
-
-fn server() -> Result<String, String> {
-    example("echo_server").map(|path| path.display().to_string()).map_err(|e| e.to_string())
-}
-
-fn echo_back(mut stream: TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut data = [0; 32 << 10];
-    loop {
-        match stream.read(&mut data)? {
-            0 => return Ok(()),
-            n => stream.write_all(&data[..n])?,
-        }
-    }
-}
-
-fn connect(from: &Host, to: SocketAddr) -> Result<TcpStream, String> {
-    let stream = from.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).map_err(|e| format!("connect: {e}"))?;
-    stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_nodelay(true)).map_err(|e| e.to_string())?;
-    Ok(stream)
-}
-
-/// Sends a message, and waits until it has come back; tells how long that took.
-fn echo(stream: &mut TcpStream, message: &[u8]) -> io::Result<Duration> {
-    let mut back = [0; 256];
-    let back = &mut back[..message.len()];
-    let start = Instant::now();
-    stream.write_all(message)?;
-    stream.read_exact(back)?;
-    let took = start.elapsed();
-    if back != message {
-        return Err(io::Error::other("what came back is not what was sent"));
-    }
-    Ok(took)
 }

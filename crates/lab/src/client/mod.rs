@@ -27,12 +27,24 @@ use crate::sys;
 
 /// A connection from this very port, be it only just out of use; made and, later, written within the timeout.
 pub fn connect_from(port: u16, to: SocketAddrV4, timeout: Duration) -> io::Result<TcpStream> {
+    let reuse = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
+    connect_bound(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port), reuse, to, timeout)
+}
+
+/// A connection from this address and any port: one address has no more than 64,512 of them.
+pub fn connect_via(source: Ipv4Addr, to: SocketAddrV4, timeout: Duration) -> io::Result<TcpStream> {
+    // The port is chosen when the peer is known: one that is in use towards somebody else will do.
+    let late = (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT);
+    connect_bound(SocketAddrV4::new(source, 0), late, to, timeout)
+}
+
+fn connect_bound(source: SocketAddrV4, option: (i32, i32), to: SocketAddrV4, timeout: Duration) -> io::Result<TcpStream> {
     let socket = sys::socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
     let fd = socket.as_fd();
-    sys::setsockopt(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1)?;
+    sys::setsockopt(fd, option.0, option.1, &1)?;
     let time = libc::timeval { tv_sec: timeout.as_secs() as libc::time_t, tv_usec: 0 };
     sys::setsockopt(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO, &time)?;
-    sys::name_v4(fd, libc::bind, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
+    sys::name_v4(fd, libc::bind, source)?;
     sys::name_v4(fd, libc::connect, to)?;
     Ok(TcpStream::from(socket))
 }
