@@ -6,6 +6,7 @@ use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate}
 use tcpr_lab::member::{Hosted, Service};
 use tcpr_lab::wait_until;
 
+use crate::servers::answered_through;
 use crate::world::{built, script, Fault, World, PATIENCE, PORT};
 
 /// What can happen to it: its server and its manager die together.
@@ -47,19 +48,35 @@ fn an_embedded_manager_leaves_with_its_program() {
     let (mut w, clients) = echo("exit", &["python3", "-c", EXITS, &script("asyncio_echo.py"), "5555"]);
     let all = [Fault::Cut, Fault::KillAll, Fault::Switchover];
     w.survive(&clients, &all);
-    let master = w.protected();
-    w.pair.process(master).expect("runs").signal(15).expect("SIGTERM");
-    let ended = w.pair.process(master).expect("ran").wait(PATIENCE);
-    assert!(ended.is_some(), "python ends\n{}", w.pair.describe());
-    w.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("{e}"));
+    leaves(&w);
     wait_until(PATIENCE, "the clients' connections were closed in order", || clients.stats().alive == 0);
-    let rules = w.pair.host(master).run(listing(), Duration::from_secs(10)).expect("iptables-save");
-    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
-    assert!(!rules.contains("TCPR"), "{rules}");
 }
 
 fn listing() -> std::process::Command {
     std::process::Command::new("iptables-save")
+}
+
+/// The server gives its privileges up between bind and listen; the manager's thread keeps them, and still removes what it
+/// installed.
+#[test]
+fn an_embedded_manager_keeps_its_privileges() {
+    let program = [&built("line_server"), "5555", "setuid"];
+    let mut w = World::hosted("nobody", Service::new("lines", PORT), &program, Hosted::ByPreloaded);
+    let faults = faults(&mut w, 5);
+    answered_through(&mut w, &faults, 4, 200);
+    leaves(&w);
+}
+
+/// Told to end, the master's program exits, the other one takes over, and no packet rule is left.
+fn leaves(w: &World) {
+    let master = w.protected();
+    w.pair.process(master).expect("runs").signal(15).expect("SIGTERM");
+    let ended = w.pair.process(master).expect("ran").wait(PATIENCE);
+    assert!(ended.is_some(), "the program ends\n{}", w.pair.describe());
+    w.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("{e}"));
+    let rules = w.pair.host(master).run(listing(), Duration::from_secs(10)).expect("iptables-save");
+    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
+    assert!(!rules.contains("TCPR"), "{rules}\n{}", w.pair.describe());
 }
 
 /// `daemon()` leaves the manager's thread behind in a parent that ends: another is started in the child.
