@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached nginx-light
+TEST_PACKAGES := memcached nftables nginx-light
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
 UNIT := --release $(foreach p,tcpr tcpr-session tcpr-node tcpr-cli tcpr-lab,--config profile.release.package.$(p).opt-level=0)
 

@@ -1,11 +1,10 @@
 //! A manager inside the server's own process: no `tcpr run`.
 
-use std::time::Duration;
-
 use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
 use tcpr_lab::member::{Hosted, Service};
 use tcpr_lab::wait_until;
 
+use crate::bad_input::rules_of;
 use crate::servers::answered_through;
 use crate::world::{built, script, Fault, World, PATIENCE, PORT};
 
@@ -52,10 +51,6 @@ fn an_embedded_manager_leaves_with_its_program() {
     wait_until(PATIENCE, "the clients' connections were closed in order", || clients.stats().alive == 0);
 }
 
-fn listing() -> std::process::Command {
-    std::process::Command::new("iptables-save")
-}
-
 /// The server gives its privileges up between bind and listen; the manager's thread keeps them, and still removes what it
 /// installed.
 #[test]
@@ -74,9 +69,7 @@ fn leaves(w: &World) {
     let ended = w.pair.process(master).expect("ran").wait(PATIENCE);
     assert!(ended.is_some(), "the program ends\n{}", w.pair.describe());
     w.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("{e}"));
-    let rules = w.pair.host(master).run(listing(), Duration::from_secs(10)).expect("iptables-save");
-    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
-    assert!(!rules.contains("TCPR"), "{rules}\n{}", w.pair.describe());
+    assert_eq!(rules_of(w.pair.host(master)), [""; 0], "{}", w.pair.describe());
 }
 
 /// `daemon()` leaves the manager's thread behind in a parent that ends: another is started in the child.
