@@ -17,4 +17,5 @@ mod slow;
 mod soak;
 mod streams;
 mod unanswered;
+mod versions;
 mod world;
