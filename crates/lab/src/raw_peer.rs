@@ -86,12 +86,15 @@ impl RawPeer {
         iptables(host, "-I", &rule)
     }
 
-    /// Connects from this port of the host, over IPv4.
+    /// Connects from this port of the host.
     pub fn connect(host: &Host, from: u16, remote: SocketAddr, isn: u32, timeout: Duration) -> io::Result<RawPeer> {
+        let packets = if remote.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
+        // Of a protocol in network byte order.
+        let protocol = libc::c_int::from((packets as u16).to_be());
         let (sender, socket) = host.enter(|| {
-            Ok::<_, io::Error>((RawSender::open()?, sys::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP)?))
+            Ok::<_, io::Error>((RawSender::open()?, sys::socket(libc::AF_PACKET, libc::SOCK_DGRAM, protocol)?))
         })?;
-        // Every segment of the host comes here.
+        // Every packet that the host receives comes here.
         sys::setsockopt(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(8 << 20))?;
         let local = SocketAddr::new(host.ip(), from);
         let mut peer = RawPeer {
