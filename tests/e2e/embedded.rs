@@ -6,7 +6,7 @@ use tcpr_lab::wait_until;
 
 use crate::bad_input::rules_of;
 use crate::servers::answered_through;
-use crate::world::{built, script, Fault, World, PATIENCE, PORT};
+use crate::world::{built, script, Fault, World, PATIENCE, PORT, SIX};
 
 /// What can happen to it: its server and its manager die together.
 fn faults(w: &mut World, n: usize) -> Vec<Fault> {
@@ -18,9 +18,18 @@ fn faults(w: &mut World, n: usize) -> Vec<Fault> {
 #[test]
 fn an_embedded_manager_keeps_a_linked_chat() {
     let service = Service::new("chat", PORT);
-    let mut w = World::hosted("embed", service, &[&built("chat_server"), "5555"], Hosted::ByLinked);
+    linked_chat(World::hosted("embed", service, &[&built("chat_server"), "5555"], Hosted::ByLinked), 10);
+}
+
+#[test]
+fn an_embedded_manager_keeps_a_linked_chat_over_ipv6() {
+    let service = Service::new("chat", PORT).virtual_ip("2001:db8::200/64");
+    linked_chat(World::with("embed6", service, &[&built("chat_server"), "5555", "::"], Hosted::ByLinked, SIX), 5);
+}
+
+fn linked_chat(mut w: World, failovers: usize) {
     let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(6, w.rng.next_u64())).expect("clients");
-    let faults = faults(&mut w, 10);
+    let faults = faults(&mut w, failovers);
     w.survive(&clients, &faults);
     w.end(clients);
 }

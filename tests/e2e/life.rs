@@ -8,17 +8,18 @@ use serde_json::Value;
 use tcpr_lab::member::{bin_dir, Pair, Service};
 use tcpr_lab::{wait_listening, wait_until, Lab};
 
+use crate::ipv6::{Over, V4, V6};
 use crate::world::{built, script, World, PATIENCE, PORT};
 
-fn chat(label: &str) -> (World, ChatClients) {
-    let mut w = World::new(label, Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
+fn chat(over: &Over, label: &str) -> (World, ChatClients) {
+    let mut w = (over.new)(label, Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
     let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(4, w.rng.next_u64())).expect("clients");
     (w, clients)
 }
 
 #[test]
 fn the_backup_dies_and_comes_back() {
-    let (mut w, clients) = chat("backup");
+    let (mut w, clients) = chat(&V4, "backup");
     for _ in 0..3 {
         let master = w.protected();
         w.pair.kill_all(1 - master);
@@ -46,7 +47,7 @@ fn the_backup_dies_and_comes_back() {
 
 #[test]
 fn a_master_that_is_told_to_stop_hands_over() {
-    let (mut w, clients) = chat("term");
+    let (mut w, clients) = chat(&V6, "term");
     for _ in 0..4 {
         let master = w.protected();
         w.pair.process(master).expect("runs").signal(libc_sigterm()).expect("SIGTERM");
@@ -156,7 +157,7 @@ fn what_is_protected_returns_what_it_does_without_tcpr() {
 /// (the output itself is lost); and one that the takeover's probe reaches too late.
 #[test]
 fn a_peer_has_more_or_less_than_the_backup_knows() {
-    let (mut w, clients) = chat("probe");
+    let (mut w, clients) = chat(&V4, "probe");
     for round in 0..12 {
         let (chain, port_is) = [("OUTPUT", "--sport"), ("INPUT", "--dport")][round % 2];
         let late = round / 2 % 2 == 1;
