@@ -6,10 +6,11 @@ use std::time::Duration;
 use tcpr_lab::client::{ChatClients, ChatOptions};
 use serde_json::Value;
 use tcpr_lab::member::{bin_dir, Pair, Service};
-use tcpr_lab::{wait_listening, wait_until, Lab};
+use tcpr_lab::flags::{ACK, PSH};
+use tcpr_lab::{wait_listening, wait_until, Lab, RawPeer, Said};
 
 use crate::ipv6::{Over, V4, V6};
-use crate::world::{built, script, World, PATIENCE, PORT};
+use crate::world::{built, script, Fault, World, PATIENCE, PORT};
 
 fn chat(over: &Over, label: &str) -> (World, ChatClients) {
     let mut w = (over.new)(label, Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
@@ -41,7 +42,7 @@ fn the_backup_dies_and_comes_back() {
         assert_eq!(status.status.code(), Some(0));
     }
     // And the new backup is as good as the first.
-    w.survive(&clients, &[crate::world::Fault::KillAll]);
+    w.survive(&clients, &[Fault::KillAll]);
     w.end(clients);
 }
 
@@ -192,4 +193,30 @@ fn a_peer_has_more_or_less_than_the_backup_knows() {
         eprintln!("round {round}: {chain} of {port}, late {late}");
     }
     w.end(clients);
+}
+
+/// A client whose handshake is not complete when the master is lost completes it when the takeover is long over: it is
+/// accepted and served.
+#[test]
+fn a_handshake_that_outlasts_a_takeover_is_served() {
+    for over in [V4, V6] {
+        let mut w = (over.new)("half", Service::new("echo", PORT), &[&built("echo_server"), "5555", over.any]);
+        RawPeer::prepare(&w.peer, PORT).expect("prepared");
+        for (port, fault) in (10_000..).zip([Fault::KillAll, Fault::Switchover, Fault::KillServer]) {
+            let isn = w.rng.next_u64() as u32;
+            let mut peer = RawPeer::half_open(&w.peer, port, w.pair.addr(), isn, PATIENCE).expect("a SYN-ACK");
+            let master = 1 - w.protected();
+            w.fail_over(fault);
+            wait_until(PATIENCE, "the takeover is done", || {
+                let done = |s: Value| s["takeover"]["done_us"].as_u64() > Some(0) && s["restoring"] == false;
+                w.pair.status(master).is_ok_and(done)
+            });
+            let served = tcpr_lab::wait_for(PATIENCE, || {
+                peer.say(Said { flags: ACK | PSH, at: 0, ack: peer.received(), bytes: b"hello" }).expect("sent");
+                peer.listen(Duration::from_millis(200)).expect("received");
+                peer.got == b"hello"
+            });
+            assert!(served && peer.wrong.is_none(), "{fault:?}: {:?} {:?}\n{}", peer.got, peer.wrong, w.pair.describe());
+        }
+    }
 }
