@@ -1,6 +1,6 @@
 /* An echo server whose connections survive the death of its machine: linked with libtcpr.
  *
- * usage: echo_server PORT
+ * usage: echo_server PORT [ADDRESS]
  *
  * Raw bytes: whatever comes is sent back. A connection from which something is still to be sent back is not
  * read from, so that input is answered, and with it done, before more of it is taken.
@@ -123,27 +123,48 @@ static void welcome(int listener)
     }
 }
 
+/* The address to listen on, with its length; 0 if it is none. "::" takes connections over IPv4, too. */
+static socklen_t parse(const char *text, int port, struct sockaddr_storage *addr)
+{
+    struct sockaddr_in *four = (struct sockaddr_in *)addr;
+    struct sockaddr_in6 *six = (struct sockaddr_in6 *)addr;
+
+    memset(addr, 0, sizeof *addr);
+    if (inet_pton(AF_INET, text, &four->sin_addr) == 1) {
+        four->sin_family = AF_INET;
+        four->sin_port = htons((uint16_t)port);
+        return sizeof *four;
+    }
+    if (inet_pton(AF_INET6, text, &six->sin6_addr) == 1) {
+        six->sin6_family = AF_INET6;
+        six->sin6_port = htons((uint16_t)port);
+        return sizeof *six;
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
-    struct sockaddr_in addr = { .sin_family = AF_INET };
+    struct sockaddr_storage addr;
     struct epoll_event events[64], ev = { .events = EPOLLIN };
     int one = 1, listener, port;
+    socklen_t length = 0;
 
-    port = argc == 2 ? atoi(argv[1]) : 0;
-    if (port <= 0 || port > 65535) {
-        fprintf(stderr, "usage: echo_server PORT\n");
+    port = argc >= 2 && argc <= 3 ? atoi(argv[1]) : 0;
+    if (port > 0 && port <= 65535)
+        length = parse(argc == 3 ? argv[2] : "0.0.0.0", port, &addr);
+    if (length == 0) {
+        fprintf(stderr, "usage: echo_server PORT [ADDRESS]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
     if (tcpr_init(NULL) < 0)
         die("tcpr_init");
-    listener = tcpr_socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    listener = tcpr_socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (listener < 0)
         die("socket");
     tcpr_setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    addr.sin_addr.s_addr = htonl(INADDR_ANY);
-    addr.sin_port = htons((uint16_t)port);
-    if (tcpr_bind(listener, (struct sockaddr *)&addr, sizeof addr) < 0)
+    if (tcpr_bind(listener, (struct sockaddr *)&addr, length) < 0)
         die("bind");
     if (tcpr_listen(listener, SOMAXCONN) < 0)
         die("listen");

@@ -92,6 +92,14 @@ pub fn raw_write(fd: c_int, bytes: &[u8]) -> ssize_t {
     raw!(libc::SYS_write, fd, bytes.as_ptr(), bytes.len())
 }
 
+/// A system call that changes the ids of this thread alone.
+///
+/// # Safety
+/// As for the call of the C library: a pointer may be read through.
+pub unsafe fn raw_credentials(number: c_long, [a, b, c]: [c_long; 3]) -> ssize_t {
+    raw!(number, a, b, c)
+}
+
 /// `recvfrom` with the application's arguments.
 ///
 /// # Safety

@@ -145,6 +145,11 @@ pub fn is_ours() -> bool {
     OWNER.load(Ordering::Relaxed) == std::process::id()
 }
 
+/// Whether a manager is a thread of this process.
+pub fn hosts_manager() -> bool {
+    EMBEDDER.load(Ordering::Relaxed) == std::process::id()
+}
+
 /// Joins the manager: that of `tcpr run`, or an embedded one. Does nothing if the process has joined.
 pub fn join_or_embed(config: Option<&Path>) -> Result<&'static Client, ClientError> {
     {
@@ -218,7 +223,7 @@ pub fn join() -> Result<&'static Client, ClientError> {
     ORPHANED.store(false, Ordering::Release);
     if orphaned {
         attach_inherited(client);
-        if manager.embedded.is_some() && EMBEDDER.load(Ordering::Relaxed) != std::process::id() {
+        if manager.embedded.is_some() && !hosts_manager() {
             outlive(client);
         }
     }

@@ -2,7 +2,7 @@
 """Reads a stream to its end and answers with its length and digest, and a long body of numbered lines that begin as
 the digest does. One thread a connection, blocking.
 
-usage: digest_server.py PORT
+usage: digest_server.py PORT [ADDRESS]
 """
 import hashlib
 import random
@@ -35,7 +35,9 @@ def serve(connection):
         pass
 
 
-listener = socket.create_server(("0.0.0.0", int(sys.argv[1])), backlog=4096)
+address = sys.argv[2] if len(sys.argv) > 2 else "0.0.0.0"
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+listener = socket.create_server((address, int(sys.argv[1])), family=family, backlog=4096)
 while True:
     try:
         connection, _ = listener.accept()

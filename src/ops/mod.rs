@@ -5,6 +5,7 @@
 //! arguments) goes to the C library with the caller's own arguments, so that its result is the C library's.
 
 mod accept;
+mod credentials;
 mod descriptors;
 mod input;
 mod output;
@@ -12,6 +13,9 @@ mod sockets;
 mod streams;
 
 pub use accept::{accept, accept4, lock_stash, StashGuard};
+pub use credentials::{
+    initgroups, setegid, seteuid, setgid, setgroups, setregid, setresgid, setresuid, setreuid, setuid,
+};
 pub use descriptors::{close, close_range, closefrom, dup, dup2, dup3, fcntl, fcntl64, syscall};
 pub use input::{
     __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,

@@ -83,6 +83,16 @@ macro_rules! for_each_hook {
                 fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int;
                 fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
                 fn closefrom(first: c_int) -> ();
+                fn setuid(id: uid_t) -> c_int;
+                fn setgid(id: gid_t) -> c_int;
+                fn seteuid(id: uid_t) -> c_int;
+                fn setegid(id: gid_t) -> c_int;
+                fn setreuid(real: uid_t, effective: uid_t) -> c_int;
+                fn setregid(real: gid_t, effective: gid_t) -> c_int;
+                fn setresuid(real: uid_t, effective: uid_t, saved: uid_t) -> c_int;
+                fn setresgid(real: gid_t, effective: gid_t, saved: gid_t) -> c_int;
+                fn setgroups(n: size_t, groups: *const gid_t) -> c_int;
+                fn initgroups(user: *const c_char, group: gid_t) -> c_int;
                 fn fclose(file: *mut FILE) -> c_int;
                 fn fileno(file: *mut FILE) -> c_int;
                 fn fileno_unlocked(file: *mut FILE) -> c_int;

@@ -12,6 +12,7 @@
  *   rude    the same, though there is more to read
  *   mortal  a thread for each connection; dies of the line "die"
  *   keep    a thread for each connection, which asks silent clients whether they are still there
+ *   setuid  a thread for each connection, of a server that is nobody once it has bound its port; exits when told to end
  *
  * A client sends its next line when it has the answer to the last one. And two that know no lines:
  *
@@ -21,6 +22,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <grp.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -382,10 +384,29 @@ static void *with_sink(void *argument)
     return NULL;
 }
 
+static volatile sig_atomic_t ended;
+
+static void end(int signal)
+{
+    (void)signal;
+    ended = 1;
+}
+
+/* For good: it cannot become root again. */
+static void become_nobody(void)
+{
+    if (setgroups(0, NULL) < 0 || setgid(65534) < 0 || setuid(65534) < 0)
+        die("setuid");
+    if (setuid(0) == 0 || getuid() != 65534 || geteuid() != 65534 || getegid() != 65534) {
+        fprintf(stderr, "still privileged\n");
+        exit(1);
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3) {
-        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|lazy|once|rude|mortal|keep|frames|sink\n");
+        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|lazy|once|rude|mortal|keep|setuid|frames|sink\n");
         return 2;
     }
     const char *way = argv[2];
@@ -395,6 +416,11 @@ int main(int argc, char **argv)
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (bind(listener, (struct sockaddr *)&at, sizeof at) < 0)
         die("bind");
+    if (strcmp(way, "setuid") == 0) {
+        struct sigaction told = {.sa_handler = end};
+        sigaction(SIGTERM, &told, NULL);
+        become_nobody();
+    }
     int lazy = strcmp(way, "lazy") == 0;
     if (listen(listener, lazy ? 1 : 64) < 0)
         die("listen");
@@ -411,6 +437,8 @@ int main(int argc, char **argv)
         if (lazy)
             usleep(50000);
         int fd = accept(listener, NULL, NULL);
+        if (ended)
+            return 0;
         if (fd < 0) {
             if (errno == EINTR || errno == ECONNABORTED)
                 continue;
@@ -418,7 +446,7 @@ int main(int argc, char **argv)
         }
         if (strcmp(way, "pair") == 0) {
             pair(fd);
-        } else if (lazy) {
+        } else if (lazy || strcmp(way, "setuid") == 0) {
             start(with_lines, (void *)(long)fd);
         } else if (strcmp(way, "stdio") == 0) {
             start(with_stdio, (void *)(long)fd);

@@ -17,10 +17,17 @@ fn said(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
-/// Whether packet rules of tcpr are on a host.
-fn rules(host: &Host) -> bool {
-    let out = host.run(Command::new("iptables-save"), PATIENCE).expect("iptables-save runs");
-    said(&out).contains("TCPR-")
+/// The packet rules of tcpr on a host, whatever made them.
+pub fn rules_of(host: &Host) -> Vec<String> {
+    let mut native = Command::new("nft");
+    native.args(["list", "tables", "inet"]);
+    let mut all = Vec::new();
+    for c in [Command::new("iptables-save"), Command::new("ip6tables-save"), native] {
+        let listing = said(&host.run(c, PATIENCE).expect("it runs"));
+        let ours = listing.lines().filter(|l| l.to_lowercase().contains("tcpr-"));
+        all.extend(ours.map(|l| l.split('[').next().unwrap_or(l).to_owned()));
+    }
+    all
 }
 
 /// `tcpr run` with a mistake on a host: it ends at once with status 1 and these words, and no rule is left.
@@ -50,7 +57,7 @@ fn mistakes_are_told() {
     ];
     for (section, key, value, words) in cases {
         refused(&pair(service("wrong").set(section, key, value)), words);
-        assert!(!rules(&a), "{key}");
+        assert_eq!(rules_of(&a), [""; 0], "{key}");
     }
     // Without privileges.
     let mut c = Command::new("setpriv");
@@ -58,7 +65,7 @@ fn mistakes_are_told() {
     c.arg("run").arg("--config").arg(pair(service("right")).config(0)).args(["--", "/bin/sleep", "1000"]);
     let out = a.run(c, PATIENCE).expect("runs");
     assert!(out.status.code() == Some(1) && said(&out).contains("CAP_NET_"), "{}", said(&out));
-    assert!(!rules(&a));
+    assert_eq!(rules_of(&a), [""; 0]);
 
     // Beside one that runs.
     let mut running = pair(service("first"));
@@ -75,11 +82,6 @@ fn mistakes_are_told() {
     let mut second = pair(other_ports(service("second")).virtual_ip("192.0.2.201/24"));
     second.start(0, &["/bin/sleep", "1000"]).expect("started");
     second.wait_master_is(0, PATIENCE).expect("two services on a host");
-}
-
-fn rules_of(host: &Host) -> Vec<String> {
-    let out = host.run(Command::new("iptables-save"), PATIENCE).expect("iptables-save runs");
-    said(&out).lines().filter(|l| l.contains("TCPR-")).map(|l| l.split('[').next().unwrap_or(l).to_owned()).collect()
 }
 
 /// Members whose keys differ do not know each other, and say so.

@@ -1,12 +1,12 @@
 //! A manager inside the server's own process: no `tcpr run`.
 
-use std::time::Duration;
-
 use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
 use tcpr_lab::member::{Hosted, Service};
 use tcpr_lab::wait_until;
 
-use crate::world::{built, script, Fault, World, PATIENCE, PORT};
+use crate::bad_input::rules_of;
+use crate::servers::answered_through;
+use crate::world::{built, script, Fault, World, PATIENCE, PORT, SIX};
 
 /// What can happen to it: its server and its manager die together.
 fn faults(w: &mut World, n: usize) -> Vec<Fault> {
@@ -18,9 +18,18 @@ fn faults(w: &mut World, n: usize) -> Vec<Fault> {
 #[test]
 fn an_embedded_manager_keeps_a_linked_chat() {
     let service = Service::new("chat", PORT);
-    let mut w = World::hosted("embed", service, &[&built("chat_server"), "5555"], Hosted::ByLinked);
+    linked_chat(World::hosted("embed", service, &[&built("chat_server"), "5555"], Hosted::ByLinked), 10);
+}
+
+#[test]
+fn an_embedded_manager_keeps_a_linked_chat_over_ipv6() {
+    let service = Service::new("chat", PORT).virtual_ip("2001:db8::200/64");
+    linked_chat(World::with("embed6", service, &[&built("chat_server"), "5555", "::"], Hosted::ByLinked, SIX), 5);
+}
+
+fn linked_chat(mut w: World, failovers: usize) {
     let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(6, w.rng.next_u64())).expect("clients");
-    let faults = faults(&mut w, 10);
+    let faults = faults(&mut w, failovers);
     w.survive(&clients, &faults);
     w.end(clients);
 }
@@ -47,19 +56,29 @@ fn an_embedded_manager_leaves_with_its_program() {
     let (mut w, clients) = echo("exit", &["python3", "-c", EXITS, &script("asyncio_echo.py"), "5555"]);
     let all = [Fault::Cut, Fault::KillAll, Fault::Switchover];
     w.survive(&clients, &all);
+    leaves(&w);
+    wait_until(PATIENCE, "the clients' connections were closed in order", || clients.stats().alive == 0);
+}
+
+/// The server gives its privileges up between bind and listen; the manager's thread keeps them, and still removes what it
+/// installed.
+#[test]
+fn an_embedded_manager_keeps_its_privileges() {
+    let program = [&built("line_server"), "5555", "setuid"];
+    let mut w = World::hosted("nobody", Service::new("lines", PORT), &program, Hosted::ByPreloaded);
+    let faults = faults(&mut w, 5);
+    answered_through(&mut w, &faults, 4, 200, 60_000);
+    leaves(&w);
+}
+
+/// Told to end, the master's program exits, the other one takes over, and no packet rule is left.
+fn leaves(w: &World) {
     let master = w.protected();
     w.pair.process(master).expect("runs").signal(15).expect("SIGTERM");
     let ended = w.pair.process(master).expect("ran").wait(PATIENCE);
-    assert!(ended.is_some(), "python ends\n{}", w.pair.describe());
+    assert!(ended.is_some(), "the program ends\n{}", w.pair.describe());
     w.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("{e}"));
-    wait_until(PATIENCE, "the clients' connections were closed in order", || clients.stats().alive == 0);
-    let rules = w.pair.host(master).run(listing(), Duration::from_secs(10)).expect("iptables-save");
-    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
-    assert!(!rules.contains("TCPR"), "{rules}");
-}
-
-fn listing() -> std::process::Command {
-    std::process::Command::new("iptables-save")
+    assert_eq!(rules_of(w.pair.host(master)), [""; 0], "{}", w.pair.describe());
 }
 
 /// `daemon()` leaves the manager's thread behind in a parent that ends: another is started in the child.

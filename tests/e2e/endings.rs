@@ -9,17 +9,18 @@ use tcpr_lab::flags::{ACK, PSH};
 use tcpr_lab::member::Service;
 use tcpr_lab::{RawPeer, Said};
 
+use crate::ipv6::{Over, V4, V6};
 use crate::requests::{connect, pause, through, through_resets};
 use crate::world::{built, World, PATIENCE, PORT};
 
-fn world(way: &str) -> World {
-    World::new(way, Service::new("lines", PORT), &[&built("line_server"), "5555", way])
+fn world(way: &str, over: &Over) -> World {
+    (over.new)(way, Service::new("lines", PORT), &[&built("line_server"), "5555", way])
 }
 
 /// The server closes with input unread, which TCP turns into a reset. What it has answered arrives before.
 #[test]
 fn a_server_closes_with_input_unread() {
-    let mut w = world("rude");
+    let mut w = world("rude", &V4);
     let (faults, to) = (w.faults(10), w.pair.addr());
     through_resets(&mut w, 4, &faults, |clients, mut rng| {
         while !clients.stop.load(Relaxed) {
@@ -45,7 +46,7 @@ fn a_server_closes_with_input_unread() {
 /// Clients that leave without reading their answers, which TCP turns into a reset.
 #[test]
 fn clients_leave_with_answers_unread() {
-    let mut w = world("pair");
+    let mut w = world("pair", &V6);
     let (faults, to) = (w.faults(10), w.pair.addr());
     through(&mut w, 4, &faults, |clients, mut rng| {
         while !clients.stop.load(Relaxed) {
@@ -65,7 +66,7 @@ fn clients_leave_with_answers_unread() {
 /// whichever member it is; those that the kernel gives up leave no record.
 #[test]
 fn peers_that_vanish_leave_nothing() {
-    let mut w = world("keep");
+    let mut w = world("keep", &V4);
     RawPeer::prepare(&w.peer, PORT).expect("prepared");
     for i in 0..2 {
         // How often the kernel sends what a closed connection has left; by default it goes on for minutes.
@@ -103,7 +104,7 @@ fn peers_that_vanish_leave_nothing() {
 /// Both sides end their streams at once, again and again.
 #[test]
 fn both_sides_close_at_once() {
-    let mut w = world("once");
+    let mut w = world("once", &V6);
     let (faults, to) = (w.faults(10), w.pair.addr());
     through(&mut w, 4, &faults, |clients, mut rng| {
         while !clients.stop.load(Relaxed) {

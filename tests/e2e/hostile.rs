@@ -1,14 +1,17 @@
 //! Peers that say what no TCP says, or what belongs to no connection of theirs: what the application reads is what the
 //! store has, and nobody is harmed.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tcpr_lab::client::{EchoClients, EchoOptions, End};
 use tcpr_lab::flags::{ACK, FIN, PSH, RST, SYN};
 use tcpr_lab::member::Service;
 use tcpr_lab::{Host, RawPeer, Rng, Said, SynFlood};
 
+use crate::ipv6::{Over, V4, V6};
 use crate::world::{built, Stop, World, PATIENCE, PORT};
 
 const URG: u8 = 32;
@@ -171,7 +174,16 @@ impl Hostile {
 
 #[test]
 fn hostile_segments_harm_nobody() {
-    let mut w = World::new("hostile", Service::new("echo", PORT), &[&built("echo_server"), "5555"]);
+    hostile_segments(&V4);
+}
+
+#[test]
+fn hostile_segments_over_ipv6_harm_nobody() {
+    hostile_segments(&V6);
+}
+
+fn hostile_segments(over: &Over) {
+    let mut w = (over.new)("hostile", Service::new("echo", PORT), &[&built("echo_server"), "5555", over.any]);
     RawPeer::prepare(&w.peer, PORT).expect("prepared");
     let options = EchoOptions::new(3, w.rng.next_u64());
     let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
@@ -193,7 +205,7 @@ fn hostile_segments_harm_nobody() {
     let doubts: u32 = hostile.iter().map(|h| h.doubts).sum();
     assert!(doubts < 3, "{doubts} of 40 bursts were not understood as they were sent");
     let (stop, bursts) = (AtomicBool::new(false), AtomicU64::new(0));
-    let faults = w.faults(10);
+    let faults = w.faults(over.failovers);
     let hostile: Vec<Hostile> = std::thread::scope(|threads| {
         let _stop = Stop(&stop);
         let running: Vec<_> = hostile
@@ -236,6 +248,88 @@ fn hostile_segments_harm_nobody() {
     assert_eq!((stats.bytes_lost, stats.bytes_doubled, stats.reconnects), (0, 0, 0));
     w.no_reset();
     w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+/// What a member's store says of the session with this port of the peer.
+fn stored(w: &World, member: usize, port: u16) -> Value {
+    let out = w.pair.tcpr(member, &["sessions", "--json"]).expect("tcpr sessions");
+    let all: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    let ours = |s: &&Value| s["peer"].as_str().is_some_and(|p| p.ends_with(&format!(":{port}")));
+    all["sessions"].as_array().and_then(|s| s.iter().find(ours)).cloned().unwrap_or(Value::Null)
+}
+
+/// What the kernel of a member says of the connection with this port of the peer: bytes that came in since its socket was
+/// made, bytes that nobody has read. `None`: it has none.
+fn kernel(w: &World, member: usize, port: u16) -> Option<(u64, u64)> {
+    let mut c = Command::new("ss");
+    c.args(["-H", "-O", "-tin", "sport", "=", &format!(":{PORT}"), "and", "dport", "=", &format!(":{port}")]);
+    let out = w.pair.host(member).run(c, PATIENCE).expect("ss runs");
+    let text = String::from_utf8_lossy(&out.stdout);
+    let line = text.lines().find(|l| l.starts_with("ESTAB"))?;
+    let received = line.split_whitespace().find_map(|word| word.strip_prefix("bytes_received:"));
+    let unread = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some((received.map_or(0, |n| n.parse().expect("a number")), unread))
+}
+
+/// After each burst the application has read what the store of either member has, and no more or less has gone through
+/// the kernel.
+#[test]
+fn the_store_has_what_the_kernel_has() {
+    for over in [V4, V6] {
+        let mut w = (over.new)("agree", Service::new("echo", PORT), &[&built("echo_server"), "5555", over.any]);
+        RawPeer::prepare(&w.peer, PORT).expect("prepared");
+        let ports = 10_000..10_003;
+        let mut hostile: Vec<Hostile> = ports
+            .clone()
+            .map(|port| {
+                let isn = if port == 10_000 { u32::MAX - 10_000 } else { w.rng.next_u64() as u32 };
+                let peer = RawPeer::connect(&w.peer, port, w.pair.addr(), isn, PATIENCE).expect("connect");
+                Hostile { peer, rng: Rng::new(w.rng.next_u64()), base: 0, doubts: 0 }
+            })
+            .collect();
+        let mut faults = w.faults(5).into_iter();
+        let mut checked = 0;
+        for round in 0..10 {
+            let master = w.protected();
+            // A restored socket counts anew: nothing is under way just now.
+            let begun: Vec<(u64, u64)> = hostile
+                .iter()
+                .zip(ports.clone())
+                .map(|(h, port)| {
+                    let mut now = None;
+                    let there = tcpr_lab::wait_for(PATIENCE, || {
+                        now = kernel(&w, master, port);
+                        now.is_some_and(|(_, unread)| unread == 0)
+                    });
+                    assert!(there, "round {round}, port {port}: {now:?}\n{}", w.pair.describe());
+                    (now.expect("there").0, h.base as u64)
+                })
+                .collect();
+            for ((h, port), (received, base)) in hostile.iter_mut().zip(ports.clone()).zip(begun) {
+                h.burst(true).unwrap_or_else(|e| panic!("round {round}, port {port}: {e}\n{}", w.pair.describe()));
+                let end = h.base as u64;
+                // Its echo has come: that was only let go because both had stored what it answers.
+                for member in 0..2 {
+                    let row = stored(&w, member, port);
+                    let has = (row["in_done"].as_u64(), row["in_stored"].as_u64(), row["out_done"].as_u64());
+                    assert_eq!(has, (Some(end), Some(end), Some(end)), "round {round}, member {member}, port {port}: {row}");
+                }
+                assert_eq!(kernel(&w, master, port), Some((received + end - base, 0)), "round {round}, port {port}");
+                checked += 1;
+            }
+            if round % 2 == 1 {
+                let fault = faults.next().expect("five faults");
+                w.fail_over(fault);
+                eprintln!("round {round}: {fault:?}");
+            }
+        }
+        assert_eq!(checked, 30);
+        for h in hostile {
+            h.end().expect("an orderly end");
+        }
+        w.no_reset();
+        w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+    }
 }
 
 /// Resident memory of all processes of a host, in KiB.

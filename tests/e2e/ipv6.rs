@@ -1,10 +1,23 @@
-//! IPv6 alone, and beside IPv4. Some tests of the other modules run over IPv6, too: what they are about does not depend on
-//! the family.
+//! IPv6 alone, and beside IPv4. Tests of the other modules run over both, or over IPv6 where what they are about does not
+//! depend on the family.
 
 use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
 use tcpr_lab::member::Service;
 
 use crate::world::{built, script, World, PORT};
+
+/// Over which family a test runs.
+pub struct Over {
+    /// Makes the world.
+    pub new: fn(&str, Service, &[&str]) -> World,
+    /// What a server listens on.
+    pub any: &'static str,
+    /// How many failovers there are: a second run is shorter.
+    pub failovers: usize,
+}
+
+pub const V4: Over = Over { new: World::new, any: "0.0.0.0", failovers: 10 };
+pub const V6: Over = Over { new: World::six, any: "::", failovers: 5 };
 
 #[test]
 fn a_chat_over_ipv6_goes_on_through_ten_failovers() {

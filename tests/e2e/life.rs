@@ -6,19 +6,21 @@ use std::time::Duration;
 use tcpr_lab::client::{ChatClients, ChatOptions};
 use serde_json::Value;
 use tcpr_lab::member::{bin_dir, Pair, Service};
-use tcpr_lab::{wait_listening, wait_until, Lab};
+use tcpr_lab::flags::{ACK, PSH};
+use tcpr_lab::{wait_listening, wait_until, Lab, RawPeer, Said};
 
-use crate::world::{built, script, World, PATIENCE, PORT};
+use crate::ipv6::{Over, V4, V6};
+use crate::world::{built, script, Fault, World, PATIENCE, PORT};
 
-fn chat(label: &str) -> (World, ChatClients) {
-    let mut w = World::new(label, Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
+fn chat(over: &Over, label: &str) -> (World, ChatClients) {
+    let mut w = (over.new)(label, Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
     let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(4, w.rng.next_u64())).expect("clients");
     (w, clients)
 }
 
 #[test]
 fn the_backup_dies_and_comes_back() {
-    let (mut w, clients) = chat("backup");
+    let (mut w, clients) = chat(&V4, "backup");
     for _ in 0..3 {
         let master = w.protected();
         w.pair.kill_all(1 - master);
@@ -40,13 +42,13 @@ fn the_backup_dies_and_comes_back() {
         assert_eq!(status.status.code(), Some(0));
     }
     // And the new backup is as good as the first.
-    w.survive(&clients, &[crate::world::Fault::KillAll]);
+    w.survive(&clients, &[Fault::KillAll]);
     w.end(clients);
 }
 
 #[test]
 fn a_master_that_is_told_to_stop_hands_over() {
-    let (mut w, clients) = chat("term");
+    let (mut w, clients) = chat(&V6, "term");
     for _ in 0..4 {
         let master = w.protected();
         w.pair.process(master).expect("runs").signal(libc_sigterm()).expect("SIGTERM");
@@ -156,7 +158,7 @@ fn what_is_protected_returns_what_it_does_without_tcpr() {
 /// (the output itself is lost); and one that the takeover's probe reaches too late.
 #[test]
 fn a_peer_has_more_or_less_than_the_backup_knows() {
-    let (mut w, clients) = chat("probe");
+    let (mut w, clients) = chat(&V4, "probe");
     for round in 0..12 {
         let (chain, port_is) = [("OUTPUT", "--sport"), ("INPUT", "--dport")][round % 2];
         let late = round / 2 % 2 == 1;
@@ -191,4 +193,30 @@ fn a_peer_has_more_or_less_than_the_backup_knows() {
         eprintln!("round {round}: {chain} of {port}, late {late}");
     }
     w.end(clients);
+}
+
+/// A client whose handshake is not complete when the master is lost completes it when the takeover is long over: it is
+/// accepted and served.
+#[test]
+fn a_handshake_that_outlasts_a_takeover_is_served() {
+    for over in [V4, V6] {
+        let mut w = (over.new)("half", Service::new("echo", PORT), &[&built("echo_server"), "5555", over.any]);
+        RawPeer::prepare(&w.peer, PORT).expect("prepared");
+        for (port, fault) in (10_000..).zip([Fault::KillAll, Fault::Switchover, Fault::KillServer]) {
+            let isn = w.rng.next_u64() as u32;
+            let mut peer = RawPeer::half_open(&w.peer, port, w.pair.addr(), isn, PATIENCE).expect("a SYN-ACK");
+            let master = 1 - w.protected();
+            w.fail_over(fault);
+            wait_until(PATIENCE, "the takeover is done", || {
+                let done = |s: Value| s["takeover"]["done_us"].as_u64() > Some(0) && s["restoring"] == false;
+                w.pair.status(master).is_ok_and(done)
+            });
+            let served = tcpr_lab::wait_for(PATIENCE, || {
+                peer.say(Said { flags: ACK | PSH, at: 0, ack: peer.received(), bytes: b"hello" }).expect("sent");
+                peer.listen(Duration::from_millis(200)).expect("received");
+                peer.got == b"hello"
+            });
+            assert!(served && peer.wrong.is_none(), "{fault:?}: {:?} {:?}\n{}", peer.got, peer.wrong, w.pair.describe());
+        }
+    }
 }

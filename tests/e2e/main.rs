@@ -20,4 +20,5 @@ mod soak;
 mod streams;
 mod unanswered;
 mod unhooked;
+mod versions;
 mod world;

@@ -4,16 +4,26 @@ use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate}
 use tcpr_lab::member::Service;
 use tcpr_lab::{Impairment, Shim};
 
-use crate::world::{built, Fault, World, PORT};
+use crate::ipv6::{Over, V4, V6};
+use crate::world::{World, built, Fault, PORT};
 
 /// One packet in a hundred is lost, another is late, another comes twice, in both directions.
 #[test]
 fn a_chat_goes_on_over_a_bad_network() {
-    let mut w = World::new("bad", Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
+    chat_over_a_bad_network(&V4);
+}
+
+#[test]
+fn a_chat_goes_on_over_a_bad_network_of_ipv6() {
+    chat_over_a_bad_network(&V6);
+}
+
+fn chat_over_a_bad_network(over: &Over) {
+    let mut w = (over.new)("bad", Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
     let bad = Impairment { loss: 10, reorder: 10, duplicate: 10 };
     let _shim = Shim::start(&w.peer, PORT, bad, w.rng.next_u64()).expect("a shim");
     let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(6, w.rng.next_u64())).expect("clients");
-    let faults = w.faults(10);
+    let faults = w.faults(over.failovers);
     w.survive(&clients, &faults);
     w.end(clients);
 }
@@ -32,20 +42,26 @@ fn bulk_transfers_go_on_over_a_bad_network() {
     w.end(clients);
 }
 
-/// A name, what its TCP is set to, and how long a packet may be on its way.
-type Peer = (&'static str, &'static [(&'static str, &'static str)], u32);
+/// A name, what its TCP is set to, how long a packet may be on its way, and over what.
+type Peer = (&'static str, &'static [(&'static str, &'static str)], u32, Over);
+
+const BARE: &[(&str, &str)] =
+    &[("net.ipv4.tcp_window_scaling", "0"), ("net.ipv4.tcp_sack", "0"), ("net.ipv4.tcp_timestamps", "0")];
 
 /// What a peer's TCP may lack, and what its way may be like.
 #[test]
 fn peers_without_options_and_with_small_segments_go_on() {
-    let peers: [Peer; 4] = [
-        ("nots", &[("net.ipv4.tcp_timestamps", "0")], 1500),
-        ("nosack", &[("net.ipv4.tcp_sack", "0"), ("net.ipv4.tcp_timestamps", "0")], 1500),
-        ("nows", &[("net.ipv4.tcp_window_scaling", "0")], 600),
-        ("bare", &[("net.ipv4.tcp_window_scaling", "0"), ("net.ipv4.tcp_sack", "0"), ("net.ipv4.tcp_timestamps", "0")], 296),
+    let peers: [Peer; 6] = [
+        ("nots", &[("net.ipv4.tcp_timestamps", "0")], 1500, V4),
+        ("nots6", &[("net.ipv4.tcp_timestamps", "0")], 1500, V6),
+        ("nosack", &[("net.ipv4.tcp_sack", "0"), ("net.ipv4.tcp_timestamps", "0")], 1500, V4),
+        ("nows", &[("net.ipv4.tcp_window_scaling", "0")], 600, V4),
+        ("bare", BARE, 296, V4),
+        // The least that IPv6 has.
+        ("bare6", BARE, 1280, V6),
     ];
-    for (label, settings, mtu) in peers {
-        let mut w = World::new(label, Service::new("echo", PORT), &[&built("echo_server"), "5555"]);
+    for (label, settings, mtu, over) in peers {
+        let mut w = (over.new)(label, Service::new("echo", PORT), &[&built("echo_server"), "5555", over.any]);
         for (name, value) in settings {
             w.peer.sysctl(name, value).expect("sysctl");
         }

@@ -9,15 +9,25 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tcpr_lab::member::Service;
 
+use crate::ipv6::{Over, V4, V6};
 use crate::requests::{connect, pause, through};
-use crate::world::{World, PATIENCE, PORT};
+use crate::world::{PATIENCE, PORT};
 
 /// One connection each: a stream, its end, then the server's answer, and its end.
 #[test]
 fn streams_end_on_either_side_through_ten_failovers() {
+    streams_end(&V4);
+}
+
+#[test]
+fn streams_end_on_either_side_over_ipv6() {
+    streams_end(&V6);
+}
+
+fn streams_end(over: &Over) {
     let script = format!("{}/tests/digest_server.py", env!("CARGO_MANIFEST_DIR"));
-    let mut w = World::new("digest", Service::new("digest", PORT), &["python3", &script, "5555"]);
-    let faults = w.faults(10);
+    let mut w = (over.new)("digest", Service::new("digest", PORT), &["python3", &script, "5555", over.any]);
+    let faults = w.faults(over.failovers);
     let to = w.pair.addr();
     through(&mut w, 8, &faults, |clients, mut rng| {
         while !clients.stop.load(Relaxed) {
@@ -83,7 +93,16 @@ impl Drop for Removed {
 /// nginx from Debian as one process: keep-alive connections, downloads in their middle, several in one turn.
 #[test]
 fn nginx_goes_on_in_the_middle_of_its_downloads() {
-    let root = std::env::temp_dir().join(format!("tcpr-nginx-{}", std::process::id()));
+    nginx(&Over { failovers: V6.failovers, ..V4 }, "5555");
+}
+
+#[test]
+fn nginx_goes_on_through_ten_failovers_over_ipv6() {
+    nginx(&Over { failovers: V4.failovers, ..V6 }, "[::]:5555");
+}
+
+fn nginx(over: &Over, listen: &str) {
+    let root = std::env::temp_dir().join(format!("tcpr-nginx-{}-{}", std::process::id(), over.failovers));
     let _remove = Removed(root.clone());
     for name in ["body", "proxy", "fastcgi", "uwsgi", "scgi"] {
         fs::create_dir_all(root.join(name)).expect("a directory");
@@ -96,14 +115,14 @@ fn nginx_goes_on_in_the_middle_of_its_downloads() {
          http {{ access_log off; sendfile on; keepalive_requests 100000; root {dir}/files;\n\
          client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
          uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
-         server {{ listen [::]:5555; }} }}\n"
+         server {{ listen {listen}; }} }}\n"
     );
     fs::write(&config, text).expect("written");
     let service = Service::new("nginx", PORT).port_key("independent", "true");
     let path = config.display().to_string();
-    let mut w = World::six("nginx", service, &["nginx", "-c", &path, "-p", &root.display().to_string()]);
+    let mut w = (over.new)("nginx", service, &["nginx", "-c", &path, "-p", &root.display().to_string()]);
     let files = files_in(&root.join("files"));
-    let faults = w.faults(10);
+    let faults = w.faults(over.failovers);
     let to = w.pair.addr();
     through(&mut w, 6, &faults, |clients, mut rng| {
         let mut stream = connect(to)?;

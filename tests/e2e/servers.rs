@@ -8,10 +8,17 @@ use tcpr_lab::client::connect_from;
 use tcpr_lab::member::Service;
 
 use crate::requests::{connect, pause, through};
-use crate::world::{built, World, PATIENCE, PORT};
+use crate::world::{built, Fault, World, PATIENCE, PORT};
 
 pub fn lines_are_answered(way: &str, new: New) {
     lines_of_clients_are_answered(way, new, 4, 200);
+}
+
+fn lines_of_clients_are_answered(way: &str, new: New, clients: usize, most_lines: u64) {
+    let mut w = new(way, Service::new("lines", PORT), &[&built("line_server"), "5555", way]);
+    let faults = w.faults(10);
+    answered_through(&mut w, &faults, clients, most_lines, 60_000);
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }
 
 /// Over IPv4 or IPv6.
@@ -19,17 +26,10 @@ pub type New = fn(&str, Service, &[&str]) -> World;
 
 /// Each client sends a line, waits for the same line, and sends the next; after at most so many it ends its connection
 /// and makes another.
-fn lines_of_clients_are_answered(way: &str, new: New, clients: usize, most_lines: u64) {
-    let server = built("line_server");
-    let w = new(way, Service::new("lines", PORT), &[&server, "5555", way]);
-    answered(w, clients, most_lines, 60_000);
-}
-
-/// The same of any server of lines, through ten failovers; now and then a line is so long.
-pub fn answered(mut w: World, clients: usize, most_lines: u64, longest: u64) {
-    let faults = w.faults(10);
+/// Now and then a line is as long as `longest`.
+pub fn answered_through(w: &mut World, faults: &[Fault], clients: usize, most_lines: u64, longest: u64) {
     let to = w.pair.addr();
-    through(&mut w, clients, &faults, |clients, mut rng| {
+    through(w, clients, faults, |clients, mut rng| {
         while !clients.stop.load(Relaxed) {
             let mut stream = connect(to)?;
             let port = stream.local_addr().map_or(0, |a| a.port());
@@ -59,7 +59,6 @@ pub fn answered(mut w: World, clients: usize, most_lines: u64, longest: u64) {
         }
         Ok(())
     });
-    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }
 
 #[test]
@@ -90,6 +89,12 @@ fn a_process_for_each_connection_answers() {
 #[test]
 fn processes_that_share_a_listener_answer() {
     lines_are_answered("prefork", World::six);
+}
+
+/// A server that gives its privileges up between bind and listen.
+#[test]
+fn a_server_that_becomes_nobody_answers() {
+    lines_are_answered("setuid", World::six);
 }
 
 /// Connections that are made and that nobody has accepted yet; more than may wait for it.

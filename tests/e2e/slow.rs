@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use tcpr_lab::client::{EchoClients, EchoOptions, Rate};
 use tcpr_lab::member::Service;
 
+use crate::ipv6::{Over, V4, V6};
 use crate::world::{built, Fault, World, PATIENCE, PORT};
 
 /// A client of the chat.
@@ -42,13 +43,22 @@ fn say(sender: &mut TcpStream, reader: &mut BufReader<TcpStream>, from: usize, t
 /// A client that does not read while a megabyte is said gets it all, though its server dies meanwhile: ten times.
 #[test]
 fn a_client_that_reads_late_gets_it_all() {
+    reads_late(&V4);
+}
+
+#[test]
+fn a_client_that_reads_late_over_ipv6_gets_it_all() {
+    reads_late(&V6);
+}
+
+fn reads_late(over: &Over) {
     let plain = built("plain_chat_server");
-    let mut w = World::new("late", Service::new("late", PORT).lines(), &[&plain, "5555"]);
+    let mut w = (over.new)("late", Service::new("late", PORT).lines(), &[&plain, "5555"]);
     let mut sender = client(&w);
     let mut reader = BufReader::new(client(&w));
     let mut late = BufReader::new(client(&w));
     let mut said = 0;
-    for fault in w.faults(10) {
+    for fault in w.faults(over.failovers) {
         say(&mut sender, &mut reader, said, said + 1000);
         w.fail_over(fault);
         // Still nothing is read by the late one while others speak.
@@ -112,8 +122,17 @@ fn torn(w: &World, member: usize) -> u64 {
 /// does not read, so the clients cannot write.
 #[test]
 fn a_stream_that_fills_all_buffers_goes_on_through_ten_failovers() {
-    let server = built("echo_server");
-    let mut w = World::new("bulk", Service::new("bulk", PORT).port_key("independent", "true"), &[&server, "5555"]);
+    fills_all_buffers(&V4);
+}
+
+#[test]
+fn a_stream_over_ipv6_that_fills_all_buffers_goes_on() {
+    fills_all_buffers(&V6);
+}
+
+fn fills_all_buffers(over: &Over) {
+    let service = Service::new("bulk", PORT).port_key("independent", "true");
+    let mut w = (over.new)("bulk", service, &[&built("echo_server"), "5555", over.any]);
     // Both ends' buffers at most half a megabyte each: 15 megabytes of them are moved at each failover otherwise.
     for host in [w.pair.host(0), w.pair.host(1), &w.peer] {
         host.sysctl("net.ipv4.tcp_rmem", "4096 131072 524288").expect("sysctl");
@@ -124,7 +143,7 @@ fn a_stream_that_fills_all_buffers_goes_on_through_ten_failovers() {
     let mut options = EchoOptions::new(2, w.rng.next_u64()).rate(Rate::new((1, 65_536), (0, 0)));
     options.max_outstanding = 8 << 20;
     let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
-    let faults = w.faults(10);
+    let faults = w.faults(over.failovers);
     w.survive(&clients, &faults);
     w.end(clients);
 }

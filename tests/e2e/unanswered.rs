@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tcpr_lab::member::Service;
 
+use crate::ipv6::{Over, V4, V6};
 use crate::requests::{connect, pause, through};
 use crate::world::{built, Fault, World, PATIENCE, PORT};
 
@@ -55,7 +56,7 @@ fn messages_by_length_are_answered_once() {
 #[test]
 fn a_greeting_is_heard_once() {
     let service = Service::new("greet", PORT).port_key("greeting", "\"absorb\"");
-    let mut w = World::new("greet", service, &[&built("line_server"), "5555", "greet"]);
+    let mut w = World::six("greet", service, &[&built("line_server"), "5555", "greet"]);
     let faults = w.faults(10);
     let to = w.pair.addr();
     through(&mut w, 4, &faults, |clients, mut rng| {
@@ -104,9 +105,18 @@ fn told(mut stream: &TcpStream) -> (usize, u64) {
 /// By default, what was not answered is read again; past a bound it is too much, and the session is torn.
 #[test]
 fn unanswered_input_is_read_again_up_to_a_bound() {
+    unanswered_is_read_again(&V4);
+}
+
+#[test]
+fn unanswered_input_over_ipv6_is_read_again() {
+    unanswered_is_read_again(&V6);
+}
+
+fn unanswered_is_read_again(over: &Over) {
     let service = Service::new("sink", PORT).port_key("max_unanswered_bytes", "65536");
-    let mut w = World::new("sink", service, &[&built("line_server"), "5555", "sink"]);
-    for fault in w.faults(10) {
+    let mut w = (over.new)("sink", service, &[&built("line_server"), "5555", "sink"]);
+    for fault in w.faults(over.failovers) {
         let (mut small, mut large) = (client(&w), client(&w));
         let bytes: Vec<u8> = (0..200_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
         small.write_all(&bytes[..30_000]).expect("sent");
@@ -133,7 +143,7 @@ fn torn_sessions(w: &World) -> usize {
 #[test]
 fn discarded_input_is_read_once() {
     let service = Service::new("discard", PORT).unanswered("discard").port_key("max_unanswered_bytes", "65536");
-    let mut w = World::new("discard", service, &[&built("line_server"), "5555", "sink"]);
+    let mut w = World::six("discard", service, &[&built("line_server"), "5555", "sink"]);
     for fault in [Fault::KillServer, Fault::Switchover, Fault::Cut, Fault::KillAll] {
         let mut stream = client(&w);
         let bytes: Vec<u8> = (0..300_000u32).map(|i| (i * 7 + i / 251) as u8).collect();

@@ -10,22 +10,28 @@ use tcpr_lab::SegFilter;
 
 use crate::local::Alone;
 use crate::requests::{connect, pause, through};
-use crate::servers::answered;
+use crate::servers::answered_through;
 use crate::world::{built, Fault, World, FOUR, PATIENCE, PORT};
 
 fn unhooked(label: &str, program: &[&str]) -> World {
     World::with(label, Service::new("lines", PORT), program, Hosted::ByRunUnhooked, FOUR)
 }
 
+fn short_lines_are_answered(mut w: World) {
+    let faults = w.faults(10);
+    answered_through(&mut w, &faults, 4, 200, 1000);
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
 /// A request is one segment, and so is its answer: nothing is lost or doubled, whatever fails.
 #[test]
 fn a_static_server_answers() {
-    answered(unhooked("static", &[&built("static_line_server"), "5555", "keep"]), 4, 200, 1000);
+    short_lines_are_answered(unhooked("static", &[&built("static_line_server"), "5555", "keep"]));
 }
 
 #[test]
 fn a_server_with_its_own_system_calls_answers() {
-    answered(unhooked("raw", &[&built("raw_server"), "5555"]), 4, 200, 1000);
+    short_lines_are_answered(unhooked("raw", &[&built("raw_server"), "5555"]));
 }
 
 /// Connections that rest while their server moves lose nothing, whatever they have said before.

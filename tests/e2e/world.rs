@@ -17,6 +17,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Addresses of the members and the peer.
 pub const FOUR: [&str; 3] = ["192.0.2.1/24", "192.0.2.2/24", "192.0.2.9/24"];
+pub const SIX: [&str; 3] = ["2001:db8::1/64", "2001:db8::2/64", "2001:db8::9/64"];
 
 /// Ends what runs beside a test with it, passed or failed.
 pub struct Stop<'a>(pub &'a AtomicBool);
@@ -77,8 +78,7 @@ impl World {
 
     /// The same where members, virtual IP and peer have IPv6 only.
     pub fn six(label: &str, service: Service, program: &[&str]) -> World {
-        let addresses = ["2001:db8::1/64", "2001:db8::2/64", "2001:db8::9/64"];
-        World::with(label, service.virtual_ip("2001:db8::200/64"), program, Hosted::ByRun, addresses)
+        World::with(label, service.virtual_ip("2001:db8::200/64"), program, Hosted::ByRun, SIX)
     }
 
     /// The same with another host of the managers.

@@ -86,12 +86,22 @@ impl RawPeer {
         iptables(host, "-I", &rule)
     }
 
-    /// Connects from this port of the host, over IPv4.
+    /// Connects from this port of the host.
     pub fn connect(host: &Host, from: u16, remote: SocketAddr, isn: u32, timeout: Duration) -> io::Result<RawPeer> {
+        let mut peer = RawPeer::half_open(host, from, remote, isn, timeout)?;
+        peer.say(Said { flags: flags::ACK, at: 0, ack: 0, bytes: &[] })?;
+        Ok(peer)
+    }
+
+    /// Has its SYN answered, and says nothing to that.
+    pub fn half_open(host: &Host, from: u16, remote: SocketAddr, isn: u32, timeout: Duration) -> io::Result<RawPeer> {
+        let packets = if remote.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
+        // Of a protocol in network byte order.
+        let protocol = libc::c_int::from((packets as u16).to_be());
         let (sender, socket) = host.enter(|| {
-            Ok::<_, io::Error>((RawSender::open()?, sys::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP)?))
+            Ok::<_, io::Error>((RawSender::open()?, sys::socket(libc::AF_PACKET, libc::SOCK_DGRAM, protocol)?))
         })?;
-        // Every segment of the host comes here.
+        // Every packet that the host receives comes here.
         sys::setsockopt(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(8 << 20))?;
         let local = SocketAddr::new(host.ip(), from);
         let mut peer = RawPeer {
@@ -117,7 +127,6 @@ impl RawPeer {
                 let s = Segment::parse(&packet).map_err(|e| other(format!("{e:?}")))?;
                 if s.has(flags::SYN | flags::ACK) && s.ack() == Seq(isn).add(1) {
                     peer.isn_in = s.seq();
-                    peer.say(Said { flags: flags::ACK, at: 0, ack: 0, bytes: &[] })?;
                     return Ok(peer);
                 }
             }

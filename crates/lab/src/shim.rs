@@ -71,15 +71,17 @@ impl Drop for Shim {
     }
 }
 
-/// `iptables WHAT RULE` on a host.
+/// `iptables WHAT RULE` on a host, and the same for IPv6.
 pub(crate) fn iptables(host: &Host, what: &str, rule: &str) -> io::Result<()> {
-    let mut c = Command::new("iptables");
-    c.args(["-w", what]).args(rule.split_whitespace());
-    let out = host.run(c, Duration::from_secs(30))?;
-    if out.status.success() {
-        return Ok(());
+    for program in ["iptables", "ip6tables"] {
+        let mut c = Command::new(program);
+        c.args(["-w", what]).args(rule.split_whitespace());
+        let out = host.run(c, Duration::from_secs(30))?;
+        if !out.status.success() {
+            return Err(other(format!("{program} {what} {rule}: {}", String::from_utf8_lossy(&out.stderr))));
+        }
     }
-    Err(other(format!("iptables {what} {rule}: {}", String::from_utf8_lossy(&out.stderr))))
+    Ok(())
 }
 
 struct Worker {

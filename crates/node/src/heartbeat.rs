@@ -256,7 +256,7 @@ impl Codec {
         if header[..4] != MAGIC || rest.len() < BODY_LEN + TAG_LEN {
             return Err(Rejected::Garbage);
         }
-        if header[4] > VERSION {
+        if !(1..=VERSION).contains(&header[4]) {
             return Err(Rejected::Version);
         }
         let member = header[5];

@@ -11,20 +11,25 @@
 //! `filter`: the firewall has judged, and whatever passes it must pass us. Only on a kernel without it
 //! `filter` is used, with the jump in the first place.
 //!
+//! **nft or iptables.** Where the kernel has `queue` for nftables, and `nft` is installed, the rules are a table of
+//! nftables' own (`nft`); else they are iptables', whose NFQUEUE every distribution's kernel has.
+//!
 //! **Fail closed.** No queue-bypass: with no manager listening nothing leaves. A change is one
-//! transaction of `iptables-restore`, so that there is no moment in which a packet slips by.
+//! transaction of `nft` or `iptables-restore`, so that there is no moment in which a packet slips by.
 
+mod nft;
 mod tool;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::Config;
+use nft::Nft;
 pub use tool::{Family, Tool};
 
 /// The mark of packets that are exempt: tcpr's own ("TCPR").
@@ -48,12 +53,30 @@ pub struct Rules {
     pub queues: (u16, u16),
 }
 
+/// What manages packet rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// nftables' own rules.
+    Nft,
+    /// iptables' rules, by this program.
+    Iptables(Tool),
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Backend::Nft => f.write_str("nft"),
+            Backend::Iptables(tool) => tool.fmt(f),
+        }
+    }
+}
+
 /// Where rules were installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
-    /// The program that did it.
-    pub tool: Tool,
-    /// `security`, or `filter` where the kernel lacks it: then the host's firewall does not see the
+    /// What did it.
+    pub by: Backend,
+    /// Of iptables `security`, or `filter` where the kernel lacks it: then the host's firewall does not see the
     /// protected ports.
     pub table: String,
 }
@@ -69,13 +92,13 @@ pub enum RulesState {
     Installed(Installed),
 }
 
-/// Chains that a service has in one table.
+/// Rules that a service has in one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftover {
     /// The service that they are named after.
     pub service: String,
-    /// The program that manages them.
-    pub tool: Tool,
+    /// What manages them.
+    pub by: Backend,
     /// The table.
     pub table: String,
 }
@@ -93,9 +116,26 @@ impl Rules {
         }
     }
 
-    /// Installs the rules, or puts them right. Two processes are started for each family of addresses where all is
-    /// well: one to see what is there, one to change it.
+    /// Installs the rules, or puts them right, and removes those of the other backend. With iptables two processes are
+    /// started for each family of addresses where all is well: one to see what is there, one to change it.
     pub fn install(&self) -> io::Result<Installed> {
+        let nft = Nft::find();
+        if let Some(nft) = nft.as_ref().filter(|nft| nft.probe().is_ok()) {
+            nft.install(self)?;
+            // Only now, so that there is no moment without rules.
+            for family in Family::ALL {
+                remove_for(family, &self.service)?;
+            }
+            return Ok(Installed { by: Backend::Nft, table: nft::table(&self.service) });
+        }
+        let installed = self.install_iptables()?;
+        if let Some(nft) = nft {
+            nft.remove(&self.service)?;
+        }
+        Ok(installed)
+    }
+
+    fn install_iptables(&self) -> io::Result<Installed> {
         let mut first = None;
         for family in Family::ALL {
             if self.of_family(family) {
@@ -131,10 +171,7 @@ impl Rules {
                 for other in views.iter().filter(|v| v.tool != view.tool) {
                     remove_from(other, &self.service)?;
                 }
-                return Ok(Installed {
-                    tool: view.tool.clone(),
-                    table: table.into(),
-                });
+                return Ok(Installed { by: Backend::Iptables(view.tool.clone()), table: table.into() });
             }
         }
         Err(io::Error::other(format!(
@@ -150,8 +187,18 @@ impl Rules {
         remove(&self.service)
     }
 
-    /// Whether the rules are there as `install` would make them. One process is started for each family.
+    /// Whether the rules are there as `install` would make them. One process is started for each family, and one or two
+    /// for nftables.
     pub fn installed(&self) -> io::Result<RulesState> {
+        let native = Nft::find().map_or(Ok(RulesState::Absent), |nft| nft.installed(self))?;
+        Ok(match (native, self.installed_iptables()?) {
+            (native, RulesState::Absent) => native,
+            (RulesState::Absent, iptables) => iptables,
+            _ => RulesState::Wrong(format!("the rules of service \"{}\" are nftables' and iptables' at once", self.service)),
+        })
+    }
+
+    fn installed_iptables(&self) -> io::Result<RulesState> {
         let mut all = None;
         for family in Family::ALL.into_iter().filter(|f| self.of_family(*f)) {
             let state = self.installed_for(family)?;
@@ -172,7 +219,7 @@ impl Rules {
     }
 
     fn installed_for(&self, family: Family) -> io::Result<RulesState> {
-        let views = tool::views(family)?;
+        let views = listed(family)?;
         let mut found = Vec::new();
         for view in &views {
             for (table, _) in by_table(view, &self.service) {
@@ -190,10 +237,9 @@ impl Rules {
         };
         Ok(match self.difference(family, view, table) {
             Some(text) => RulesState::Wrong(text),
-            None => RulesState::Installed(Installed {
-                tool: view.tool.clone(),
-                table: table.clone(),
-            }),
+            None => {
+                RulesState::Installed(Installed { by: Backend::Iptables(view.tool.clone()), table: table.clone() })
+            }
         })
     }
 
@@ -271,9 +317,25 @@ impl Rules {
     }
 }
 
-/// Removes all packet rules of a service by its name. False: there were none.
+/// What installs rules on this machine, and why that.
+pub fn backend() -> io::Result<(Backend, String)> {
+    let why = match Nft::find().map(|nft| nft.probe()) {
+        Some(Ok(())) => return Ok((Backend::Nft, "this kernel has its queue".into())),
+        Some(Err(e)) => {
+            let text = e.to_string();
+            let first = text.split(';').next().and_then(|line| line.rsplit("Error: ").next()).unwrap_or_default();
+            format!("nft cannot queue here ({first})")
+        }
+        None => "nft is not installed".into(),
+    };
+    let first = tool::views(Family::V4)?.into_iter().next();
+    let view = first.ok_or_else(|| io::Error::other("no iptables lists its rules"))?;
+    Ok((Backend::Iptables(view.tool), why))
+}
+
+/// Removes all packet rules of a service by its name, whatever installed them. False: there were none.
 pub fn remove(service: &str) -> io::Result<bool> {
-    let mut any = false;
+    let mut any = Nft::find().map_or(Ok(false), |nft| nft.remove(service))?;
     for family in Family::ALL {
         any |= remove_for(family, service)?;
     }
@@ -288,18 +350,21 @@ fn remove_for(family: Family, service: &str) -> io::Result<bool> {
     Ok(any)
 }
 
-/// What is there; nothing on a machine without IPv6, or without its tools.
+/// What is there of iptables; nothing on a machine without IPv6, or without the tools.
 fn listed(family: Family) -> io::Result<Vec<tool::View>> {
     match tool::views(family) {
-        Err(_) if family == Family::V6 => Ok(Vec::new()),
+        Err(e) if family == Family::V6 || e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         views => views,
     }
 }
 
-/// The services that have packet rules here, whether or not anybody runs them: for `cleanup` and
-/// `doctor`. One process is started for each family of addresses.
+/// The services that have packet rules here, whether or not anybody runs them.
 pub fn leftovers() -> io::Result<Vec<Leftover>> {
-    let mut list = Vec::new();
+    let native = Nft::find().map(|nft| nft.services()).unwrap_or_default();
+    let mut list: Vec<Leftover> = native
+        .into_iter()
+        .map(|service| Leftover { table: nft::table(&service), service, by: Backend::Nft })
+        .collect();
     let mut views = Vec::new();
     for family in Family::ALL {
         views.extend(listed(family)?);
@@ -317,7 +382,7 @@ pub fn leftovers() -> io::Result<Vec<Leftover>> {
             .collect();
         list.extend(found.into_iter().map(|(service, table)| Leftover {
             service,
-            tool: view.tool.clone(),
+            by: Backend::Iptables(view.tool.clone()),
             table,
         }));
     }

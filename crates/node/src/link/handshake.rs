@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// The replication protocol that this code speaks; it accepts the one before, too.
 pub const PROTOCOL: u16 = 1;
+/// The oldest protocol that it speaks. There was none before 1.
+const OLDEST: u16 = if PROTOCOL > 1 { PROTOCOL - 1 } else { PROTOCOL };
 
 /// Length of the authentication tag of every Noise message.
 pub(crate) const TAG_LEN: usize = 16;
@@ -56,7 +58,7 @@ impl LinkConfig {
         LinkConfig {
             service,
             key,
-            versions: PROTOCOL - 1..=PROTOCOL,
+            versions: OLDEST..=PROTOCOL,
             send_limit: 64 << 20,
             user_timeout: Duration::from_secs(1),
         }

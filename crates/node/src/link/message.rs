@@ -107,7 +107,7 @@ pub enum Message<'a> {
 /// Who is at the other end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// The sender's protocol version.
+    /// The protocol version that this connection is to speak.
     pub protocol: u16,
     /// Name of the service.
     pub service: String,

@@ -65,8 +65,41 @@ fn seclude() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: no pointers; it concerns this thread only.
-    if unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) } < 0 {
-        log::warn!("cannot keep privileges over setuid: {}", io::Error::last_os_error());
+    let kept = match unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) } {
+        0 => pass_on_capabilities(),
+        _ => Err(io::Error::last_os_error()),
+    };
+    if let Err(error) = kept {
+        log::warn!("cannot keep privileges over setuid: {error}");
+    }
+    Ok(())
+}
+
+/// What the programs need that change packet rules, as capability.h numbers them: DAC_OVERRIDE (a lock file), NET_ADMIN,
+/// NET_RAW.
+const FOR_RULES: [u32; 3] = [1, 12, 13];
+
+/// Of a process that is not root a program inherits no privileges, but for those that are ambient.
+fn pass_on_capabilities() -> io::Result<()> {
+    // linux/capability.h: version and thread; effective, permitted, inheritable, the lower half and the upper half.
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let mut sets = [0u32; 6];
+    // SAFETY: header and sets are as this version of the call has them, and live through it.
+    if unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [_, permitted, inheritable, ..] = &mut sets;
+    let mine: Vec<u32> = FOR_RULES.into_iter().filter(|c| *permitted & (1 << c) != 0).collect();
+    mine.iter().for_each(|c| *inheritable |= 1 << c);
+    // SAFETY: as above.
+    if unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for capability in mine {
+        // SAFETY: no pointers; it concerns this thread only.
+        if unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
     Ok(())
 }

@@ -16,11 +16,13 @@ use super::Manager;
 use crate::config::Config;
 use crate::heartbeat::{Codec, HeartbeatBody, HeartbeatSocket};
 use crate::key::{self, Key};
-use crate::link::{Hello, Link, LinkConfig, Listener, Message, PROTOCOL};
+use crate::link::{CloseReason, Fault, Hello, Link, LinkConfig, Listener, Message, PROTOCOL};
 use crate::reach::Reach;
 
 /// How often the dialing member tries.
 pub(super) const DIAL_EVERY: Duration = Duration::from_millis(100);
+/// A partner whose manager runs is heard to be of another version this often, or more.
+const ESTRANGED_FOR: Duration = Duration::from_secs(3);
 /// What is refused is written to the log no more often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// Longest piece of a batch in one message.
@@ -53,7 +55,7 @@ pub(super) struct Partner {
     reach_until: Option<Now>,
     reach_patience: Duration,
     carrier: bool,
-    complain_at: [Now; 3],
+    complain_at: [Now; 4],
 
     /// As master: the log is shipped over the link from this position on.
     shipping: bool,
@@ -68,6 +70,8 @@ pub(super) struct Partner {
     /// The partner said that it closes this link: its end is no sign of a death.
     heard_bye: bool,
     last_close: Option<String>,
+    /// When the partner last said that we have no protocol version in common, and the words for it.
+    estranged: Option<(Now, String)>,
 }
 
 /// A snapshot on its way to the partner.
@@ -127,7 +131,7 @@ impl Partner {
             // goes on alone. Not longer than suspicion takes: what was asked before is over when it is asked anew.
             reach_patience: (failover.solo_after.saturating_sub(suspicion) / 2).min(suspicion).max(failover.heartbeat),
             carrier: true,
-            complain_at: [now; 3],
+            complain_at: [now; 4],
             shipping: false,
             snapshot: None,
             batch: Vec::new(),
@@ -138,6 +142,7 @@ impl Partner {
             heard_handover: false,
             heard_bye: false,
             last_close: None,
+            estranged: None,
         })
     }
 
@@ -190,6 +195,19 @@ impl Partner {
                 let _ = link.send(&Message::Forward { bytes: packet });
             }
         }
+    }
+
+    /// Notes it if this is why a connection with the partner was not made.
+    fn note_version(&mut self, now: Now, reason: &CloseReason) {
+        if let CloseReason::Handshake(fault @ Fault::Version { .. }) = reason {
+            self.estranged = Some((now, fault.to_string()));
+        }
+    }
+
+    /// Why we cannot talk to the partner's manager, if it is of another version and runs.
+    fn estrangement(&self, now: Now) -> Option<&str> {
+        let (at, text) = self.estranged.as_ref()?;
+        (now.saturating_sub(*at) < ESTRANGED_FOR).then_some(text)
     }
 
     /// Tells the partner that we end on purpose.
@@ -314,14 +332,27 @@ impl Manager {
 
     // ---- reach ---------------------------------------------------------------------------------------
 
+    /// A partner that starts while a master of a version that it does not speak serves must not take its place: it would
+    /// end every session.
+    fn held_back(&mut self, now: Now) -> bool {
+        let held = self.role.role() == Role::Starting && self.partner.estrangement(now).is_some();
+        if held {
+            self.complain(now, 3, format_args!("not starting to serve while the partner's manager is of another version"));
+        }
+        held
+    }
+
     pub(super) fn reach_ready(&mut self) {
-        if self.partner.reach.on_readable() {
+        if self.partner.reach.on_readable() && !self.held_back(self.now()) {
             self.partner.reach_until = None;
             self.role.handle(self.start.elapsed(), RoleInput::Reach(true));
         }
     }
 
     pub(super) fn probe_reach(&mut self, now: Now) {
+        if self.held_back(now) {
+            return;
+        }
         let mut peers: Vec<std::net::Ipv4Addr> = Vec::new();
         for s in self.filter.store().iter() {
             if let std::net::IpAddr::V4(ip) = s.open.tuple.peer.ip() {
@@ -358,6 +389,9 @@ impl Manager {
         }
         if let Some((from, reason)) = self.partner.listener.as_mut().and_then(Listener::take_last_rejection) {
             self.complain(now, 1, format_args!("a replication connection from {from} was turned away: {reason}"));
+            if self.partner.partner.as_ref().is_some_and(|p| p.2.ip() == from.ip()) {
+                self.partner.note_version(now, &reason);
+            }
         }
     }
 
@@ -401,7 +435,7 @@ impl Manager {
     fn greet(&mut self) {
         let view = self.role.view();
         let hello = Hello {
-            protocol: PROTOCOL,
+            protocol: self.partner.link.as_ref().and_then(Link::version).unwrap_or(PROTOCOL),
             service: self.config.service.name.clone(),
             member: self.partner.me,
             boot: self.partner.boot,
@@ -457,6 +491,10 @@ impl Manager {
     ) -> Result<(), String> {
         match message {
             Message::Hello(hello) => {
+                if !self.partner.link_config.versions.contains(&hello.protocol) {
+                    return Err(format!("the partner goes on in protocol version {}, which we do not speak", hello.protocol));
+                }
+                self.partner.estranged = None;
                 if hello.config_digest != self.partner.digest {
                     log::warn!("the partner's configuration of ports or virtual IP differs from ours");
                 }
@@ -559,7 +597,8 @@ impl Manager {
 
     fn check_link(&mut self, now: Now) {
         let Some(link) = &self.partner.link else { return };
-        let Some(reason) = link.close_reason() else { return };
+        let Some(&reason) = link.close_reason() else { return };
+        self.partner.note_version(now, &reason);
         let text = reason.to_string();
         let gone = reason.partner_gone() && self.partner.link_up && !self.partner.heard_bye;
         self.drop_link(now, &text, gone);
@@ -700,7 +739,10 @@ impl Manager {
             }),
             "epoch": view.map(|v| v.epoch.number),
             "heartbeats_refused": self.partner.heartbeat.as_ref().map_or(0, |h| h.rejected().total()),
-            "trouble": if self.partner.link_up { None } else { self.partner.last_close.clone() },
+            "trouble": match self.partner.link_up {
+                true => None,
+                false => self.partner.estrangement(self.now()).or(self.partner.last_close.as_deref()),
+            },
         })
     }
 }

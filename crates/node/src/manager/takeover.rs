@@ -200,8 +200,12 @@ impl Manager {
     pub(super) fn restore_probed(&mut self, session: SessionId) {
         self.takeover.report.probed += 1;
         self.restore(session, true);
-        if self.filter.unprobed() == 0 {
-            let now = self.now();
+        let now = self.now();
+        if self.takeover.probe_until.is_none() {
+            // A half-open one whose peer completes the handshake when all others are there: nobody looks for it any more.
+            self.publish_pending();
+            self.ring_doorbells(now);
+        } else if self.filter.unprobed() == 0 {
             self.probes_done(now);
         }
     }

@@ -1,3 +1,4 @@
+use super::nft::Nft;
 use super::*;
 use crate::vip::testnet::{in_netns, ip, Pair};
 
@@ -35,10 +36,10 @@ fn installed_once_changed_and_removed() {
         iptables("iptables -A INPUT -p tcp --dport 22 -j ACCEPT");
         iptables("iptables -t security -A INPUT -p tcp -j ACCEPT");
         let before = iptables("iptables -S") + &iptables("iptables -t security -S");
-        let first = chat.install().unwrap();
+        let first = chat.install_iptables().unwrap();
         assert_eq!(first.table, "security");
         let once = iptables("iptables -t security -S");
-        assert_eq!(chat.install().unwrap(), first);
+        assert_eq!(chat.install_iptables().unwrap(), first);
         assert_eq!(iptables("iptables -t security -S"), once);
         assert_eq!(
             chat.installed().unwrap(),
@@ -58,7 +59,7 @@ fn installed_once_changed_and_removed() {
         }
         // A second service, whose name begins like the first.
         let other = rules("chat-2");
-        other.install().unwrap();
+        other.install_iptables().unwrap();
         assert_eq!(
             chat.installed().unwrap(),
             RulesState::Installed(first.clone())
@@ -74,7 +75,7 @@ fn installed_once_changed_and_removed() {
         let mut fewer = chat.clone();
         fewer.ports = vec![7777];
         assert!(matches!(fewer.installed().unwrap(), RulesState::Wrong(_)));
-        fewer.install().unwrap();
+        fewer.install_iptables().unwrap();
         assert!(!iptables("iptables -t security -S")
             .contains("--dport 5555 -j NFQUEUE --queue-num 200\n-A TCPR-CHAT-I"));
         assert!(matches!(
@@ -99,7 +100,7 @@ fn both_families_come_and_go_together() {
     in_netns(|| {
         let mut both = rules("chat");
         both.virtual_ips.push("2001:db8::200".parse().unwrap());
-        both.install().unwrap();
+        both.install_iptables().unwrap();
         assert!(matches!(both.installed().unwrap(), RulesState::Installed(_)));
         let six = iptables("ip6tables -t security -S");
         for line in [
@@ -113,9 +114,9 @@ fn both_families_come_and_go_together() {
         iptables("ip6tables -t security -F TCPR-CHAT-O");
         assert!(matches!(both.installed().unwrap(), RulesState::Wrong(_)));
         // No longer asked for: gone.
-        rules("chat").install().unwrap();
+        rules("chat").install_iptables().unwrap();
         assert!(!iptables("ip6tables -t security -S").contains("TCPR"));
-        both.install().unwrap();
+        both.install_iptables().unwrap();
         assert!(both.remove().unwrap());
         assert!(leftovers().unwrap().is_empty());
     });
@@ -130,7 +131,7 @@ fn damage_is_seen_and_repaired() {
             other => panic!("{other:?}"),
         };
         let repaired = || {
-            chat.install().unwrap();
+            chat.install_iptables().unwrap();
             assert!(matches!(
                 chat.installed().unwrap(),
                 RulesState::Installed(_)
@@ -203,4 +204,126 @@ fn rules_as_other_versions_write_them() {
     assert_ne!(canonical(a), canonical(&format!("{a} --queue-bypass")));
     assert_eq!(target("-p tcp -g TCPR-A-I"), Some("TCPR-A-I"));
     assert_eq!(target("-p tcp"), None);
+}
+
+fn nft() -> Nft {
+    Nft::find().expect("apt install nftables")
+}
+
+/// What the table looks like, and the same with queues that nobody reads: this kernel may know no other.
+fn native(rules: &Rules) -> (String, String) {
+    let script = nft::script(rules);
+    let closed = script.replace("queue num 200", "drop").replace("queue num 201", "drop");
+    assert!(!closed.contains("queue"), "{closed}");
+    (script, closed)
+}
+
+#[test]
+fn nftables_own_rules() {
+    let mut both = rules("chat");
+    both.ports = vec![5555];
+    both.virtual_ips.push("2001:db8::200".parse().unwrap());
+    let text = "\
+add table inet tcpr-chat
+delete table inet tcpr-chat
+table inet tcpr-chat {
+chain input {
+type filter hook input priority 50; policy accept;
+iifname \"lo\" accept
+meta mark 0x54435052 accept
+ip daddr 192.0.2.200 tcp dport 5555 queue num 200
+ip saddr 198.51.100.9 ip daddr 192.0.2.200 tcp sport 179 queue num 200
+ip6 daddr 2001:db8::200 tcp dport 5555 queue num 200
+}
+chain output {
+type filter hook output priority 50; policy accept;
+oifname \"lo\" accept
+meta mark 0x54435052 accept
+ip saddr 192.0.2.200 tcp sport 5555 queue num 201
+ip saddr 192.0.2.200 ip daddr 198.51.100.9 tcp dport 179 queue num 201
+ip6 saddr 2001:db8::200 tcp sport 5555 queue num 201
+}
+}
+";
+    assert_eq!(native(&both).0, text);
+    in_netns(|| {
+        let (_, closed) = native(&both);
+        nft().apply(&closed).unwrap();
+        nft().apply(&closed).unwrap();
+        let listing = |table: &str| {
+            tool::run(&tool::find("nft").unwrap(), &["-n", "list", "table", "inet", table], "").unwrap()
+        };
+        let wanted = closed.split_once("table inet tcpr-chat\ntable").unwrap().1;
+        assert_eq!(nft::canonical(&listing("tcpr-chat")), nft::canonical(&format!("table{wanted}")));
+        // Some versions call the same by another name.
+        assert_eq!(nft::canonical(" tcp dport 5  queue to 7"), ["tcp dport 5 queue num 7"]);
+        // Others' tables are nobody's business.
+        nft().apply("add table inet other").unwrap();
+        nft().apply(&native(&rules("chat-2")).1).unwrap();
+        assert_eq!(nft().services(), ["chat", "chat-2"]);
+        assert!(matches!(both.installed().unwrap(), RulesState::Wrong(_)), "they do not queue");
+        let names: Vec<_> = leftovers().unwrap().into_iter().map(|l| (l.service, l.by)).collect();
+        assert_eq!(names, ["chat", "chat-2"].map(|n| (n.to_owned(), Backend::Nft)));
+        assert!(remove("chat").unwrap());
+        assert!(!remove("chat").unwrap());
+        assert_eq!(nft().services(), ["chat-2"]);
+        assert!(remove("chat-2").unwrap());
+        listing("other");
+    });
+}
+
+/// As `closed_without_a_manager_and_open_on_loopback_and_for_others`, and marked packets pass.
+#[test]
+fn nftables_rules_stand_where_packets_pass() {
+    in_netns(|| {
+        let pair = Pair::new();
+        ip("addr add 192.0.2.200/24 dev v0");
+        pair.there(|| ip("addr add 192.0.2.7/24 dev v1"));
+        let _protected = std::net::TcpListener::bind(("192.0.2.200", 5555)).unwrap();
+        let connect = || {
+            let to = ([192, 0, 2, 200], 5555).into();
+            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(1500)).is_ok()
+        };
+        let (script, closed) = native(&rules("chat"));
+        nft().apply(&closed).unwrap();
+        assert!(!pair.there(connect), "closed");
+        assert!(connect(), "loopback is exempt");
+        for hook in ["prerouting", "output"] {
+            let mark = format!("table inet marks {{ chain {hook} {{ type filter hook {hook} priority -200; meta mark set {MARK}; }}\n}}\n");
+            nft().apply(&mark).unwrap();
+        }
+        assert!(pair.there(connect), "marked packets are exempt");
+        nft().apply("delete table inet marks").unwrap();
+        // All or nothing: without queues in the kernel the old table stays.
+        match nft().probe() {
+            Ok(()) => nft().apply(&script).unwrap(),
+            Err(_) => drop(nft().apply(&script).unwrap_err()),
+        }
+        assert!(!pair.there(connect), "still closed");
+        assert!(remove("chat").unwrap());
+        assert!(pair.there(connect));
+    });
+}
+
+/// The backend is nft exactly where the kernel has its queue, and what the other one left goes.
+#[test]
+fn one_backend_at_a_time() {
+    in_netns(|| {
+        let native_queue = nft().probe().is_ok();
+        assert!(nft().services().is_empty(), "the probe leaves nothing");
+        let chat = rules("chat");
+        assert_eq!(backend().unwrap().0 == Backend::Nft, native_queue);
+        for _ in 0..2 {
+            chat.install_iptables().unwrap();
+            nft().apply(&native(&chat).1).unwrap();
+            assert!(matches!(chat.installed().unwrap(), RulesState::Wrong(_)));
+            let installed = chat.install().unwrap();
+            assert_eq!(installed.by == Backend::Nft, native_queue);
+            assert_eq!(chat.installed().unwrap(), RulesState::Installed(installed));
+            assert_eq!(nft().services().is_empty(), !native_queue);
+            assert_eq!(iptables("iptables -t security -S").contains("TCPR"), !native_queue);
+        }
+        assert!(chat.remove().unwrap());
+        assert!(leftovers().unwrap().is_empty());
+    });
 }

@@ -172,6 +172,11 @@ fn legacy_in_use(family: Family) -> bool {
     std::fs::read(Path::new("/proc/thread-self/net").join(file)).is_ok_and(|names| !names.is_empty())
 }
 
+/// A program of the system's.
+pub(super) fn find(name: &str) -> Option<PathBuf> {
+    DIRECTORIES.iter().map(|d| Path::new(d).join(name)).find(|p| p.exists())
+}
+
 fn tools(family: Family, directories: &[&Path]) -> Vec<Tool> {
     let mut list = Vec::new();
     let mut seen = BTreeSet::new();
@@ -200,7 +205,8 @@ fn tools(family: Family, directories: &[&Path]) -> Vec<Tool> {
     list
 }
 
-fn run(program: &Path, args: &[&str], input: &str) -> io::Result<String> {
+/// Runs a program with this input; what it prints, or what it complains of.
+pub(super) fn run(program: &Path, args: &[&str], input: &str) -> io::Result<String> {
     let mut child = Command::new(program)
         .args(args)
         // Ours may say LD_PRELOAD=libtcpr.so; and what is parsed shall not be translated.
