@@ -29,6 +29,7 @@ struct Queue {
     sessions: VecDeque<(RecoveredInfo, OwnedFd)>,
     /// The manager had more when they were fetched.
     more: bool,
+    inherited: Option<Inherited>,
 }
 
 type Stash = HashMap<u16, Queue>;
@@ -162,6 +163,7 @@ fn classify(client: &Client, fd: c_int, peer: Option<SocketAddr>) -> Accepted {
                 ffi::raw_shutdown(fd, libc::SHUT_WR);
             }
             process::attach(client, fd, tuple, Origin::Recovered, r.absorb, r.greeted);
+            client.kick();
             log::info!("recovered {tuple} as descriptor {fd}");
         }
         None => process::attach(client, fd, tuple, Origin::Accepted, 0, false),
@@ -209,8 +211,12 @@ fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Optio
         }
     }
     let fd = socket.into_raw_fd();
-    adopt_options(listener, fd, flags);
+    adopt_options(listener, port, fd, flags);
     process::attach(client, fd, info.tuple, Origin::Recovered, info.absorb, info.greeted);
+    if STASHED.load(Ordering::Relaxed) == 0 {
+        // The barrier falls when the manager has heard of the last one; of those before it hears with it.
+        client.kick();
+    }
     // Only now: the manager rings again as long as it believes that sessions wait.
     if let Some(doorbell) = doorbell {
         ffi::raw_close(doorbell);
@@ -227,7 +233,7 @@ fn next_recovered(client: &Client, port: u16) -> Option<(RecoveredInfo, OwnedFd,
         match client.recovered(port, BATCH) {
             Ok((sessions, more)) => {
                 STASHED.fetch_add(sessions.len(), Ordering::Relaxed);
-                *queue = Queue { sessions: sessions.into(), more };
+                *queue = Queue { sessions: sessions.into(), more, inherited: None };
             }
             Err(e) => {
                 log::error!("recovered sessions of port {port}: {e}");
@@ -270,50 +276,98 @@ fn take_doorbell_off(listener: c_int, flags: c_int) -> Option<c_int> {
     (new >= 0).then_some(new)
 }
 
-/// Gives a recovered socket what an accepted one has from its listener.
-fn adopt_options(listener: c_int, fd: c_int, flags: c_int) {
-    const TCP_NOTSENT_LOWAT: c_int = 25;
-    let integers = [
-        (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
-        (libc::SOL_SOCKET, libc::SO_OOBINLINE),
-        (libc::SOL_SOCKET, libc::SO_PRIORITY),
-        (libc::SOL_TCP, libc::TCP_NODELAY),
-        (libc::SOL_TCP, libc::TCP_KEEPIDLE),
-        (libc::SOL_TCP, libc::TCP_KEEPINTVL),
-        (libc::SOL_TCP, libc::TCP_KEEPCNT),
-        (libc::SOL_TCP, libc::TCP_USER_TIMEOUT),
-        (libc::SOL_TCP, TCP_NOTSENT_LOWAT),
-        (libc::SOL_IP, libc::IP_TOS),
-    ];
-    for (level, option) in integers {
-        copy_option::<c_int>(listener, fd, level, option);
+/// What an accepted socket has from its listener and a restored one has not. The sockets of a batch lack the same: it is
+/// found out with the first.
+struct Inherited {
+    listener: c_int,
+    options: Vec<(c_int, c_int, Value)>,
+    /// As the kernel gives them, twice what they were set to.
+    receive_buffer: Option<c_int>,
+    /// With what the program has fixed (SO_BUF_LOCK).
+    send_buffer: Option<(c_int, c_int)>,
+}
+
+/// An option's value.
+enum Value {
+    Number(c_int),
+    Linger(libc::linger),
+    Time(libc::timeval),
+    Name([u8; 16]),
+}
+
+impl Inherited {
+    /// Compares a restored socket with the listener.
+    fn lacking(listener: c_int, fd: c_int) -> Inherited {
+        const TCP_NOTSENT_LOWAT: c_int = 25;
+        let numbers = [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+            (libc::SOL_SOCKET, libc::SO_OOBINLINE),
+            (libc::SOL_SOCKET, libc::SO_PRIORITY),
+            (libc::SOL_TCP, libc::TCP_NODELAY),
+            (libc::SOL_TCP, libc::TCP_KEEPIDLE),
+            (libc::SOL_TCP, libc::TCP_KEEPINTVL),
+            (libc::SOL_TCP, libc::TCP_KEEPCNT),
+            (libc::SOL_TCP, libc::TCP_USER_TIMEOUT),
+            (libc::SOL_TCP, TCP_NOTSENT_LOWAT),
+            (libc::SOL_IP, libc::IP_TOS),
+        ];
+        let mut options = Vec::new();
+        for (level, option) in numbers {
+            options.extend(differs::<c_int>(listener, fd, level, option).map(|v| (level, option, Value::Number(v))));
+        }
+        let socket = libc::SOL_SOCKET;
+        let linger = differs::<libc::linger>(listener, fd, socket, libc::SO_LINGER);
+        options.extend(linger.map(|v| (socket, libc::SO_LINGER, Value::Linger(v))));
+        for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
+            options.extend(differs::<libc::timeval>(listener, fd, socket, option).map(|v| (socket, option, Value::Time(v))));
+        }
+        let (tcp, congestion) = (libc::SOL_TCP, libc::TCP_CONGESTION);
+        options.extend(differs::<[u8; 16]>(listener, fd, tcp, congestion).map(|v| (tcp, congestion, Value::Name(v))));
+        // A kernel that does not tell what the program has set could not be told to go on tuning either.
+        let locked = ffi::option::<c_int>(listener, socket, SO_BUF_LOCK);
+        let size = |option| ffi::option::<c_int>(listener, socket, option);
+        let receive_buffer = locked.filter(|locked| locked & 2 != 0).and_then(|_| size(libc::SO_RCVBUF));
+        // Always: what the manager gave it to hold its queue would grow with every failover, as the queue fills it.
+        let send_buffer = locked.and_then(|locked| Some((size(libc::SO_SNDBUF)?, locked)));
+        Inherited { listener, options, receive_buffer, send_buffer }
     }
-    copy_option::<libc::linger>(listener, fd, libc::SOL_SOCKET, libc::SO_LINGER);
-    copy_option::<libc::timeval>(listener, fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO);
-    copy_option::<libc::timeval>(listener, fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO);
-    copy_option::<[u8; 16]>(listener, fd, libc::SOL_TCP, libc::TCP_CONGESTION);
-    // A kernel that does not tell what the program has set could not be told to go on tuning either.
-    if let Some(locked) = ffi::option::<c_int>(listener, libc::SOL_SOCKET, SO_BUF_LOCK) {
-        let size = |option| ffi::option::<c_int>(listener, libc::SOL_SOCKET, option);
+
+    fn give(&self, fd: c_int) {
+        for (level, option, value) in &self.options {
+            match value {
+                Value::Number(v) => ffi::set_option(fd, *level, *option, *v),
+                Value::Linger(v) => ffi::set_option(fd, *level, *option, *v),
+                Value::Time(v) => ffi::set_option(fd, *level, *option, *v),
+                Value::Name(v) => ffi::set_option(fd, *level, *option, *v),
+            };
+        }
         // The kernel doubles what it is given.
-        if let Some(size) = size(libc::SO_RCVBUF).filter(|_| locked & 2 != 0) {
+        if let Some(size) = self.receive_buffer {
             ffi::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, size / 2);
         }
-        // Always: what the manager gave it to hold its queue would grow with every failover, as the queue fills it.
-        if let Some(size) = size(libc::SO_SNDBUF) {
+        if let Some((size, locked)) = self.send_buffer {
             set_send_buffer(fd, size / 2, locked);
         }
     }
-    ffi::set_modes(fd, flags & libc::SOCK_NONBLOCK != 0, flags & libc::SOCK_CLOEXEC != 0);
 }
 
-fn copy_option<T: Copy + PartialEqBytes>(from: c_int, to: c_int, level: c_int, option: c_int) {
-    let wanted = ffi::option::<T>(from, level, option);
-    if let Some(wanted) = wanted {
-        if !ffi::option::<T>(to, level, option).is_some_and(|has| has.same(&wanted)) {
-            ffi::set_option(to, level, option, wanted);
-        }
+/// The listener's value of an option, where the socket has another.
+fn differs<T: Copy + PartialEqBytes>(listener: c_int, fd: c_int, level: c_int, option: c_int) -> Option<T> {
+    let wanted = ffi::option::<T>(listener, level, option)?;
+    let has = ffi::option::<T>(fd, level, option);
+    (!has.is_some_and(|has| has.same(&wanted))).then_some(wanted)
+}
+
+/// Gives a recovered socket what an accepted one has from its listener.
+fn adopt_options(listener: c_int, port: u16, fd: c_int, flags: c_int) {
+    let mut guard = lock(&STASH);
+    let queue = guard.get_or_insert_default().entry(port).or_default();
+    if queue.inherited.as_ref().is_none_or(|i| i.listener != listener) {
+        queue.inherited = Some(Inherited::lacking(listener, fd));
     }
+    queue.inherited.iter().for_each(|inherited| inherited.give(fd));
+    drop(guard);
+    ffi::set_modes(fd, flags & libc::SOCK_NONBLOCK != 0, flags & libc::SOCK_CLOEXEC != 0);
 }
 
 /// Comparison of C's plain data.

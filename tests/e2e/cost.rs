@@ -134,12 +134,12 @@ fn a_round_trip_costs_no_more_than_it_did() {
         ("packets, each round trip", each(cost.packets()), 2.2),
         ("records, each round trip", each(cost.counters["records"]), 4.1),
         ("bytes of the log beside the payload, each round trip", each(beside), 72.0),
-        ("system calls of the master, each round trip", each(cost.calls(0)), 19.0),
-        ("system calls of the master, each packet", cost.calls(0) / cost.packets(), 9.5),
-        ("turns of the master, each round trip", each(cost.turns(0)), 4.2),
-        ("system calls of the master, each turn", cost.calls(0) / cost.turns(0), 5.2),
-        ("system calls of the backup, each round trip", each(cost.calls(1)), 8.8),
-        ("turns of the backup, each round trip", each(cost.turns(1)), 2.2),
+        ("system calls of the master, each round trip", each(cost.calls(0)), 11.0),
+        ("system calls of the master, each packet", cost.calls(0) / cost.packets(), 5.5),
+        ("turns of the master, each round trip", each(cost.turns(0)), 3.6),
+        ("system calls of the master, each turn", cost.calls(0) / cost.turns(0), 3.6),
+        ("system calls of the backup, each round trip", each(cost.calls(1)), 4.5),
+        ("turns of the backup, each round trip", each(cost.turns(1)), 1.6),
     ]);
 }
 
@@ -166,7 +166,7 @@ fn a_stream_costs_no_more_than_it_did() {
         ("bytes of the log beside the payload, each MiB", each(beside), 2000.0),
         ("payload in the log, each byte both ways", cost.counters["payload_bytes"] / (2 * BYTES) as f64, 1.01),
         ("packets, each MiB", each(cost.packets()), 75.0),
-        ("system calls of the master, each packet", cost.calls(0) / cost.packets(), 3.3),
+        ("system calls of the master, each packet", cost.calls(0) / cost.packets(), 2.5),
         ("system calls of the backup, each MiB", each(cost.calls(1)), 75.0),
     ]);
 }

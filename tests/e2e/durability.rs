@@ -56,6 +56,7 @@ fn a_crash_loses_the_last_words_and_no_connection() {
                     Ok(n) => return Err(format!("port {port}: {n} bytes that nobody has said after line {i}: {answer:.40}")),
                     Err(e) if answer.is_empty() && matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                         lost.fetch_add(1, Relaxed);
+                        eprintln!("line {i} of port {port} has no answer");
                         break;
                     }
                     Err(e) => return Err(format!("port {port}: {} bytes of an answer to line {i}, then {e}", answer.len())),
@@ -66,5 +67,5 @@ fn a_crash_loses_the_last_words_and_no_connection() {
         }
         Ok(())
     });
-    eprintln!("{} lines were lost", lost.load(Relaxed));
+    eprintln!("{} lines were lost\n{}", lost.load(Relaxed), w.pair.describe());
 }

@@ -5,7 +5,7 @@ use tcpr_lab::member::Service;
 use tcpr_lab::{Impairment, Shim};
 
 use crate::ipv6::{Over, V4, V6};
-use crate::world::{World, built, Fault, PORT};
+use crate::world::{built, Fault, World, PORT};
 
 /// One packet in a hundred is lost, another is late, another comes twice, in both directions.
 #[test]

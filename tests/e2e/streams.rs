@@ -6,7 +6,7 @@ use tcpr_lab::client::{
 use tcpr_lab::member::Service;
 
 use crate::ipv6::{Over, V4, V6};
-use crate::world::{World, built, script, Fault, PORT};
+use crate::world::{built, script, Fault, World, PORT};
 
 fn chat(over: &Over, label: &str, service: Service, program: &[&str]) {
     let mut w = (over.new)(label, service, program);

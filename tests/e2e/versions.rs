@@ -19,6 +19,8 @@ use crate::world::{built, FOUR, PATIENCE, PORT};
 struct Fake {
     config: Arc<LinkConfig>,
     codec: Codec,
+    /// Bound once: for a moment after its end, a process that another test starts may hold a copy.
+    heartbeats: Option<UdpSocket>,
     host: Host,
     start: Instant,
 }
@@ -28,7 +30,7 @@ impl Fake {
         let key = key::load(host.dir().join("chat.key")).expect("the key");
         let config = Arc::new(LinkConfig { versions, ..LinkConfig::new("chat", key.clone()) });
         let codec = Codec::new(key, "chat", member).expect("a boot id");
-        Fake { config, codec, host: host.clone(), start: Instant::now() }
+        Fake { config, codec, heartbeats: None, host: host.clone(), start: Instant::now() }
     }
 
     fn at(host: &Host) -> SocketAddr {
@@ -65,8 +67,8 @@ impl Fake {
         };
         let mut datagram = self.codec.seal(&body);
         datagram[4] = version;
-        let socket = self.host.enter(|| UdpSocket::bind(Fake::at(&self.host))).expect("the heartbeat port");
-        socket.send_to(&datagram, Fake::at(to)).expect("sent");
+        let bind = || self.host.enter(|| UdpSocket::bind(Fake::at(&self.host))).expect("the heartbeat port");
+        self.heartbeats.get_or_insert_with(bind).send_to(&datagram, Fake::at(to)).expect("sent");
     }
 }
 

@@ -4,6 +4,7 @@ mod ask;
 mod bench;
 mod check;
 mod demo;
+mod doctor;
 mod logger;
 mod run;
 
@@ -96,7 +97,7 @@ fn main() -> ExitCode {
         Command::Switchover(c) => ask::switchover(&c),
         Command::Restart(c) => ask::restart(&c),
         Command::Check(c) => check::check(&c),
-        Command::Doctor(c) => check::doctor(&c),
+        Command::Doctor(c) => doctor::doctor(&c),
         Command::Keygen => {
             print!("{}", tcpr_node::key::generate());
             Ok(0)

@@ -17,14 +17,6 @@ pub fn copy(queue: &VecDeque<u8>, range: Range<usize>) -> Vec<u8> {
     out
 }
 
-/// Takes the first `n` bytes.
-#[must_use]
-pub fn take(queue: &mut VecDeque<u8>, n: usize) -> Vec<u8> {
-    let out = copy(queue, 0..n);
-    queue.drain(..n);
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,7 +32,5 @@ mod tests {
                 assert_eq!(copy(&queue, start..end), plain[start..end]);
             }
         }
-        assert_eq!(take(&mut queue, 70), plain[..70]);
-        assert_eq!(queue, &plain[70..]);
     }
 }

@@ -31,6 +31,8 @@ pub struct Splice {
     pub input: Shift,
     /// Window shift of the local TCP, and the one that the peer was told.
     pub shifts: (u8, u8),
+    /// Window shift of the peer, and the one that the local TCP took note of: none, if it answered with a SYN cookie.
+    pub peer_shifts: (u8, u8),
     /// Output before this number of the local TCP's is not its own, but sent by us: no acknowledgement below it is shown.
     pub floor: Option<Seq>,
 }
@@ -38,9 +40,8 @@ pub struct Splice {
 impl Splice {
     /// A segment of the local TCP as the peer is to see it, with a full checksum.
     pub fn to_peer(&self, segment: &Segment<'_>, out: &mut Vec<u8>) {
-        let window = (u32::from(segment.window()) << self.shifts.0 >> self.shifts.1).min(u32::from(u16::MAX));
         correct(segment, self.output, self.input, out);
-        segment.put_window(window as u16, out);
+        segment.put_window(rescaled(segment.window(), self.shifts), out);
         segment.finish(out);
     }
 
@@ -48,6 +49,10 @@ impl Splice {
     pub fn to_kernel(&self, segment: &Segment<'_>, out: &mut Vec<u8>) {
         let back = |shift: Shift| Shift { seq: shift.seq.wrapping_neg(), timestamp: shift.timestamp.wrapping_neg() };
         correct(segment, back(self.input), back(self.output), out);
+        // That of a SYN is not scaled.
+        if !segment.has(flags::SYN) {
+            segment.put_window(rescaled(segment.window(), self.peer_shifts), out);
+        }
         if let Some(floor) = self.floor.filter(|_| segment.has(flags::ACK)) {
             if Seq(segment.ack().0.wrapping_sub(self.output.seq)).before(floor) {
                 segment.put_ack(floor, out);
@@ -61,6 +66,10 @@ impl Splice {
         }
         segment.finish(out);
     }
+}
+
+fn rescaled(window: u16, (from, to): (u8, u8)) -> u16 {
+    (u32::from(window) << from >> to).min(u32::from(u16::MAX)) as u16
 }
 
 /// `own`: of the stream that the segment belongs to; `other`: of the one that it acknowledges.

@@ -158,7 +158,7 @@ pub struct Store {
 }
 
 /// An idle session keeps no buffer of a burst long past.
-fn shrink(buffer: &mut VecDeque<u8>) {
+pub(crate) fn shrink(buffer: &mut VecDeque<u8>) {
     if buffer.is_empty() && buffer.capacity() > 4096 {
         *buffer = VecDeque::new();
     }

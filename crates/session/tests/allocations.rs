@@ -1,6 +1,5 @@
-//! How often the filter asks for memory while sessions exchange messages: the manager does what it does for every
-//! packet on one thread, and an allocation is what it would wait for. The bounds are what it needs at present; zero is
-//! the aim.
+//! How often the filter asks for memory in steady state: the manager's loop does everything for each packet on one thread,
+//! and an allocation is what it would wait for. Never, neither as a master nor as a replica.
 
 #[path = "allocations/counting.rs"]
 mod counting;
@@ -172,7 +171,7 @@ fn allocations(payload: &[u8]) -> [f64; 2] {
 
 #[test]
 fn packets_need_no_more_allocations_than_they_did() {
-    for (payload, bounds) in [(vec![1; 64], [1.01, 0.0]), (vec![2; 1400], [1.01, 0.0])] {
+    for (payload, bounds) in [(vec![1; 64], [0.0, 0.0]), (vec![2; 1400], [0.0, 0.0])] {
         let each = allocations(&payload);
         eprintln!("{} bytes: allocations for each packet: master {:.3}, replica {:.3}", payload.len(), each[0], each[1]);
         for i in 0..2 {

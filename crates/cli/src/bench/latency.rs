@@ -58,7 +58,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
 }
 
 /// Each stream sends, waits for the echo, and sends again; the times are in ns.
-fn round_trips(options: &Options, streams: &mut [TcpStream], size: u32) -> Result<Histogram<u64>, String> {
+pub(super) fn round_trips(options: &Options, streams: &mut [TcpStream], size: u32) -> Result<Histogram<u64>, String> {
     let make = || Histogram::<u64>::new_with_bounds(1, LONGEST, 3).map_err(|e| e.to_string());
     let one = |stream: &mut TcpStream| -> Result<Histogram<u64>, String> {
         let mut trips = make()?;

@@ -6,6 +6,7 @@ mod failover;
 mod keepalived;
 mod latency;
 mod plot;
+mod recovered;
 mod recovery;
 mod report;
 mod scale;
@@ -27,6 +28,8 @@ use report::Report;
 pub enum What {
     /// Time to restore a session, by number of sessions
     Recovery,
+    /// Round trip and throughput of a connection that was recovered, with each engine
+    Recovered,
     /// Outage that a peer sees, by way of losing the master
     Failover,
     /// Round trip of a message
@@ -105,8 +108,8 @@ pub struct Options {
     /// Seconds that a run of one measurement of `latency` or `throughput` goes on
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
-    /// The ways to recover that are compared
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Repair])]
+    /// The ways to recover that are compared, in `recovery`, `recovered` and `failover`
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Repair, Engine::Splice])]
     engines: Vec<Engine>,
     /// When output may leave: what is compared
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Durability::Sync])]
@@ -148,6 +151,7 @@ pub fn bench(options: &Options) -> Result<u8, String> {
         .collect();
     for (what, name, run) in [
         (What::Recovery, "recovery", recovery::measure as Measure),
+        (What::Recovered, "recovered", recovered::measure),
         (What::Failover, "failover", failover::measure),
         (What::Latency, "latency", latency::measure),
         (What::Throughput, "throughput", throughput::measure),
@@ -156,7 +160,9 @@ pub fn bench(options: &Options) -> Result<u8, String> {
         if !options.what.is_empty() && !options.what.contains(&what) {
             continue;
         }
-        for &variant in &variants {
+        // The engines differ in what they do at a recovery, and to what was recovered.
+        let differ = matches!(what, What::Recovery | What::Recovered | What::Failover);
+        for &variant in variants.iter().filter(|v| differ || v.engine == variants[0].engine) {
             // What else is measured is worth printing all the same.
             if let Err(error) = run(options, variant, &mut report) {
                 report.remark(name, format!("{} failed: {error}", variant.name()));

@@ -81,6 +81,13 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
     Ok(())
 }
 
+/// Bytes each second through an echo over this connection, which ends with it.
+pub(super) fn echo_over(options: &Options, stand: &Stand, variant: Variant, stream: &TcpStream) -> Result<f64, String> {
+    let (bench, start) = (Bench { options, stand, variant, master: 0 }, Instant::now());
+    let bytes = bench.stream(Way::Echo, stream, BLOCK).map_err(|e| format!("{e}\n{}", stand.pair.describe()))?;
+    Ok(bytes as f64 / start.elapsed().as_secs_f64())
+}
+
 struct Rate {
     /// Each second.
     bytes: f64,

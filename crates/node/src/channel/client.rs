@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::ring::{Full, Mapping, Producer, Sent};
 use super::server::ChannelRole;
 use super::wire::{self, Hello, Numbered, RecoveredInfo, Reply, Request, Welcome};
-use super::{sys, Event, Origin};
+use super::{sys, Event};
 
 thread_local! {
     static BYPASS: Cell<u32> = const { Cell::new(0) };
@@ -184,9 +184,17 @@ impl Client {
                 | Event::Exit
                 | Event::Close { .. }
                 | Event::Shutdown { .. }
-                | Event::Attach { origin: Origin::Recovered, .. }
         );
         self.produce(kicks, |producer| producer.push(event)).is_some()
+    }
+
+    /// Wakes the manager, if it sleeps, for what was told and does not wake it by itself.
+    pub fn kick(&self) {
+        let _inside = Bypass::enter();
+        let mut producing = lock(&self.producing);
+        if producing.producer.wants_kick() {
+            sys::kick(producing.kick.as_fd());
+        }
     }
 
     /// Announces a write, performs it and tells how it went, as one step (see [`Producer::write`]). `None`:

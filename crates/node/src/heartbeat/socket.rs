@@ -104,6 +104,16 @@ impl HeartbeatSocket {
         None
     }
 
+    /// The counter of the next datagram.
+    pub fn next_counter(&self) -> u64 {
+        self.codec.next
+    }
+
+    /// The highest counter of ours that the sender had heard.
+    pub fn echo(&self, heard: &Heard) -> Option<u64> {
+        (heard.body.partner_boot == self.codec.boot()).then_some(heard.body.partner_counter)
+    }
+
     /// The codec, for boot ids.
     pub fn codec(&self) -> &Codec {
         &self.codec

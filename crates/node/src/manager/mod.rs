@@ -399,7 +399,7 @@ impl Manager {
         for _ in 0..1000 {
             let roles = self.role_actions();
             let packets = self.filter_actions();
-            self.ship();
+            self.ship_if_due();
             if !roles && !packets {
                 break;
             }

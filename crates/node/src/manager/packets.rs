@@ -8,6 +8,7 @@ use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::segment;
 
 use super::{apps, Manager, Token};
+use crate::nfqueue;
 use crate::sockdiag::{state, SockDiag};
 
 /// Most batches taken from one queue before the other has its turn.
@@ -48,11 +49,16 @@ impl Manager {
             });
             match received {
                 Ok(0) => break,
-                Ok(_) => {}
+                Ok(n) => {
+                    self.filter_actions();
+                    self.flush_verdicts();
+                    // What has come since wakes the loop again.
+                    if n < nfqueue::BATCH {
+                        break;
+                    }
+                }
                 Err(error) => return log::error!("inbound queue: {error}"),
             }
-            self.filter_actions();
-            self.flush_verdicts();
         }
     }
 
@@ -68,14 +74,18 @@ impl Manager {
             });
             match received {
                 Ok(0) => return true,
-                Ok(_) => {}
+                Ok(n) => {
+                    self.filter_actions();
+                    self.flush_verdicts();
+                    if n < nfqueue::BATCH {
+                        return true;
+                    }
+                }
                 Err(error) => {
                     log::error!("outbound queue: {error}");
                     return true;
                 }
             }
-            self.filter_actions();
-            self.flush_verdicts();
         }
         false
     }

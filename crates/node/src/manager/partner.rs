@@ -1,5 +1,6 @@
 //! The partner: heartbeats, the replication connection, and what the role machine says is to be done.
 
+use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
@@ -25,6 +26,8 @@ pub(super) const DIAL_EVERY: Duration = Duration::from_millis(100);
 const ESTRANGED_FOR: Duration = Duration::from_secs(3);
 /// What is refused is written to the log no more often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+/// So many heartbeats of ours may be echoed.
+const BEATS: usize = 256;
 /// Longest piece of a batch in one message.
 const PIECE: usize = 256 << 10;
 /// Output waits for the replica from when no more of the log than this is under way to it.
@@ -47,6 +50,8 @@ pub(super) struct Partner {
     pub(super) dial_at: Now,
     heartbeat: Option<HeartbeatSocket>,
     heartbeat_due: Now,
+    /// The counters with which our last heartbeats began, and when those were sent.
+    beats: VecDeque<(u64, Now)>,
     heartbeat_every: Duration,
     boot: u64,
     digest: u64,
@@ -55,6 +60,7 @@ pub(super) struct Partner {
     reach_until: Option<Now>,
     reach_patience: Duration,
     carrier: bool,
+    carrier_due: Now,
     complain_at: [Now; 4],
 
     /// As master: the log is shipped over the link from this position on.
@@ -122,6 +128,7 @@ impl Partner {
             dial_at: now,
             heartbeat,
             heartbeat_due: now,
+            beats: VecDeque::with_capacity(BEATS),
             heartbeat_every: failover.heartbeat,
             boot: u64::from_le_bytes(random),
             digest: hasher.finish(),
@@ -131,6 +138,7 @@ impl Partner {
             // goes on alone. Not longer than suspicion takes: what was asked before is over when it is asked anew.
             reach_patience: (failover.solo_after.saturating_sub(suspicion) / 2).min(suspicion).max(failover.heartbeat),
             carrier: true,
+            carrier_due: now,
             complain_at: [now; 4],
             shipping: false,
             snapshot: None,
@@ -291,6 +299,8 @@ impl Manager {
         }
         self.partner.heartbeat_due = now + self.partner.heartbeat_every;
         if let Some(heartbeat) = &mut self.partner.heartbeat {
+            self.partner.beats.truncate(BEATS - 1);
+            self.partner.beats.push_front((heartbeat.next_counter(), now));
             heartbeat.send(&body);
         }
     }
@@ -304,6 +314,7 @@ impl Manager {
     pub(super) fn receive_heartbeats(&mut self) {
         let now = self.now();
         let Some(heartbeat) = &mut self.partner.heartbeat else { return };
+        let mut heard_until = None;
         while let Some(received) = heartbeat.recv() {
             if !received.heard.alive {
                 continue;
@@ -316,6 +327,16 @@ impl Manager {
                 full_replica: b.full_replica,
             };
             self.role.handle(now, RoleInput::Heartbeat(view));
+            let echo = heartbeat.echo(&received.heard);
+            if view.role == Role::Backup && view.epoch <= self.role.epoch() {
+                // It had heard this one, and takes over no sooner than it suspects us. What it said may be old by now.
+                let sent = self.partner.beats.iter().find(|(counter, _)| echo.is_some_and(|echo| *counter <= echo));
+                let failover = &self.config.failover;
+                heard_until = heard_until.max(sent.map(|(_, at)| *at + failover.heartbeat * failover.misses));
+            }
+        }
+        if let Some(until) = heard_until {
+            self.filter.replica_heard(now, until);
         }
         if let Some((from, why)) = self.partner.heartbeat.as_mut().and_then(HeartbeatSocket::take_last_rejection) {
             self.complain(now, 0, format_args!("a datagram from {from} was dropped: {why}"));
@@ -622,12 +643,15 @@ impl Manager {
 
     // ---- the log -------------------------------------------------------------------------------------
 
-    /// Sends the log that was written in this round.
-    pub(super) fn ship(&mut self) {
-        let now = self.now();
-        if !self.filter.has_batch(now) {
-            return;
+    /// Sends the log that was written, if it is time.
+    pub(super) fn ship_if_due(&mut self) {
+        if self.filter.has_batch(self.now()) {
+            self.ship();
         }
+    }
+
+    /// The same, whether anybody waits for it or not.
+    pub(super) fn ship(&mut self) {
         let mut batch = std::mem::take(&mut self.partner.batch);
         batch.clear();
         let mut position = self.filter.take_batch(&mut batch);
@@ -690,10 +714,13 @@ impl Manager {
     pub(super) fn partner_timers(&mut self, now: Now) {
         self.note_peers();
         self.beat_if_due(now);
-        let carrier = self.vips.first().is_none_or(|v| v.running().unwrap_or(true));
-        if carrier != self.partner.carrier {
-            self.partner.carrier = carrier;
-            self.role.handle(now, RoleInput::Carrier(carrier));
+        if now >= self.partner.carrier_due {
+            self.partner.carrier_due = now + self.partner.heartbeat_every;
+            let carrier = self.vips.first().is_none_or(|v| v.running().unwrap_or(true));
+            if carrier != self.partner.carrier {
+                self.partner.carrier = carrier;
+                self.role.handle(now, RoleInput::Carrier(carrier));
+            }
         }
         if self.partner.reach_until.is_some_and(|t| now >= t) {
             self.partner.reach_until = None;

@@ -72,10 +72,7 @@ impl Manager {
                 self.ship();
                 self.partner.send(&Message::Paired { epoch });
             }
-            RoleAction::Stall => {
-                self.filter.out_of_contact();
-                log::warn!("the replica is out of contact; nothing leaves that it has not stored");
-            }
+            RoleAction::Stall => log::warn!("the replica is out of contact; nothing leaves that it has not stored"),
             RoleAction::Announce { .. } => self.beat(),
             // One that is under way will do.
             RoleAction::DefendVip if self.garp_due.len() > 2 => {}

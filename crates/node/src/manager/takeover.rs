@@ -19,6 +19,7 @@ use super::Manager;
 use crate::channel::ring::SLOTS;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
 use crate::repair;
+use crate::sockdiag::state;
 
 /// How long the peers have to answer the probe. One on the same network needs a fraction of it.
 const PROBE_WAIT: Duration = Duration::from_millis(10);
@@ -427,6 +428,18 @@ impl Manager {
         log::info!("takeover done: {:?}", self.takeover.report);
     }
 
+    /// Without hooks: once nothing waits on the listeners, what is there was accepted.
+    fn look_accepted(&mut self, now: Now) -> io::Result<()> {
+        if self.sockdiag.backlog(&self.takeover.locals)? > 0 {
+            return Ok(());
+        }
+        let sockets = self.sockdiag.list(&self.takeover.locals)?;
+        let made = sockets.iter().filter(|s| s.state != state::SYN_RECV);
+        let there: HashSet<(SocketAddr, SocketAddr)> = made.map(|s| (s.local, s.peer)).collect();
+        self.filter.all_accepted(now, |tuple| there.contains(&(tuple.local, tuple.peer)));
+        Ok(())
+    }
+
     pub(super) fn takeover_timers(&mut self, now: Now) {
         if self.takeover.probe_until.is_some_and(|t| now >= t) {
             self.probes_done(now);
@@ -437,10 +450,8 @@ impl Manager {
         if self.takeover.accepted_at.is_some_and(|t| now >= t) {
             self.takeover.accepted_at = Some(now + ACCEPTED_AGAIN);
             if self.filter.mode() == Mode::Restoring && self.filter.unprobed() == 0 {
-                match self.sockdiag.backlog(&self.takeover.locals) {
-                    Ok(0) => self.filter.all_accepted(now),
-                    Ok(_) => {}
-                    Err(error) => log::warn!("cannot see what waits to be accepted: {error}"),
+                if let Err(error) = self.look_accepted(now) {
+                    log::warn!("cannot see what waits to be accepted: {error}");
                 }
             }
         }

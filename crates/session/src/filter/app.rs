@@ -2,9 +2,8 @@
 
 use super::live::{Live, Stage};
 use super::{Filter, Mode};
-use crate::bytes;
 use crate::record::{self, Committed, MAX_OPEN};
-use crate::store::Session;
+use crate::store::{shrink, Session};
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Thread, TurnPolicy};
 use crate::Now;
@@ -61,6 +60,7 @@ impl Filter {
                 live.let_go = None;
             }
             first = !std::mem::replace(&mut live.attached, true);
+            live.handshake = None;
         });
         if first {
             self.splices.unaccepted -= usize::from(self.splices.get(tuple).is_some());
@@ -237,7 +237,7 @@ impl Filter {
             return;
         }
         let mut commit = std::mem::take(&mut self.commit);
-        let mut entries = Vec::new();
+        let mut entries = std::mem::take(&mut self.entries);
         while self.turns.poll_commit(&mut commit) {
             entries.clear();
             for e in &commit.entries {
@@ -263,17 +263,12 @@ impl Filter {
                     closed: s.closed || live.closed && e.fin && !self.closing.iter().any(|(_, id)| *id == e.session),
                     torn: e.torn || live.lost,
                 });
-                if taken > 0 {
-                    let bytes = bytes::take(&mut live.pending, taken as usize);
-                    if live.pending.is_empty() && live.pending.capacity() > 4096 {
-                        live.pending = Default::default();
-                    }
-                    self.write(bytes.len(), |out| record::encode_output(e.session, from, &bytes, out));
-                }
+                self.write_output(e.session, from, taken as usize);
             }
             self.write_commit(now, &entries);
         }
         self.commit = commit;
+        self.entries = entries;
         for session in std::mem::take(&mut self.closed) {
             // A close after a shutdown moves nothing that a turn knows of; still nobody is to get the session.
             let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { continue };
@@ -318,21 +313,38 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let pending = live.pending.len();
-        let bytes = bytes::take(&mut live.pending, pending);
         let (in_done, from) = (s.in_end(), s.out_done);
         let entry = Committed {
             session,
             in_done: in_done as u32,
-            out_done: (from + bytes.len() as u64) as u32,
+            out_done: (from + pending as u64) as u32,
             open: 0,
             fin: fin || s.out_fin,
             closed: fin || s.closed,
             torn: false,
         };
-        if !bytes.is_empty() {
-            self.write(bytes.len(), |out| record::encode_output(session, from, &bytes, out));
-        }
+        self.write_output(session, from, pending);
         self.write_commit(now, &[entry]);
+    }
+
+    /// Writes the first `n` announced bytes to the log.
+    fn write_output(&mut self, session: SessionId, from: u64, n: usize) {
+        if n == 0 {
+            return;
+        }
+        let mut pending = std::mem::take(&mut self.live.get_mut(&session).expect("live").pending);
+        let (a, b) = pending.as_slices();
+        let (a, b) = (&a[..n.min(a.len())], &b[..n.saturating_sub(a.len())]);
+        self.write(n, |out| {
+            for (at, part) in [(from, a), (from + a.len() as u64, b)] {
+                if !part.is_empty() {
+                    record::encode_output(session, at, part, out);
+                }
+            }
+        });
+        pending.drain(..n);
+        shrink(&mut pending);
+        self.live.get_mut(&session).expect("live").pending = pending;
     }
 
     /// The process of this channel is dead: its open turns never happened, and its endings are withheld.

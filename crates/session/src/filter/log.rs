@@ -6,6 +6,9 @@ use crate::store::StoreError;
 use crate::tuple::SessionId;
 use crate::Now;
 
+/// So much of the log goes to the replica at once: it is work for it meanwhile.
+const LARGE: usize = 32 << 10;
+
 impl Filter {
     /// Log position behind everything written so far.
     #[must_use]
@@ -19,13 +22,18 @@ impl Filter {
         self.write_syncs();
         let start = self.end - self.batch.len() as u64;
         out.append(&mut self.batch);
+        self.batch_due = None;
+        self.batch_late = false;
         start
     }
 
-    /// Whether a batch is worth sending now: idle moves wait for the timer.
+    /// Whether the log is worth sending now: what nothing waits for may go with what comes after it, or by the timer. Input
+    /// that was not acknowledged to its peer is lost to nobody.
     #[must_use]
     pub fn has_batch(&self, now: Now) -> bool {
-        !self.batch.is_empty() || self.sync_due.is_some_and(|due| now >= due)
+        let waited_for = self.config.asynchronous || !self.waiting.is_empty() || !self.farewells.is_empty();
+        self.sync_due.is_some_and(|due| now >= due)
+            || !self.batch.is_empty() && (self.batch_late || waited_for || self.batch.len() >= LARGE)
     }
 
     pub(super) fn write_syncs(&mut self) {
@@ -70,6 +78,7 @@ impl Filter {
         self.counters.log_bytes += written;
         self.counters.payload_bytes += payload as u64;
         self.end += written;
+        self.batch_due.get_or_insert(self.clock + SYNC_DELAY);
         self.end
     }
 
@@ -86,7 +95,6 @@ impl Filter {
     pub fn replica_stored(&mut self, now: Now, position: u64) {
         assert!(position <= self.end, "I1: the replica acknowledges log that was never written");
         self.acked = self.acked.max(position);
-        self.contact = true;
         self.release_stored(now);
     }
 
@@ -99,7 +107,6 @@ impl Filter {
     /// From now on nothing leaves without the replica's acknowledgement, which so far reaches `position`.
     pub fn hold_for_replica(&mut self, position: u64) {
         self.needs_replica = true;
-        self.contact = true;
         self.acked = position;
         for live in self.live.values_mut() {
             live.in_marks.forget();
@@ -107,9 +114,13 @@ impl Filter {
         }
     }
 
-    /// The replica is out of contact: from now on everything waits for it, whatever the durability.
-    pub fn out_of_contact(&mut self) {
-        self.contact = false;
+    /// The replica was heard: with `durability = "async"` nothing waits for it until then. From then on everything does: this
+    /// master may have been paused or cut off, and the replica be master now.
+    pub fn replica_heard(&mut self, now: Now, until: Now) {
+        if self.config.asynchronous {
+            self.contact_until = self.contact_until.max(until);
+            self.release_stored(now);
+        }
     }
 
     /// No replica any more, and leave to go on alone.

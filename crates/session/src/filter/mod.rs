@@ -31,7 +31,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::record::{self, EndReason};
+use crate::record::{self, Committed, EndReason};
 use crate::store::Store;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
@@ -167,6 +167,8 @@ pub struct Filter {
     live: HashMap<SessionId, Live>,
     turns: TurnPolicy,
     commit: Commit,
+    /// Kept for its memory.
+    entries: Vec<Committed>,
     handles: HashMap<(u32, u32), SessionId>,
     handshakes: Handshakes,
     splices: Splices,
@@ -180,8 +182,8 @@ pub struct Filter {
     end: u64,
     acked: u64,
     needs_replica: bool,
-    /// The replica has been heard since its link was last in doubt.
-    contact: bool,
+    /// With `durability = "async"`: until then the replica is in contact, and cannot have taken over.
+    contact_until: Now,
     fenced: bool,
     waiting: BinaryHeap<Reverse<Waiting>>,
     /// Resets of sessions that are over: for peers that may be somebody else's by now, unless the replica stores the end.
@@ -189,6 +191,9 @@ pub struct Filter {
     serial: u64,
     dirty: Vec<SessionId>,
     sync_due: Option<Now>,
+    /// When what is in the batch goes to the replica at the latest; that was before now.
+    batch_due: Option<Now>,
+    batch_late: bool,
     /// FINs and RSTs that no hook announced and whose process may be dying, and those that were asked about.
     suspicious: VecDeque<(Now, SessionId)>,
     suspects: BTreeSet<SessionId>,
@@ -228,6 +233,7 @@ impl Filter {
             store: Store::new(),
             live: HashMap::new(),
             commit: Commit::default(),
+            entries: Vec::new(),
             handles: HashMap::new(),
             handshakes: Handshakes::default(),
             splices: Splices::default(),
@@ -239,13 +245,15 @@ impl Filter {
             end: 0,
             acked: 0,
             needs_replica: false,
-            contact: false,
+            contact_until: Duration::ZERO,
             fenced: false,
             waiting: BinaryHeap::new(),
             farewells: VecDeque::new(),
             serial: 0,
             dirty: Vec::new(),
             sync_due: None,
+            batch_due: None,
+            batch_late: false,
             suspicious: VecDeque::new(),
             suspects: BTreeSet::new(),
             timers: BinaryHeap::new(),
@@ -347,6 +355,8 @@ impl Filter {
         self.store.clear();
         self.handshakes = Handshakes::default();
         self.batch.clear();
+        self.batch_due = None;
+        self.batch_late = false;
         self.end = 0;
         self.acked = 0;
         self.needs_replica = false;
@@ -403,6 +413,7 @@ impl Filter {
         [
             self.turns.poll_timeout(),
             self.sync_due,
+            self.batch_due,
             self.suspicious.front().map(|s| s.0),
             self.timers.peek().map(|Reverse((due, _))| *due),
             self.expiries.front().map(|e| e.0),
@@ -423,8 +434,13 @@ impl Filter {
         self.check_suspicious(now);
         self.handle_recovery_timeout(now);
         self.expire(now);
+        if self.batch_due.is_some_and(|due| now >= due) {
+            self.batch_due = None;
+            self.batch_late = true;
+        }
         if self.sync_due.is_some_and(|due| now >= due) {
             self.write_syncs();
+            self.batch_late = true;
         }
     }
 

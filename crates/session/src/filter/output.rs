@@ -302,7 +302,7 @@ impl Filter {
     }
 
     fn is_known(&self, need: u64) -> bool {
-        let waits = self.needs_replica && !(self.config.asynchronous && self.contact);
+        let waits = self.needs_replica && self.clock >= self.contact_until;
         !self.fenced && self.mode != Mode::Passive && (!waits || need <= self.acked)
     }
 

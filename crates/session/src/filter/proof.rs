@@ -79,8 +79,8 @@ impl Filter {
                 }
             }
         }
-        // One byte at most is a keepalive's, or asks for window: it may be an old one.
-        if segment.sequence_length() > 1 || at >= proof.nxt as i64 {
+        // One byte that nobody pushes is a keepalive's, or asks for window: it may be an old one.
+        if segment.sequence_length() > 1 || segment.sequence_length() == 1 && segment.flags() & (flags::PSH | flags::FIN) != 0 {
             let at = u64::try_from(at).unwrap_or(0);
             proof.lowest = Some(proof.lowest.map_or(at, |lowest| lowest.min(at)));
         }

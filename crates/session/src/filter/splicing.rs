@@ -41,6 +41,8 @@ pub(super) enum Handshake {
     Queued,
     /// Sent so often; sent again at this time.
     Sent { next: Now, tries: u32 },
+    /// The listener has answered, and was told the rest; again at this time, for it drops that if its queue is full.
+    Answered { next: Now, tries: u32 },
 }
 
 /// All sessions' splices, and the handshakes that make them.
@@ -181,8 +183,18 @@ impl Filter {
 
     pub(super) fn handshake_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
-        let Some(Handshake::Sent { next, tries }) = live.handshake else { return None };
+        let (next, tries) = match live.handshake? {
+            Handshake::Queued => return None,
+            Handshake::Sent { next, tries } | Handshake::Answered { next, tries } => (next, tries),
+        };
         if next > now {
+            return Some(next);
+        }
+        if matches!(live.handshake, Some(Handshake::Answered { .. })) {
+            let next = now + AGAIN * 2u32.pow(tries);
+            live.handshake = Some(Handshake::Answered { next, tries: (tries + 1).min(SLOWEST) });
+            let base = live.kernel_base;
+            self.inject(id, base, flags::ACK, &[]);
             return Some(next);
         }
         // A server that does not listen yet is asked steadily; one whose queue is full is given time.
@@ -196,16 +208,29 @@ impl Filter {
     /// A packet of the local TCP while its half of the session is being made, or a SYN-ACK of one that was. Returns
     /// whether it was that.
     pub(super) fn local_answer(&mut self, now: Now, packet: u32, session: SessionId, segment: &Segment<'_>) -> bool {
-        let Some(live) = self.live.get(&session) else { return false };
+        let Some(live) = self.live.get_mut(&session) else { return false };
         let tuple = FourTuple { local: segment.source(), peer: segment.destination() };
-        if live.handshake.is_none() {
+        let answered = matches!(live.handshake, Some(Handshake::Answered { .. }));
+        if live.handshake.is_none() || answered {
             let again = segment.has(flags::SYN) && self.splices.get(&tuple).is_some_and(|s| s.isn == segment.seq());
             if again {
                 // It has not got the last word of the handshake: its accept queue was full.
-                self.inject(session, self.live[&session].kernel_base, flags::ACK, &[]);
-                self.actions.push(Action::DropOut(packet));
+                let base = live.kernel_base;
+                self.inject(session, base, flags::ACK, &[]);
+            } else if answered && segment.has(flags::RST) {
+                // It has forgotten what it answered.
+                live.handshake = Some(Handshake::Queued);
+                self.splices.by_tuple.remove(&tuple);
+                self.splices.queue.push_back(session);
+                self.recount(session, |l| l.stage = Stage::Probing);
+                self.open_halves(now);
+            } else {
+                // It has it.
+                live.handshake = None;
+                return false;
             }
-            return again;
+            self.actions.push(Action::DropOut(packet));
+            return true;
         }
         // An RST says that nobody listens: it is asked again.
         self.actions.push(Action::DropOut(packet));
@@ -220,7 +245,9 @@ impl Filter {
         let s = self.store.get(id).expect("known");
         let live = self.live.get_mut(&id).expect("live");
         let ours = syn_ack.options();
-        live.handshake = None;
+        let next = now + AGAIN;
+        live.handshake = Some(Handshake::Answered { next, tries: 1 });
+        self.timers.push(Reverse((next, id)));
         self.splices.under_way -= 1;
         self.splices.listening = true;
         if s.open.timestamps && ours.timestamps.is_none() {
@@ -240,6 +267,7 @@ impl Filter {
             },
             input: Shift::default(),
             shifts: s.open.shifts.map_or((0, 0), |(_, told)| (ours.window_scale.unwrap_or(0), told)),
+            peer_shifts: s.open.shifts.map_or((0, 0), |(theirs, _)| (theirs, ours.window_scale.map_or(0, |_| theirs))),
             floor: live.tail.is_some().then_some(isn.add(1)),
         };
         live.kernel_una = base;

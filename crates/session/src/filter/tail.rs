@@ -58,8 +58,7 @@ impl Filter {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
         let Some(tail) = live.tail else { return };
         let window = u64::from(live.window) << s.open.shifts.map_or(0, |(theirs, _)| theirs);
-        // Of a shut window one byte asks.
-        let limit = (live.acked + tail.cwnd.min(window.max(1))).min(tail.end);
+        let limit = (live.acked + tail.cwnd.min(window)).min(tail.end);
         let mut nxt = tail.nxt.max(live.acked);
         while nxt < limit {
             let sent = self.send_piece(id, nxt, limit);
@@ -139,7 +138,12 @@ impl Filter {
         tail.duplicates = 0;
         tail.cwnd = AFTER_LOSS * u64::from(s.open.mss);
         let next = tail.next;
-        self.send_tail(id);
+        if live.window == 0 {
+            // An old byte asks whether it has opened: a new one would be beyond it.
+            self.probe(id);
+        } else {
+            self.send_tail(id);
+        }
         Some(next)
     }
 }

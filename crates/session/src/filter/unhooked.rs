@@ -3,7 +3,7 @@
 
 use super::live::Stage;
 use super::{Action, Filter};
-use crate::tuple::SessionId;
+use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
 /// The channel of a program without hooks, for [`Filter::process_gone`] and [`Filter::process_alive`].
@@ -23,16 +23,18 @@ impl Filter {
             live.owners = vec![PROGRAM];
             live.orphan = false;
             live.attached = true;
+            live.handshake = None;
         });
         self.begin_turns(id);
         self.readers.insert(id);
     }
 
-    /// Without hooks: the listener's queue is empty, so the program has all its recovered sessions.
-    pub fn all_accepted(&mut self, now: Now) {
-        let restored: Vec<SessionId> =
-            self.live.iter().filter(|(_, l)| l.stage == Stage::Restored).map(|(id, _)| *id).collect();
-        restored.into_iter().for_each(|id| self.accepted_unhooked(id));
+    /// Without hooks: the listener's queue is empty. The program has those recovered sessions whose sockets are there.
+    pub fn all_accepted(&mut self, now: Now, is_there: impl Fn(&FourTuple) -> bool) {
+        let restored = self.live.iter().filter(|(_, l)| l.stage == Stage::Restored);
+        let mut taken: Vec<SessionId> = restored.map(|(id, _)| *id).collect();
+        taken.retain(|id| self.store.get(*id).is_some_and(|s| is_there(&s.open.tuple)));
+        taken.into_iter().for_each(|id| self.accepted_unhooked(id));
         self.barrier_met(now);
     }
 

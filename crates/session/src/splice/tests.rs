@@ -39,7 +39,7 @@ impl Half {
             source,
             destination,
             seq: own.add(s.at),
-            ack: if s.ack.is_some() { other.add(s.ack.unwrap()) } else { Seq(0) },
+            ack: s.ack.map_or(Seq(0), |ack| other.add(ack)),
             flags: s.flags | if s.ack.is_some() { flags::ACK } else { 0 },
             window,
             timestamps: s.times.map(|(value, echo)| {
@@ -87,6 +87,7 @@ fn splice(local: &Half, wire: &Half, shifts: (u8, u8)) -> Splice {
         output: shift(wire.out, local.out, wire.clock_out, local.clock_out),
         input: shift(wire.input, local.input, wire.clock_in, local.clock_in),
         shifts,
+        peer_shifts: (3, 3),
         floor: None,
     }
 }

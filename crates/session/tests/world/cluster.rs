@@ -154,7 +154,7 @@ impl World {
         let mut rng = Rng(seed);
         rng.next();
         let service = if rng.percent(65) { Service::Echo } else { Service::Lines };
-        let engine = if seed % 2 == 0 { Engine::Splice } else { Engine::Repair };
+        let engine = if seed.is_multiple_of(2) { Engine::Splice } else { Engine::Repair };
         let setup = Setup {
             mss: rng.range(100, 1460) as u16,
             shift: rng.percent(70).then(|| rng.below(4) as u8),

@@ -14,6 +14,9 @@ use crate::tcp::{Event, Setup, State, Tcp};
 /// The byte, or the end of a line, after which the application closes.
 pub const CLOSE_MARK: u8 = 0xff;
 
+/// So many connections wait to be accepted; what completes another handshake is dropped.
+const BACKLOG: usize = 2;
+
 /// What the hooks tell, in order.
 #[derive(Clone, Debug)]
 pub enum Hook {
@@ -187,6 +190,9 @@ impl Node {
             }
             return;
         };
+        if s.state == State::SynReceived && !p.has(flags::SYN | flags::RST) && self.accept_queue.len() >= BACKLOG {
+            return;
+        }
         let before = s.received.len();
         let event = s.receive(now, &p);
         let shown = s.received.len() > before;

@@ -240,7 +240,9 @@ fn without_hooks_what_was_read_is_done_when_something_is_answered() {
     let mut r = busy(false).spliced_over(false, 4);
     r.half_syn_ack();
     assert_eq!(r.f.mode(), Mode::Restoring, "the listener's queue has yet to be empty");
-    r.f.all_accepted(r.now);
+    r.f.all_accepted(r.now, |_| false);
+    assert_eq!(r.f.mode(), Mode::Restoring, "its socket is not there");
+    r.f.all_accepted(r.now, |t| *t == tuple(1000));
     assert_eq!(r.f.mode(), Mode::Active);
     r.drain();
     // Of "again" three bytes were read, says the kernel; its socket began with the first of them.

@@ -1,0 +1,116 @@
+//! `tcpr doctor`: what this kernel, its settings and these privileges allow, and what to do about it.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::json;
+use tcpr_node::nfqueue::Queue;
+use tcpr_node::rawsock::RawSender;
+use tcpr_node::rules::{self, Rules, RulesState};
+use tcpr_node::sockdiag::SockDiag;
+use tcpr_node::vip::Vip;
+
+use crate::{load, Common};
+
+/// What is as it should be, with a note or an empty one; or what to do.
+type Finding = Result<String, String>;
+
+/// Looks at everything, and says it.
+pub fn doctor(common: &Common) -> Result<u8, String> {
+    let plain = |_| String::new();
+    let mut findings: Vec<(&str, Finding)> = vec![
+        ("raw sockets", RawSender::open().map(|_| String::new()).map_err(|e| format!("{e}; run as root, or give CAP_NET_RAW and CAP_NET_ADMIN"))),
+        ("sock_diag", SockDiag::open().map(|_| String::new()).map_err(|e| format!("{e}; the kernel needs CONFIG_INET_DIAG"))),
+        ("NFQUEUE", queue()),
+        ("changed packets", changed_packets()),
+        ("conntrack", conntrack()),
+        ("TCP options", tcp_options()),
+    ];
+    let backend = rules::backend().map(|(backend, why)| format!("{backend}: {why}"));
+    findings.push(("packet rules", backend.map_err(|e| e.to_string())));
+    if let Ok(config) = load(common.config.as_ref()) {
+        for v in &config.service.virtual_ips {
+            let there = Vip::new(&config.service.interface, v.addr, v.prefix).map(drop).map(plain);
+            findings.push(("interface", there.map_err(|e| e.to_string())));
+        }
+        let installed = Rules::of(&config).installed().map(|state| match state {
+            RulesState::Absent => "none of the service; tcpr run installs them".to_owned(),
+            RulesState::Wrong(text) => format!("{text}; tcpr run installs them anew"),
+            RulesState::Installed(at) => format!("{}, table {}", at.by, at.table),
+        });
+        findings.push(("rules", installed.map_err(|e| e.to_string())));
+    }
+    let good = findings.iter().all(|(_, r)| r.is_ok());
+    if common.json {
+        let list: Vec<_> = findings
+            .iter()
+            .map(|(what, r)| json!({ "what": what, "ok": r.is_ok(), "advice": r.as_ref().err(), "note": r.as_ref().ok().filter(|n| !n.is_empty()) }))
+            .collect();
+        println!("{}", json!({ "ok": good, "findings": list }));
+    } else {
+        for (what, result) in &findings {
+            match result {
+                Ok(note) if note.is_empty() => println!("ok    {what}"),
+                Ok(note) => println!("ok    {what}: {note}"),
+                Err(advice) => println!("FAIL  {what}: {advice}"),
+            }
+        }
+    }
+    Ok(u8::from(!good))
+}
+
+fn queue() -> Finding {
+    let free = (60000..60100).find_map(|n| match Queue::open(n) {
+        Ok(_) => Some(Ok(String::new())),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => None,
+        Err(e) => Some(Err(format!("{e}; the kernel needs CONFIG_NETFILTER_NETLINK_QUEUE, and root"))),
+    });
+    free.unwrap_or_else(|| Err("no free queue number".to_owned()))
+}
+
+/// Newer kernels take no changed packets back from a queue in a user namespace. Elsewhere they do, and need no help of the
+/// network card: a changed packet has its whole checksum.
+fn changed_packets() -> Finding {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let fields: Vec<&str> = map.split_whitespace().collect();
+    if fields.is_empty() || fields == ["0", "0", "4294967295"] {
+        return Ok("with full checksums, whatever the card offloads".to_owned());
+    }
+    Err("this is a user namespace, from which newer kernels take no changed packets (engine \"splice\", --no-preload, and now and then an acknowledgement); run in the host's own, with CAP_NET_ADMIN".to_owned())
+}
+
+/// A rule that drops what conntrack calls INVALID, in front of ours: a new master's conntrack has not seen the connections
+/// begin, and windows that it has not followed look wrong to it.
+fn conntrack() -> Finding {
+    let said = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().ok()?;
+        String::from_utf8(output.stdout).ok()
+    };
+    let rules = [said("iptables-save", &[]), said("ip6tables-save", &[]), said("nft", &["list", "ruleset"])];
+    let drops = |line: &str| {
+        let line = line.to_ascii_lowercase();
+        line.contains("invalid") && (line.contains("drop") || line.contains("reject"))
+    };
+    let Some(rule) = rules.iter().flatten().flat_map(|text| text.lines()).find(|line| drops(line)) else {
+        return Ok(String::new());
+    };
+    let setting = |name: &str| fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).unwrap_or_default().trim().to_owned();
+    if setting("nf_conntrack_tcp_be_liberal") == "1" && setting("nf_conntrack_tcp_loose") != "0" {
+        return Ok(format!("\"{}\" lets taken-over connections pass", rule.trim()));
+    }
+    Err(format!(
+        "\"{}\" would drop connections that were taken over; exempt the virtual IP from it, or: sysctl net.netfilter.nf_conntrack_tcp_be_liberal=1 net.netfilter.nf_conntrack_tcp_loose=1",
+        rule.trim()
+    ))
+}
+
+/// Options that both members must have: a session keeps those that it began with.
+fn tcp_options() -> Finding {
+    let off = |name: &&str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).is_ok_and(|value| value.trim() == "0");
+    let off: Vec<&str> = ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"].into_iter().filter(off).collect();
+    if off.is_empty() {
+        return Ok(String::new());
+    }
+    let settings: Vec<String> = off.iter().map(|name| format!("net.ipv4.{name}=1")).collect();
+    Err(format!("sessions that use {} elsewhere cannot be spliced here, or go on slowly; sysctl {}", off.join(", "), settings.join(" ")))
+}
