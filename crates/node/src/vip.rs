@@ -8,8 +8,9 @@
 //! is loaded into other people's processes.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 #[cfg(test)]
 pub(crate) mod testnet;
@@ -24,6 +25,9 @@ const IFA_FLAGS: u16 = 8;
 /// Without duplicate address detection: it would take a second, and the former owner may still be there.
 const IFA_F_NODAD: u32 = 0x02;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
+/// How long the local route of an address may take, and how often it is looked for.
+const ROUTE_WAIT: Duration = Duration::from_millis(50);
+const ROUTE_NAP: Duration = Duration::from_micros(50);
 const HEADER: usize = 16;
 const IFADDRMSG: usize = 8;
 const IFINFOMSG: usize = 16;
@@ -99,7 +103,33 @@ impl Vip {
             self.index = self.link()?.index;
             result = self.set(lifetime_s);
         }
-        result.map_err(|e| self.context("cannot add", e))
+        result.map_err(|e| self.context("cannot add", e))?;
+        if self.addr.is_ipv6() {
+            self.await_route();
+        }
+        Ok(())
+    }
+
+    /// The kernel makes the local route of an IPv6 address a little later, in a work queue, if it was not to look for
+    /// duplicates (addrconf_dad_begin). What is sent to the address until then, as if it came from a peer, leaves by the
+    /// interface: packets in the peer's name, on the wire. Without a carrier the route may not come at all.
+    fn await_route(&self) {
+        let until = Instant::now() + ROUTE_WAIT;
+        let Ok(socket) = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)) else { return };
+        // Whoever talks to an address of this machine does so from that address.
+        let local = || socket.connect((self.addr, 9)).and_then(|()| socket.local_addr());
+        // Seen twice: the address counts a moment before its route does.
+        let mut seen = 0;
+        loop {
+            seen = if local().is_ok_and(|from| from.ip() == self.addr) { seen + 1 } else { 0 };
+            if seen == 2 {
+                return;
+            }
+            if Instant::now() > until {
+                return log::warn!("{} is not usable yet", self.addr);
+            }
+            std::thread::sleep(ROUTE_NAP);
+        }
     }
 
     /// Gives the address `lifetime_s` more seconds. False: it has vanished, and is *not* added again.
@@ -475,6 +505,10 @@ mod tests {
             let mut vip = Vip::new("v0", address, 64).unwrap();
             assert!(!vip.remove().unwrap());
             vip.add(5).unwrap();
+            // Its local route is there: what is sent to it stays here.
+            let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+            socket.connect((address, 9)).unwrap();
+            assert_eq!(socket.local_addr().unwrap().ip(), address);
             // Not tentative: a bind would fail.
             std::net::TcpListener::bind((address, 5555)).unwrap();
             let p = vip.find().unwrap().unwrap();
