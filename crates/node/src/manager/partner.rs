@@ -115,6 +115,8 @@ impl Partner {
         let mut hasher = DefaultHasher::new();
         config.service.ports.iter().for_each(|p| format!("{p:?}").hash(&mut hasher));
         config.service.virtual_ips.iter().for_each(|v| format!("{v:?}").hash(&mut hasher));
+        // Only a member that expects it asks the peers where they are.
+        format!("{:?}", config.replication.durability).hash(&mut hasher);
         Ok(Partner {
             me,
             partner,
@@ -517,7 +519,7 @@ impl Manager {
                 }
                 self.partner.estranged = None;
                 if hello.config_digest != self.partner.digest {
-                    log::warn!("the partner's configuration of ports or virtual IP differs from ours");
+                    log::warn!("the partner's configuration of ports, virtual IP or durability differs from ours");
                 }
                 let view = PartnerView {
                     role: view_role(hello.role),
