@@ -8,9 +8,10 @@
 //!   accept_local and the martian checks have no say, whatever their values. The socket that takes it answers
 //!   by the ordinary route, on the real interface.
 //!
-//! Packets carry [`MARK`] and pass the rules on `lo` anyway; injected ones do not visit the queue. `lo` must
-//! be up, or injected packets are lost without an error. The kernel fills in the checksum of the IPv4 header, and only that: TCP's must be whole, an injected
-//! segment with a wrong one is dropped like any other.
+//! Packets carry a mark, and neither kind visits the queue. Where the address is not (or no more) of this machine, what
+//! is injected would leave by the interface, in a peer's name: the rules refuse [`MARK_LOCAL`] everywhere but on `lo`.
+//! `lo` must be up, or injected packets are lost without an error. The kernel fills in the checksum of the IPv4 header,
+//! and only that: TCP's must be whole, an injected segment with a wrong one is dropped like any other.
 
 use std::io;
 use std::mem;
@@ -18,6 +19,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// The fwmark ("TCPR") of packets that the service's rules let pass unseen.
 pub const MARK: u32 = 0x5443_5052;
+/// The fwmark ("TCPL") of packets for this machine alone.
+pub const MARK_LOCAL: u32 = 0x5443_504c;
 
 /// Room for a burst of packets that wait for the network card.
 const SEND_BUFFER: libc::c_int = 4 << 20;
@@ -30,20 +33,30 @@ pub struct RawSender {
 }
 
 impl RawSender {
-    /// Opens the sockets in the network namespace of the calling thread. Needs CAP_NET_RAW and CAP_NET_ADMIN.
+    /// For packets to peers. Opens the sockets in the network namespace of the calling thread. Needs CAP_NET_RAW and
+    /// CAP_NET_ADMIN.
     pub fn open() -> io::Result<RawSender> {
-        let v6 = match raw_socket(libc::AF_INET6) {
+        RawSender::marked(MARK)
+    }
+
+    /// The same for packets to the local TCP: with the service's rules in force they reach nobody else.
+    pub fn open_local() -> io::Result<RawSender> {
+        RawSender::marked(MARK_LOCAL)
+    }
+
+    fn marked(mark: u32) -> io::Result<RawSender> {
+        let v6 = match raw_socket(libc::AF_INET6, mark) {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
             result => Some(result?),
         };
-        Ok(RawSender { v4: raw_socket(libc::AF_INET)?, v6 })
+        Ok(RawSender { v4: raw_socket(libc::AF_INET, mark)?, v6 })
     }
 
     /// Sends one packet, from the IP header on, to the destination that it names.
     ///
     /// # Errors
     /// `InvalidInput` if it is no IP packet; `WouldBlock` if the send buffer is full; EMSGSIZE (`lo` takes
-    /// 64 KiB, other interfaces their MTU); the kernel's error if there is no route.
+    /// 64 KiB, other interfaces their MTU); EPERM if the rules refused it; the kernel's error if there is no route.
     pub fn send(&mut self, packet: &[u8]) -> io::Result<()> {
         match packet.first().map(|first| first >> 4) {
             Some(4) if packet.len() >= 20 => self.send_v4(packet),
@@ -96,7 +109,7 @@ impl AsFd for RawSender {
 }
 
 /// A socket of IPPROTO_RAW: the header is ours, and nothing is ever received.
-fn raw_socket(family: libc::c_int) -> io::Result<OwnedFd> {
+fn raw_socket(family: libc::c_int, mark: u32) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointer is passed.
     let fd = unsafe { libc::socket(family, kind, libc::IPPROTO_RAW) };
@@ -105,7 +118,7 @@ fn raw_socket(family: libc::c_int) -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor was just made and nobody else knows it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    set_option(&socket, libc::SO_MARK, MARK as libc::c_int)?;
+    set_option(&socket, libc::SO_MARK, mark as libc::c_int)?;
     set_option(&socket, libc::SO_SNDBUFFORCE, SEND_BUFFER)?;
     Ok(socket)
 }

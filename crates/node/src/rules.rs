@@ -29,11 +29,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::Config;
+use crate::rawsock::{MARK, MARK_LOCAL};
 use nft::Nft;
 pub use tool::{Family, Tool};
-
-/// The mark of packets that are exempt: tcpr's own ("TCPR").
-pub const MARK: u32 = 0x5443_5052;
 
 const TABLES: [&str; 2] = ["security", "filter"];
 const PREFIX: &str = "TCPR-";
@@ -277,7 +275,8 @@ impl Rules {
             format!("-j NFQUEUE --queue-num {}", self.queues.1),
         );
         let mut input = vec!["-i lo -j RETURN".to_string(), mark.clone()];
-        let mut output = vec!["-o lo -j RETURN".to_string(), mark];
+        let local = format!("-m mark --mark {MARK_LOCAL:#x} -j DROP");
+        let mut output = vec!["-o lo -j RETURN".to_string(), local, mark];
         let bits = family.bits();
         for vip in self.virtual_ips.iter().filter(|ip| family.has(**ip)) {
             for port in &self.ports {

@@ -8,7 +8,7 @@
 //! is loaded into other people's processes.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,9 @@ const ROUTE_NAP: Duration = Duration::from_micros(50);
 const HEADER: usize = 16;
 const IFADDRMSG: usize = 8;
 const IFINFOMSG: usize = 16;
+/// From linux/rtnetlink.h.
+const RTMSG: usize = 12;
+const RTA_DST: u16 = 1;
 
 /// The state of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,25 +114,31 @@ impl Vip {
     }
 
     /// The kernel makes the local route of an IPv6 address a little later, in a work queue, if it was not to look for
-    /// duplicates (addrconf_dad_begin). What is sent to the address until then, as if it came from a peer, leaves by the
-    /// interface: packets in the peer's name, on the wire. Without a carrier the route may not come at all.
-    fn await_route(&self) {
+    /// duplicates (addrconf_dad_begin). What is sent to the address until then, as if it came from a peer, would leave by
+    /// the interface: the rules refuse it, and it is lost. Without a carrier the route may not come at all.
+    fn await_route(&mut self) {
         let until = Instant::now() + ROUTE_WAIT;
-        let Ok(socket) = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)) else { return };
-        // Whoever talks to an address of this machine does so from that address.
-        let local = || socket.connect((self.addr, 9)).and_then(|()| socket.local_addr());
-        // Seen twice: the address counts a moment before its route does.
-        let mut seen = 0;
-        loop {
-            seen = if local().is_ok_and(|from| from.ip() == self.addr) { seen + 1 } else { 0 };
-            if seen == 2 {
-                return;
-            }
+        while !self.is_local().unwrap_or(false) {
             if Instant::now() > until {
                 return log::warn!("{} is not usable yet", self.addr);
             }
             std::thread::sleep(ROUTE_NAP);
         }
+    }
+
+    /// Whether what is sent to the address stays on this machine. That an address is there, and is chosen as the source of
+    /// what is sent to it, does not say so: the kernel looks at its addresses for that, not at its routes.
+    fn is_local(&mut self) -> io::Result<bool> {
+        let octets = octets(self.addr);
+        let mut body = vec![0u8; RTMSG];
+        body[0] = family(self.addr);
+        body[1] = 8 * octets.len() as u8;
+        attribute(&mut body, RTA_DST, &octets);
+        let mut local = false;
+        self.ask(libc::RTM_GETROUTE, 0, &body, |kind, m| {
+            local |= kind == libc::RTM_NEWROUTE && m.get(7) == Some(&libc::RTN_LOCAL);
+        })?;
+        Ok(local)
     }
 
     /// Gives the address `lifetime_s` more seconds. False: it has vanished, and is *not* added again.
@@ -504,11 +513,12 @@ mod tests {
             let address: IpAddr = "2001:db8::200".parse().unwrap();
             let mut vip = Vip::new("v0", address, 64).unwrap();
             assert!(!vip.remove().unwrap());
+            for _ in 0..100 {
+                vip.add(5).unwrap();
+                assert!(vip.is_local().unwrap(), "what is sent to it stays here");
+                assert!(vip.remove().unwrap());
+            }
             vip.add(5).unwrap();
-            // Its local route is there: what is sent to it stays here.
-            let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
-            socket.connect((address, 9)).unwrap();
-            assert_eq!(socket.local_addr().unwrap().ip(), address);
             // Not tentative: a bind would fail.
             std::net::TcpListener::bind((address, 5555)).unwrap();
             let p = vip.find().unwrap().unwrap();

@@ -83,6 +83,7 @@ pub struct Manager {
     queue_out: Queue,
     rules: Rules,
     raw: RawSender,
+    raw_local: RawSender,
     sockdiag: SockDiag,
     arp: Arp,
     vips: Vec<Vip>,
@@ -211,6 +212,7 @@ impl Manager {
         let table = Table::new(&service.state_dir).map_err(|error| log::warn!("{error}")).ok();
         let arp = Arp::new(&service.interface)?;
         let raw = RawSender::open().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?;
+        let raw_local = RawSender::open_local().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?;
         let signals = if hosting.signals { Some(signals::Signals::take()?) } else { None };
 
         // All that can be in somebody else's hands is ours. Now goes what a killed manager of this member left behind.
@@ -236,6 +238,7 @@ impl Manager {
             queue_out,
             rules,
             raw,
+            raw_local,
             sockdiag,
             arp,
             vips,

@@ -118,7 +118,12 @@ impl Manager {
                     log::error!("verdict: {error}");
                 }
             }
-            Action::Inject(bytes) | Action::SendPeer(bytes) => self.send_raw(&bytes),
+            Action::Inject(bytes) => {
+                if let Err(error) = self.raw_local.send(&bytes) {
+                    log::debug!("injected packet: {error}");
+                }
+            }
+            Action::SendPeer(bytes) => self.send_raw(&bytes),
             Action::Forward(bytes) => {
                 self.partner.forward(&bytes);
             }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::io;
 use std::path::PathBuf;
 
-use super::{tool, Backend, Family, Installed, Rules, RulesState, MARK};
+use super::{tool, Backend, Family, Installed, Rules, RulesState, MARK, MARK_LOCAL};
 
 const PREFIX: &str = "tcpr-";
 
@@ -84,7 +84,7 @@ pub(super) fn script(rules: &Rules) -> String {
 fn ruleset(rules: &Rules) -> String {
     let (to_in, to_out) = (format!("queue num {}", rules.queues.0), format!("queue num {}", rules.queues.1));
     let mut input = format!("iifname \"lo\" accept\nmeta mark {MARK:#x} accept\n");
-    let mut output = format!("oifname \"lo\" accept\nmeta mark {MARK:#x} accept\n");
+    let mut output = format!("oifname \"lo\" accept\nmeta mark {MARK_LOCAL:#x} drop\nmeta mark {MARK:#x} accept\n");
     for (family, ip) in [(Family::V4, "ip"), (Family::V6, "ip6")] {
         for vip in rules.virtual_ips.iter().filter(|vip| family.has(**vip)) {
             for port in &rules.ports {

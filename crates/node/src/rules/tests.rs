@@ -49,7 +49,7 @@ fn installed_once_changed_and_removed() {
             "-A INPUT -p tcp -j TCPR-CHAT-I\n-A INPUT -p tcp -j ACCEPT",
             "-A OUTPUT -p tcp -j TCPR-CHAT-O",
             "-A TCPR-CHAT-I -i lo -j RETURN\n-A TCPR-CHAT-I -m mark --mark 0x54435052 -j RETURN",
-            "-A TCPR-CHAT-O -o lo -j RETURN\n-A TCPR-CHAT-O -m mark --mark 0x54435052 -j RETURN",
+            "-A TCPR-CHAT-O -o lo -j RETURN\n-A TCPR-CHAT-O -m mark --mark 0x5443504c -j DROP\n-A TCPR-CHAT-O -m mark --mark 0x54435052 -j RETURN",
             "-A TCPR-CHAT-I -d 192.0.2.200/32 -p tcp -m tcp --dport 5556 -j NFQUEUE --queue-num 200\n",
             "-A TCPR-CHAT-O -s 192.0.2.200/32 -p tcp -m tcp --sport 5556 -j NFQUEUE --queue-num 201\n",
             "-A TCPR-CHAT-I -s 198.51.100.9/32 -d 192.0.2.200/32 -p tcp -m tcp --sport 179 -j NFQUEUE --queue-num 200\n",
@@ -238,6 +238,7 @@ ip6 daddr 2001:db8::200 tcp dport 5555 queue num 200
 chain output {
 type filter hook output priority 50; policy accept;
 oifname \"lo\" accept
+meta mark 0x5443504c drop
 meta mark 0x54435052 accept
 ip saddr 192.0.2.200 tcp sport 5555 queue num 201
 ip saddr 192.0.2.200 ip daddr 198.51.100.9 tcp dport 179 queue num 201
@@ -302,6 +303,36 @@ fn nftables_rules_stand_where_packets_pass() {
         assert!(!pair.there(connect), "still closed");
         assert!(remove("chat").unwrap());
         assert!(pair.there(connect));
+    });
+}
+
+/// What is sent to the local TCP in a peer's name stays here, even where the virtual IP is not.
+#[test]
+fn injected_packets_do_not_leave() {
+    use crate::rawsock::RawSender;
+    use tcpr_session::segment::{flags, Build};
+    use tcpr_session::seq::Seq;
+    in_netns(|| {
+        let _pair = Pair::new();
+        ip("addr add 192.0.2.1/24 dev v0");
+        rules("chat").install_iptables().unwrap();
+        let mut packet = Vec::new();
+        Build {
+            source: "192.0.2.9:40000".parse().unwrap(),
+            destination: "192.0.2.200:5555".parse().unwrap(),
+            seq: Seq(1),
+            ack: Seq(0),
+            flags: flags::SYN,
+            window: 1000,
+            timestamps: None,
+            payload: &[],
+        }
+        .write(&mut packet);
+        let (mut local, mut peers) = (RawSender::open_local().unwrap(), RawSender::open().unwrap());
+        peers.send(&packet).unwrap();
+        assert_eq!(local.send(&packet).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        ip("addr add 192.0.2.200/24 dev v0");
+        local.send(&packet).unwrap();
     });
 }
 
