@@ -189,8 +189,15 @@ int tcpr_accept(int fd,
 // As `accept4`; see `tcpr_accept`.
 int tcpr_accept4(int fd, struct sockaddr *address, socklen_t *length, int flags);
 
-// As `connect`. Connections to configured destinations are not protected yet.
-int tcpr_connect(int fd, const struct sockaddr *address, socklen_t length);
+// As `connect`. Connections of TCP sockets to destinations of the configuration (`[[service.outgoing]]`) are protected, if
+// the socket was made by `tcpr_socket` or the program runs under `tcpr run`: they come from the virtual IP, and after a
+// failover connecting to the same destination gives the old connection back, where it left off (`tcpr_session_info` tells).
+// On a backup they wait for its turn to be master, as for a host that does not answer. The socket is not bound, or bound to
+// the virtual IP; `getsockname` tells a port that may be another than the one that the peer sees. Errors beside those of
+// `connect`: EINVAL (bound to another address; `tcpr_strerror` says more), ENOTCONN (no manager).
+int tcpr_connect(int fd,
+                 const struct sockaddr *address,
+                 socklen_t length);
 
 // As `shutdown`, on any descriptor.
 int tcpr_shutdown(int fd, int how);
@@ -206,8 +213,6 @@ int tcpr_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
 
 // As `setsockopt`.
 int tcpr_setsockopt(int fd, int level, int name, const void *value, socklen_t length);
-
-extern int connect(int fd, const struct sockaddr *address, socklen_t length);
 
 // As `poll`. The calling thread's turn ends.
 int tcpr_poll(struct pollfd *fds, nfds_t n, int timeout);

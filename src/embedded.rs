@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use tcpr_node::config::Config;
 
@@ -10,6 +11,21 @@ use tcpr_node::config::Config;
 pub fn start(config: Option<&Path>) -> Result<(String, String), String> {
     let handle = tcpr_node::manager::start_embedded(config)?;
     Ok((handle.service, handle.token))
+}
+
+/// Whether connections to this address are to be protected. No file, no protection.
+pub fn calls(config: Option<&Path>, to: SocketAddr) -> Result<bool, String> {
+    // Programs connect more often than they bind.
+    static LIST: OnceLock<Vec<SocketAddr>> = OnceLock::new();
+    if let Some(list) = LIST.get() {
+        return Ok(list.contains(&to));
+    }
+    let mut list = Vec::new();
+    if config.is_some() || Config::path(None).exists() {
+        let service = Config::load(config).map_err(|e| e.to_string())?.service;
+        list.extend(service.outgoing.iter().map(|o| o.address));
+    }
+    Ok(LIST.get_or_init(|| list).contains(&to))
 }
 
 /// Whether a listener at this address is to be protected, as the configuration says. No file, no protection.

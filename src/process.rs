@@ -24,6 +24,8 @@ struct Environment {
     /// Service and token, if `tcpr run` started us.
     service: Option<(String, String)>,
     log: Option<String>,
+    /// Destinations of protected connections, as `tcpr run` says.
+    outgoing: Vec<SocketAddr>,
     /// Preloaded, and not by `tcpr run`.
     may_embed: bool,
     /// `TCPR_CONFIG`; servers that wipe their environment do so later.
@@ -40,7 +42,9 @@ pub fn remember_environment() {
     let may_embed = service.is_none() && preloaded;
     CONFIGURED.store(service.is_some() || may_embed, Ordering::Relaxed);
     let config = std::env::var_os("TCPR_CONFIG").map(PathBuf::from);
-    let _ = ENVIRONMENT.set(Environment { service, log: variable("TCPR_LOG"), may_embed, config });
+    let outgoing = variable("TCPR_OUTGOING").unwrap_or_default();
+    let outgoing = outgoing.split(',').filter_map(|o| o.parse().ok()).collect();
+    let _ = ENVIRONMENT.set(Environment { service, log: variable("TCPR_LOG"), outgoing, may_embed, config });
 }
 
 /// There may be a configuration that sockets match: `tcpr run` started us, we are preloaded, or `tcpr_init` was
@@ -127,6 +131,32 @@ pub fn join_for(to: SocketAddr) -> Option<Result<&'static Client, ClientError>> 
         };
     }
     Some(join())
+}
+
+/// Whether a connect might concern us at all.
+pub fn may_call() -> bool {
+    is_configured()
+        && match joined() {
+            Some(client) => !client.welcome().outgoing.is_empty(),
+            None => ENVIRONMENT.get().is_some_and(|e| e.may_embed || !e.outgoing.is_empty()),
+        }
+}
+
+/// How to join for a connect; `None`: it is none of our business. `made`: the socket was made by `tcpr_socket`.
+pub fn join_to_call(to: SocketAddr, made: bool) -> Option<Result<&'static Client, ClientError>> {
+    if let Some(client) = joined() {
+        return is_ours().then_some(Ok(client));
+    }
+    let environment = ENVIRONMENT.get()?;
+    if environment.service.is_some() || !(environment.may_embed || made) {
+        return environment.outgoing.contains(&to).then(join);
+    }
+    let config = environment.config.as_deref();
+    match crate::embedded::calls(config, to) {
+        Ok(true) => Some(join_or_embed(config)),
+        Ok(false) => None,
+        Err(text) => Some(Err(ClientError { errno: libc::ENOTCONN, text })),
+    }
 }
 
 /// The connection to the manager for an act on a protected descriptor; after a fork it is made here.
@@ -297,9 +327,10 @@ pub fn attach(client: &Client, fd: c_int, tuple: FourTuple, origin: Origin, swal
         NEXT_HANDLE.store(table::MAX_HANDLE + 1, Ordering::Relaxed);
         return;
     }
-    let port = tuple.local.port();
+    let (port, welcome) = (tuple.local.port(), client.welcome());
     let muted = greeted
-        && client.welcome().ports.iter().any(|p| p.port == port && p.absorb_greeting);
+        && (welcome.ports.iter().any(|p| p.port == port && p.absorb_greeting)
+            || welcome.outgoing.iter().any(|o| o.address == tuple.peer && o.absorb_greeting));
     if muted || swallow > 0 {
         SWALLOWING.fetch_add(1, Ordering::Relaxed);
     }
@@ -499,9 +530,12 @@ extern "C" fn after_fork_in_child() {
             return;
         }
         for (fd, entry) in table::range(0, u32::MAX) {
-            if entry == Entry::Internal {
-                table::set(fd, None);
-            }
+            match entry {
+                Entry::Internal => table::set(fd, None),
+                // Whoever was about to is a thread of the parent's.
+                Entry::Arriving => table::set(fd, Some(Entry::Calling)),
+                _ => continue,
+            };
         }
         table::claim();
         OWNER.store(std::process::id(), Ordering::Release);

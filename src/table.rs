@@ -32,6 +32,10 @@ pub enum Entry {
     },
     /// A descriptor of our own.
     Internal,
+    /// Connects, or has connected, to a protected destination; nothing was done with it since.
+    Calling,
+    /// The same, and a thread is about to make it a connection.
+    Arriving,
 }
 
 impl Entry {
@@ -41,6 +45,8 @@ impl Entry {
             Entry::Listener { port } => (2, u32::from(port)),
             Entry::Connection { handle } => (3, handle & VALUE_MASK),
             Entry::Internal => (4, 0),
+            Entry::Calling => (5, 0),
+            Entry::Arriving => (6, 0),
         };
         kind << KIND_SHIFT | value
     }
@@ -52,6 +58,8 @@ impl Entry {
             2 => Some(Entry::Listener { port: value as u16 }),
             3 => Some(Entry::Connection { handle: value }),
             4 => Some(Entry::Internal),
+            5 => Some(Entry::Calling),
+            6 => Some(Entry::Arriving),
             _ => None,
         }
     }
@@ -93,6 +101,12 @@ pub fn set(fd: c_int, entry: Option<Entry>) -> Option<Entry> {
     }
     let word = entry.map_or(0, Entry::encode);
     slot(fd).and_then(|s| Entry::decode(s.swap(word, Ordering::AcqRel)))
+}
+
+/// Makes a [`Entry::Calling`] one [`Entry::Arriving`]. False: it is not, or another thread was faster.
+pub fn arrives(fd: c_int) -> bool {
+    let (from, to) = (Entry::Calling.encode(), Entry::Arriving.encode());
+    slot(fd).is_some_and(|s| s.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok())
 }
 
 /// The descriptors in a range that have an entry.

@@ -14,8 +14,7 @@ use tcpr_node::channel::{Event, Origin};
 
 use crate::ffi::{boundary, Failure};
 use crate::process::{self, Connection};
-use crate::table::{self, Entry};
-use crate::{real, turn};
+use crate::{ops, real, turn};
 
 /// The role of this member.
 #[allow(non_camel_case_types)] // C's names
@@ -89,9 +88,9 @@ fn client() -> Result<&'static Client, Failure> {
 }
 
 fn connection(fd: c_int) -> Result<(u32, Connection), Failure> {
-    let handle = match table::get(fd) {
-        Some(Entry::Connection { handle }) => handle,
-        _ => return Err(Failure::new(libc::EINVAL, "the descriptor is no protected connection")),
+    let handle = match ops::connection(fd) {
+        Some((_, handle)) => handle,
+        None => return Err(Failure::new(libc::EINVAL, "the descriptor is no protected connection")),
     };
     process::connection(handle)
         .map(|connection| (handle, connection))

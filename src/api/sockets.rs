@@ -55,14 +55,19 @@ pub unsafe extern "C-unwind" fn tcpr_accept4(fd: c_int, address: *mut sockaddr, 
     unsafe { preload::accept4(fd, address, length, flags) }
 }
 
-/// As `connect`. Connections to configured destinations are not protected yet.
+/// As `connect`. Connections of TCP sockets to destinations of the configuration (`[[service.outgoing]]`) are protected, if
+/// the socket was made by `tcpr_socket` or the program runs under `tcpr run`: they come from the virtual IP, and after a
+/// failover connecting to the same destination gives the old connection back, where it left off (`tcpr_session_info` tells).
+/// On a backup they wait for its turn to be master, as for a host that does not answer. The socket is not bound, or bound to
+/// the virtual IP; `getsockname` tells a port that may be another than the one that the peer sees. Errors beside those of
+/// `connect`: EINVAL (bound to another address; `tcpr_strerror` says more), ENOTCONN (no manager).
 ///
 /// # Safety
 /// As for `connect`.
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { connect(fd, address, length) }
+    unsafe { preload::connect(fd, address, length) }
 }
 
 /// As `shutdown`, on any descriptor.
@@ -113,9 +118,4 @@ pub unsafe extern "C-unwind" fn tcpr_getsockopt(fd: c_int, level: c_int, name: c
 pub unsafe extern "C-unwind" fn tcpr_setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t) -> c_int {
     // SAFETY: the caller's arguments.
     unsafe { libc::setsockopt(fd, level, name, value, length) }
-}
-
-extern "C-unwind" {
-    // A cancellation point, which the libc crate's declaration does not allow for.
-    fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
 }

@@ -15,7 +15,7 @@ use tcpr_node::channel::Origin;
 use tcpr_session::tuple::FourTuple;
 
 use super::inside;
-use super::sockets::{address, local_name, peer_name, set_send_buffer, SO_BUF_LOCK};
+use super::sockets::{address, local_name, peer_name, set_send_buffer, tuple, SO_BUF_LOCK};
 use crate::process::lock;
 use crate::table::{self, Entry};
 use crate::{ffi, process, real, turn};
@@ -183,11 +183,6 @@ fn spliced(client: &Client, tuple: &FourTuple) -> Option<Recovered> {
             None
         }
     }
-}
-
-fn tuple(local: SocketAddr, peer: SocketAddr) -> FourTuple {
-    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
-    FourTuple { local: plain(local), peer: plain(peer) }
 }
 
 /// A recovered session of the port, if one waits. May return a new connection instead.

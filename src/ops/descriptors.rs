@@ -85,7 +85,12 @@ pub unsafe fn closefrom(first: c_int) {
 /// Notes that `new` is a copy of `old`.
 fn copied(old: c_int, new: c_int) -> c_int {
     if new >= 0 && is_for_us() {
+        // A copy of what has connected is one of the connection.
+        if matches!(table::get(old), Some(Entry::Calling | Entry::Arriving)) {
+            super::connection(old);
+        }
         inside((), || match table::get(old) {
+            Some(Entry::Calling | Entry::Arriving) => process::forget(new),
             Some(Entry::Internal) | None => process::forget(new),
             Some(entry) => process::duplicated(entry, new),
         });

@@ -5,6 +5,7 @@
 //! arguments) goes to the C library with the caller's own arguments, so that its result is the C library's.
 
 mod accept;
+mod calling;
 mod credentials;
 mod descriptors;
 mod input;
@@ -13,6 +14,7 @@ mod sockets;
 mod streams;
 
 pub use accept::{accept, accept4, lock_stash, StashGuard};
+pub use calling::connect;
 pub use credentials::{
     initgroups, setegid, seteuid, setgid, setgroups, setregid, setresgid, setresuid, setreuid, setuid,
 };
@@ -31,12 +33,16 @@ use crate::table::{self, Entry};
 use crate::{ffi, process};
 
 /// The connection behind a descriptor, if this call is to act on it.
-fn connection(fd: c_int) -> Option<(&'static Client, u32)> {
-    let Some(Entry::Connection { handle }) = table::get(fd) else { return None };
+pub fn connection(fd: c_int) -> Option<(&'static Client, u32)> {
+    let entry = table::get(fd).filter(|entry| matches!(entry, Entry::Connection { .. } | Entry::Calling | Entry::Arriving))?;
     if Bypass::active() {
         return None;
     }
-    ffi::guarded(None, process::client).map(|client| (client, handle))
+    let client = ffi::guarded(None, process::client)?;
+    match entry {
+        Entry::Connection { handle } => Some((client, handle)),
+        _ => inside(None, || calling::arrived(client, fd)).map(|handle| (client, handle)),
+    }
 }
 
 /// Runs bookkeeping inside the panic boundary and with the hooks of this thread off.

@@ -7,6 +7,7 @@ use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
 use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::wire::Request;
 use tcpr_node::channel::Event;
+use tcpr_session::tuple::FourTuple;
 
 use super::{connection, inside};
 use crate::ffi::Failure;
@@ -67,7 +68,13 @@ pub(super) fn peer_name(fd: c_int) -> Option<SocketAddr> {
     name(fd, libc::getpeername)
 }
 
-fn is_tcp(fd: c_int) -> bool {
+/// What the channel calls a connection.
+pub(super) fn tuple(local: SocketAddr, peer: SocketAddr) -> FourTuple {
+    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    FourTuple { local: plain(local), peer: plain(peer) }
+}
+
+pub(super) fn is_tcp(fd: c_int) -> bool {
     ffi::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP)
 }
 
@@ -118,7 +125,7 @@ pub unsafe fn bind(fd: c_int, at: *const sockaddr, length: socklen_t) -> c_int {
     if (candidate || process::is_configured()) && !Bypass::active() {
         // SAFETY: the caller's address.
         let to = unsafe { address(at, length) };
-        if let Some(to) = to.filter(|to| to.port() != 0) {
+        if let Some(to) = to.filter(|to| to.port() != 0 || process::may_call()) {
             match inside(Binding::Plain, || binding(fd, to, candidate)) {
                 Binding::Plain => {}
                 Binding::Protected => {
@@ -156,10 +163,9 @@ fn binding(fd: c_int, to: SocketAddr, candidate: bool) -> Binding {
         Ok(client) => client,
         Err(e) => return Binding::Refused(e.into()),
     };
-    if !process::protects(client, to) {
-        return Binding::Plain;
-    }
-    if process::is_virtual(client, to.ip()) {
+    let calls = !client.welcome().outgoing.is_empty();
+    let protected = process::protects(client, to);
+    if process::is_virtual(client, to.ip()) && (protected || calls) {
         // On a backup the address belongs to the partner's interface.
         const IPV6_FREEBIND: c_int = 78;
         match to {
@@ -167,7 +173,10 @@ fn binding(fd: c_int, to: SocketAddr, candidate: bool) -> Binding {
             SocketAddr::V6(_) => ffi::set_option::<c_int>(fd, libc::SOL_IPV6, IPV6_FREEBIND, 1),
         };
     }
-    Binding::Protected
+    match protected {
+        true => Binding::Protected,
+        false => Binding::Plain,
+    }
 }
 
 /// As in the C library.

@@ -79,6 +79,7 @@ macro_rules! for_each_hook {
             always {
                 fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
                 fn bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
+                fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
                 fn dup2(from: c_int, to: c_int) -> c_int;
                 fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int;
                 fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;

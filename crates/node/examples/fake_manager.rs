@@ -141,7 +141,7 @@ impl Fake {
                     channel.set_epoch(1, 0);
                     channel.set_pending(self.port, self.pending);
                 }
-                Incoming::Request(number, Request::GetRecovered { max, .. }) => {
+                Incoming::Request(number, Request::GetRecovered { max, .. }, _) => {
                     let n = self.waiting.len().min(max as usize).min(MAX_RECOVERED);
                     let streams: Vec<TcpStream> = self.waiting.drain(..n).collect();
                     let local = SocketAddr::new(self.vip, self.port);
@@ -160,11 +160,11 @@ impl Fake {
                     let more = !self.waiting.is_empty();
                     channel.reply(number, Reply::Recovered { sessions, more }, &fds)?;
                 }
-                Incoming::Request(number, Request::SessionInfo { .. }) => {
+                Incoming::Request(number, Request::SessionInfo { .. }, _) => {
                     let facts = SessionFacts { session: 7, in_done: 1, ..SessionFacts::default() };
                     channel.reply(number, Reply::Session(facts), &[])?;
                 }
-                Incoming::Request(number, request) => {
+                Incoming::Request(number, request, _) => {
                     println!("{id} {request:?}");
                     channel.reply(number, Reply::Ok, &[])?;
                 }

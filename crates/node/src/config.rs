@@ -16,8 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tcpr_session::framing::Framing;
-use tcpr_session::turn::{PortPolicy, Unanswered};
+use tcpr_session::turn::PortPolicy;
 
 /// Where the file is when neither `--config` nor `TCPR_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/tcpr/tcpr.toml";
@@ -89,6 +88,17 @@ pub struct Port {
     pub greeting: Greeting,
 }
 
+/// A destination of connections that the service makes itself.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// Address and port of the peer.
+    pub address: SocketAddr,
+    /// When input counts as done.
+    pub policy: PortPolicy,
+    /// What happens to what the service says first on a connection that it has back.
+    pub greeting: Greeting,
+}
+
 /// The protected service.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -107,7 +117,7 @@ pub struct Service {
     /// Ports on which peers connect to the service.
     pub ports: Vec<Port>,
     /// Destinations that the service connects to.
-    pub outgoing: Vec<SocketAddr>,
+    pub outgoing: Vec<Outgoing>,
 }
 
 impl Service {
@@ -122,16 +132,6 @@ impl Service {
     /// The settings of a protected port.
     pub fn port(&self, port: u16) -> Option<&Port> {
         self.ports.iter().find(|p| p.port == port)
-    }
-
-    /// The policy of sessions that the service opened itself, which have no section of their own.
-    pub fn outgoing_policy(&self) -> PortPolicy {
-        PortPolicy {
-            framing: Framing::None,
-            unanswered: Unanswered::Redeliver,
-            max_unanswered_bytes: DEFAULT_MAX_UNANSWERED_BYTES,
-            independent: false,
-        }
     }
 }
 
@@ -314,9 +314,6 @@ impl Config {
         let ipv6 = |key: &str, what: String| {
             format!("{key}: {what} is IPv6, which is not built yet; use IPv4 there for now")
         };
-        for o in self.service.outgoing.iter().filter(|o| o.is_ipv6()) {
-            list.push(ipv6("service.outgoing.address", o.to_string()));
-        }
         for r in self.failover.reachability.iter().filter(|r| r.is_ipv6()) {
             list.push(ipv6("failover.reachability", r.to_string()));
         }

@@ -9,6 +9,7 @@ pub mod key;
 pub mod link;
 pub mod manager;
 pub mod nfqueue;
+pub mod outgoing;
 pub mod rawsock;
 pub mod reach;
 pub mod repair;

@@ -109,7 +109,7 @@ impl Rules {
             service: s.name.clone(),
             virtual_ips: s.virtual_ips.iter().map(|v| v.addr).collect(),
             ports: s.ports.iter().map(|p| p.port).collect(),
-            outgoing: s.outgoing.clone(),
+            outgoing: s.outgoing.iter().map(|o| o.address).collect(),
             queues: s.queues,
         }
     }

@@ -9,6 +9,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use crate::config::Config;
 use crate::nfqueue::{netlink_socket, netlink_send, u16_ne, u32_ne, Messages, NLMSG_ERROR, NLMSG_HEADER};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -61,6 +62,39 @@ pub struct TcpSocket {
     pub inode: u32,
 }
 
+/// Which connections are the service's.
+#[derive(Debug, Clone, Default)]
+pub struct Ours {
+    /// Where peers connect to.
+    locals: Vec<SocketAddr>,
+    /// Where its own connections come from, and where they go.
+    vips: Vec<IpAddr>,
+    outgoing: Vec<SocketAddr>,
+}
+
+impl Ours {
+    /// As a configuration says.
+    #[must_use]
+    pub fn of(config: &Config) -> Ours {
+        let service = &config.service;
+        let vips: Vec<IpAddr> = service.virtual_ips.iter().map(|v| v.addr).collect();
+        let at = |vip: &IpAddr| service.ports.iter().map(|p| SocketAddr::new(*vip, p.port)).collect::<Vec<_>>();
+        Ours { locals: vips.iter().flat_map(at).collect(), vips, outgoing: service.outgoing.iter().map(|o| o.address).collect() }
+    }
+
+    /// Those to these addresses.
+    #[must_use]
+    pub fn at(locals: &[SocketAddr]) -> Ours {
+        Ours { locals: locals.to_vec(), ..Ours::default() }
+    }
+
+    /// Whether a connection is among them.
+    #[must_use]
+    pub fn has(&self, local: SocketAddr, peer: SocketAddr) -> bool {
+        self.locals.contains(&local) || self.outgoing.contains(&peer) && self.vips.contains(&local.ip())
+    }
+}
+
 /// A NETLINK_SOCK_DIAG socket.
 pub struct SockDiag {
     socket: OwnedFd,
@@ -73,27 +107,27 @@ impl SockDiag {
         Ok(SockDiag { socket: netlink_socket(libc::NETLINK_SOCK_DIAG)?, buffer: vec![0; 32 << 10] })
     }
 
-    /// All connections, listeners excluded, whose local end is one of `locals`. The kernel walks all its
-    /// connections for this: not for the hot path.
-    pub fn list(&mut self, locals: &[SocketAddr]) -> io::Result<Vec<TcpSocket>> {
-        let mut found = self.dump(locals, CONNECTIONS)?;
-        found.retain(|socket| locals.contains(&socket.local));
+    /// All connections of the service's, listeners excluded. The kernel walks all its connections for this: not for the
+    /// hot path.
+    pub fn list(&mut self, ours: &Ours) -> io::Result<Vec<TcpSocket>> {
+        let mut found = self.dump(ours, CONNECTIONS)?;
+        found.retain(|socket| ours.has(socket.local, socket.peer));
         Ok(found)
     }
 
-    /// How many connections wait on the listeners of these ports, whatever their addresses, to be accepted.
-    pub fn backlog(&mut self, locals: &[SocketAddr]) -> io::Result<u64> {
-        let mut found = self.dump(locals, 1 << state::LISTEN)?;
-        found.retain(|listener| locals.iter().any(|local| local.port() == listener.local.port()));
+    /// How many connections wait on the listeners of the service's ports, whatever their addresses, to be accepted.
+    pub fn backlog(&mut self, ours: &Ours) -> io::Result<u64> {
+        let mut found = self.dump(ours, 1 << state::LISTEN)?;
+        found.retain(|listener| ours.locals.iter().any(|local| local.port() == listener.local.port()));
         Ok(found.iter().map(|listener| u64::from(listener.rqueue)).sum())
     }
 
-    /// All sockets in these states, of the port if `locals` have one in common.
-    fn dump(&mut self, locals: &[SocketAddr], states: u32) -> io::Result<Vec<TcpSocket>> {
+    /// All sockets in these states, of the port if the service has but one.
+    fn dump(&mut self, ours: &Ours, states: u32) -> io::Result<Vec<TcpSocket>> {
         // The kernel can select by one port; with several we do.
-        let port = match locals {
-            [first, rest @ ..] if rest.iter().all(|other| other.port() == first.port()) => first.port(),
-            [] => return Ok(Vec::new()),
+        let port = match (&ours.locals[..], &ours.outgoing[..]) {
+            ([first, rest @ ..], []) if rest.iter().all(|other| other.port() == first.port()) => first.port(),
+            ([], []) => return Ok(Vec::new()),
             _ => 0,
         };
         let mut found = Vec::new();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tcpr_node::nfqueue::{Queue, QueuedPacket};
 use tcpr_node::rawsock::{RawSender, MARK};
 use tcpr_node::repair::{abort_silently, close_silently, read_state, restore, RestoreSpec, SocketState};
-use tcpr_node::sockdiag::{state, SockDiag};
+use tcpr_node::sockdiag::{state, Ours, SockDiag};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
 const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -537,7 +537,7 @@ fn another_process_can_be_killed_with_its_connections_silent() {
         drop(ours);
         thread::sleep(Duration::from_millis(50));
         let sent = tap.segments_of_service();
-        let left = net.a(|| SockDiag::open().unwrap().list(&[SERVICE]).unwrap());
+        let left = net.a(|| SockDiag::open().unwrap().list(&Ours::at(&[SERVICE])).unwrap());
         let left: Vec<_> = left.iter().filter(|socket| socket.peer == peer).collect();
         println!("repair {repair}, kept past the kill {keep}: sent {sent:?}, left {left:?}");
         assert_eq!(sent.is_empty() && left.is_empty(), repair);
@@ -734,7 +734,7 @@ fn ipv6_is_restored_and_injected_alike() {
     raw.send(&packet).unwrap();
     assert!(epoll.ready(1000));
     assert_eq!(read_n(&mut server, 5), b"hello");
-    let listed = net.a(|| SockDiag::open().unwrap().list(&[local]).unwrap());
+    let listed = net.a(|| SockDiag::open().unwrap().list(&Ours::at(&[local])).unwrap());
     assert_eq!((listed.len(), listed[0].peer), (1, from));
     assert!(net.a(|| SockDiag::open().unwrap().destroy(local, from).unwrap()));
 }
@@ -750,10 +750,10 @@ fn connections_are_listed_and_destroyed_with_a_reset() {
     thread::sleep(Duration::from_millis(20));
     let mut diag = net.a(|| SockDiag::open().unwrap());
     let other = SocketAddr::new(VIP.into(), 1);
-    assert_eq!(diag.list(&[]).unwrap(), []);
-    assert_eq!(diag.list(&[other]).unwrap(), []);
-    let listed = diag.list(&[other, SERVICE]).unwrap();
-    assert_eq!(listed, diag.list(&[SERVICE]).unwrap());
+    assert_eq!(diag.list(&Ours::at(&[])).unwrap(), []);
+    assert_eq!(diag.list(&Ours::at(&[other])).unwrap(), []);
+    let listed = diag.list(&Ours::at(&[other, SERVICE])).unwrap();
+    assert_eq!(listed, diag.list(&Ours::at(&[SERVICE])).unwrap());
     assert_eq!(listed.len(), 1, "{listed:?}");
     let socket = listed[0];
     assert_eq!((socket.local, socket.peer, socket.state), (SERVICE, peer, state::ESTABLISHED));
@@ -766,7 +766,7 @@ fn connections_are_listed_and_destroyed_with_a_reset() {
     // What was received before can still be read.
     assert_eq!(read_n(&mut server, 6), b"unread");
     assert_eq!(server.read(&mut [0; 8]).unwrap_err().raw_os_error(), Some(libc::ECONNABORTED));
-    assert_eq!(diag.list(&[SERVICE]).unwrap(), []);
+    assert_eq!(diag.list(&Ours::at(&[SERVICE])).unwrap(), []);
     thread::sleep(Duration::from_millis(50));
     assert!(tap.segments_of_service().iter().all(|(flags, ..)| flags & RST != 0));
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
@@ -789,7 +789,7 @@ fn orphans_are_destroyed_too() {
         drop(server);
         thread::sleep(Duration::from_millis(50));
         let find = |diag: &mut SockDiag| {
-            let all = diag.list(&[SERVICE]).unwrap();
+            let all = diag.list(&Ours::at(&[SERVICE])).unwrap();
             all.into_iter().find(|socket| socket.peer == peer)
         };
         let orphan = find(&mut diag).unwrap();
@@ -818,11 +818,11 @@ fn time_wait_can_be_destroyed_in_silence_for_a_restoration() {
             let peer = server.peer_addr().unwrap();
             drop(server);
             drop(client);
-            wait_for(|| diag.list(&[SERVICE]).unwrap().iter().any(|s| s.state == state::TIME_WAIT));
+            wait_for(|| diag.list(&Ours::at(&[SERVICE])).unwrap().iter().any(|s| s.state == state::TIME_WAIT));
             let tap = net.tap();
             if destroy {
                 assert!(diag.destroy(SERVICE, peer).unwrap());
-                assert_eq!(diag.list(&[SERVICE]).unwrap(), []);
+                assert_eq!(diag.list(&Ours::at(&[SERVICE])).unwrap(), []);
             }
             let restored = net.a(|| restore(&plain_spec(SERVICE, peer)));
             println!("timestamps {timestamps}, TIME_WAIT destroyed {destroy}: {restored:?}");

@@ -267,6 +267,12 @@ impl<'a> Segment<'a> {
         out[self.tcp + 8..self.tcp + 12].copy_from_slice(&ack.0.to_be_bytes());
     }
 
+    /// Sets the ports of a copy.
+    pub(crate) fn put_ports(&self, source: u16, destination: u16, out: &mut [u8]) {
+        out[self.tcp..self.tcp + 2].copy_from_slice(&source.to_be_bytes());
+        out[self.tcp + 2..self.tcp + 4].copy_from_slice(&destination.to_be_bytes());
+    }
+
     /// Sets the window of a copy, as on the wire.
     pub(crate) fn put_window(&self, window: u16, out: &mut [u8]) {
         out[self.tcp + 14..self.tcp + 16].copy_from_slice(&window.to_be_bytes());

@@ -25,6 +25,8 @@ pub struct Shift {
 pub struct Splice {
     /// The local TCP's own initial number.
     pub isn: Seq,
+    /// The local TCP's port, and the one that the peer knows (the paper's internal and external port).
+    pub ports: (u16, u16),
     /// What the local TCP sends.
     pub output: Shift,
     /// What the peer sends. (We choose the number with which we open the local half, so that it need not move.)
@@ -41,7 +43,11 @@ impl Splice {
     /// A segment of the local TCP as the peer is to see it, with a full checksum.
     pub fn to_peer(&self, segment: &Segment<'_>, out: &mut Vec<u8>) {
         correct(segment, self.output, self.input, out);
-        segment.put_window(rescaled(segment.window(), self.shifts), out);
+        segment.put_ports(self.ports.1, segment.destination().port(), out);
+        // That of a SYN is not scaled.
+        if !segment.has(flags::SYN) {
+            segment.put_window(rescaled(segment.window(), self.shifts), out);
+        }
         segment.finish(out);
     }
 
@@ -49,7 +55,7 @@ impl Splice {
     pub fn to_kernel(&self, segment: &Segment<'_>, out: &mut Vec<u8>) {
         let back = |shift: Shift| Shift { seq: shift.seq.wrapping_neg(), timestamp: shift.timestamp.wrapping_neg() };
         correct(segment, back(self.input), back(self.output), out);
-        // That of a SYN is not scaled.
+        segment.put_ports(segment.source().port(), self.ports.0, out);
         if !segment.has(flags::SYN) {
             segment.put_window(rescaled(segment.window(), self.peer_shifts), out);
         }

@@ -27,6 +27,7 @@ const OURS_FIRST: Seq = Seq(5000);
 fn config() -> FilterConfig {
     FilterConfig {
         ports: vec![(5555, PortPolicy::default())],
+        outgoing: Vec::new(),
         max_turn: Duration::from_millis(50),
         engine: Engine::Repair,
         hooked: true,

@@ -7,7 +7,8 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -142,7 +143,7 @@ impl Client {
             token: token.to_owned(),
             linked,
         };
-        let (reply, fds) = requesting.ask(hello, deadline.max(Instant::now() + Duration::from_millis(100)))?;
+        let (reply, fds) = requesting.ask(hello, &[], deadline.max(Instant::now() + Duration::from_millis(100)))?;
         let welcome = match reply {
             Reply::Welcome(welcome) => welcome,
             Reply::Error { errno, text } => return Err(ClientError { errno, text }),
@@ -244,11 +245,15 @@ impl Client {
     }
 
     fn request(&self, request: Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        self.request_with(request, &[])
+    }
+
+    fn request_with(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         let _inside = Bypass::enter();
         if self.is_gone() {
             return Err(gone());
         }
-        let result = lock(&self.requesting).ask(request, Instant::now() + REPLY_TIMEOUT);
+        let result = lock(&self.requesting).ask(request, fds, Instant::now() + REPLY_TIMEOUT);
         match result {
             Ok((Reply::Error { errno, text }, _)) => Err(ClientError { errno, text }),
             Err(e) if e.errno == libc::ENOTCONN => {
@@ -294,6 +299,14 @@ impl Client {
     /// Makes a request that is answered by [`Reply::Ok`].
     pub fn tell(&self, request: Request) -> Result<(), ClientError> {
         match self.request(request)?.0 {
+            Reply::Ok => Ok(()),
+            _ => Err(protocol("an unexpected reply")),
+        }
+    }
+
+    /// Prepares a socket for its connection to a protected destination; see [`Request::Call`].
+    pub fn call(&self, to: SocketAddr, socket: BorrowedFd<'_>) -> Result<(), ClientError> {
+        match self.request_with(Request::Call { to }, &[socket])?.0 {
             Reply::Ok => Ok(()),
             _ => Err(protocol("an unexpected reply")),
         }
@@ -398,12 +411,13 @@ impl Requesting {
     fn ask<T: serde::Serialize>(
         &mut self,
         body: T,
+        fds: &[BorrowedFd<'_>],
         deadline: Instant,
     ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         self.number = self.number.wrapping_add(1);
         let bytes = wire::encode(&Numbered { number: self.number, body })?;
         let mut buffer = vec![0u8; wire::MAX_MESSAGE];
-        sys::send(self.socket.as_fd(), &bytes, &[]).map_err(hung_up_or)?;
+        sys::send(self.socket.as_fd(), &bytes, fds).map_err(hung_up_or)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::ring::{self, Consumer, Corrupt, Mapping, SLOTS};
-use super::wire::{self, Hello, Numbered, PortInfo, Reply, Request, Welcome};
+use super::wire::{self, Hello, Numbered, OutgoingInfo, PortInfo, Reply, Request, Welcome};
 use super::{sys, Event};
 
 /// The role of this member, as applications see it.
@@ -39,7 +39,7 @@ pub struct Greeting {
     /// See [`wire::Welcome::spliced`].
     pub spliced: bool,
     /// Destinations to which connections are protected.
-    pub outgoing: Vec<SocketAddr>,
+    pub outgoing: Vec<OutgoingInfo>,
 }
 
 /// Why a channel must be closed.
@@ -119,8 +119,8 @@ impl AsFd for ChannelListener {
 pub enum Incoming {
     /// The process was admitted and has its ring now: watch [`Channel::kick_fd`].
     Joined(Hello),
-    /// A request; give its number to [`Channel::reply`].
-    Request(u32, Request),
+    /// A request; give its number to [`Channel::reply`]. With the descriptor that belongs to a [`Request::Call`].
+    Request(u32, Request, Option<OwnedFd>),
 }
 
 /// One process of the application.
@@ -174,7 +174,7 @@ impl Channel {
     /// Takes one message from the socket. A hello is answered here.
     pub fn receive(&mut self) -> Result<Option<Incoming>, ChannelError> {
         let mut buffer = [0u8; 8192];
-        let (n, fds) = match sys::receive(self.socket.as_fd(), &mut buffer) {
+        let (n, mut fds) = match sys::receive(self.socket.as_fd(), &mut buffer) {
             Ok(received) => received,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(e) if e.raw_os_error() == Some(libc::ECONNRESET) => return Err(ChannelError::Gone),
@@ -183,13 +183,17 @@ impl Channel {
         if n == 0 {
             return Err(ChannelError::Gone);
         }
-        if !fds.is_empty() {
+        let socket = fds.pop();
+        if !fds.is_empty() || socket.is_some() && self.joined.is_none() {
             return Err(ChannelError::Misbehaved("it sent descriptors".into()));
         }
         let misbehaved = |e: io::Error| ChannelError::Misbehaved(e.to_string());
         if self.joined.is_some() {
             let request: Numbered<Request> = wire::decode(&buffer[..n]).map_err(misbehaved)?;
-            return Ok(Some(Incoming::Request(request.number, request.body)));
+            if socket.is_some() != matches!(request.body, Request::Call { .. }) {
+                return Err(ChannelError::Misbehaved("a descriptor too many, or too few".into()));
+            }
+            return Ok(Some(Incoming::Request(request.number, request.body, socket)));
         }
         let hello: Numbered<Hello> = wire::decode(&buffer[..n]).map_err(misbehaved)?;
         self.admit(hello).map(|hello| Some(Incoming::Joined(hello)))

@@ -269,7 +269,7 @@ fn when_the_manager_is_gone_nobody_waits_for_it() {
 fn requests_are_answered_with_descriptors() {
     let (client, mut channel) = pair();
     let manager = thread::spawn(move || {
-        let Ok(Incoming::Request(number, request)) = incoming(&mut channel) else { panic!() };
+        let Ok(Incoming::Request(number, request, None)) = incoming(&mut channel) else { panic!() };
         assert_eq!(request, Request::GetRecovered { port: PORT, max: 200 });
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.write_all(b"x").unwrap();
@@ -278,14 +278,14 @@ fn requests_are_answered_with_descriptors() {
         let fds = vec![theirs.as_fd(); sessions.len()];
         channel.reply(number, Reply::Recovered { sessions, more: true }, &fds).unwrap();
 
-        let Ok(Incoming::Request(number, Request::SessionInfo { tuple: asked })) = incoming(&mut channel) else {
+        let Ok(Incoming::Request(number, Request::SessionInfo { tuple: asked }, None)) = incoming(&mut channel) else {
             panic!()
         };
         assert_eq!(asked, tuple(7));
         let refused = Reply::Error { errno: libc::ENOENT, text: "unknown".into() };
         channel.reply(number, refused, &[]).unwrap();
 
-        let Ok(Incoming::Request(number, _)) = incoming(&mut channel) else { panic!() };
+        let Ok(Incoming::Request(number, _, None)) = incoming(&mut channel) else { panic!() };
         // A reply to somebody who gave up comes first.
         channel.reply(number.wrapping_sub(1), Reply::Ok, &[]).unwrap();
         let facts = SessionFacts { session: 8, ..SessionFacts::default() };
@@ -341,7 +341,7 @@ fn our_descriptors_are_high_and_give_way() {
     client.push(&Event::Commit { thread: 1 });
     assert_ne!(sys::poll(channel.kick_fd().unwrap(), libc::POLLIN, Duration::ZERO).unwrap(), 0);
     let answering = thread::spawn(move || {
-        let Ok(Incoming::Request(number, _)) = incoming(&mut channel) else { panic!() };
+        let Ok(Incoming::Request(number, _, None)) = incoming(&mut channel) else { panic!() };
         channel.reply(number, Reply::Ok, &[]).unwrap();
     });
     client.tell(Request::Switchover).unwrap();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tcpr_session::tuple::FourTuple;
 
 /// Grows when an older counterpart would misunderstand.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// No message is longer. It must hold a [`Reply::Recovered`] of [`MAX_RECOVERED`] sessions.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -53,6 +53,15 @@ pub struct PortInfo {
     pub absorb_greeting: bool,
 }
 
+/// A destination of protected connections, likewise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutgoingInfo {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// As of [`PortInfo`].
+    pub absorb_greeting: bool,
+}
+
 /// What the manager tells a process that it admits. The shared memory and the kick come with it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Welcome {
@@ -67,7 +76,7 @@ pub struct Welcome {
     /// Restored sessions come from the listener itself (engine `splice`): accept asks what each is.
     pub spliced: bool,
     /// Destinations to which connections are protected.
-    pub outgoing: Vec<SocketAddr>,
+    pub outgoing: Vec<OutgoingInfo>,
     /// The number of this channel.
     pub channel: u32,
 }
@@ -88,6 +97,12 @@ pub enum Request {
         addr: IpAddr,
         /// On which port.
         port: u16,
+    },
+    /// The process is about to connect the socket that comes with this: it gets the virtual IP as its address, also where
+    /// that is not on this machine.
+    Call {
+        /// The destination.
+        to: SocketAddr,
     },
     /// Hand the service over to the partner.
     Switchover,

@@ -59,6 +59,11 @@ pub(super) struct Port {
 #[serde(deny_unknown_fields)]
 pub(super) struct Outgoing {
     pub address: String,
+    pub framing: Option<toml::Value>,
+    pub unanswered: Option<String>,
+    pub max_unanswered_bytes: Option<i64>,
+    pub independent: Option<bool>,
+    pub greeting: Option<String>,
 }
 
 #[derive(Deserialize, Default)]

@@ -8,7 +8,7 @@ use tcpr_session::framing::Framing;
 use tcpr_session::turn::{PortPolicy, Unanswered};
 
 use super::validate::{no_machine, Mistakes};
-use super::{raw, Greeting, Port, Service, VirtualIp, DEFAULT_MAX_UNANSWERED_BYTES};
+use super::{raw, Greeting, Outgoing, Port, Service, VirtualIp, DEFAULT_MAX_UNANSWERED_BYTES};
 
 pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     let name = r.name.clone().unwrap_or_else(|| "default".into());
@@ -146,38 +146,39 @@ fn virtual_ips(m: &mut Mistakes, value: Option<&toml::Value>) -> Vec<VirtualIp> 
 fn port(m: &mut Mistakes, r: &raw::Port) -> Port {
     let number = m.port("service.ports.port", r.port);
     let key = |k: &str| format!("service.ports.{k} of port {}", r.port);
-    let framing = framing(m, &key("framing"), r.framing.as_ref());
+    let (policy, greeting) = handling(m, &key, (&r.framing, &r.unanswered, r.max_unanswered_bytes, r.independent, &r.greeting));
+    Port { port: number, policy, greeting }
+}
+
+/// The keys that say how input is judged: framing, unanswered, max_unanswered_bytes, independent, greeting.
+type Handling<'a> = (&'a Option<toml::Value>, &'a Option<String>, Option<i64>, Option<bool>, &'a Option<String>);
+
+fn handling(m: &mut Mistakes, key: &dyn Fn(&str) -> String, keys: Handling<'_>) -> (PortPolicy, Greeting) {
+    let (framing_key, unanswered, max_unanswered_bytes, independent, greeting) = keys;
+    let framing = framing(m, &key("framing"), framing_key.as_ref());
     let by_default = match framing {
         Framing::None => "redeliver",
         _ => "discard",
     };
     let unanswered = m.word(
         &key("unanswered"),
-        Some(r.unanswered.as_deref().unwrap_or(by_default)),
+        Some(unanswered.as_deref().unwrap_or(by_default)),
         &[
             ("redeliver", Unanswered::Redeliver),
             ("discard", Unanswered::Discard),
         ],
     );
-    let max_unanswered_bytes = match r.max_unanswered_bytes {
+    let max_unanswered_bytes = match max_unanswered_bytes {
         None => DEFAULT_MAX_UNANSWERED_BYTES,
         Some(n) => m.number(&key("max_unanswered_bytes"), n, 1, 1 << 40) as u64,
     };
     let greeting = m.word(
         &key("greeting"),
-        r.greeting.as_deref(),
+        greeting.as_deref(),
         &[("pass", Greeting::Pass), ("absorb", Greeting::Absorb)],
     );
-    Port {
-        port: number,
-        policy: PortPolicy {
-            framing,
-            unanswered,
-            max_unanswered_bytes,
-            independent: r.independent.unwrap_or(false),
-        },
-        greeting,
-    }
+    let independent = independent.unwrap_or(false);
+    (PortPolicy { framing, unanswered, max_unanswered_bytes, independent }, greeting)
 }
 
 fn framing(m: &mut Mistakes, key: &str, value: Option<&toml::Value>) -> Framing {
@@ -253,9 +254,9 @@ fn framing(m: &mut Mistakes, key: &str, value: Option<&toml::Value>) -> Framing 
     }
 }
 
-fn outgoing(m: &mut Mistakes, raw: &[raw::Outgoing]) -> Vec<SocketAddr> {
+fn outgoing(m: &mut Mistakes, raw: &[raw::Outgoing]) -> Vec<Outgoing> {
     const KEY: &str = "service.outgoing.address";
-    let mut list = Vec::new();
+    let mut list: Vec<Outgoing> = Vec::new();
     for r in raw {
         let text = &r.address;
         let Ok(a) = text.parse::<SocketAddr>() else {
@@ -274,12 +275,14 @@ fn outgoing(m: &mut Mistakes, raw: &[raw::Outgoing]) -> Vec<SocketAddr> {
             m.add(format!(
                 "{KEY} = \"{text}\" is a loopback address, which is not protected; use an address of the network"
             ));
-        } else if list.contains(&a) {
+        } else if list.iter().any(|o| o.address == a) {
             m.add(format!(
                 "{KEY} = \"{text}\" appears twice; keep one section for it"
             ));
         } else {
-            list.push(a);
+            let key = |k: &str| format!("service.outgoing.{k} of {a}");
+            let (policy, greeting) = handling(m, &key, (&r.framing, &r.unanswered, r.max_unanswered_bytes, r.independent, &r.greeting));
+            list.push(Outgoing { address: a, policy, greeting });
         }
     }
     list

@@ -1,5 +1,8 @@
 use std::path::Path;
 
+use tcpr_session::framing::Framing;
+use tcpr_session::turn::Unanswered;
+
 use super::*;
 
 const GOOD: &str = r#"
@@ -151,7 +154,8 @@ endpoints = ["http://192.0.2.10:2379"]
     assert_eq!(c.service.run_dir, Path::new("/srv/run"));
     assert_eq!(c.service.queues, (300, 301));
     assert_eq!(c.service.virtual_ips.len(), 2);
-    assert_eq!(c.service.outgoing, ["198.51.100.9:179".parse().unwrap()]);
+    let [to] = &c.service.outgoing[..] else { panic!("{:?}", c.service.outgoing) };
+    assert_eq!(to.address, "198.51.100.9:179".parse().unwrap());
     let lines = &c.service.ports[0];
     assert!(matches!(lines.policy.framing, Framing::Lines));
     assert!(matches!(lines.policy.unanswered, Unanswered::Redeliver));
@@ -377,8 +381,12 @@ fn wrong_ports() {
         to("1.2.3.4:5")
     );
     says(&twice, &["appears twice"]);
-    let six = Config::parse(&to("[2001:db8::1]:5"), None).unwrap();
-    assert!(six.unsupported()[0].contains("service.outgoing.address"));
+    says(&to("[2001:db8::1]:5"), &["another family"]);
+    let framed = format!("{}\nframing = \"lines\"\ngreeting = \"absorb\"", to("1.2.3.4:5"));
+    let c = Config::parse(&framed, None).unwrap();
+    let [o] = &c.service.outgoing[..] else { panic!("{:?}", c.service.outgoing) };
+    assert!(matches!((o.policy.framing, o.policy.unanswered, o.greeting), (Framing::Lines, Unanswered::Discard, Greeting::Absorb)));
+    says(&format!("{}\nunanswered = \"x\"", to("1.2.3.4:5")), &["service.outgoing.unanswered of 1.2.3.4:5"]);
 }
 
 #[test]

@@ -350,9 +350,15 @@ fn across(
             "failover.reachability: {a} is the virtual IP; name somebody else, such as the gateway"
         ));
     }
-    for o in service.outgoing.iter().filter(|o| vip(&o.ip())) {
+    for o in service.outgoing.iter().map(|o| o.address).filter(|o| vip(&o.ip())) {
         m.add(format!(
             "service.outgoing.address = \"{o}\" is on the virtual IP, so it would not leave this machine; name another machine"
+        ));
+    }
+    let family = |o: &std::net::SocketAddr| service.virtual_ips.iter().any(|v| v.addr.is_ipv4() == o.is_ipv4());
+    for o in service.outgoing.iter().map(|o| o.address).filter(|o| !family(o)) {
+        m.add(format!(
+            "service.outgoing.address = \"{o}\" is of another family than the virtual IP, from which the service would connect; add a virtual IP of its family"
         ));
     }
     // A server that binds the wildcard address would meet the manager's own listener.

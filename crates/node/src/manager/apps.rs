@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use tcpr_session::filter::{Filter, Origin, PROGRAM};
 use tcpr_session::role::{Role, RoleInput};
@@ -14,6 +16,8 @@ use super::{Manager, Token};
 use crate::channel::server::{Channel, ChannelError, ChannelRole, Incoming};
 use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
 use crate::channel::{self, Event};
+use crate::outgoing;
+use crate::vip::Vip;
 
 /// A process whose hooks are joined.
 pub(super) struct App {
@@ -140,7 +144,7 @@ impl Manager {
                     self.publish_role();
                     self.publish_pending();
                 }
-                Ok(Some(Incoming::Request(number, request))) => self.answer(id, number, request),
+                Ok(Some(Incoming::Request(number, request, socket))) => self.answer(id, number, request, socket),
                 Ok(None) => return,
                 Err(ChannelError::Gone) => {
                     // The channel is closed; the process may live on (exec), and its death is told apart.
@@ -196,7 +200,7 @@ impl Manager {
 
     /// How much of a session's input waits in its socket.
     pub(super) fn ask_unread(&mut self, session: SessionId) {
-        let Some(tuple) = self.filter.store().get(session).map(|s| s.open.tuple) else { return };
+        let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple)) else { return };
         let found = self.sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
             log::warn!("session {session}: the kernel does not say what is unread: {error}");
             None
@@ -222,12 +226,22 @@ impl Manager {
         }
     }
 
-    fn answer(&mut self, id: u32, number: u32, request: Request) {
+    fn answer(&mut self, id: u32, number: u32, request: Request, socket: Option<OwnedFd>) {
         match request {
             Request::GetRecovered { port, max } => self.hand_over(id, number, port, max),
             Request::Listen { port, .. } => {
                 self.reply(id, number, Reply::Ok);
                 self.listening(id, port);
+            }
+            Request::Call { to } => {
+                let reply = match socket.map_or(Ok(()), |socket| self.prepare_call(to, &socket)) {
+                    Ok(()) => Reply::Ok,
+                    Err(error) => {
+                        log::warn!("a connection to {to} cannot be protected: {error}");
+                        Reply::Error { errno: error.raw_os_error().unwrap_or(libc::EINVAL), text: error.to_string() }
+                    }
+                };
+                self.reply(id, number, reply);
             }
             Request::Switchover => {
                 let reply = match self.role.can_switch_over() {
@@ -252,7 +266,8 @@ impl Manager {
             Request::SessionInfo { tuple } => {
                 let recovered = self.filter.recovered_info(&tuple);
                 let store = self.filter.store();
-                let facts = store.find(&tuple).and_then(|s| store.get(s)).map(|s| SessionFacts {
+                let session = self.filter.outer(&tuple).and_then(|tuple| store.find(&tuple));
+                let facts = session.and_then(|s| store.get(s)).map(|s| SessionFacts {
                     session: s.open.session,
                     in_done: s.in_done,
                     in_stored: s.in_end(),
@@ -268,6 +283,15 @@ impl Manager {
                 self.reply(id, number, reply);
             }
         }
+    }
+
+    fn prepare_call(&self, to: SocketAddr, socket: &OwnedFd) -> io::Result<()> {
+        let refused = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
+        if !self.config.service.outgoing.iter().any(|o| o.address == to) {
+            return Err(refused("it is not among service.outgoing"));
+        }
+        let vip = self.vips.iter().map(Vip::addr).find(|vip| vip.is_ipv4() == to.is_ipv4());
+        outgoing::prepare(socket, vip.ok_or_else(|| refused("there is no virtual IP of its family"))?)
     }
 
     pub(super) fn reply(&mut self, id: u32, number: u32, reply: Reply) {

@@ -32,7 +32,6 @@ mod virtual_ip;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -42,12 +41,12 @@ use tcpr_session::Now;
 
 use crate::arp::Arp;
 use crate::channel::server::{ChannelListener, Greeting};
-use crate::channel::wire::PortInfo;
+use crate::channel::wire::{OutgoingInfo, PortInfo};
 use crate::config::{self, Config, Durability};
 use crate::nfqueue::Queue;
 use crate::rawsock::RawSender;
 use crate::rules::Rules;
-use crate::sockdiag::SockDiag;
+use crate::sockdiag::{Ours, SockDiag};
 use crate::table::Table;
 use crate::vip::Vip;
 
@@ -161,12 +160,13 @@ impl Manager {
         let queue_out = Queue::open(service.queues.1)?;
         let mut sockdiag = SockDiag::open().map_err(context("cannot open a sock_diag socket"))?;
         let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy)).collect();
+        let outgoing = service.outgoing.iter().map(|o| (o.address, o.policy)).collect();
         // Only a program that runs without the library tells nothing, and only its own listener can take sessions back.
         let hooked = hosting.program.as_ref().is_none_or(|spec| spec.library.is_some());
         let engine = if hooked { config.recovery.engine } else { Engine::Splice };
         let asynchronous = config.replication.durability == Durability::Async;
         let max_turn = config.recovery.max_turn;
-        let filter = Filter::new(FilterConfig { ports, max_turn, engine, hooked, asynchronous });
+        let filter = Filter::new(FilterConfig { ports, outgoing, max_turn, engine, hooked, asynchronous });
         let random: [u8; 16] = crate::key::random()?;
         let token: String = random.iter().map(|b| format!("{b:02x}")).collect();
         let channels = ChannelListener::bind(Greeting {
@@ -179,7 +179,11 @@ impl Manager {
                 .map(|p| PortInfo { port: p.port, absorb_greeting: p.greeting == config::Greeting::Absorb })
                 .collect(),
             spliced: engine == Engine::Splice,
-            outgoing: service.outgoing.clone(),
+            outgoing: service
+                .outgoing
+                .iter()
+                .map(|o| OutgoingInfo { address: o.address, absorb_greeting: o.greeting == config::Greeting::Absorb })
+                .collect(),
         })?;
         let now = start.elapsed();
         let failover = &config.failover;
@@ -202,6 +206,10 @@ impl Manager {
                 ("TCPR_TOKEN".to_owned(), token.clone()),
                 ("TCPR_MEMBER".to_owned(), config.me().name.clone()),
             ];
+            if !service.outgoing.is_empty() {
+                let list: Vec<String> = service.outgoing.iter().map(|o| o.address.to_string()).collect();
+                environment.push(("TCPR_OUTGOING".to_owned(), list.join(",")));
+            }
             if let Some(path) = &hosting.config_path {
                 environment.push(("TCPR_CONFIG".to_owned(), path.display().to_string()));
             }
@@ -223,11 +231,8 @@ impl Manager {
         let mut undo = RemoveRules(Some(rules.clone()));
         // Fail closed: the rules stand before the program starts.
         rules.install().map_err(|e| io::Error::other(e.to_string()))?;
-        let locals: Vec<SocketAddr> = vips
-            .iter()
-            .flat_map(|v| service.ports.iter().map(|p| SocketAddr::new(v.addr(), p.port)))
-            .collect();
-        packets::destroy_sockets(&mut sockdiag, &locals);
+        let ours = Ours::of(&config);
+        packets::destroy_sockets(&mut sockdiag, &ours);
 
         let manager = Manager {
             poller,
@@ -253,7 +258,7 @@ impl Manager {
             apps: HashMap::new(),
             program,
             partner,
-            takeover: takeover::Takeover::new(locals, hooked),
+            takeover: takeover::Takeover::new(ours, hooked),
             control,
             table,
             sweep: sweep::Sweep::default(),

@@ -1,6 +1,5 @@
 //! The two queues, and what the filter decided.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tcpr_session::filter::{Action, Mode};
@@ -9,7 +8,7 @@ use tcpr_session::segment;
 
 use super::{apps, Manager, Token};
 use crate::nfqueue;
-use crate::sockdiag::{state, SockDiag};
+use crate::sockdiag::{state, Ours, SockDiag};
 
 /// Most batches taken from one queue before the other has its turn.
 const BATCHES: usize = 8;
@@ -18,8 +17,8 @@ const LINGER: Duration = Duration::from_millis(50);
 
 /// Removes what the kernel still holds of the service's connections. Their RSTs meet the rules: the filter
 /// lets none of them leave.
-pub(super) fn destroy_sockets(sockdiag: &mut SockDiag, locals: &[SocketAddr]) {
-    let sockets = match sockdiag.list(locals) {
+pub(super) fn destroy_sockets(sockdiag: &mut SockDiag, ours: &Ours) {
+    let sockets = match sockdiag.list(ours) {
         Ok(sockets) => sockets,
         Err(error) => return log::error!("cannot list the kernel's sockets: {error}"),
     };

@@ -170,8 +170,7 @@ impl Manager {
                 program.restart(now);
             }
         }
-        let locals = self.takeover.locals().to_vec();
-        packets::destroy_sockets(&mut self.sockdiag, &locals);
+        packets::destroy_sockets(&mut self.sockdiag, self.takeover.ours());
         // The RSTs of what ended here meet a passive filter: one that serves again would take them for strangers'.
         for _ in 0..100 {
             if self.receive_out() {

@@ -33,18 +33,18 @@ impl Manager {
         if now < self.sweep.due {
             return;
         }
-        match self.sockdiag.list(self.takeover.locals()) {
+        match self.sockdiag.list(self.takeover.ours()) {
             Ok(sockets) => {
                 let there: HashSet<_> = sockets.iter().map(|s| (s.local, s.peer)).collect();
                 let before = std::mem::take(&mut self.sweep.missing);
-                let locals = self.takeover.locals();
-                let missing = self.filter.with_sockets();
-                let missing = missing.filter(|(_, t)| locals.contains(&t.local) && !there.contains(&(t.local, t.peer)));
-                let (gone, new): (Vec<_>, Vec<_>) = missing.partition(|(id, _)| before.contains(id));
-                self.sweep.missing = new.into_iter().map(|(id, _)| id).collect();
-                for (session, tuple) in gone {
+                let ours = self.takeover.ours();
+                let missing = self.filter.with_sockets().map(|(id, tuple)| (id, self.filter.inner(&tuple), tuple));
+                let missing = missing.filter(|(_, t, _)| ours.has(t.local, t.peer) && !there.contains(&(t.local, t.peer)));
+                let (gone, new): (Vec<_>, Vec<_>) = missing.partition(|(id, ..)| before.contains(id));
+                self.sweep.missing = new.into_iter().map(|(id, ..)| id).collect();
+                for (session, inner, tuple) in gone {
                     // A list may lack what changed its place meanwhile.
-                    if !matches!(self.sockdiag.find(tuple.local, tuple.peer), Ok(None)) {
+                    if !matches!(self.sockdiag.find(inner.local, inner.peer), Ok(None)) {
                         continue;
                     }
                     log::info!("session {session} {tuple}: the kernel has given it up");

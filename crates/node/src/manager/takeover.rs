@@ -19,7 +19,7 @@ use super::Manager;
 use crate::channel::ring::SLOTS;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
 use crate::repair;
-use crate::sockdiag::state;
+use crate::sockdiag::{state, Ours};
 
 /// How long the peers have to answer the probe. One on the same network needs a fraction of it.
 const PROBE_WAIT: Duration = Duration::from_millis(10);
@@ -58,7 +58,7 @@ struct Ready {
 
 /// State of the takeover under way, if one is.
 pub(super) struct Takeover {
-    locals: Vec<SocketAddr>,
+    ours: Ours,
     /// Hooks say what was accepted; else the listener's queue does.
     hooked: bool,
     accepted_at: Option<Now>,
@@ -82,9 +82,9 @@ pub(super) struct Takeover {
 }
 
 impl Takeover {
-    pub(super) fn new(locals: Vec<SocketAddr>, hooked: bool) -> Takeover {
+    pub(super) fn new(ours: Ours, hooked: bool) -> Takeover {
         Takeover {
-            locals,
+            ours,
             hooked,
             accepted_at: None,
             started: None,
@@ -111,8 +111,8 @@ impl Takeover {
         self.handing_over
     }
 
-    pub(super) fn locals(&self) -> &[SocketAddr] {
-        &self.locals
+    pub(super) fn ours(&self) -> &Ours {
+        &self.ours
     }
 
     fn has_listener(&self, port: u16) -> bool {
@@ -169,7 +169,7 @@ impl Manager {
         // still to be said will be said by the restored ones. Packets that are queued belong to the old sockets.
         self.filter.set_fenced(now, true);
         self.receive_in();
-        destroy_sockets(&mut self.sockdiag, &self.takeover.locals);
+        destroy_sockets(&mut self.sockdiag, &self.takeover.ours);
         for _ in 0..100 {
             if self.receive_out() {
                 break;
@@ -305,8 +305,7 @@ impl Manager {
 
     /// The TCP state of the kernel's socket with this four-tuple, if there is one.
     fn kernel_state(&mut self, tuple: &FourTuple) -> Option<u8> {
-        let sockets = self.sockdiag.list(&[tuple.local]).ok()?;
-        sockets.iter().find(|s| s.peer == tuple.peer).map(|s| s.state)
+        Some(self.sockdiag.find(tuple.local, tuple.peer).ok()??.state)
     }
 
     /// How many recovered sessions each port has for its application.
@@ -430,10 +429,10 @@ impl Manager {
 
     /// Without hooks: once nothing waits on the listeners, what is there was accepted.
     fn look_accepted(&mut self, now: Now) -> io::Result<()> {
-        if self.sockdiag.backlog(&self.takeover.locals)? > 0 {
+        if self.sockdiag.backlog(&self.takeover.ours)? > 0 {
             return Ok(());
         }
-        let sockets = self.sockdiag.list(&self.takeover.locals)?;
+        let sockets = self.sockdiag.list(&self.takeover.ours)?;
         let made = sockets.iter().filter(|s| s.state != state::SYN_RECV);
         let there: HashSet<(SocketAddr, SocketAddr)> = made.map(|s| (s.local, s.peer)).collect();
         self.filter.all_accepted(now, |tuple| there.contains(&(tuple.local, tuple.peer)));

@@ -44,12 +44,12 @@ impl Filter {
     /// A process holds a connection under a handle. Connections that are no session of ours (local ones) are
     /// passed over, and so is everything said of them.
     pub fn attach(&mut self, now: Now, channel: u32, handle: u32, origin: Origin, tuple: &FourTuple) {
-        let Some(session) = self.store.find(tuple) else { return };
+        let Some(session) = self.outer(tuple).and_then(|tuple| self.store.find(&tuple)) else { return };
         if self.mode == Mode::Passive {
             return;
         }
         self.handles.insert((channel, handle), session);
-        let mut first = false;
+        let (mut first, mut answered) = (false, false);
         self.recount(session, |live| {
             if !live.owners.contains(&channel) {
                 live.owners.push(channel);
@@ -60,11 +60,17 @@ impl Filter {
                 live.let_go = None;
             }
             first = !std::mem::replace(&mut live.attached, true);
+            answered = live.handshake.is_some() && live.outgoing;
             live.handshake = None;
         });
         if first {
-            self.splices.unaccepted -= usize::from(self.splices.get(tuple).is_some());
+            let accepted = self.splices.get(tuple).is_some() && !self.live[&session].outgoing;
+            self.splices.unaccepted -= usize::from(accepted);
             self.begin_turns(session);
+        }
+        if answered {
+            // The hook was faster than the last segment of the handshake.
+            self.called(now, session);
         }
         if self.live[&session].stage == Stage::Restored {
             self.barrier_met(now);
@@ -74,7 +80,7 @@ impl Filter {
     /// From now on the turn policy knows the session.
     pub(super) fn begin_turns(&mut self, session: SessionId) {
         let s = self.store.get(session).expect("known");
-        let policy = self.policy(s.open.tuple.local.port());
+        let policy = self.policy(&s.open.tuple);
         self.turns.open(session, policy, s.in_done, s.out_done, s.out_base);
         let (a, b) = s.input.as_slices();
         for (offset, bytes) in [(s.in_done, a), (s.in_done + a.len() as u64, b)] {

@@ -153,8 +153,14 @@ pub(super) struct Live {
     pub resend: Option<(Now, u32, u64)>,
     /// What its peer has shown since the takeover, until that is enough.
     pub proof: Option<Proof>,
-    /// The local listener is making its socket.
+    /// Its socket is being made by the local listener, or by the application's connect.
     pub handshake: Option<Handshake>,
+    /// The application had made the connection, and makes it again to have it back.
+    pub outgoing: bool,
+    /// The local TCP's half is not the one that the peer met.
+    pub restored: bool,
+    /// It is the application's again, and its input waits until then at the longest.
+    pub barrier_until: Option<Now>,
     /// Output that the local TCP does not have and the peer has not acknowledged.
     pub tail: Option<Tail>,
     /// Its output had ended before its local half was made.
@@ -207,15 +213,23 @@ impl Live {
             resend: None,
             proof: None,
             handshake: None,
+            outgoing: false,
+            restored: false,
+            barrier_until: None,
             tail: None,
             mute: false,
             swallowing: false,
         }
     }
 
-    /// It has no socket yet.
+    /// It has no socket yet, and it is not the application's turn to make one.
     pub fn probing(&self) -> bool {
-        self.stage == Stage::Probing
+        self.stage == Stage::Probing && !self.uncalled()
+    }
+
+    /// It waits for the application to connect.
+    pub fn uncalled(&self) -> bool {
+        matches!(self.handshake, Some(Handshake::Uncalled { .. }))
     }
 
     /// Its socket is restored, and has yet to get all input that the store has.
@@ -225,7 +239,7 @@ impl Live {
 
     /// The barrier waits for the application to take it.
     pub fn awaited(&self) -> bool {
-        matches!(self.stage, Stage::Probing | Stage::Restored) && !self.attached && !self.closed
+        matches!(self.stage, Stage::Probing | Stage::Restored) && !self.attached && !self.closed && !self.outgoing
     }
 
     /// A FIN or RST that nobody asked for.

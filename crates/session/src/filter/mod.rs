@@ -9,11 +9,13 @@
 //! - `output`: segments of the local TCP, held until they may leave
 //! - `app`: what the hooks tell; turns; processes that die
 //! - `recovery`: takeover: probes, restore, barrier, injection
+//! - `calling`: connections that the application makes, and makes again after a takeover
 //! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
 //! - `proof`: what peers prove after a takeover where nothing waited for the replica
 //! - `unhooked`: programs that tell nothing
 
 mod app;
+mod calling;
 mod early;
 mod input;
 mod live;
@@ -29,6 +31,7 @@ mod unhooked;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::record::{self, Committed, EndReason};
@@ -36,6 +39,7 @@ use crate::store::Store;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
 use crate::Now;
+use calling::Calls;
 use live::{HeldIn, Live, Stage, Waiting};
 use opening::Handshakes;
 use splicing::Splices;
@@ -146,6 +150,8 @@ pub struct Counters {
 pub struct FilterConfig {
     /// Policies of the protected ports.
     pub ports: Vec<(u16, PortPolicy)>,
+    /// Destinations of the application's own connections, and their policies.
+    pub outgoing: Vec<(SocketAddr, PortPolicy)>,
     /// Longest turn before its output is released all the same.
     pub max_turn: Duration,
     /// How sockets are restored.
@@ -172,6 +178,7 @@ pub struct Filter {
     handles: HashMap<(u32, u32), SessionId>,
     handshakes: Handshakes,
     splices: Splices,
+    calls: Calls,
     /// Without hooks: sessions with input of which it is not known that it was read.
     readers: BTreeSet<SessionId>,
     /// Those that were asked about before the output that is judged now.
@@ -237,6 +244,7 @@ impl Filter {
             handles: HashMap::new(),
             handshakes: Handshakes::default(),
             splices: Splices::default(),
+            calls: Calls::default(),
             readers: BTreeSet::new(),
             asked: Vec::new(),
             held_syns: Vec::new(),
@@ -393,6 +401,7 @@ impl Filter {
         self.awaited = 0;
         self.resets.clear();
         self.splices = Splices::default();
+        self.calls = Calls::default();
         self.readers.clear();
         self.asked.clear();
         self.intents.clear();
@@ -472,8 +481,8 @@ impl Filter {
                 let drop = spliced || self.mode == Mode::Restoring;
                 self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
-            self.splices.unaccepted -= usize::from(spliced && self.config.hooked && !live.attached);
-            self.splices.session_over(now, &tuple, live.handshake);
+            self.splices.unaccepted -= usize::from(spliced && self.config.hooked && !live.attached && !live.outgoing);
+            self.splice_over(now, &tuple, live.handshake);
         }
         self.readers.remove(&id);
         self.forget_expiries();
@@ -502,8 +511,10 @@ impl Filter {
         }
     }
 
-    fn policy(&self, port: u16) -> PortPolicy {
-        self.config.ports.iter().find(|(p, _)| *p == port).map(|(_, policy)| *policy).unwrap_or_default()
+    fn policy(&self, tuple: &FourTuple) -> PortPolicy {
+        let of_port = self.config.ports.iter().find(|(port, _)| *port == tuple.local.port()).map(|(_, policy)| *policy);
+        let of_peer = || self.config.outgoing.iter().find(|(to, _)| *to == tuple.peer).map(|(_, policy)| *policy);
+        of_port.or_else(of_peer).unwrap_or_default()
     }
 }
 

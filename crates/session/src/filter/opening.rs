@@ -124,22 +124,6 @@ impl Filter {
         self.handshakes.get(tuple).is_some_and(|h| !h.by_us && h.answer.is_none() && now < h.since + REFUSED_AFTER)
     }
 
-    /// A SYN of ours: the application connects.
-    pub(super) fn calling(&mut self, now: Now, id: u32, tuple: FourTuple, segment: &Segment<'_>) {
-        if self.fenced {
-            return self.actions.push(Action::DropOut(id));
-        }
-        if let Some(old) = self.store.find(&tuple) {
-            if self.live.get(&old).is_some_and(|l| l.stage != Stage::Live) {
-                // Another incarnation of what is being restored: not now.
-                return self.actions.push(Action::DropOut(id));
-            }
-            self.end_session(now, old, EndReason::Closed);
-        }
-        self.note_syn(tuple, segment, true);
-        self.actions.push(Action::AcceptOut(id));
-    }
-
     /// A segment of no session. Returns whether it made one: the answer to our SYN, or the third segment of a
     /// handshake whose SYN-ACK left without a record.
     pub(super) fn opened_by(&mut self, now: Now, tuple: FourTuple, segment: &Segment<'_>) -> Option<SessionId> {
@@ -153,7 +137,8 @@ impl Filter {
             let (isn_in, window) = (segment.seq(), segment.window());
             let id = self.next_session_id();
             let open = settled(id, tuple, isn_in, h.isn, theirs, h.options, window, true);
-            self.open_session(now, open, u64::from(h.window));
+            let internal_port = self.inner(&tuple).local.port();
+            self.open_session(now, Open { internal_port, ..open }, u64::from(h.window));
             return Some(id);
         }
         let (isn_out, ours, our_window, ts_value) = h.answer?;
@@ -169,12 +154,13 @@ impl Filter {
     fn open_session(&mut self, now: Now, open: Open, edge: u64) {
         let (id, established) = (open.session, open.established);
         self.handshakes.remove(&open.tuple);
-        self.splices.remove(&open.tuple);
+        self.splices.remove_former(&open.tuple, open.isn_out);
         let position = self.write(0, |out| open.encode(out));
         self.counters.opened += 1;
         let mut live = Live::new(self.store.get(id).expect("just opened"));
         live.base_pos = position;
         live.edge = edge;
+        live.outgoing = self.is_outgoing(&open.tuple);
         self.live.insert(id, live);
         if established {
             self.accepted_unhooked(id);

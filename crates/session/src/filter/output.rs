@@ -38,6 +38,9 @@ impl Filter {
         self.clock = now;
         self.counters.packets_out += 1;
         if !self.mode.serves() {
+            if self.mode == Mode::Passive {
+                self.keep_call(now, bytes);
+            }
             return self.actions.push(Action::DropOut(id));
         }
         let Ok(segment) = Segment::parse(bytes) else {
@@ -45,15 +48,19 @@ impl Filter {
             return self.actions.push(Action::DropOut(id));
         };
         let tuple = FourTuple { local: segment.source(), peer: segment.destination() };
+        if segment.flags() & (flags::SYN | flags::ACK) == flags::SYN {
+            return self.calling(now, Some(id), tuple, &segment, bytes);
+        }
+        let Some(tuple) = self.outer(&tuple) else {
+            self.counters.unknown_dropped += 1;
+            return self.actions.push(Action::DropOut(id));
+        };
         let session = self.store.find(&tuple);
         if session.is_some_and(|session| self.local_answer(now, id, session, &segment)) {
             return;
         }
         if segment.has(flags::SYN | flags::ACK) {
             return self.opening(now, id, tuple, &segment);
-        }
-        if segment.has(flags::SYN) {
-            return self.calling(now, id, tuple, &segment);
         }
         let corrected = self.corrected_out(&tuple, &segment);
         let (segment, bytes) = match &corrected {

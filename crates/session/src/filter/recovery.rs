@@ -87,6 +87,7 @@ impl Filter {
         if self.config.asynchronous {
             self.await_proofs(now);
         }
+        self.answer_kept(now);
     }
 
     /// A master whose application died and is started again here: takes over from itself. Replica and log go
@@ -110,6 +111,7 @@ impl Filter {
             let s = self.store.get(id).expect("listed");
             let mut live = Live::new(s);
             live.clamp = Some(s.out_sendable());
+            live.outgoing = self.is_outgoing(&s.open.tuple);
             if let Some(old) = before.get(&id) {
                 // Nothing of it may leave before the replica has it, and what left may be acknowledged.
                 live.base_pos = self.end;
@@ -324,7 +326,8 @@ impl Filter {
         }
         self.mode = Mode::Active;
         self.resets.clear();
-        for id in self.ids_of(|l| l.stage == Stage::Restored) {
+        // Those that the application has yet to take go on when it does.
+        for id in self.ids_of(|l| l.stage == Stage::Restored && !(l.outgoing && l.handshake.is_some())) {
             self.accepted_unhooked(id);
             self.through_barrier(now, id);
         }
@@ -380,6 +383,7 @@ impl Filter {
                 self.feed_timeout(now, id),
                 self.resend_timeout(now, id),
                 self.handshake_timeout(now, id),
+                self.called_timeout(now, id),
                 self.tail_timeout(now, id),
                 self.proof_timeout(now, id),
             ];

@@ -6,12 +6,13 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use super::live::{Held, Stage};
+use super::live::{Held, Live, Stage};
 use super::recovery::{feed_from, TIMESTAMP_MARGIN_MS};
 use super::{Action, Filter, Mode};
 use crate::segment::{flags, Build, Segment};
 use crate::seq::Seq;
 use crate::splice::{Shift, Splice};
+use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
@@ -39,9 +40,12 @@ pub enum Engine {
 pub(super) enum Handshake {
     /// Its turn will come.
     Queued,
+    /// The application made it, and has yet to connect again.
+    Uncalled { until: Now },
     /// Sent so often; sent again at this time.
     Sent { next: Now, tries: u32 },
-    /// The listener has answered, and was told the rest; again at this time, for it drops that if its queue is full.
+    /// The listener has answered, and was told the rest; again at this time, for it drops that if its queue is full. Or
+    /// the application's SYN was answered.
     Answered { next: Now, tries: u32 },
 }
 
@@ -49,6 +53,8 @@ pub(super) enum Handshake {
 #[derive(Debug, Default)]
 pub(super) struct Splices {
     by_tuple: HashMap<FourTuple, Splice>,
+    /// By the local TCP's name for them, those that have another port there.
+    outer: HashMap<FourTuple, FourTuple>,
     /// Sessions that are over, and since when.
     over: VecDeque<(Now, FourTuple, Seq)>,
     queue: VecDeque<SessionId>,
@@ -68,8 +74,42 @@ impl Splices {
         self.by_tuple.get(tuple)
     }
 
+    pub fn insert(&mut self, tuple: FourTuple, splice: Splice) {
+        self.remove(&tuple);
+        if splice.ports.0 != splice.ports.1 {
+            self.outer.insert(FourTuple { local: (tuple.local.ip(), splice.ports.0).into(), ..tuple }, tuple);
+        }
+        self.by_tuple.insert(tuple, splice);
+    }
+
     pub fn remove(&mut self, tuple: &FourTuple) {
-        self.by_tuple.remove(tuple);
+        if self.by_tuple.remove(tuple).is_some() && !self.outer.is_empty() {
+            self.outer.retain(|_, outer| outer != tuple);
+        }
+    }
+
+    /// A new connection has this four-tuple, with this number of the local TCP's.
+    pub fn remove_former(&mut self, tuple: &FourTuple, isn: Seq) {
+        if self.get(tuple).is_some_and(|splice| splice.isn != isn) {
+            self.remove(tuple);
+        }
+    }
+
+    /// The peer's name for what the local TCP calls so, if it is another.
+    pub fn mapped(&self, tuple: &FourTuple) -> Option<FourTuple> {
+        if self.outer.is_empty() {
+            return None;
+        }
+        self.outer.get(tuple).copied()
+    }
+
+    /// The peer's name for what the local TCP calls so; None: what has this name there is another connection's.
+    pub fn outer(&self, tuple: &FourTuple) -> Option<FourTuple> {
+        if self.outer.is_empty() {
+            return Some(*tuple);
+        }
+        let others = || self.get(tuple).is_some_and(|splice| splice.ports.0 != tuple.local.port());
+        self.mapped(tuple).or_else(|| (!others()).then_some(*tuple))
     }
 
     /// All old output is acknowledged.
@@ -78,33 +118,40 @@ impl Splices {
             splice.floor = None;
         }
     }
-
-    /// The session is over; its numbers are corrected for a while.
-    pub fn session_over(&mut self, now: Now, tuple: &FourTuple, handshake: Option<Handshake>) {
-        self.under_way -= usize::from(matches!(handshake, Some(Handshake::Sent { .. })));
-        if let Some(splice) = self.get(tuple) {
-            self.over.push_back((now, *tuple, splice.isn));
-        }
-        while self.over.front().is_some_and(|(since, ..)| *since + REMEMBERED < now) {
-            let (_, tuple, isn) = self.over.pop_front().expect("in front");
-            if self.by_tuple.get(&tuple).is_some_and(|splice| splice.isn == isn) {
-                self.by_tuple.remove(&tuple);
-            }
-        }
-    }
 }
 
 impl Filter {
-    /// Whether the socket of this session is made by the local listener. One that the application has closed is nobody's
-    /// to accept: the kernel sees it to its end.
+    /// The session is over; its numbers are corrected for a while.
+    pub(super) fn splice_over(&mut self, now: Now, tuple: &FourTuple, handshake: Option<Handshake>) {
+        let splices = &mut self.splices;
+        splices.under_way -= usize::from(matches!(handshake, Some(Handshake::Sent { .. })));
+        if let Some(splice) = splices.get(tuple) {
+            splices.over.push_back((now, *tuple, splice.isn));
+        }
+        while splices.over.front().is_some_and(|(since, ..)| *since + REMEMBERED < now) {
+            let (_, tuple, isn) = splices.over.pop_front().expect("in front");
+            let same = splices.by_tuple.get(&tuple).is_some_and(|splice| splice.isn == isn);
+            // A connection with a port of our choice was remembered before it was known whether it would be one.
+            if same && self.store.find(&tuple).is_none() {
+                splices.remove(&tuple);
+            }
+        }
+    }
+
+    /// Whether the socket of this session is made by the local listener, or by the application's connect. One that the
+    /// application has closed is nobody's to accept: the kernel sees it to its end.
     #[must_use]
     pub fn splices(&self, id: SessionId) -> bool {
-        self.config.engine == Engine::Splice && self.store.get(id).is_some_and(|s| !s.closed)
+        let outgoing = || self.live.get(&id).is_some_and(|l| l.outgoing);
+        self.store.get(id).is_some_and(|s| !s.closed) && (self.config.engine == Engine::Splice || outgoing())
     }
 
     /// Makes the socket of a session that was probed, or whose peer has not answered in time.
     pub fn splice(&mut self, now: Now, id: SessionId) {
         let Some(live) = self.live.get_mut(&id).filter(|l| l.stage == Stage::Probing && l.handshake.is_none() && l.proof.is_none()) else { return };
+        if live.outgoing {
+            return self.await_call(now, id);
+        }
         live.handshake = Some(Handshake::Queued);
         self.splices.unaccepted += usize::from(self.config.hooked);
         self.splices.queue.push_back(id);
@@ -122,9 +169,10 @@ impl Filter {
     /// is to be swallowed; whether there was any beside; whether it had ended its output. None: it is new.
     #[must_use]
     pub fn recovered_info(&self, tuple: &FourTuple) -> Option<(u64, bool, bool)> {
-        let s = self.store.get(self.store.find(tuple)?)?;
+        let s = self.store.get(self.store.find(&self.outer(tuple)?)?)?;
         let live = self.live.get(&s.open.session)?;
-        let waits = !live.attached && self.splices.get(tuple).is_some();
+        // One that was never elsewhere may have another port all the same.
+        let waits = !live.attached && live.restored && self.splices.get(&s.open.tuple).is_some();
         waits.then_some((s.out_done - s.out_base, s.out_base > 0, s.out_fin))
     }
 
@@ -152,39 +200,17 @@ impl Filter {
         }
     }
 
-    /// A SYN as if the peer connected. Its number is ours to choose: that of the last input byte before what the
-    /// application will read.
+    /// A SYN as if the peer connected.
     fn send_local_syn(&mut self, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
-        let mut options = vec![2, 4];
-        options.extend_from_slice(&s.open.mss.to_be_bytes());
-        if let Some((theirs, _)) = s.open.shifts {
-            options.extend_from_slice(&[1, 3, 3, theirs]);
-        }
-        if s.open.sack {
-            options.extend_from_slice(&[1, 1, 4, 2]);
-        }
-        let FourTuple { local, peer } = s.open.tuple;
-        let scaled = u32::from(live.window) << s.open.shifts.map_or(0, |(theirs, _)| theirs);
-        let mut packet = Vec::new();
-        Build {
-            source: peer,
-            destination: local,
-            seq: s.in_seq(feed_from(s)).add(u64::from(u32::MAX)),
-            ack: Seq(0),
-            flags: flags::SYN,
-            window: scaled.min(u32::from(u16::MAX)) as u16,
-            timestamps: s.open.timestamps.then_some((live.ts_recent, 0)),
-            payload: &[],
-        }
-        .write_with(&options, &mut packet);
+        let packet = peers_syn(s, live, feed_from(s), flags::SYN, (Seq(0), 0));
         self.actions.push(Action::Inject(packet));
     }
 
     pub(super) fn handshake_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
         let (next, tries) = match live.handshake? {
-            Handshake::Queued => return None,
+            Handshake::Queued | Handshake::Uncalled { .. } => return None,
             Handshake::Sent { next, tries } | Handshake::Answered { next, tries } => (next, tries),
         };
         if next > now {
@@ -193,6 +219,10 @@ impl Filter {
         if matches!(live.handshake, Some(Handshake::Answered { .. })) {
             let next = now + AGAIN * 2u32.pow(tries);
             live.handshake = Some(Handshake::Answered { next, tries: (tries + 1).min(SLOWEST) });
+            if live.outgoing {
+                self.answer_call(id);
+                return Some(next);
+            }
             let base = live.kernel_base;
             self.inject(id, base, flags::ACK, &[]);
             return Some(next);
@@ -208,8 +238,8 @@ impl Filter {
     /// A packet of the local TCP while its half of the session is being made, or a SYN-ACK of one that was. Returns
     /// whether it was that.
     pub(super) fn local_answer(&mut self, now: Now, packet: u32, session: SessionId, segment: &Segment<'_>) -> bool {
-        let Some(live) = self.live.get_mut(&session) else { return false };
-        let tuple = FourTuple { local: segment.source(), peer: segment.destination() };
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return false };
+        let tuple = s.open.tuple;
         let answered = matches!(live.handshake, Some(Handshake::Answered { .. }));
         if live.handshake.is_none() || answered {
             let again = segment.has(flags::SYN) && self.splices.get(&tuple).is_some_and(|s| s.isn == segment.seq());
@@ -217,16 +247,21 @@ impl Filter {
                 // It has not got the last word of the handshake: its accept queue was full.
                 let base = live.kernel_base;
                 self.inject(session, base, flags::ACK, &[]);
+            } else if answered && segment.has(flags::RST) && live.outgoing {
+                self.uncall(now, session);
             } else if answered && segment.has(flags::RST) {
                 // It has forgotten what it answered.
                 live.handshake = Some(Handshake::Queued);
-                self.splices.by_tuple.remove(&tuple);
+                self.splices.remove(&tuple);
                 self.splices.queue.push_back(session);
                 self.recount(session, |l| l.stage = Stage::Probing);
                 self.open_halves(now);
             } else {
                 // It has it.
                 live.handshake = None;
+                if answered && live.outgoing {
+                    self.called(now, session);
+                }
                 return false;
             }
             self.actions.push(Action::DropOut(packet));
@@ -240,27 +275,30 @@ impl Filter {
         true
     }
 
-    /// The local half is there: what it says is corrected from now on.
-    fn spliced(&mut self, now: Now, id: SessionId, syn_ack: &Segment<'_>) {
-        let s = self.store.get(id).expect("known");
-        let live = self.live.get_mut(&id).expect("live");
-        let ours = syn_ack.options();
+    /// The local half is there: what it says is corrected from now on. `syn`: the listener's SYN-ACK, or the SYN of the
+    /// application's connect.
+    pub(super) fn spliced(&mut self, now: Now, id: SessionId, syn: &Segment<'_>) {
+        let ours = syn.options();
         let next = now + AGAIN;
-        live.handshake = Some(Handshake::Answered { next, tries: 1 });
+        self.recount(id, |live| live.handshake = Some(Handshake::Answered { next, tries: 1 }));
         self.timers.push(Reverse((next, id)));
-        self.splices.under_way -= 1;
-        self.splices.listening = true;
+        let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
+        if !live.outgoing {
+            self.splices.under_way -= 1;
+            self.splices.listening = true;
+        }
         if s.open.timestamps && ours.timestamps.is_none() {
             // net.ipv4.tcp_timestamps is off here; the peer would hear a TCP that has lost its clock.
             self.counters.unspliceable += 1;
             self.restore_failed(now, id);
             return self.open_halves(now);
         }
-        let (isn, base) = (syn_ack.seq(), s.out_sendable());
+        let (isn, base) = (syn.seq(), s.out_sendable());
         live.ts_value = live.ts_value.wrapping_add(TIMESTAMP_MARGIN_MS);
         let clock = ours.timestamps.map_or(0, |(value, _)| value);
         let splice = Splice {
             isn,
+            ports: (syn.source().port(), s.open.tuple.local.port()),
             output: Shift {
                 seq: s.out_seq(base).0.wrapping_sub(isn.add(1).0),
                 timestamp: live.ts_value.wrapping_sub(clock),
@@ -276,13 +314,18 @@ impl Filter {
         live.mute = s.out_fin;
         live.kernel_base = feed_from(s);
         live.kernel_ack = live.kernel_base;
-        live.kernel_edge = live.kernel_ack + u64::from(syn_ack.window());
+        live.kernel_edge = live.kernel_ack + u64::from(syn.window());
         live.edge = live.edge.max(live.kernel_edge);
-        self.splices.by_tuple.insert(s.open.tuple, splice);
-        self.inject(id, self.live[&id].kernel_base, flags::ACK, &[]);
+        live.restored = true;
+        let outgoing = live.outgoing;
+        self.splices.insert(s.open.tuple, splice);
         self.counters.restored += 1;
         self.recount(id, |l| l.stage = Stage::Restored);
         self.mark_dirty(now, id);
+        if outgoing {
+            return self.answer_call(id);
+        }
+        self.inject(id, self.live[&id].kernel_base, flags::ACK, &[]);
         self.open_halves(now);
         if self.mode == Mode::Active {
             self.accepted_unhooked(id);
@@ -321,6 +364,34 @@ impl Filter {
         splice.to_peer(segment, &mut out);
         Some(out)
     }
+}
+
+/// The peer's SYN once more, with a number that is ours to choose: that of the last input byte before what the application
+/// will read, which is at `from`. `acknowledges`: our number and timestamp.
+pub(super) fn peers_syn(s: &Session, live: &Live, from: u64, bits: u8, acknowledges: (Seq, u32)) -> Vec<u8> {
+    let mut options = vec![2, 4];
+    options.extend_from_slice(&s.open.mss.to_be_bytes());
+    if let Some((theirs, _)) = s.open.shifts {
+        options.extend_from_slice(&[1, 3, 3, theirs]);
+    }
+    if s.open.sack {
+        options.extend_from_slice(&[1, 1, 4, 2]);
+    }
+    let FourTuple { local, peer } = s.open.tuple;
+    let scaled = u32::from(live.window) << s.open.shifts.map_or(0, |(theirs, _)| theirs);
+    let mut packet = Vec::new();
+    Build {
+        source: peer,
+        destination: local,
+        seq: s.in_seq(from).add(u64::from(u32::MAX)),
+        ack: acknowledges.0,
+        flags: bits,
+        window: scaled.min(u32::from(u16::MAX)) as u16,
+        timestamps: s.open.timestamps.then_some((live.ts_recent, acknowledges.1)),
+        payload: &[],
+    }
+    .write_with(&options, &mut packet);
+    packet
 }
 
 /// The verdict that lets an outbound packet go.

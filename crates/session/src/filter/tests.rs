@@ -1,5 +1,6 @@
 //! Packet scripts: one connection, each packet by hand. `tests/world.rs` does it by the million.
 
+mod calling;
 mod input;
 mod opening;
 mod output;
@@ -24,6 +25,7 @@ const THREAD: u32 = 1;
 fn config() -> FilterConfig {
     FilterConfig {
         ports: vec![(5555, PortPolicy::default())],
+        outgoing: Vec::new(),
         max_turn: Duration::from_millis(50),
         engine: Engine::Repair,
         hooked: true,

@@ -1,6 +1,8 @@
 //! Against a model that keeps 64-bit offsets: each half numbers the same two streams, from initial numbers and clocks
 //! of its own.
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::segment::Build;
 use crate::seq;
@@ -14,13 +16,14 @@ struct Half {
     input: Seq,
     clock_out: u32,
     clock_in: u32,
+    port: u16,
 }
 
 impl Half {
     /// A segment of output at this offset, or of input.
     fn packet(&self, of_output: bool, v6: bool, s: &Said, window: u16) -> Vec<u8> {
-        let (server, peer) = if v6 { ("[2001:db8::c8]:5555", "[2001:db8::9]:4000") } else { ("192.0.2.200:5555", "192.0.2.9:4000") };
-        let (server, peer) = (server.parse().unwrap(), peer.parse().unwrap());
+        let (server, peer) = if v6 { ("2001:db8::c8", "[2001:db8::9]:4000") } else { ("192.0.2.200", "192.0.2.9:4000") };
+        let (server, peer) = (SocketAddr::new(server.parse().unwrap(), self.port), peer.parse().unwrap());
         let (own, other, own_clock, other_clock) = match of_output {
             true => (self.out, self.input, self.clock_out, self.clock_in),
             false => (self.input, self.out, self.clock_in, self.clock_out),
@@ -74,7 +77,8 @@ fn said() -> impl Strategy<Value = Said> {
 }
 
 fn half() -> impl Strategy<Value = Half> {
-    any::<[u32; 4]>().prop_map(|[out, input, clock_out, clock_in]| Half { out: Seq(out), input: Seq(input), clock_out, clock_in })
+    (any::<[u32; 4]>(), any::<u16>())
+        .prop_map(|([out, input, clock_out, clock_in], port)| Half { out: Seq(out), input: Seq(input), clock_out, clock_in, port })
 }
 
 fn splice(local: &Half, wire: &Half, shifts: (u8, u8)) -> Splice {
@@ -84,6 +88,7 @@ fn splice(local: &Half, wire: &Half, shifts: (u8, u8)) -> Splice {
     };
     Splice {
         isn: local.out.add(u64::MAX),
+        ports: (local.port, wire.port),
         output: shift(wire.out, local.out, wire.clock_out, local.clock_out),
         input: shift(wire.input, local.input, wire.clock_in, local.clock_in),
         shifts,
@@ -114,7 +119,7 @@ proptest! {
     /// The window that the peer is told is what the local TCP has, rounded down to what can be told.
     #[test]
     fn a_window_never_grows(window in any::<u16>(), local in 0u8..15, wire in 0u8..15) {
-        let half = Half { out: Seq(1), input: Seq(2), clock_out: 3, clock_in: 4 };
+        let half = Half { out: Seq(1), input: Seq(2), clock_out: 3, clock_in: 4, port: 5 };
         let s = Said { at: 0, ack: Some(0), sacks: vec![], times: None, flags: 0, bytes: vec![] };
         let packet = half.packet(true, false, &s, window);
         let mut corrected = Vec::new();
@@ -148,7 +153,7 @@ proptest! {
     #[test]
     fn options_that_are_no_options_do_no_harm(mut options in prop::collection::vec(any::<u8>(), 40), shift in any::<u32>()) {
         options[0] = SACK;
-        let half = Half { out: Seq(1), input: Seq(2), clock_out: 3, clock_in: 4 };
+        let half = Half { out: Seq(1), input: Seq(2), clock_out: 3, clock_in: 4, port: 5 };
         let s = Said { at: 0, ack: Some(0), sacks: vec![(1, 2), (3, 4)], times: None, flags: 0, bytes: vec![1; 100] };
         let mut packet = half.packet(true, false, &s, 1);
         let n = packet.len() - 100 - 40;
@@ -167,8 +172,8 @@ proptest! {
 /// The end of the sequence space lies in the middle of what is sent.
 #[test]
 fn numbers_wrap() {
-    let local = Half { out: Seq(10), input: Seq(u32::MAX - 2), clock_out: 5, clock_in: 6 };
-    let wire = Half { out: Seq(u32::MAX - 4), input: Seq(u32::MAX - 2), clock_out: u32::MAX, clock_in: 6 };
+    let local = Half { out: Seq(10), input: Seq(u32::MAX - 2), clock_out: 5, clock_in: 6, port: 7 };
+    let wire = Half { out: Seq(u32::MAX - 4), input: Seq(u32::MAX - 2), clock_out: u32::MAX, clock_in: 6, port: 7 };
     let splice = splice(&local, &wire, (0, 0));
     let s = Said { at: 3, ack: Some(9), sacks: vec![], times: Some((2, 1)), flags: 0, bytes: b"across".to_vec() };
     let mut corrected = Vec::new();

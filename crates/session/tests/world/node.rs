@@ -114,6 +114,7 @@ pub fn config(service: Service, engine: Engine) -> FilterConfig {
     let framing = if service == Service::Lines { Framing::Lines } else { Framing::None };
     FilterConfig {
         ports: vec![(5555, PortPolicy::framed(framing))],
+        outgoing: Vec::new(),
         max_turn: std::time::Duration::from_millis(50),
         engine,
         hooked: true,

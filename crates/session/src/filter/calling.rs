@@ -1,0 +1,238 @@
+//! Connections that the application makes itself (`[[service.outgoing]]`). After a takeover it connects to the same
+//! destination again, as it would after a restart; its TCP's SYN is answered here, in the peer's name, and the old session
+//! goes on behind it with the numbers corrected (see `splicing`), and the port: the peer knows the old one, and the local
+//! TCP chose a new one. The paper calls them the external and the internal port.
+//!
+//! A backup's application calls, too. Its SYN is kept, and answered when the member takes over.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::live::Stage;
+use super::splicing::{peers_syn, Handshake};
+use super::{Action, Filter, Mode};
+use crate::record::EndReason;
+use crate::segment::{self, flags, Segment};
+use crate::splice::{Shift, Splice};
+use crate::tuple::{FourTuple, SessionId};
+use crate::Now;
+
+/// Most calls kept of a backup's application; the oldest makes room.
+const MAX_CALLS: usize = 1024;
+/// How long a session waits for the application to connect again before its peer is told that it is over.
+const UNCALLED: Duration = Duration::from_secs(60);
+/// How long the input of a session that was called for stays behind the barrier: an application that listens only after
+/// it has heard from this peer would wait for itself.
+const BARRIER: Duration = Duration::from_secs(1);
+
+/// What the applications of a backup have asked for.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    kept: VecDeque<(FourTuple, Vec<u8>)>,
+    /// No session waits to be called for after this.
+    until: Now,
+}
+
+impl Filter {
+    /// Whether the application makes such connections.
+    pub(super) fn is_outgoing(&self, tuple: &FourTuple) -> bool {
+        self.config.outgoing.iter().any(|(to, _)| *to == tuple.peer)
+            && !self.config.ports.iter().any(|(port, _)| *port == tuple.local.port())
+    }
+
+    /// The session's name for what the local TCP calls so; None: it is no session's.
+    #[must_use]
+    pub fn outer(&self, tuple: &FourTuple) -> Option<FourTuple> {
+        self.splices.outer(tuple)
+    }
+
+    /// The local TCP's name for a session.
+    #[must_use]
+    pub fn inner(&self, tuple: &FourTuple) -> FourTuple {
+        self.splices.get(tuple).map_or(*tuple, |splice| inner(tuple, splice))
+    }
+
+    /// A SYN of a backup's application, which nobody answers yet.
+    pub(super) fn keep_call(&mut self, now: Now, bytes: &[u8]) {
+        self.clock = now;
+        let Ok(syn) = Segment::parse(bytes) else { return };
+        let tuple = FourTuple { local: syn.source(), peer: syn.destination() };
+        if syn.flags() & (flags::SYN | flags::ACK | flags::RST) != flags::SYN || !self.is_outgoing(&tuple) {
+            return;
+        }
+        self.calls.kept.retain(|(t, _)| *t != tuple);
+        if self.calls.kept.len() == MAX_CALLS {
+            self.calls.kept.pop_front();
+        }
+        self.calls.kept.push_back((tuple, bytes.to_vec()));
+    }
+
+    /// What was kept is looked at again: there is another session that waits to be called for.
+    pub(super) fn answer_kept(&mut self, now: Now) {
+        for (tuple, bytes) in std::mem::take(&mut self.calls.kept) {
+            let syn = Segment::parse(&bytes).expect("parsed before");
+            self.calling(now, None, tuple, &syn, &bytes);
+        }
+    }
+
+    /// A SYN of the local TCP: the application connects. `id`: None if it comes from our hands.
+    pub(super) fn calling(&mut self, now: Now, id: Option<u32>, tuple: FourTuple, syn: &Segment<'_>, bytes: &[u8]) {
+        if self.fenced {
+            self.keep_call(now, bytes);
+            return self.drop_out(id);
+        }
+        self.calls.kept.retain(|(t, _)| *t != tuple);
+        let known = self.outer(&tuple).and_then(|outer| self.store.get(self.store.find(&outer)?));
+        if let Some(s) = known {
+            let (session, live) = (s.open.session, &self.live[&s.open.session]);
+            let isn = self.splices.get(&s.open.tuple).map_or(s.open.isn_out, |splice| splice.isn);
+            match (live.handshake, isn == syn.seq()) {
+                (Some(Handshake::Answered { .. }), true) if live.outgoing => {
+                    self.answer_call(session);
+                    return self.drop_out(id);
+                }
+                // It has given up the socket that was answered.
+                (Some(Handshake::Answered { .. }), false) if live.outgoing => self.uncall(now, session),
+                (None, false) if live.stage == Stage::Live => self.end_session(now, session, EndReason::Closed),
+                (Some(Handshake::Uncalled { .. }), _) => {}
+                (None, _) if live.probing() && live.outgoing => {}
+                // Sent again, or another incarnation of what is being restored: not now.
+                _ => return self.drop_out(id),
+            }
+        }
+        if !self.is_outgoing(&tuple) {
+            // Some other connection of the host.
+            return self.call_out(id, tuple, tuple, syn, bytes);
+        }
+        let of_it = |f: &Filter, session: SessionId| {
+            f.store.get(session).is_some_and(|s| s.open.tuple.peer == tuple.peer && s.open.tuple.local.ip() == tuple.local.ip())
+        };
+        if now < self.calls.until {
+            let uncalled = self.live.iter().filter(|(id, live)| live.uncalled() && of_it(self, **id));
+            let same_port = |id: SessionId| self.store.get(id).is_some_and(|s| s.open.tuple == tuple);
+            if let Some(session) = uncalled.map(|(id, _)| *id).min_by_key(|id| (!same_port(*id), *id)) {
+                self.drop_out(id);
+                return self.spliced(now, session, syn);
+            }
+        }
+        let probed = self.probing == 0;
+        if !probed && self.live.iter().any(|(id, live)| live.outgoing && live.probing() && !live.closed && of_it(self, *id)) {
+            // As soon as its peer has answered the probe.
+            self.keep_call(now, bytes);
+            return self.drop_out(id);
+        }
+        match self.free_tuple(tuple) {
+            Some(outer) => self.call_out(id, tuple, outer, syn, bytes),
+            None => self.drop_out(id),
+        }
+    }
+
+    /// A new connection.
+    fn call_out(&mut self, id: Option<u32>, tuple: FourTuple, outer: FourTuple, syn: &Segment<'_>, bytes: &[u8]) {
+        if outer != tuple {
+            let isn = syn.seq();
+            let ports = (tuple.local.port(), outer.local.port());
+            let same = Splice { isn, ports, output: Shift::default(), input: Shift::default(), shifts: (0, 0), peer_shifts: (0, 0), floor: None };
+            self.splices.insert(outer, same);
+            // Should nothing come of it.
+            self.splice_over(self.clock, &outer, None);
+        }
+        self.splices.remove_former(&outer, syn.seq());
+        self.note_syn(outer, syn, true);
+        let corrected = self.corrected_out(&outer, syn);
+        self.actions.push(match (id, corrected) {
+            (Some(id), None) => Action::AcceptOut(id),
+            (Some(id), Some(bytes)) => Action::ModifyOut(id, bytes),
+            (None, Some(bytes)) => Action::SendPeer(bytes),
+            (None, None) => match segment::completed(bytes, true) {
+                Some(bytes) => Action::SendPeer(bytes),
+                None => return,
+            },
+        });
+    }
+
+    /// The port that the peer is to see: the local TCP's own, unless another session has it.
+    fn free_tuple(&self, tuple: FourTuple) -> Option<FourTuple> {
+        let free = |t: &FourTuple| {
+            self.store.find(t).is_none() && self.is_outgoing(t) && self.splices.get(t).is_none_or(|splice| inner(t, splice) == tuple)
+        };
+        let first = tuple.local.port();
+        let others = (first..=u16::MAX).chain(1024..first);
+        others.map(|port| FourTuple { local: (tuple.local.ip(), port).into(), ..tuple }).find(free)
+    }
+
+    fn drop_out(&mut self, id: Option<u32>) {
+        self.actions.extend(id.map(Action::DropOut));
+    }
+
+    /// A session that the application had made, and that is probed: it has to be asked for.
+    pub(super) fn await_call(&mut self, now: Now, id: SessionId) {
+        self.uncalled(now, id);
+        self.start_tail(now, id);
+        self.answer_kept(now);
+    }
+
+    fn uncalled(&mut self, now: Now, id: SessionId) {
+        let until = now + UNCALLED;
+        self.recount(id, |live| {
+            live.stage = Stage::Probing;
+            live.handshake = Some(Handshake::Uncalled { until });
+        });
+        self.calls.until = until;
+        self.timers.push(Reverse((until, id)));
+    }
+
+    /// The SYN-ACK to the application's SYN, in the peer's name and numbers; they are corrected like all others.
+    pub(super) fn answer_call(&mut self, id: SessionId) {
+        let (s, live) = (self.store.get(id).expect("known"), &self.live[&id]);
+        let packet = peers_syn(s, live, live.kernel_base, flags::SYN | flags::ACK, (s.out_seq(live.kernel_una), live.ts_value));
+        let packet = self.corrected_in(&packet).expect("spliced");
+        self.actions.push(Action::Inject(packet));
+    }
+
+    /// The local TCP has taken the answer: the application has its connection.
+    pub(super) fn called(&mut self, now: Now, id: SessionId) {
+        self.live.get_mut(&id).expect("live").handshake = None;
+        self.accepted_unhooked(id);
+        if self.mode == Mode::Active {
+            return self.through_barrier(now, id);
+        }
+        self.live.get_mut(&id).expect("live").barrier_until = Some(now + BARRIER);
+        self.timers.push(Reverse((now + BARRIER, id)));
+    }
+
+    /// What was answered is no socket of the application's any more: it is waited for again.
+    pub(super) fn uncall(&mut self, now: Now, id: SessionId) {
+        let tuple = self.store.get(id).expect("known").open.tuple;
+        self.splices.remove(&tuple);
+        self.uncalled(now, id);
+    }
+
+    /// Nobody has called; or whoever did has waited for long enough.
+    pub(super) fn called_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
+        let live = self.live.get_mut(&id)?;
+        if let Some(Handshake::Uncalled { until }) = live.handshake {
+            if now < until {
+                return Some(until);
+            }
+            self.restore_failed(now, id);
+            return None;
+        }
+        let until = live.barrier_until?;
+        if live.stage != Stage::Restored {
+            live.barrier_until = None;
+            return None;
+        }
+        if now < until {
+            return Some(until);
+        }
+        live.barrier_until = None;
+        self.through_barrier(now, id);
+        None
+    }
+}
+
+fn inner(tuple: &FourTuple, splice: &Splice) -> FourTuple {
+    FourTuple { local: (tuple.local.ip(), splice.ports.0).into(), ..*tuple }
+}

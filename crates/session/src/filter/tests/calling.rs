@@ -1,0 +1,281 @@
+//! Connections that the application makes: opened, and after a takeover made again by its connect.
+
+use super::*;
+
+const MADE: u16 = 40_000;
+const AGAIN: u16 = 50_000;
+/// Initial number and clock of the TCP that makes it again.
+const ISN_AGAIN: Seq = Seq(9_000_000);
+const CLOCK_AGAIN: u32 = 77_000;
+
+fn calling(engine: Engine, hooked: bool) -> Filter {
+    let outgoing = vec![(upstream(), PortPolicy::default())];
+    Filter::new(FilterConfig { outgoing, engine, hooked, ..config() })
+}
+
+fn upstream() -> SocketAddr {
+    "198.51.100.9:179".parse().unwrap()
+}
+
+fn from(port: u16) -> FourTuple {
+    FourTuple { local: ([192, 0, 2, 200], port).into(), peer: upstream() }
+}
+
+/// One segment, numbers as they are on the wire.
+struct Packet<'a> {
+    port: u16,
+    out: bool,
+    flags: u8,
+    seq: Seq,
+    ack: Seq,
+    ts: (u32, u32),
+    bytes: &'a [u8],
+}
+
+impl Packet<'_> {
+    fn build(&self) -> Vec<u8> {
+        let t = from(self.port);
+        let (source, destination) = if self.out { (t.local, t.peer) } else { (t.peer, t.local) };
+        let mut packet = Vec::new();
+        let options = if self.flags & SYN != 0 { vec![2, 4, 5, 0xb4, 1, 3, 3, 2, 1, 1, 4, 2] } else { Vec::new() };
+        Build {
+            source,
+            destination,
+            seq: self.seq,
+            ack: self.ack,
+            flags: self.flags,
+            window: 60_000,
+            timestamps: Some(self.ts),
+            payload: self.bytes,
+        }
+        .write_with(&options, &mut packet);
+        packet
+    }
+}
+
+fn syn(port: u16, isn: Seq, clock: u32) -> Vec<u8> {
+    Packet { port, out: true, flags: SYN, seq: isn, ack: Seq(0), ts: (clock, 0), bytes: b"" }.build()
+}
+
+fn wire(out: bool, flags: u8, seq: u64, ack: u64, ts: (u32, u32), bytes: &[u8]) -> Vec<u8> {
+    let (mine, other) = if out { (ISN_OUT, ISN_IN) } else { (ISN_IN, ISN_OUT) };
+    Packet { port: MADE, out, flags, seq: seq::at(mine, seq), ack: seq::at(other, ack), ts, bytes }.build()
+}
+
+/// What the TCP that made it again says, in offsets of its own.
+fn half(flags: u8, at: u64, ack: Seq, clock: u32, bytes: &[u8]) -> Vec<u8> {
+    Packet { port: AGAIN, out: true, flags, seq: ISN_AGAIN.add(1 + at), ack, ts: (clock, 500), bytes }.build()
+}
+
+/// A connection to the upstream, which has said "hello", and heard "hi".
+fn made(hooked: bool) -> Rig {
+    let mut r = Rig::new();
+    r.f = calling(Engine::Repair, hooked);
+    r.f.activate();
+    r.f.hold_for_replica(0);
+    let first = r.out(&syn(MADE, ISN_OUT, 200));
+    assert!(r.passes(&first));
+    let answer = Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }.build();
+    let answered = r.inp(&answer);
+    assert!(r.passes(&answered));
+    // The upstream may not know of it before the replica does.
+    assert_eq!(r.out(&wire(true, ACK, 0, 0, (201, 100), b"")), []);
+    let told = r.stored();
+    assert!(r.passes(&told));
+    // Its SYN once more is no other connection.
+    assert!(!r.out(&syn(MADE, ISN_OUT, 202)).contains(&Action::AcceptOut(r.id)));
+    assert_eq!((r.f.store().len(), r.f.counters().opened), (1, 1));
+    r.f.attach(r.now, CHANNEL, HANDLE, Origin::Connected, &from(MADE));
+    r.inp(&wire(false, ACK, 0, 0, (110, 201), b"hello"));
+    if hooked {
+        r.read(5);
+        r.write(b"hi");
+        r.wait();
+    }
+    r.stored();
+    r.out(&wire(true, ACK, 0, 5, (210, 110), b"hi"));
+    r.stored();
+    r
+}
+
+fn id(r: &Rig) -> u32 {
+    r.f.store().find(&from(MADE)).expect("the session")
+}
+
+/// The replica takes over; the upstream has acknowledged what it heard, and said "more".
+fn taken_over(mut r: Rig, hooked: bool, call_first: bool) -> Rig {
+    r.stored();
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    let mut f = calling(Engine::Repair, hooked);
+    f.replica_apply(&snapshot).unwrap();
+    r.f = f;
+    if call_first {
+        assert!(matches!(r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN))[..], [Action::DropOut(_)]), "a backup is silent");
+    }
+    r.f.take_over(r.now);
+    r.f.probes();
+    r.drain();
+    let others = r.f.not_handed_over();
+    assert_eq!(r.f.unprobed(), others + 1, "no barrier waits for it");
+    r.inp(&wire(false, ACK, 5, 2, (500, 210), b""));
+    let session = id(&r);
+    assert!(r.f.splices(session), "whatever the engine");
+    r.actions.clear();
+    r.f.splice(r.now, session);
+    r.drain();
+    assert_eq!(r.f.unprobed(), others);
+    assert!(!r.f.unrestored().contains(&session));
+    if others == 0 {
+        r.f.lift_barrier(r.now);
+    }
+    r
+}
+
+fn injected(actions: &[Action]) -> Vec<Vec<u8>> {
+    actions.iter().filter_map(|a| if let Action::Inject(p) = a { Some(p.clone()) } else { None }).collect()
+}
+
+/// The answer to the application's SYN.
+fn answer(actions: &[Action]) -> Vec<u8> {
+    let [packet] = &injected(actions)[..] else { panic!("{actions:?}") };
+    packet.clone()
+}
+
+fn left(actions: &[Action]) -> Vec<Vec<u8>> {
+    let of = |a: &Action| match a {
+        Action::SendPeer(p) | Action::ModifyOut(_, p) => Some(p.clone()),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
+#[test]
+fn the_application_has_it_back_by_calling_again() {
+    for hooked in [true, false] {
+        let mut r = taken_over(made(hooked), hooked, false);
+        let done = r.f.store().get(id(&r)).unwrap().in_done;
+        let called = r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN));
+        assert!(left(&called).is_empty() && called.contains(&Action::DropOut(r.id)), "the upstream hears nothing of it");
+        let packet = answer(&called);
+        let answered = Segment::parse(&packet).unwrap();
+        assert_eq!((answered.source(), answered.destination()), (upstream(), from(AGAIN).local));
+        assert_eq!((answered.flags(), answered.seq().add(1), answered.ack()), (SYN | ACK, seq::at(ISN_IN, done), ISN_AGAIN.add(1)));
+        let options = answered.options();
+        assert_eq!((options.mss, options.window_scale, options.sack_permitted, options.timestamps), (Some(1460), Some(2), true, Some((110, CLOCK_AGAIN))));
+        assert!(answered.checksum_ok());
+        // It did not hear that, or says it again.
+        assert_eq!(answer(&r.pass(ms(20))), packet);
+        assert_eq!(answer(&r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN))), packet);
+        // It did. What hooks say of it, they say in its own words.
+        let at = seq::at(ISN_IN, done);
+        assert_eq!(left(&r.out(&half(ACK, 0, at, CLOCK_AGAIN + 1, b""))).len(), 1);
+        if hooked {
+            assert_eq!(r.f.recovered_info(&from(AGAIN)), Some((0, true, false)));
+            r.f.attach(r.now, CHANNEL, HANDLE, Origin::Recovered, &from(AGAIN));
+        }
+        assert_eq!(r.f.inner(&from(MADE)), from(AGAIN));
+        r.actions.clear();
+        // Input, as the local TCP is to see it.
+        let told = r.inp(&wire(false, ACK, 5, 2, (510, 210), b"more"));
+        let Some(Action::ModifyIn(_, packet)) = told.last() else { panic!("{told:?}") };
+        let told = Segment::parse(packet).unwrap();
+        assert_eq!((told.destination(), told.seq(), told.ack()), (from(AGAIN).local, seq::at(ISN_IN, 5), ISN_AGAIN.add(1)));
+        // And output, as the upstream is.
+        if hooked {
+            r.read(4);
+            r.write(b"yes");
+            r.wait();
+        }
+        let said = r.out(&half(ACK, 0, seq::at(ISN_IN, 9), CLOCK_AGAIN + 9, b"yes"));
+        let [packet] = &left(&said)[..] else { panic!("{said:?}") };
+        let (at, ack, said) = offsets(packet, false);
+        assert_eq!((said.source(), at, ack, said.payload()), (from(MADE).local, 2, 9, &b"yes"[..]));
+        assert!(said.checksum_ok() && said.options().timestamps.unwrap().0 > 210);
+        assert_eq!((r.f.counters().restored, r.f.counters().opened, r.f.counters().torn), (1, 0, 0));
+    }
+}
+
+#[test]
+fn a_call_on_the_backup_is_answered_when_it_takes_over() {
+    let r = taken_over(made(true), true, true);
+    assert_eq!(Segment::parse(&answer(&r.actions)).unwrap().destination(), from(AGAIN).local);
+    // And where there is nothing to have back, it is made now.
+    let mut r = Rig::new();
+    r.f = calling(Engine::Repair, true);
+    r.out(&syn(MADE, ISN_OUT, 200));
+    r.f.take_over(r.now);
+    let sent = left(&r.drain());
+    assert_eq!(sent, [syn(MADE, ISN_OUT, 200)]);
+}
+
+#[test]
+fn a_socket_that_is_no_more_does_not_take_it_along() {
+    let mut r = taken_over(made(false), false, true);
+    let gone = Packet { port: AGAIN, out: true, flags: RST, seq: ISN_AGAIN.add(1), ack: Seq(0), ts: (0, 0), bytes: b"" }.build();
+    let reset = r.out(&gone);
+    assert!(matches!(reset[..], [Action::DropOut(_)]), "{reset:?}");
+    // The next one has it, though it has given up in between without a word.
+    r.out(&syn(AGAIN + 1, Seq(4), 1));
+    let called = r.out(&syn(AGAIN + 1, Seq(77), 2));
+    assert_eq!(Segment::parse(&answer(&called)).unwrap().ack(), Seq(78));
+    assert_eq!(r.f.store().len(), 1);
+}
+
+#[test]
+fn whom_nobody_calls_again_is_told() {
+    let mut r = taken_over(made(true), true, false);
+    assert!(left(&r.pass(ms(59_000))).is_empty());
+    let told = r.pass(ms(1_000));
+    let resets = left(&told);
+    assert!(!resets.is_empty() && resets.iter().all(|p| Segment::parse(p).unwrap().has(RST)), "{told:?}");
+    assert_eq!((r.f.store().len(), r.f.counters().torn), (0, 1));
+}
+
+#[test]
+fn a_new_connection_from_a_port_that_the_upstream_knows_shows_another() {
+    let mut r = taken_over(made(true), true, false);
+    r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN));
+    r.out(&half(ACK, 0, seq::at(ISN_IN, 5), CLOCK_AGAIN, b""));
+    r.f.attach(r.now, CHANNEL, HANDLE, Origin::Recovered, &from(AGAIN));
+    // The local TCP has no socket at the old one's port, and takes it for another connection.
+    let isn = Seq(55);
+    let called = r.out(&syn(MADE, isn, 300));
+    let [packet] = &left(&called)[..] else { panic!("{called:?}") };
+    let shown = Segment::parse(packet).unwrap();
+    let outer = from(shown.source().port());
+    assert!(outer != from(MADE) && shown.seq() == isn && shown.window() == 60_000 && shown.checksum_ok());
+    let answer = Packet { port: outer.local.port(), out: false, flags: SYN | ACK, seq: Seq(900), ack: isn.add(1), ts: (1, 300), bytes: b"" };
+    let answered = r.inp(&answer.build());
+    let Some(Action::ModifyIn(_, packet)) = answered.last() else { panic!("{answered:?}") };
+    assert_eq!(Segment::parse(packet).unwrap().destination(), from(MADE).local);
+    assert_eq!(r.f.recovered_info(&from(MADE)), None, "it is new");
+    r.f.attach(r.now, CHANNEL, HANDLE + 1, Origin::Connected, &from(MADE));
+    let third = Packet { port: MADE, out: true, flags: ACK, seq: isn.add(1), ack: Seq(901), ts: (301, 1), bytes: b"" }.build();
+    let third = r.out(&third);
+    assert_eq!(Segment::parse(&left(&third)[0]).unwrap().source(), outer.local);
+    let s = r.f.store().get(r.f.store().find(&outer).unwrap()).unwrap();
+    assert_eq!((r.f.store().len(), s.open.internal_port), (2, MADE));
+    // Long after.
+    r.pass(ms(300_000));
+    assert_eq!(r.f.outer(&from(MADE)), Some(outer));
+    // What the local TCP still says of a port that it does not have is nobody's.
+    let stray = Packet { port: outer.local.port(), out: true, flags: RST, seq: Seq(1), ack: Seq(0), ts: (0, 0), bytes: b"" }.build();
+    assert!(matches!(r.out(&stray)[..], [Action::DropOut(_)]));
+}
+
+#[test]
+fn its_input_waits_for_the_barrier_but_not_for_long() {
+    let mut r = made(true);
+    // Another session, which somebody connected to.
+    r.handshake(false);
+    r.inp(&wire(false, ACK, 5, 2, (120, 210), b"more"));
+    let mut r = taken_over(r, true, false);
+    assert_eq!(r.f.mode(), Mode::Restoring, "the other one is awaited");
+    r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN));
+    r.out(&half(ACK, 0, seq::at(ISN_IN, 5), CLOCK_AGAIN, b""));
+    r.f.attach(r.now, CHANNEL, HANDLE, Origin::Recovered, &from(AGAIN));
+    let data = |actions: &[Action]| injected(actions).iter().any(|p| Segment::parse(p).unwrap().payload() == b"more");
+    assert!(!data(&r.pass(ms(900))));
+    assert!(data(&r.pass(ms(200))));
+}
