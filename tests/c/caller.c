@@ -1,6 +1,7 @@
-/* caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll [ADDRESS]: a program that connects. It keeps COUNT connections
- * to an upstream, and sends back every line that the upstream says; it does the same for whoever connects to PORT. With
- * ADDRESS it binds its sockets to that first, as a program does that no library helps. */
+/* caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll|greet [ADDRESS]: a program that connects. It keeps COUNT connections
+ * to an upstream, and sends back every line that the upstream says; it does the same for whoever connects to PORT. One
+ * that greets says hello when it has connected. With ADDRESS it binds its sockets to that first, as a program does that
+ * no library helps. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -19,7 +20,7 @@ enum { ROOM = 1 << 16, MOST = 256 };
 
 static struct sockaddr_storage upstream, from;
 static socklen_t upstream_size, from_size;
-static int nonblocking;
+static int nonblocking, greets;
 
 static socklen_t resolve(const char *host, const char *port, struct sockaddr_storage *to)
 {
@@ -98,6 +99,8 @@ static void *keep_one(void *arg)
         while ((l->fd = call()) < 0)
             usleep(50000);
         l->have = 0;
+        if (greets && write(l->fd, "hello\n", 6) != 6)
+            perror("write");
         while (answer(l))
             ;
         close(l->fd);
@@ -109,7 +112,7 @@ static void *keep_one(void *arg)
 int main(int argc, char **argv)
 {
     if (argc < 6) {
-        fprintf(stderr, "usage: caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll [ADDRESS]\n");
+        fprintf(stderr, "usage: caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll|greet [ADDRESS]\n");
         return 2;
     }
     int count = atoi(argv[4]), on = 1, own = 0;
@@ -117,6 +120,7 @@ int main(int argc, char **argv)
     if (argc > 6)
         from_size = resolve(argv[6], "0", &from);
     nonblocking = strcmp(argv[5], "poll") == 0;
+    greets = strcmp(argv[5], "greet") == 0;
 
     static struct link *links[MOST];
     static struct pollfd polled[MOST + 1];

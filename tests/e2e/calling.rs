@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tcpr_lab::member::{Hosted, Service};
-use tcpr_lab::{wait_for, CaptureOptions, Rng, SegFilter};
+use tcpr_lab::member::{Hosted, Pair, Service};
+use tcpr_lab::{wait_for, CaptureOptions, Host, Rng, SegFilter};
 
+use crate::local::Alone;
 use crate::servers::answered_through;
-use crate::world::{built, World, FOUR, PATIENCE, PORT, SIX};
+use crate::world::{built, Fault, World, FOUR, PATIENCE, PORT, SIX};
 
 const UPSTREAM: u16 = 7000;
 const COUNT: usize = 4;
@@ -26,8 +27,9 @@ struct Upstream {
 }
 
 impl Upstream {
-    fn new(w: &World, at: SocketAddr) -> Upstream {
-        let listener = w.peer.enter(|| TcpListener::bind(at)).expect("the upstream listens");
+    /// Listens on this host. `greeted`: whoever connects says hello first.
+    fn new(on: &Host, at: SocketAddr, greeted: bool) -> Upstream {
+        let listener = on.enter(|| TcpListener::bind(at)).expect("the upstream listens");
         listener.set_nonblocking(true).expect("non-blocking");
         let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let answered: Arc<Vec<AtomicUsize>> = Arc::new((0..COUNT).map(|_| AtomicUsize::new(0)).collect());
@@ -40,7 +42,7 @@ impl Upstream {
                         let i = a.fetch_add(1, Ordering::Relaxed);
                         if i < COUNT {
                             let (s, n) = (s.clone(), n.clone());
-                            talks.push(std::thread::spawn(move || talk(i, stream, &s, &n[i])));
+                            talks.push(std::thread::spawn(move || talk(i, stream, greeted, &s, &n[i])));
                         }
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(5)),
@@ -51,12 +53,17 @@ impl Upstream {
         Upstream { stop, accepted, answered, thread: Some(thread) }
     }
 
+    fn is_called(&self, pair: &Pair) {
+        let called = || self.accepted.load(Ordering::Relaxed) == COUNT;
+        assert!(wait_for(PATIENCE, called), "nobody calls\n{}", pair.describe());
+    }
+
     /// Every connection has had so many more lines answered.
-    fn goes_on(&self, lines: usize, what: &str, w: &World) {
+    fn goes_on(&self, lines: usize, what: &str, pair: &Pair) {
         let before: Vec<usize> = self.answered.iter().map(|n| n.load(Ordering::Relaxed)).collect();
         let now = || self.answered.iter().map(|n| n.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let moved = || now().iter().zip(&before).all(|(now, before)| *now >= before + lines);
-        assert!(wait_for(PATIENCE, moved), "{what}: from {before:?} to {:?} lines\n{}", now(), w.pair.describe());
+        assert!(wait_for(PATIENCE, moved), "{what}: from {before:?} to {:?} lines\n{}", now(), pair.describe());
         assert_eq!(self.accepted.load(Ordering::Relaxed), COUNT, "{what}: a connection was made anew");
     }
 
@@ -73,10 +80,17 @@ impl Drop for Upstream {
     }
 }
 
-fn talk(i: usize, mut stream: TcpStream, stop: &AtomicBool, answered: &AtomicUsize) -> Result<(), String> {
+fn talk(i: usize, mut stream: TcpStream, greeted: bool, stop: &AtomicBool, answered: &AtomicUsize) -> Result<(), String> {
     let mut rng = Rng::new(i as u64 + 1);
     stream.set_read_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
     let mut reader = BufReader::new(stream.try_clone().map_err(|e| e.to_string())?);
+    if greeted {
+        let mut got = String::new();
+        reader.read_line(&mut got).map_err(|e| format!("connection {i}: {e}"))?;
+        if got != "hello\n" {
+            return Err(format!("connection {i}: no greeting, but {got:?}"));
+        }
+    }
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
         let line = format!("{i} {n} {}\n", "x".repeat(rng.range(1, 3000) as usize));
@@ -93,37 +107,49 @@ fn talk(i: usize, mut stream: TcpStream, stop: &AtomicBool, answered: &AtomicUsi
     Ok(())
 }
 
+fn service(to: SocketAddr, mode: &str) -> Service {
+    let greeting = if mode == "greet" { "absorb" } else { "pass" };
+    let outgoing = format!("[[service.outgoing]]\naddress = \"{to}\"\nframing = \"lines\"\ngreeting = \"{greeting}\"");
+    Service::new("calls", PORT).lines().extra(&outgoing)
+}
+
+fn command<'a>(program: &'a str, upstream: &'a str, mode: &'a str) -> Vec<&'a str> {
+    vec![program, "5555", upstream, "7000", "4", mode]
+}
+
+/// One that hosts its manager dies with it.
+fn faults(w: &mut World, by: Hosted, n: usize) -> Vec<Fault> {
+    let whole = |fault| if by == Hosted::ByLinked && matches!(fault, Fault::KillServer | Fault::Freeze) { Fault::KillAll } else { fault };
+    w.faults(n).into_iter().map(whole).collect()
+}
+
 /// Ten failovers; the clients of the listening port go on, too.
 fn called(label: &str, program: &str, mode: &str, by: Hosted, addresses: [&str; 3]) {
     let upstream = addresses[2].split('/').next().expect("an address");
     let vip = if addresses == SIX { "2001:db8::200" } else { "192.0.2.200" };
     let to: SocketAddr = SocketAddr::new(upstream.parse().expect("an address"), UPSTREAM);
     let prefix = if addresses == SIX { 64 } else { 24 };
-    let service = Service::new("calls", PORT)
-        .lines()
-        .virtual_ip(&format!("{vip}/{prefix}"))
-        .extra(&format!("[[service.outgoing]]\naddress = \"{to}\"\nframing = \"lines\""));
-    let (port, count) = (UPSTREAM.to_string(), COUNT.to_string());
-    let (program, here) = (built(program), PORT.to_string());
-    let mut command = vec![&program[..], &here, upstream, &port, &count, mode];
+    let service = service(to, mode).virtual_ip(&format!("{vip}/{prefix}"));
+    let program = built(program);
+    let mut command = command(&program, upstream, mode);
     if by == Hosted::ByRunUnhooked {
         // Nobody else does it.
         command.push(vip);
     }
     let mut w = World::with(label, service, &command, by, addresses);
-    let u = Upstream::new(&w, to);
-    assert!(wait_for(PATIENCE, || u.accepted.load(Ordering::Relaxed) == COUNT), "nobody calls\n{}", w.pair.describe());
+    let u = Upstream::new(&w.peer, to, mode == "greet");
+    u.is_called(&w.pair);
     // Only now: before it listened, the upstream refused.
     let capture = w.peer.capture(CaptureOptions::port(UPSTREAM)).expect("capture");
-    u.goes_on(20, "before", &w);
-    for fault in w.faults(10) {
+    u.goes_on(20, "before", &w.pair);
+    for fault in faults(&mut w, by, 10) {
         w.fail_over(fault);
-        u.goes_on(20, &format!("{fault:?}"), &w);
+        u.goes_on(20, &format!("{fault:?}"), &w.pair);
         eprintln!("{label}: {fault:?}");
     }
-    let faults = w.faults(2);
+    let faults = faults(&mut w, by, 2);
     answered_through(&mut w, &faults, 2, 20, 1000);
-    u.goes_on(20, "at last", &w);
+    u.goes_on(20, "at last", &w.pair);
     capture.complete().expect("a whole capture");
     capture.no_fin_rst(&SegFilter::port(UPSTREAM)).expect("no FIN and no RST on the wire");
     assert_eq!(u.end(), Vec::<String>::new());
@@ -140,9 +166,10 @@ fn connections_that_are_polled_go_on() {
     called("callpoll", "caller", "poll", Hosted::ByRun, FOUR);
 }
 
+/// Who says hello says it once, whatever became of the process that said it.
 #[test]
-fn connections_over_ipv6_go_on() {
-    called("call6", "caller", "poll", Hosted::ByRun, SIX);
+fn connections_over_ipv6_that_greet_go_on() {
+    called("call6", "caller", "greet", Hosted::ByRun, SIX);
 }
 
 #[test]
@@ -153,4 +180,32 @@ fn connections_of_a_linked_program_go_on() {
 #[test]
 fn connections_of_a_static_program_go_on() {
     called("callstat", "static_caller", "poll", Hosted::ByRunUnhooked, FOUR);
+}
+
+/// The manager is in the program, and dies with it.
+#[test]
+fn connections_of_a_program_with_its_own_manager_go_on() {
+    called("callown", "linked_caller", "blocking", Hosted::ByLinked, FOUR);
+}
+
+/// No partner at all: killed and replaced in turn.
+#[test]
+fn a_program_without_a_partner_comes_back_to_its_connections() {
+    let to: SocketAddr = "192.0.2.9:7000".parse().expect("an address");
+    let program = built("caller");
+    let a = Alone::hosted("callone", service(to, "poll"), &command(&program, "192.0.2.9", "poll"), false, Hosted::ByRun);
+    let u = Upstream::new(&a.peer, to, false);
+    u.is_called(&a.pair);
+    for round in 0..10 {
+        if round % 2 == 0 {
+            a.pair.kill_program(0).expect("killed");
+        } else {
+            let out = a.pair.tcpr(0, &["restart"]).expect("runs");
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        }
+        u.goes_on(20, &format!("round {round}"), &a.pair);
+    }
+    assert_eq!(u.end(), Vec::<String>::new());
+    let gone = || a.pair.status(0).is_ok_and(|s| s["sessions"] == 0);
+    assert!(wait_for(PATIENCE, gone), "records are left\n{}", a.pair.describe());
 }

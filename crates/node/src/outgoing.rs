@@ -67,3 +67,88 @@ fn get(fd: i32, level: i32, option: i32) -> io::Result<libc::c_int> {
     check(unsafe { libc::getsockopt(fd, level, option, (&raw mut value).cast(), &raw mut length) })?;
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::FromRawFd;
+
+    use super::*;
+    use crate::vip::testnet::{in_netns, ip, Pair};
+
+    fn socket(family: libc::c_int) -> OwnedFd {
+        // SAFETY: no pointer is passed, and nobody else knows the new descriptor.
+        unsafe { OwnedFd::from_raw_fd(libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0)) }
+    }
+
+    fn bind(socket: &OwnedFd, at: &str) {
+        let at: SocketAddr = at.parse().unwrap();
+        // SAFETY: the pointer and the length are those of an address, good for the call, which only reads it.
+        with_sockaddr(&at, |address, length| check(unsafe { libc::bind(socket.as_raw_fd(), address, length) })).unwrap();
+    }
+
+    fn local(socket: &OwnedFd) -> SocketAddr {
+        TcpStream::from(socket.try_clone().unwrap()).local_addr().unwrap()
+    }
+
+    /// Connects, and returns where the other end sees it come from.
+    fn connect(socket: &OwnedFd, listener: &TcpListener, to: &str) -> SocketAddr {
+        let to: SocketAddr = to.parse().unwrap();
+        // SAFETY: the pointer and the length are those of an address, good for the call, which only reads it.
+        with_sockaddr(&to, |address, length| check(unsafe { libc::connect(socket.as_raw_fd(), address, length) })).unwrap();
+        listener.accept().unwrap().1
+    }
+
+    #[test]
+    fn a_socket_gets_the_virtual_ip_whether_or_not_it_is_here() {
+        in_netns(|| {
+            let pair = Pair::new();
+            ip("addr add 192.0.2.1/24 dev v0\naddr add 2001:db8::1/64 dev v0 nodad");
+            pair.there(|| ip("addr add 192.0.2.9/24 dev v1\naddr add 2001:db8::9/64 dev v1 nodad"));
+            let (four, six): (IpAddr, IpAddr) = ("192.0.2.200".parse().unwrap(), "2001:db8::200".parse().unwrap());
+            for (family, vip, shown) in [(libc::AF_INET, four, "192.0.2.200"), (libc::AF_INET6, six, "2001:db8::200"), (libc::AF_INET6, four, "::ffff:192.0.2.200")] {
+                let s = socket(family);
+                prepare(&s, vip).unwrap();
+                assert_eq!((local(&s).ip(), local(&s).port()), (shown.parse().unwrap(), 0), "no port yet");
+                prepare(&s, vip).unwrap();
+            }
+            // Without it here, its SYN leaves all the same: nothing answers.
+            let listener = pair.there(|| TcpListener::bind("192.0.2.9:179").unwrap());
+            let away = socket(libc::AF_INET);
+            prepare(&away, four).unwrap();
+            TcpStream::from(away.try_clone().unwrap()).set_nonblocking(true).unwrap();
+            let refused = with_sockaddr(&"192.0.2.9:179".parse().unwrap(), |address, length| {
+                // SAFETY: as above.
+                check(unsafe { libc::connect(away.as_raw_fd(), address, length) })
+            });
+            assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
+            drop(away);
+            ip("addr add 192.0.2.200/24 dev v0");
+            let here = socket(libc::AF_INET);
+            prepare(&here, four).unwrap();
+            assert_eq!(connect(&here, &listener, "192.0.2.9:179").ip(), four);
+            let fixed = socket(libc::AF_INET);
+            bind(&fixed, "192.0.2.200:4000");
+            prepare(&fixed, four).unwrap();
+            assert_eq!(connect(&fixed, &listener, "192.0.2.9:179"), "192.0.2.200:4000".parse().unwrap());
+        });
+    }
+
+    #[test]
+    fn what_could_not_be_taken_over_is_refused() {
+        in_netns(|| {
+            ip("link set lo up\naddr add 192.0.2.1/32 dev lo");
+            let vip = "192.0.2.200".parse().unwrap();
+            let says = |socket: &OwnedFd, words: &str| {
+                let e = prepare(socket, vip).unwrap_err().to_string();
+                assert!(e.contains(words), "{e}");
+            };
+            for at in ["192.0.2.1:0", "0.0.0.0:4000"] {
+                let s = socket(libc::AF_INET);
+                bind(&s, at);
+                says(&s, "leave it unbound");
+            }
+            says(&UdpSocket::bind("192.0.2.1:0").unwrap().into(), "no TCP socket");
+        });
+    }
+}

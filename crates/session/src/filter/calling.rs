@@ -20,6 +20,8 @@ use crate::Now;
 
 /// Most calls kept of a backup's application; the oldest makes room.
 const MAX_CALLS: usize = 1024;
+/// How long they are kept: a TCP that still calls says so at least once in 64 s (tcp_syn_retries is 6).
+const KEPT: Duration = Duration::from_secs(70);
 /// How long a session waits for the application to connect again before its peer is told that it is over.
 const UNCALLED: Duration = Duration::from_secs(60);
 /// How long the input of a session that was called for stays behind the barrier: an application that listens only after
@@ -29,7 +31,7 @@ const BARRIER: Duration = Duration::from_secs(1);
 /// What the applications of a backup have asked for.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    kept: VecDeque<(FourTuple, Vec<u8>)>,
+    kept: VecDeque<(Now, FourTuple, Vec<u8>)>,
     /// No session waits to be called for after this.
     until: Now,
 }
@@ -61,18 +63,21 @@ impl Filter {
         if syn.flags() & (flags::SYN | flags::ACK | flags::RST) != flags::SYN || !self.is_outgoing(&tuple) {
             return;
         }
-        self.calls.kept.retain(|(t, _)| *t != tuple);
+        self.calls.kept.retain(|(since, t, _)| *t != tuple && now < *since + KEPT);
         if self.calls.kept.len() == MAX_CALLS {
             self.calls.kept.pop_front();
         }
-        self.calls.kept.push_back((tuple, bytes.to_vec()));
+        self.calls.kept.push_back((now, tuple, bytes.to_vec()));
     }
 
     /// What was kept is looked at again: there is another session that waits to be called for.
     pub(super) fn answer_kept(&mut self, now: Now) {
-        for (tuple, bytes) in std::mem::take(&mut self.calls.kept) {
+        let kept = std::mem::take(&mut self.calls.kept);
+        for (since, tuple, bytes) in kept.into_iter().filter(|(since, ..)| now < *since + KEPT) {
             let syn = Segment::parse(&bytes).expect("parsed before");
             self.calling(now, None, tuple, &syn, &bytes);
+            // Kept again, it is as old as it was.
+            self.calls.kept.iter_mut().filter(|(_, t, _)| *t == tuple).for_each(|kept| kept.0 = since);
         }
     }
 
@@ -82,7 +87,7 @@ impl Filter {
             self.keep_call(now, bytes);
             return self.drop_out(id);
         }
-        self.calls.kept.retain(|(t, _)| *t != tuple);
+        self.calls.kept.retain(|(_, t, _)| *t != tuple);
         let known = self.outer(&tuple).and_then(|outer| self.store.get(self.store.find(&outer)?));
         if let Some(s) = known {
             let (session, live) = (s.open.session, &self.live[&s.open.session]);

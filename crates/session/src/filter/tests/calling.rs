@@ -207,6 +207,12 @@ fn a_call_on_the_backup_is_answered_when_it_takes_over() {
     r.f.take_over(r.now);
     let sent = left(&r.drain());
     assert_eq!(sent, [syn(MADE, ISN_OUT, 200)]);
+    // Unless whoever called has given up since.
+    let mut r = Rig::new();
+    r.f = calling(Engine::Repair, true);
+    r.out(&syn(MADE, ISN_OUT, 200));
+    r.f.take_over(r.now + ms(70_000));
+    assert!(left(&r.drain()).is_empty());
 }
 
 #[test]
