@@ -70,8 +70,11 @@ impl Filter {
         self.calls.kept.push_back((now, tuple, bytes.to_vec()));
     }
 
-    /// What was kept is looked at again: there is another session that waits to be called for.
+    /// What was kept is looked at again: there is a session more that waits to be called for, or one less that will.
     pub(super) fn answer_kept(&mut self, now: Now) {
+        if self.calls.kept.is_empty() || self.fenced || !self.mode.serves() {
+            return;
+        }
         let kept = std::mem::take(&mut self.calls.kept);
         for (since, tuple, bytes) in kept.into_iter().filter(|(since, ..)| now < *since + KEPT) {
             let syn = Segment::parse(&bytes).expect("parsed before");

@@ -139,6 +139,7 @@ impl Filter {
     pub fn set_fenced(&mut self, now: Now, fenced: bool) {
         self.fenced = fenced;
         self.release_stored(now);
+        self.answer_kept(now);
     }
 
     /// As a backup: forget the store, a snapshot begins.

@@ -492,6 +492,7 @@ impl Filter {
         self.actions.push(Action::Ended(id, tuple, reason));
         self.run_commits(now);
         self.barrier_met(now);
+        self.answer_kept(now);
     }
 
     /// The sessions that the kernel should have a socket of.

@@ -229,6 +229,25 @@ fn a_socket_that_is_no_more_does_not_take_it_along() {
 }
 
 #[test]
+fn a_call_for_a_session_that_is_over_makes_a_new_one() {
+    let mut r = made(true);
+    r.stored();
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    r.f = calling(Engine::Repair, true);
+    r.f.replica_apply(&snapshot).unwrap();
+    r.f.take_over(r.now);
+    r.f.set_fenced(r.now, true);
+    let first = r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN));
+    assert!(left(&first).is_empty());
+    r.f.set_fenced(r.now, false);
+    assert!(left(&r.drain()).is_empty(), "its peer may yet answer the probe");
+    // The upstream knows nothing of it.
+    let over = r.inp(&wire(false, RST, 5, 0, (500, 210), b""));
+    assert_eq!(left(&over), [syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN)]);
+}
+
+#[test]
 fn whom_nobody_calls_again_is_told() {
     let mut r = taken_over(made(true), true, false);
     assert!(left(&r.pass(ms(59_000))).is_empty());
