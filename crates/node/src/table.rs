@@ -170,8 +170,8 @@ pub struct Table {
     path: PathBuf,
     file: File,
     map: MmapMut,
-    slots: HashMap<SessionId, usize>,
-    free: Vec<usize>,
+    slots: HashMap<SessionId, u32>,
+    free: Vec<u32>,
     touched: Vec<SessionId>,
 }
 
@@ -188,7 +188,7 @@ impl Table {
         let mut map = reserve(&file, FIRST).map_err(context)?;
         map[8..12].copy_from_slice(&std::process::id().to_ne_bytes());
         map[..8].copy_from_slice(&MAGIC);
-        let free = (0..FIRST).rev().collect();
+        let free = (0..FIRST as u32).rev().collect();
         Ok(Table { path, file, map, slots: HashMap::new(), free, touched: Vec::new() })
     }
 
@@ -259,8 +259,8 @@ impl Table {
         }
     }
 
-    fn put(&mut self, slot: usize, content: impl FnOnce(u32) -> Slot) {
-        let at = HEADER + slot * SLOT;
+    fn put(&mut self, slot: u32, content: impl FnOnce(u32) -> Slot) {
+        let at = HEADER + slot as usize * SLOT;
         let bytes = &mut self.map[at..at + SLOT];
         let before = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) & !1;
         bytes[..4].copy_from_slice(&(before.wrapping_add(1)).to_ne_bytes());
@@ -274,7 +274,7 @@ impl Table {
     fn grow(&mut self) -> io::Result<()> {
         let before = (self.map.len() - HEADER) / SLOT;
         self.map = reserve(&self.file, before * 2)?;
-        self.free.extend((before..before * 2).rev());
+        self.free.extend((before as u32..before as u32 * 2).rev());
         Ok(())
     }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tcpr_session::filter::Mode;
 use tcpr_session::role::Role;
-use tcpr_session::tuple::SessionId;
+use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
 use super::Manager;
+use crate::sockdiag::TcpSocket;
 
 /// How often the kernel is asked for its connections.
 const EVERY: Duration = Duration::from_secs(5);
@@ -33,13 +34,15 @@ impl Manager {
         if now < self.sweep.due {
             return;
         }
-        match self.sockdiag.list(self.takeover.locals()) {
-            Ok(sockets) => {
-                let there: HashSet<_> = sockets.iter().map(|s| (s.local, s.peer)).collect();
+        let (store, mut there) = (self.filter.store(), Vec::new());
+        let note = |socket: TcpSocket| there.extend(store.find(&FourTuple { local: socket.local, peer: socket.peer }));
+        match self.sockdiag.each(self.takeover.locals(), note) {
+            Ok(()) => {
+                there.sort_unstable();
                 let before = std::mem::take(&mut self.sweep.missing);
                 let locals = self.takeover.locals();
                 let missing = self.filter.with_sockets();
-                let missing = missing.filter(|(_, t)| locals.contains(&t.local) && !there.contains(&(t.local, t.peer)));
+                let missing = missing.filter(|(id, t)| locals.contains(&t.local) && there.binary_search(id).is_err());
                 let (gone, new): (Vec<_>, Vec<_>) = missing.partition(|(id, _)| before.contains(id));
                 self.sweep.missing = new.into_iter().map(|(id, _)| id).collect();
                 for (session, tuple) in gone {

@@ -175,7 +175,7 @@ impl Filter {
         let mut live = Live::new(self.store.get(id).expect("just opened"));
         live.base_pos = position;
         live.edge = edge;
-        self.live.insert(id, live);
+        self.live.insert(id, Box::new(live));
         if established {
             self.accepted_unhooked(id);
         } else {
