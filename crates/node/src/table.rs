@@ -4,7 +4,6 @@
 //! The file has a header of 64 bytes and slots of 128, native byte order (it never leaves the machine). A slot
 //! begins with a counter that is odd while the slot is written.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,7 +15,7 @@ use memmap2::MmapMut;
 use serde::Serialize;
 use tcpr_session::record::{self, Record};
 use tcpr_session::store::{Session, Store};
-use tcpr_session::tuple::SessionId;
+use tcpr_session::tuple::{BySession, SessionId};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 const MAGIC: [u8; 8] = *b"TCPRTBL1";
@@ -170,7 +169,7 @@ pub struct Table {
     path: PathBuf,
     file: File,
     map: MmapMut,
-    slots: HashMap<SessionId, u32>,
+    slots: BySession<u32>,
     free: Vec<u32>,
     touched: Vec<SessionId>,
 }
@@ -189,7 +188,7 @@ impl Table {
         map[8..12].copy_from_slice(&std::process::id().to_ne_bytes());
         map[..8].copy_from_slice(&MAGIC);
         let free = (0..FIRST as u32).rev().collect();
-        Ok(Table { path, file, map, slots: HashMap::new(), free, touched: Vec::new() })
+        Ok(Table { path, file, map, slots: BySession::default(), free, touched: Vec::new() })
     }
 
     /// Records were applied to the store: writes what they changed.

@@ -3,12 +3,12 @@
 //! Master and replica hold the same type and call the same [`Store::apply`]; the master applies each record as
 //! it appends it. That is guarantee I5 by construction.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::record::{self, Adopted, Committed, EndReason, Malformed, Open, Record, Sync};
 use crate::seldom::{Seldom, Spare};
 use crate::seq::{self, Seq};
-use crate::tuple::{ByTuple, FourTuple, SessionId};
+use crate::tuple::{BySession, ByTuple, FourTuple, SessionId};
 
 /// Everything a new master needs to go on with a session.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -155,7 +155,7 @@ impl std::error::Error for StoreError {}
 #[derive(Default, Clone, PartialEq, Eq, Debug)]
 pub struct Store {
     // Boxed: a map has room for up to twice as many as it holds.
-    sessions: HashMap<SessionId, Box<Session>>,
+    sessions: BySession<Box<Session>>,
     by_tuple: ByTuple,
     spare: Spare<VecDeque<u8>>,
 }

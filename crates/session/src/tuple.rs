@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,30 @@ pub struct FourTuple {
 impl fmt::Display for FourTuple {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} <- {}", self.local, self.peer)
+    }
+}
+
+/// Something of each session, by number.
+pub type BySession<V> = HashMap<SessionId, V, BuildHasherDefault<Spread>>;
+
+/// Spreads the numbers of sessions over a map. A master gives them, one after another: nobody else can choose them to meet
+/// in one place, as peers can choose their ports.
+#[derive(Clone, Copy, Default)]
+pub struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write_u32(&mut self, number: u32) {
+        // Fibonacci hashing; the low bits follow all of the number's.
+        let product = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ product >> 32;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(self.0 as u32 ^ u32::from(*byte)));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -86,6 +111,19 @@ fn packed_v6(tuple: &FourTuple) -> [u8; 36] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
+    use std::hash::BuildHasher;
+
+    #[test]
+    fn numbers_spread_whatever_is_between_them() {
+        let hash = |number: SessionId| BuildHasherDefault::<Spread>::default().hash_one(number);
+        for step in (0..20).map(|shift| 1 << shift) {
+            let hashes = || (1..=1024).map(|i| hash(i * step));
+            let places: HashSet<u64> = hashes().map(|h| h % 2048).collect();
+            let tags: HashSet<u64> = hashes().map(|h| h >> 57).collect();
+            assert!(places.len() > 512 && tags.len() > 64, "{step}: {} places, {} tags", places.len(), tags.len());
+        }
+    }
 
     #[test]
     fn each_end_counts() {

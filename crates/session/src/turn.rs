@@ -9,7 +9,7 @@ mod progress;
 mod tests;
 
 use crate::framing::Framing;
-use crate::tuple::SessionId;
+use crate::tuple::{BySession, SessionId};
 use crate::Now;
 use progress::{Progress, Settled, NO_GROUP};
 use std::collections::{HashMap, VecDeque};
@@ -137,7 +137,7 @@ struct Group {
 #[derive(Debug)]
 pub struct TurnPolicy {
     max_turn: Duration,
-    sessions: HashMap<SessionId, Box<Progress>>,
+    sessions: BySession<Box<Progress>>,
     /// Only threads with an open turn are in here.
     threads: HashMap<Thread, OpenTurn>,
     groups: Vec<Group>,
@@ -157,7 +157,7 @@ impl TurnPolicy {
     pub fn new(max_turn: Duration) -> Self {
         TurnPolicy {
             max_turn,
-            sessions: HashMap::new(),
+            sessions: BySession::default(),
             threads: HashMap::new(),
             groups: Vec::new(),
             free_groups: Vec::new(),

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use crate::record::{self, Committed, EndReason};
 use crate::store::Store;
-use crate::tuple::{FourTuple, SessionId};
+use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
 use crate::Now;
 use live::{HeldIn, Live, Spares, Stage, Waiting};
@@ -166,7 +166,7 @@ pub struct Filter {
     thaw_to: Mode,
     store: Store,
     // Boxed: a map has room for up to twice as many as it holds.
-    live: HashMap<SessionId, Box<Live>>,
+    live: BySession<Box<Live>>,
     spares: Spares,
     turns: TurnPolicy,
     commit: Commit,
@@ -234,7 +234,7 @@ impl Filter {
             mode: Mode::Passive,
             thaw_to: Mode::Active,
             store: Store::new(),
-            live: HashMap::new(),
+            live: BySession::default(),
             spares: Spares::default(),
             commit: Commit::default(),
             entries: Vec::new(),
@@ -368,7 +368,7 @@ impl Filter {
     }
 
     /// Drops every packet and all that is known beside the store and the log. Returns the sessions.
-    fn drop_in_hand(&mut self) -> HashMap<SessionId, Box<Live>> {
+    fn drop_in_hand(&mut self) -> BySession<Box<Live>> {
         for Reverse(w) in self.waiting.drain() {
             self.actions.push(Action::DropOut(w.held.id));
         }

@@ -2,7 +2,6 @@
 //! what the application has yet to read.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::live::{Live, Stage};
@@ -12,7 +11,7 @@ use super::{Action, Engine, Filter, Mode};
 use crate::bytes;
 use crate::record::EndReason;
 use crate::segment::{flags, Build, Segment};
-use crate::tuple::{FourTuple, SessionId};
+use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::Now;
 
 /// Largest injected segment: the local TCP takes any size over lo. With its headers it fits 32 KB of memory, which is
@@ -83,7 +82,7 @@ impl Filter {
         self.batch.clear();
         self.store.drop_uncommitted();
         self.next_id = self.store.iter().map(|s| s.open.session).max().unwrap_or(0).wrapping_add(1);
-        self.start_over(now, &HashMap::new());
+        self.start_over(now, &BySession::default());
         if self.config.asynchronous {
             self.await_proofs(now);
         }
@@ -101,7 +100,7 @@ impl Filter {
         self.start_over(now, &before);
     }
 
-    fn start_over(&mut self, now: Now, before: &HashMap<SessionId, Box<Live>>) {
+    fn start_over(&mut self, now: Now, before: &BySession<Box<Live>>) {
         self.clock = now;
         let mut ids: Vec<SessionId> = self.store.iter().map(|s| s.open.session).collect();
         ids.sort_unstable();
