@@ -198,7 +198,11 @@ impl Link {
         if self.outbox.waiting() >= self.config.send_limit.saturating_add(self.allowance) {
             return Err(SendError::Full);
         }
-        self.outbox.push(message).map_err(SendError::Malformed)
+        let noise = match &mut self.state {
+            State::Open(agreed) => Some(&mut agreed.transport),
+            _ => None,
+        };
+        self.outbox.push(message, noise).map_err(SendError::Malformed)
     }
 
     /// Lets this many bytes wait beyond the configured limit, until nothing waits: a snapshot is as long as it is.

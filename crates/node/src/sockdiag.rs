@@ -110,35 +110,47 @@ impl SockDiag {
     /// All connections of the service's, listeners excluded. The kernel walks all its connections for this: not for the
     /// hot path.
     pub fn list(&mut self, ours: &Ours) -> io::Result<Vec<TcpSocket>> {
-        let mut found = self.dump(ours, CONNECTIONS)?;
-        found.retain(|socket| ours.has(socket.local, socket.peer));
+        let mut found = Vec::new();
+        self.each(ours, |socket| found.push(socket))?;
         Ok(found)
+    }
+
+    /// The same, one by one: of many a list would be long.
+    pub fn each(&mut self, ours: &Ours, mut f: impl FnMut(TcpSocket)) -> io::Result<()> {
+        self.dump(ours, CONNECTIONS, |socket| {
+            if ours.has(socket.local, socket.peer) {
+                f(socket);
+            }
+        })
     }
 
     /// How many connections wait on the listeners of the service's ports, whatever their addresses, to be accepted.
     pub fn backlog(&mut self, ours: &Ours) -> io::Result<u64> {
-        let mut found = self.dump(ours, 1 << state::LISTEN)?;
-        found.retain(|listener| ours.locals.iter().any(|local| local.port() == listener.local.port()));
-        Ok(found.iter().map(|listener| u64::from(listener.rqueue)).sum())
+        let mut waiting = 0;
+        self.dump(ours, 1 << state::LISTEN, |listener| {
+            if ours.locals.iter().any(|local| local.port() == listener.local.port()) {
+                waiting += u64::from(listener.rqueue);
+            }
+        })?;
+        Ok(waiting)
     }
 
     /// All sockets in these states, of the port if the service has but one.
-    fn dump(&mut self, ours: &Ours, states: u32) -> io::Result<Vec<TcpSocket>> {
+    fn dump(&mut self, ours: &Ours, states: u32, mut f: impl FnMut(TcpSocket)) -> io::Result<()> {
         // The kernel can select by one port; with several we do.
         let port = match (&ours.locals[..], &ours.outgoing[..]) {
             ([first, rest @ ..], []) if rest.iter().all(|other| other.port() == first.port()) => first.port(),
-            ([], []) => return Ok(Vec::new()),
+            ([], []) => return Ok(()),
             _ => 0,
         };
-        let mut found = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut id = [0; ID];
             id[..2].copy_from_slice(&port.to_be_bytes());
             let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
             netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, 0, states, &id))?;
-            self.receive(|socket| found.push(socket))?;
+            self.receive(&mut f)?;
         }
-        Ok(found)
+        Ok(())
     }
 
     /// One connection, if it is there: a look-up in the kernel's table.

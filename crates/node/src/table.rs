@@ -4,7 +4,6 @@
 //! The file has a header of 64 bytes and slots of 128, native byte order (it never leaves the machine). A slot
 //! begins with a counter that is odd while the slot is written.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,7 +15,7 @@ use memmap2::MmapMut;
 use serde::Serialize;
 use tcpr_session::record::{self, Record};
 use tcpr_session::store::{Session, Store};
-use tcpr_session::tuple::SessionId;
+use tcpr_session::tuple::{BySession, SessionId};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 const MAGIC: [u8; 8] = *b"TCPRTBL1";
@@ -170,8 +169,8 @@ pub struct Table {
     path: PathBuf,
     file: File,
     map: MmapMut,
-    slots: HashMap<SessionId, usize>,
-    free: Vec<usize>,
+    slots: BySession<u32>,
+    free: Vec<u32>,
     touched: Vec<SessionId>,
 }
 
@@ -188,8 +187,8 @@ impl Table {
         let mut map = reserve(&file, FIRST).map_err(context)?;
         map[8..12].copy_from_slice(&std::process::id().to_ne_bytes());
         map[..8].copy_from_slice(&MAGIC);
-        let free = (0..FIRST).rev().collect();
-        Ok(Table { path, file, map, slots: HashMap::new(), free, touched: Vec::new() })
+        let free = (0..FIRST as u32).rev().collect();
+        Ok(Table { path, file, map, slots: BySession::default(), free, touched: Vec::new() })
     }
 
     /// Records were applied to the store: writes what they changed.
@@ -259,8 +258,8 @@ impl Table {
         }
     }
 
-    fn put(&mut self, slot: usize, content: impl FnOnce(u32) -> Slot) {
-        let at = HEADER + slot * SLOT;
+    fn put(&mut self, slot: u32, content: impl FnOnce(u32) -> Slot) {
+        let at = HEADER + slot as usize * SLOT;
         let bytes = &mut self.map[at..at + SLOT];
         let before = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) & !1;
         bytes[..4].copy_from_slice(&(before.wrapping_add(1)).to_ne_bytes());
@@ -274,7 +273,7 @@ impl Table {
     fn grow(&mut self) -> io::Result<()> {
         let before = (self.map.len() - HEADER) / SLOT;
         self.map = reserve(&self.file, before * 2)?;
-        self.free.extend((before..before * 2).rev());
+        self.free.extend((before as u32..before as u32 * 2).rev());
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ pub mod filter;
 pub mod framing;
 pub mod record;
 pub mod segment;
+pub mod seldom;
 pub mod role;
 pub mod seq;
 pub mod splice;

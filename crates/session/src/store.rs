@@ -3,11 +3,12 @@
 //! Master and replica hold the same type and call the same [`Store::apply`]; the master applies each record as
 //! it appends it. That is guarantee I5 by construction.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::record::{self, Adopted, Committed, EndReason, Malformed, Open, Record, Sync};
+use crate::seldom::{Seldom, Spare};
 use crate::seq::{self, Seq};
-use crate::tuple::{FourTuple, SessionId};
+use crate::tuple::{BySession, ByTuple, FourTuple, SessionId};
 
 /// Everything a new master needs to go on with a session.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,7 +20,7 @@ pub struct Session {
     /// Input before this offset is done.
     pub in_done: u64,
     /// Input from `in_done`, in order.
-    pub input: VecDeque<u8>,
+    pub input: Seldom<VecDeque<u8>>,
     /// The peer's FIN stands behind the input.
     pub in_fin: bool,
     /// Input offset up to which window was advertised to the peer.
@@ -31,7 +32,7 @@ pub struct Session {
     /// The output offset that belongs to `in_done`; less than `out_done` in an open response.
     pub out_base: u64,
     /// Output from `out_acked`; what lies past `out_done` awaits its commit.
-    pub output: VecDeque<u8>,
+    pub output: Seldom<VecDeque<u8>>,
     /// The application ended its output at `out_done`.
     pub out_fin: bool,
     /// The application closed the connection.
@@ -51,13 +52,13 @@ impl Session {
         Session {
             established: open.established,
             in_done: open.in_done,
-            input: VecDeque::new(),
+            input: Seldom::default(),
             in_fin: false,
             in_edge: open.in_done,
             out_acked: open.out_acked,
             out_done: open.out_acked,
             out_base: open.out_acked,
-            output: VecDeque::new(),
+            output: Seldom::default(),
             out_fin: false,
             closed: false,
             torn: false,
@@ -153,15 +154,10 @@ impl std::error::Error for StoreError {}
 /// The sessions of a service, by number and by four-tuple.
 #[derive(Default, Clone, PartialEq, Eq, Debug)]
 pub struct Store {
-    sessions: HashMap<SessionId, Session>,
-    by_tuple: HashMap<FourTuple, SessionId>,
-}
-
-/// An idle session keeps no buffer of a burst long past.
-pub(crate) fn shrink(buffer: &mut VecDeque<u8>) {
-    if buffer.is_empty() && buffer.capacity() > 4096 {
-        *buffer = VecDeque::new();
-    }
+    // Boxed: a map has room for up to twice as many as it holds.
+    sessions: BySession<Box<Session>>,
+    by_tuple: ByTuple,
+    spare: Spare<VecDeque<u8>>,
 }
 
 /// Widens the low half of an offset that is less than 2^31 away from `near`.
@@ -191,18 +187,18 @@ impl Store {
     /// A session by number.
     #[must_use]
     pub fn get(&self, id: SessionId) -> Option<&Session> {
-        self.sessions.get(&id)
+        self.sessions.get(&id).map(|s| &**s)
     }
 
     /// Number of the session with these ends.
     #[must_use]
     pub fn find(&self, tuple: &FourTuple) -> Option<SessionId> {
-        self.by_tuple.get(tuple).copied()
+        self.by_tuple.get(tuple)
     }
 
     /// All sessions, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Session> {
-        self.sessions.values()
+        self.sessions.values().map(|s| &**s)
     }
 
     /// Forgets everything.
@@ -236,7 +232,9 @@ impl Store {
                 if s.in_end() as u32 != offset || s.in_fin && !(bytes.is_empty() && fin) {
                     return Err(StoreError::Gap(session));
                 }
-                s.input.extend(bytes);
+                if !bytes.is_empty() {
+                    s.input.lend(&mut self.spare).extend(bytes);
+                }
                 s.in_fin |= fin;
                 // Nobody sends before the handshake is over; the record that says so may come later.
                 s.established = true;
@@ -247,7 +245,7 @@ impl Store {
                 if s.out_end() as u32 != offset || s.out_fin {
                     return Err(StoreError::Gap(session));
                 }
-                s.output.extend(bytes);
+                s.output.lend(&mut self.spare).extend(bytes);
                 Ok(())
             }
             Record::Commit(entries) => {
@@ -271,11 +269,11 @@ impl Store {
     }
 
     fn open(&mut self, open: Open) -> Result<(), StoreError> {
-        if self.sessions.contains_key(&open.session) || self.by_tuple.contains_key(&open.tuple) {
+        if self.sessions.contains_key(&open.session) || self.by_tuple.get(&open.tuple).is_some() {
             return Err(StoreError::Duplicate(open.session));
         }
-        self.by_tuple.insert(open.tuple, open.session);
-        self.sessions.insert(open.session, Session::new(open));
+        self.by_tuple.insert(&open.tuple, open.session);
+        self.sessions.insert(open.session, Box::new(Session::new(open)));
         Ok(())
     }
 
@@ -288,9 +286,8 @@ impl Store {
         }
         if acked > s.out_acked {
             let from = s.out_acked.min(s.out_done);
-            s.output.drain(..(acked.min(s.out_done) - from) as usize);
+            s.output.drop_first((acked.min(s.out_done) - from) as usize, &mut self.spare);
             s.out_acked = acked;
-            shrink(&mut s.output);
         }
         s.in_edge = s.in_edge.max(edge);
         s.established |= sync.established;
@@ -315,7 +312,7 @@ impl Store {
     fn commit(&mut self, c: Committed) {
         let Some(s) = self.sessions.get_mut(&c.session) else { return };
         let in_done = widen(c.in_done, s.in_done).expect("checked");
-        s.input.drain(..(in_done - s.in_done) as usize);
+        s.input.drop_first((in_done - s.in_done) as usize, &mut self.spare);
         s.in_done = in_done;
         s.out_done = widen(c.out_done, s.out_done).expect("checked");
         s.out_base = s.out_done - c.open;
@@ -325,7 +322,6 @@ impl Store {
         s.established = true;
         // What was read was within the window, whatever the last sync said of it.
         s.in_edge = s.in_edge.max(in_done);
-        shrink(&mut s.input);
     }
 
     fn adopt(&mut self, a: Adopted) -> Result<(), StoreError> {
@@ -334,11 +330,11 @@ impl Store {
         if a.in_done < s.in_done || a.out_done < s.out_done || a.out_base > a.out_done || beyond_end {
             return Err(StoreError::Impossible(a.session));
         }
-        s.input.drain(..(a.in_done - s.in_done).min(s.input.len() as u64) as usize);
+        s.input.drop_first((a.in_done - s.in_done).min(s.input.len() as u64) as usize, &mut self.spare);
         s.in_done = a.in_done;
         s.in_edge = s.in_edge.max(a.in_done);
         if a.out_done > s.out_end() {
-            s.output.clear();
+            s.output = Seldom::default();
             s.out_acked = a.out_done;
         }
         s.out_done = a.out_done;
@@ -350,7 +346,11 @@ impl Store {
     /// Drops output that no commit covers: what a crashed master's last turn left in the log.
     pub fn drop_uncommitted(&mut self) {
         for s in self.sessions.values_mut() {
-            s.output.truncate((s.out_done - s.out_acked.min(s.out_done)) as usize);
+            let committed = (s.out_done - s.out_acked.min(s.out_done)) as usize;
+            if let Some(output) = s.output.there() {
+                output.truncate(committed);
+            }
+            s.output.settle(&mut self.spare);
         }
     }
 

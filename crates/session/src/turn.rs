@@ -9,7 +9,7 @@ mod progress;
 mod tests;
 
 use crate::framing::Framing;
-use crate::tuple::SessionId;
+use crate::tuple::{BySession, SessionId};
 use crate::Now;
 use progress::{Progress, Settled, NO_GROUP};
 use std::collections::{HashMap, VecDeque};
@@ -137,7 +137,7 @@ struct Group {
 #[derive(Debug)]
 pub struct TurnPolicy {
     max_turn: Duration,
-    sessions: HashMap<SessionId, Progress>,
+    sessions: BySession<Box<Progress>>,
     /// Only threads with an open turn are in here.
     threads: HashMap<Thread, OpenTurn>,
     groups: Vec<Group>,
@@ -157,7 +157,7 @@ impl TurnPolicy {
     pub fn new(max_turn: Duration) -> Self {
         TurnPolicy {
             max_turn,
-            sessions: HashMap::new(),
+            sessions: BySession::default(),
             threads: HashMap::new(),
             groups: Vec::new(),
             free_groups: Vec::new(),
@@ -178,8 +178,8 @@ impl TurnPolicy {
         out_base: u64,
     ) {
         self.close(s);
-        self.sessions
-            .insert(s, Progress::new(s, policy, in_done, out_done, out_base));
+        let progress = Progress::new(s, policy, in_done, out_done, out_base);
+        self.sessions.insert(s, Box::new(progress));
     }
 
     /// The session is deleted; what was not committed for it never will be.
@@ -202,7 +202,9 @@ impl TurnPolicy {
     /// framed sessions only.
     pub fn input(&mut self, s: SessionId, offset: u64, bytes: &[u8]) {
         if let Some(p) = self.sessions.get_mut(&s) {
-            p.scanner.feed(offset, bytes);
+            if let Some(scanner) = &mut p.scanner {
+                scanner.feed(offset, bytes);
+            }
         }
     }
 
@@ -460,7 +462,7 @@ impl TurnPolicy {
             let (several, one_thread) = (group.several, group.threads.len() <= 1);
             self.counters.timeouts += 1;
             if several && one_thread {
-                self.settle_group(g, |p| match p.policy.independent {
+                self.settle_group(g, |p| match p.independent {
                     true => p.settle(true, true),
                     false => p.settle_part(),
                 });
@@ -490,12 +492,12 @@ impl TurnPolicy {
 
     /// Whether the session has output (or its end) that no commit covers yet.
     pub fn pending(&self, s: SessionId) -> bool {
-        self.sessions.get(&s).is_some_and(Progress::pending)
+        self.sessions.get(&s).is_some_and(|p| p.pending())
     }
 
     /// Whether no open turn has touched the session and all that was read of it is done.
     pub fn quiescent(&self, s: SessionId) -> bool {
-        self.sessions.get(&s).is_none_or(Progress::quiescent)
+        self.sessions.get(&s).is_none_or(|p| p.quiescent())
     }
 
     /// Whether an open turn has output that no commit covers yet, or a commit waits to be taken.
@@ -535,7 +537,7 @@ impl TurnPolicy {
         let Some((r, upto)) = self.threads.get(&t).and_then(|turn| turn.last_read) else {
             return;
         };
-        let independent = self.sessions.get(&r).is_some_and(|p| p.policy.independent);
+        let independent = self.sessions.get(&r).is_some_and(|p| p.independent);
         // It may have left the group when an overlong turn was split.
         if r != s && !independent && self.touch(t, r) {
             if let Some(p) = self.sessions.get_mut(&r) {
@@ -583,7 +585,7 @@ impl TurnPolicy {
         group.sessions.push(s);
         if let Some(p) = self.sessions.get_mut(&s) {
             p.group = g;
-            group.dependent |= !p.policy.independent;
+            group.dependent |= !p.independent;
         }
     }
 
@@ -653,7 +655,7 @@ impl TurnPolicy {
 
     fn commit_group(&mut self, g: u32, timeout: bool) {
         let alone = !self.groups[g as usize].several;
-        self.settle_group(g, |p| p.settle(alone || p.policy.independent, timeout));
+        self.settle_group(g, |p| p.settle(alone || p.independent, timeout));
     }
 
     fn settle_group(&mut self, g: u32, settle: impl Fn(&mut Progress) -> Settled) {

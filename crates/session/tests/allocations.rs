@@ -1,9 +1,11 @@
 //! How often the filter asks for memory in steady state: the manager's loop does everything for each packet on one thread,
-//! and an allocation is what it would wait for. Never, neither as a master nor as a replica.
+//! and an allocation is what it would wait for. Never, neither as a master nor as a replica. And how much it keeps of a
+//! session that is idle.
 
 #[path = "allocations/counting.rs"]
 mod counting;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Origin};
@@ -72,31 +74,39 @@ struct Rig {
     batch: Vec<u8>,
     /// Allocations since the counting began, of the master and of the replica.
     spent: [u64; 2],
+    /// Bytes that they keep.
+    kept: [isize; 2],
 }
 
 impl Rig {
-    fn new() -> Rig {
+    fn new(sessions: u16) -> Rig {
         let mut master = Filter::new(config());
         master.activate();
         master.hold_for_replica(0);
-        let now = Duration::from_secs(1);
-        let mut rig =
-            Rig { master, replica: Filter::new(config()), now, id: 0, actions: Vec::new(), batch: Vec::new(), spent: [0; 2] };
-        for session in 0..SESSIONS {
-            rig.inbound(&packet(session, true, flags::SYN, 0, 0, b""));
-            rig.outbound(&packet(session, false, flags::SYN | flags::ACK, 0, 0, b""));
+        let (now, replica) = (Duration::from_secs(1), Filter::new(config()));
+        let (actions, batch) = (Vec::new(), Vec::with_capacity(1 << 16));
+        let mut rig = Rig { master, replica, now, id: 0, actions, batch, spent: [0; 2], kept: [0; 2] };
+        for session in 0..sessions {
+            rig.count(0, |rig| {
+                rig.inbound(&packet(session, true, flags::SYN, 0, 0, b""));
+                rig.outbound(&packet(session, false, flags::SYN | flags::ACK, 0, 0, b""))
+            });
             rig.stored();
-            rig.inbound(&packet(session, true, flags::ACK, 0, 0, b""));
+            rig.count(0, |rig| rig.inbound(&packet(session, true, flags::ACK, 0, 0, b"")));
             rig.stored();
-            rig.master.attach(rig.now, CHANNEL, u32::from(session), Origin::Accepted, &tuple(session));
+            let attach = |rig: &mut Rig| {
+                rig.master.attach(rig.now, CHANNEL, u32::from(session), Origin::Accepted, &tuple(session));
+            };
+            rig.count(0, attach);
         }
         rig
     }
 
     fn count<R>(&mut self, member: usize, f: impl FnOnce(&mut Rig) -> R) -> R {
-        let before = counting::allocations();
+        let before = (counting::allocations(), counting::in_use());
         let result = f(self);
-        self.spent[member] += counting::allocations() - before;
+        self.spent[member] += counting::allocations() - before.0;
+        self.kept[member] += counting::in_use() - before.1;
         result
     }
 
@@ -132,12 +142,12 @@ impl Rig {
         })
     }
 
-    /// A message of each session, and its echo; so many at a time go to the replica together.
-    fn trip(&mut self, trip: u64, payload: &[u8]) {
+    /// A message of each of these sessions, and its echo.
+    fn trip(&mut self, sessions: Range<u16>, trip: u64, payload: &[u8]) {
         let at = trip * payload.len() as u64;
         let end = at + payload.len() as u64;
         self.now += Duration::from_millis(1);
-        for session in 0..SESSIONS {
+        for session in sessions {
             let handle = u32::from(session);
             let n = payload.len() as u64;
             let asks = packet(session, true, flags::ACK | flags::PSH, at, at, payload);
@@ -157,13 +167,13 @@ impl Rig {
 
 /// Allocations for each packet, of the master and of the replica.
 fn allocations(payload: &[u8]) -> [f64; 2] {
-    let mut rig = Rig::new();
+    let mut rig = Rig::new(SESSIONS);
     for trip in 0..WARM_UP {
-        rig.trip(trip, payload);
+        rig.trip(0..SESSIONS, trip, payload);
     }
     rig.spent = [0; 2];
     for trip in WARM_UP..WARM_UP + TRIPS {
-        rig.trip(trip, payload);
+        rig.trip(0..SESSIONS, trip, payload);
     }
     assert!(rig.master.store() == rig.replica.store(), "I5");
     let packets = 2 * TRIPS * u64::from(SESSIONS);
@@ -177,6 +187,32 @@ fn packets_need_no_more_allocations_than_they_did() {
         eprintln!("{} bytes: allocations for each packet: master {:.3}, replica {:.3}", payload.len(), each[0], each[1]);
         for i in 0..2 {
             assert!(each[i] <= bounds[i], "{} bytes: {each:?}, more than {bounds:?}", payload.len());
+        }
+    }
+}
+
+/// Bytes that master and replica keep of each session: after so many messages, their echoes, and the acknowledgement.
+fn kept(sessions: u16, trips: u64, payload: &[u8]) -> [isize; 2] {
+    let mut rig = Rig::new(sessions);
+    let end = trips * payload.len() as u64;
+    for session in 0..sessions {
+        (0..trips).for_each(|trip| rig.trip(session..session + 1, trip, payload));
+        rig.count(0, |rig| rig.inbound(&packet(session, true, flags::ACK, end, end, b"")));
+        rig.stored();
+    }
+    rig.kept.map(|bytes| bytes / isize::from(sessions as i16))
+}
+
+#[test]
+fn an_idle_session_keeps_little() {
+    // Their maps have room for less than twice as many.
+    const MANY: u16 = 4800;
+    let bounds = [790, 250];
+    for (trips, payload) in [(0, &[][..]), (3, &[3; 64]), (3, &[4; 1400])] {
+        let each = kept(MANY, trips, payload);
+        eprintln!("{trips} messages of {} bytes: bytes kept of each session: master {}, replica {}", payload.len(), each[0], each[1]);
+        for i in 0..2 {
+            assert!(each[i] <= bounds[i], "{trips} messages of {} bytes: {each:?}, more than {bounds:?}", payload.len());
         }
     }
 }

@@ -181,6 +181,13 @@ impl Continuation {
 
 /// Appends a message with its length prefix; `out` is as before if that fails.
 pub fn encode(message: &Message<'_>, state: &mut Continuation, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    let rest = encode_head(message, state, out)?;
+    out.extend_from_slice(rest);
+    Ok(())
+}
+
+/// The same but for the records or the packet that it ends with, which are returned: they may be long.
+pub fn encode_head<'a>(message: &Message<'a>, state: &mut Continuation, out: &mut Vec<u8>) -> Result<&'a [u8], Malformed> {
     match *message {
         Message::Records { epoch, position, bytes } => {
             let goes_on = state.0 == Some((epoch, position));
@@ -191,36 +198,34 @@ pub fn encode(message: &Message<'_>, state: &mut Continuation, out: &mut Vec<u8>
             } else {
                 put_point(kind::RECORDS, epoch, position, out);
             }
-            out.extend_from_slice(bytes);
             state.advance(epoch, position, bytes.len());
-            Ok(())
+            return Ok(bytes);
         }
         Message::Ack { epoch, position } => {
             put_length(POINT_LEN, out)?;
             put_point(kind::ACK, epoch, position, out);
-            Ok(())
         }
         Message::Forward { bytes } => {
             put_length(1 + bytes.len(), out)?;
             out.push(kind::FORWARD);
-            out.extend_from_slice(bytes);
-            Ok(())
+            return Ok(bytes);
         }
-        Message::Hello(ref hello) => put_control(kind::HELLO, hello, out),
+        Message::Hello(ref hello) => put_control(kind::HELLO, hello, out)?,
         Message::SnapshotBegin { epoch, position } => {
-            put_control(kind::SNAPSHOT_BEGIN, &Point { epoch, position }, out)
+            put_control(kind::SNAPSHOT_BEGIN, &Point { epoch, position }, out)?;
         }
         Message::SnapshotEnd { epoch, position } => {
-            put_control(kind::SNAPSHOT_END, &Point { epoch, position }, out)
+            put_control(kind::SNAPSHOT_END, &Point { epoch, position }, out)?;
         }
-        Message::Paired { epoch } => put_control(kind::PAIRED, &Only { epoch }, out),
-        Message::PairedAck { epoch } => put_control(kind::PAIRED_ACK, &Only { epoch }, out),
-        Message::Handover { epoch, position } => put_control(kind::HANDOVER, &Point { epoch, position }, out),
-        Message::HandoverAck { epoch } => put_control(kind::HANDOVER_ACK, &Only { epoch }, out),
+        Message::Paired { epoch } => put_control(kind::PAIRED, &Only { epoch }, out)?,
+        Message::PairedAck { epoch } => put_control(kind::PAIRED_ACK, &Only { epoch }, out)?,
+        Message::Handover { epoch, position } => put_control(kind::HANDOVER, &Point { epoch, position }, out)?,
+        Message::HandoverAck { epoch } => put_control(kind::HANDOVER_ACK, &Only { epoch }, out)?,
         Message::Bye { ref reason } => {
-            put_control(kind::BYE, &Reason { reason: Cow::Borrowed(reason.as_ref()) }, out)
+            put_control(kind::BYE, &Reason { reason: Cow::Borrowed(reason.as_ref()) }, out)?;
         }
     }
+    Ok(&[])
 }
 
 /// Reads one message, given without its length prefix.

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tcpr_session::filter::Mode;
 use tcpr_session::role::Role;
-use tcpr_session::tuple::SessionId;
+use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
 use super::Manager;
+use crate::sockdiag::TcpSocket;
 
 /// How often the kernel is asked for its connections.
 const EVERY: Duration = Duration::from_secs(5);
@@ -33,16 +34,22 @@ impl Manager {
         if now < self.sweep.due {
             return;
         }
-        match self.sockdiag.list(self.takeover.ours()) {
-            Ok(sockets) => {
-                let there: HashSet<_> = sockets.iter().map(|s| (s.local, s.peer)).collect();
+        let (store, mut there) = (self.filter.store(), Vec::new());
+        let note = |socket: TcpSocket| {
+            let outer = self.filter.outer(&FourTuple { local: socket.local, peer: socket.peer });
+            there.extend(outer.and_then(|tuple| store.find(&tuple)));
+        };
+        match self.sockdiag.each(self.takeover.ours(), note) {
+            Ok(()) => {
+                there.sort_unstable();
                 let before = std::mem::take(&mut self.sweep.missing);
                 let ours = self.takeover.ours();
-                let missing = self.filter.with_sockets().map(|(id, tuple)| (id, self.filter.inner(&tuple), tuple));
-                let missing = missing.filter(|(_, t, _)| ours.has(t.local, t.peer) && !there.contains(&(t.local, t.peer)));
-                let (gone, new): (Vec<_>, Vec<_>) = missing.partition(|(id, ..)| before.contains(id));
-                self.sweep.missing = new.into_iter().map(|(id, ..)| id).collect();
-                for (session, inner, tuple) in gone {
+                let missing = self.filter.with_sockets();
+                let missing = missing.filter(|(id, t)| ours.has(t.local, t.peer) && there.binary_search(id).is_err());
+                let (gone, new): (Vec<_>, Vec<_>) = missing.partition(|(id, _)| before.contains(id));
+                self.sweep.missing = new.into_iter().map(|(id, _)| id).collect();
+                for (session, tuple) in gone {
+                    let inner = self.filter.inner(&tuple);
                     // A list may lack what changed its place meanwhile.
                     if !matches!(self.sockdiag.find(inner.local, inner.peer), Ok(None)) {
                         continue;

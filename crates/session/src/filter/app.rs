@@ -3,7 +3,7 @@
 use super::live::{Live, Stage};
 use super::{Filter, Mode};
 use crate::record::{self, Committed, MAX_OPEN};
-use crate::store::{shrink, Session};
+use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Thread, TurnPolicy};
 use crate::Now;
@@ -59,9 +59,9 @@ impl Filter {
             if origin == Origin::Inherited {
                 live.let_go = None;
             }
-            first = !std::mem::replace(&mut live.attached, true);
-            answered = live.handshake.is_some() && live.outgoing;
-            live.handshake = None;
+            first = !live.attached;
+            answered = live.recovery.handshake.is_some() && live.outgoing;
+            live.handed_over();
         });
         if first {
             let accepted = self.splices.get(tuple).is_some() && !self.live[&session].outgoing;
@@ -104,7 +104,7 @@ impl Filter {
     /// Bytes that the kernel took from the application; `short`: fewer than it offered.
     pub fn write_out(&mut self, now: Now, channel: u32, thread: u32, handle: u32, bytes: &[u8], short: bool) {
         let Some(session) = self.session_of(channel, handle) else { return };
-        self.live.get_mut(&session).expect("live").pending.extend(bytes);
+        self.live.get_mut(&session).expect("live").pending.lend(&mut self.spares.bytes).extend(bytes);
         let thread = self.turn_of(channel, thread);
         self.turns.write(now, thread, session, bytes.len() as u64, short);
     }
@@ -302,7 +302,7 @@ impl Filter {
         let position = self.write(0, |out| record::encode_commit(entries, out));
         for e in entries {
             if let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get_mut(&e.session)) {
-                live.out_marks.wrote(s.out_sendable(), position);
+                live.out_marks.wrote(s.out_sendable(), position, &mut self.spares.marks);
                 if e.torn {
                     // What is wrong of it may be among the bytes of older records.
                     live.base_pos = position;
@@ -348,8 +348,7 @@ impl Filter {
                 }
             }
         });
-        pending.drain(..n);
-        shrink(&mut pending);
+        pending.drop_first(n, &mut self.spares.bytes);
         self.live.get_mut(&session).expect("live").pending = pending;
     }
 
@@ -388,7 +387,7 @@ impl Filter {
             let s = self.store.get(id).expect("live");
             let live = self.live.get_mut(&id).expect("listed");
             live.orphan = true;
-            live.pending.clear();
+            live.pending.take();
             live.fin_asked = s.out_fin;
             live.closed = s.closed;
             self.judge_held(now, id);
@@ -423,7 +422,7 @@ impl Filter {
         let (silent, others) = asked.into_iter().partition(|id| {
             let held_it = |l: &Live| l.owners.contains(&channel) || l.owners.is_empty() && l.let_go == Some(channel);
             let silent = |l: &Live| held_it(l) && l.held.iter().any(|h| l.unasked(h));
-            self.live.get(id).is_some_and(silent)
+            self.live.get(id).is_some_and(|l| silent(l))
         });
         self.suspects = others;
         for session in silent {

@@ -95,7 +95,7 @@ impl Filter {
         if let Some(s) = known {
             let (session, live) = (s.open.session, &self.live[&s.open.session]);
             let isn = self.splices.get(&s.open.tuple).map_or(s.open.isn_out, |splice| splice.isn);
-            match (live.handshake, isn == syn.seq()) {
+            match (live.recovery.handshake, isn == syn.seq()) {
                 (Some(Handshake::Answered { .. }), true) if live.outgoing => {
                     self.answer_call(session);
                     return self.drop_out(id);
@@ -185,7 +185,7 @@ impl Filter {
         let until = now + UNCALLED;
         self.recount(id, |live| {
             live.stage = Stage::Probing;
-            live.handshake = Some(Handshake::Uncalled { until });
+            live.recovery.make().handshake = Some(Handshake::Uncalled { until });
         });
         self.calls.until = until;
         self.timers.push(Reverse((until, id)));
@@ -201,12 +201,13 @@ impl Filter {
 
     /// The local TCP has taken the answer: the application has its connection.
     pub(super) fn called(&mut self, now: Now, id: SessionId) {
-        self.live.get_mut(&id).expect("live").handshake = None;
+        let recovery = self.live.get_mut(&id).expect("live").recovery.make();
+        recovery.handshake = None;
+        recovery.barrier_until = (self.mode != Mode::Active).then_some(now + BARRIER);
         self.accepted_unhooked(id);
         if self.mode == Mode::Active {
             return self.through_barrier(now, id);
         }
-        self.live.get_mut(&id).expect("live").barrier_until = Some(now + BARRIER);
         self.timers.push(Reverse((now + BARRIER, id)));
     }
 
@@ -220,23 +221,22 @@ impl Filter {
     /// Nobody has called; or whoever did has waited for long enough.
     pub(super) fn called_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
-        if let Some(Handshake::Uncalled { until }) = live.handshake {
+        if let Some(Handshake::Uncalled { until }) = live.recovery.handshake {
             if now < until {
                 return Some(until);
             }
             self.restore_failed(now, id);
             return None;
         }
-        let until = live.barrier_until?;
-        if live.stage != Stage::Restored {
-            live.barrier_until = None;
-            return None;
-        }
-        if now < until {
+        let until = live.recovery.barrier_until?;
+        let waits = live.stage == Stage::Restored;
+        if waits && now < until {
             return Some(until);
         }
-        live.barrier_until = None;
-        self.through_barrier(now, id);
+        live.recovery.make().barrier_until = None;
+        if waits {
+            self.through_barrier(now, id);
+        }
         None
     }
 }

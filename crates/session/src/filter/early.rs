@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::seldom::Blank;
+
 /// Most bytes kept of one session, and what keeping a piece costs beside its bytes.
 const MAX_EARLY: usize = 16 << 20;
 const EARLY_PIECE: usize = 96;
@@ -15,10 +17,15 @@ pub(super) struct Early {
     fin: Option<u64>,
 }
 
-impl Early {
-    pub fn is_empty(&self) -> bool {
+impl Blank for Early {
+    const BLANK: &'static Early = &Early { pieces: BTreeMap::new(), cost: 0, fin: None };
+
+    fn is_blank(&self) -> bool {
         self.pieces.is_empty() && self.fin.is_none()
     }
+}
+
+impl Early {
 
     /// Whether these bytes, and with `fin` the end behind them, are what is known of their places.
     pub fn agrees(&self, offset: u64, bytes: &[u8], fin: bool) -> bool {
@@ -113,7 +120,7 @@ mod tests {
         for i in 0..kept {
             e.join(2 * i + 1, &mut stream);
         }
-        assert_eq!((stream.len() as u64, e.cost, e.is_empty()), (kept, 0, true));
+        assert_eq!((stream.len() as u64, e.cost, e.is_blank()), (kept, 0, true));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::opening::EmbryoIn;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
 use crate::segment::{self, flags, Segment};
+use crate::seldom::Blank;
 use crate::seq::{self, Seq};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
@@ -259,7 +260,7 @@ impl Filter {
         let mut moved = !s.established;
         let fresh = believed.ack.map(|ack| ack - std::mem::replace(&mut live.acked, ack));
         moved |= fresh.is_some();
-        let duplicate = live.tail.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.acked);
+        let duplicate = live.recovery.tail.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.acked);
         if live.window != segment.window() {
             live.window = segment.window();
             moved = true;
@@ -279,8 +280,8 @@ impl Filter {
         if believed.offset + i64::from(segment.sequence_length()) >= live.kernel_ack as i64 {
             live.kernel_una = live.kernel_una.max(ack.unwrap_or(0));
         }
-        if live.clamp.is_some_and(|until| live.kernel_nxt >= until) {
-            live.clamp = None;
+        if live.kernel_nxt >= live.clamp {
+            live.clamp = 0;
         }
         let ack = ack.map_or(segment.ack(), |ack| s.out_seq(ack));
         if moved {
@@ -308,15 +309,16 @@ impl Filter {
             return true;
         }
         if offset > in_end as i64 {
-            return live.early.keep(offset as u64, payload, fin);
+            return live.early.make().keep(offset as u64, payload, fin);
         }
         let fresh = &payload[(in_end as i64 - offset) as usize..];
-        if live.early.is_empty() {
+        if live.early.is_blank() {
             self.append_input(now, session, in_end, fresh, fin);
             return true;
         }
         let mut joined = fresh.to_vec();
-        let fin = live.early.join(end as u64, &mut joined) || fin;
+        let fin = live.early.make().join(end as u64, &mut joined) || fin;
+        live.early.tidy();
         self.append_input(now, session, in_end, &joined, fin);
         true
     }
@@ -325,7 +327,7 @@ impl Filter {
         let position = self.write(bytes.len(), |out| record::encode_input(session, offset, bytes, fin, out));
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
-        live.in_marks.wrote(s.in_ackable(), position);
+        live.in_marks.wrote(s.in_ackable(), position, &mut self.spares.marks);
         if live.attached {
             self.turns.input(session, offset, bytes);
             self.input_unhooked(session);
@@ -338,11 +340,11 @@ impl Filter {
 
     /// While a session is being restored its packets wait; their ACK is the probe's answer.
     fn held_back_in(&mut self, now: Now, id: Option<u32>, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
-        if self.live[&session].proof.is_some() {
+        if self.live[&session].recovery.proof.is_some() {
             self.note_proof(now, session, segment);
-            let live = self.live.get_mut(&session).filter(|l| segment.sequence_length() > 0 && l.held_in.len() < MAX_HELD_IN);
+            let live = self.live.get_mut(&session).filter(|l| segment.sequence_length() > 0 && l.recovery.held_in.len() < MAX_HELD_IN);
             return match live {
-                Some(live) => live.held_in.push(HeldIn { id, bytes: bytes.to_vec() }),
+                Some(live) => live.recovery.make().held_in.push(HeldIn { id, bytes: bytes.to_vec() }),
                 None => self.drop_in(id),
             };
         }
@@ -378,10 +380,10 @@ impl Filter {
         if let (true, Some(ack)) = (bare, ack) {
             // It shows no input: the barrier does not mind, and the socket may go on sending.
             self.deliver_with(id, segment, ack, bytes);
-        } else if bare || live.held_in.len() >= MAX_HELD_IN {
+        } else if bare || live.recovery.held_in.len() >= MAX_HELD_IN {
             self.drop_in(id);
         } else {
-            live.held_in.push(HeldIn { id, bytes: bytes.to_vec() });
+            live.recovery.make().held_in.push(HeldIn { id, bytes: bytes.to_vec() });
         }
     }
 
@@ -435,7 +437,7 @@ fn agrees(s: &Session, live: &Live, offset: i64, segment: &Segment<'_>) -> bool 
             }
         }
     }
-    if live.early.is_empty() || (end <= in_end as i64 && !fin) {
+    if live.early.is_blank() || (end <= in_end as i64 && !fin) {
         return true;
     }
     let fresh = ((in_end as i64 - offset).max(0) as usize).min(payload.len());
@@ -472,7 +474,7 @@ fn judge(s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement {
     }
     let raw_ack = seq::offset(s.open.isn_out, segment.ack(), live.acked);
     // What left, by us or by the master before us.
-    let left = live.released.max(live.clamp.unwrap_or(0));
+    let left = live.released.max(live.clamp);
     let ack = match raw_ack {
         // Before our SYN: of another connection with the same four-tuple.
         None if !live.established => return Judgement::Ignored,

@@ -6,7 +6,9 @@ use super::early::Early;
 use super::marks::Marks;
 use super::proof::Proof;
 use super::splicing::Handshake;
+use super::owners::Owners;
 use super::tail::Tail;
+use crate::seldom::{Blank, Seldom, Spare};
 use crate::store::Session;
 use crate::tuple::SessionId;
 use crate::Now;
@@ -83,13 +85,48 @@ pub(super) enum Stage {
     Live,
 }
 
+/// The memory of what idle sessions do without.
+#[derive(Debug, Default)]
+pub(super) struct Spares {
+    pub bytes: Spare<VecDeque<u8>>,
+    pub held: Spare<VecDeque<Held>>,
+    pub marks: Spare<VecDeque<(u64, u64)>>,
+}
+
+/// What is known of a session only while it recovers.
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    /// What came from the peer before the barrier fell.
+    pub held_in: Vec<HeldIn>,
+    /// When to send the first unacknowledged segment again after a takeover, and how often it was.
+    pub resend: Option<(Now, u32, u64)>,
+    /// What its peer has shown since the takeover, until that is enough.
+    pub proof: Option<Proof>,
+    /// Its socket is being made by the local listener, or by the application's connect.
+    pub handshake: Option<Handshake>,
+    /// An outgoing one is the application's again, and its input waits until then at the longest.
+    pub barrier_until: Option<Now>,
+    /// Output that the local TCP does not have and the peer has not acknowledged.
+    pub tail: Option<Tail>,
+}
+
+impl Blank for Recovery {
+    const BLANK: &'static Recovery = &Recovery { held_in: Vec::new(), resend: None, proof: None, handshake: None, barrier_until: None, tail: None };
+
+    fn is_blank(&self) -> bool {
+        let Recovery { held_in, resend, proof, handshake, barrier_until, tail } = self;
+        held_in.is_empty()
+            && (resend.is_none() && proof.is_none() && handshake.is_none() && barrier_until.is_none() && tail.is_none())
+    }
+}
+
 /// What a master knows of a session beside its store.
 #[derive(Debug)]
 pub(super) struct Live {
     pub stage: Stage,
     /// The peer completed the handshake; the store may hear of it later.
     pub established: bool,
-    pub owners: Vec<u32>,
+    pub owners: Owners,
     /// The processes that held it are dead.
     pub orphan: bool,
     /// How much the kernel has for the application is asked; is known, for the packet that is judged now.
@@ -100,7 +137,7 @@ pub(super) struct Live {
     /// Attached once: the turn policy knows it.
     pub attached: bool,
     /// Announced by hooks, not yet committed.
-    pub pending: VecDeque<u8>,
+    pub pending: Seldom<VecDeque<u8>>,
     pub closed: bool,
     pub fin_asked: bool,
     /// What hooks announced is not what was sent: its state cannot be known any more.
@@ -126,14 +163,13 @@ pub(super) struct Live {
     /// What input needs to be acknowledged, and output to leave.
     pub in_marks: Marks,
     pub out_marks: Marks,
-    pub held: VecDeque<Held>,
+    pub held: Seldom<VecDeque<Held>>,
     /// One of them waits for input that it acknowledges and that is not in the store.
     pub ack_ahead: bool,
     /// One of them is a FIN or RST that nobody announced, and the timer runs.
     pub suspected: bool,
-    pub held_in: Vec<HeldIn>,
     /// Input that arrived out of order.
-    pub early: Early,
+    pub early: Seldom<Early>,
     /// The peer's true acknowledgement.
     pub acked: u64,
     pub edge: u64,
@@ -147,22 +183,13 @@ pub(super) struct Live {
     pub probed: bool,
     /// Where the send queue of the last [`super::RestoreSpec`] starts.
     pub spec_una: u64,
-    /// Until the local TCP has passed this offset it may not see acknowledgements of the future.
-    pub clamp: Option<u64>,
-    /// When to send the first unacknowledged segment again after a takeover, and how often it was.
-    pub resend: Option<(Now, u32, u64)>,
-    /// What its peer has shown since the takeover, until that is enough.
-    pub proof: Option<Proof>,
-    /// Its socket is being made by the local listener, or by the application's connect.
-    pub handshake: Option<Handshake>,
     /// The application had made the connection, and makes it again to have it back.
     pub outgoing: bool,
     /// The local TCP's half is not the one that the peer met.
     pub restored: bool,
-    /// It is the application's again, and its input waits until then at the longest.
-    pub barrier_until: Option<Now>,
-    /// Output that the local TCP does not have and the peer has not acknowledged.
-    pub tail: Option<Tail>,
+    /// Until the local TCP has passed this offset (0: it has) it may not see acknowledgements of the future.
+    pub clamp: u64,
+    pub recovery: Seldom<Recovery>,
     /// Its output had ended before its local half was made.
     pub mute: bool,
     /// Without hooks: what was read is asked because much has come.
@@ -174,13 +201,13 @@ impl Live {
         Live {
             stage: Stage::Live,
             established: s.established,
-            owners: Vec::new(),
+            owners: Owners::default(),
             orphan: false,
             unread_asked: false,
             unread_known: false,
             let_go: None,
             attached: false,
-            pending: VecDeque::new(),
+            pending: Seldom::default(),
             closed: s.closed,
             fin_asked: s.out_fin,
             lost: false,
@@ -195,11 +222,10 @@ impl Live {
             base_pos: 0,
             in_marks: Marks::new(s.in_ackable(), 0),
             out_marks: Marks::new(s.out_sendable(), 0),
-            held: VecDeque::new(),
+            held: Seldom::default(),
             ack_ahead: false,
             suspected: false,
-            held_in: Vec::new(),
-            early: Early::default(),
+            early: Seldom::default(),
             acked: s.out_acked,
             edge: s.in_edge,
             window: s.window,
@@ -209,16 +235,20 @@ impl Live {
             dirty: false,
             probed: false,
             spec_una: s.out_acked,
-            clamp: None,
-            resend: None,
-            proof: None,
-            handshake: None,
             outgoing: false,
             restored: false,
-            barrier_until: None,
-            tail: None,
+            clamp: 0,
+            recovery: Seldom::default(),
             mute: false,
             swallowing: false,
+        }
+    }
+
+    /// The application has its socket.
+    pub fn handed_over(&mut self) {
+        self.attached = true;
+        if let Some(recovery) = self.recovery.there() {
+            recovery.handshake = None;
         }
     }
 
@@ -229,7 +259,7 @@ impl Live {
 
     /// It waits for the application to connect.
     pub fn uncalled(&self) -> bool {
-        matches!(self.handshake, Some(Handshake::Uncalled { .. }))
+        matches!(self.recovery.handshake, Some(Handshake::Uncalled { .. }))
     }
 
     /// Its socket is restored, and has yet to get all input that the store has.

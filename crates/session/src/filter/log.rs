@@ -16,12 +16,16 @@ impl Filter {
         self.end
     }
 
-    /// Moves the unsent part of the log into `out`, after the records of the sessions that moved. Returns the
+    /// Moves the unsent part of the log behind `out`, after the records of the sessions that moved. Returns the
     /// position of its first byte. To be called also where nobody follows: the log would grow for ever.
     pub fn take_batch(&mut self, out: &mut Vec<u8>) -> u64 {
         self.write_syncs();
         let start = self.end - self.batch.len() as u64;
-        out.append(&mut self.batch);
+        if out.is_empty() {
+            std::mem::swap(out, &mut self.batch);
+        } else {
+            out.append(&mut self.batch);
+        }
         self.batch_due = None;
         self.batch_late = false;
         start

@@ -23,6 +23,7 @@ mod log;
 mod marks;
 mod opening;
 mod output;
+mod owners;
 mod proof;
 mod recovery;
 mod splicing;
@@ -36,11 +37,11 @@ use std::time::Duration;
 
 use crate::record::{self, Committed, EndReason};
 use crate::store::Store;
-use crate::tuple::{FourTuple, SessionId};
+use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
 use crate::Now;
 use calling::Calls;
-use live::{HeldIn, Live, Stage, Waiting};
+use live::{HeldIn, Live, Spares, Stage, Waiting};
 use opening::Handshakes;
 use splicing::Splices;
 
@@ -170,7 +171,9 @@ pub struct Filter {
     /// What a handover interrupted.
     thaw_to: Mode,
     store: Store,
-    live: HashMap<SessionId, Live>,
+    // Boxed: a map has room for up to twice as many as it holds.
+    live: BySession<Box<Live>>,
+    spares: Spares,
     turns: TurnPolicy,
     commit: Commit,
     /// Kept for its memory.
@@ -238,7 +241,8 @@ impl Filter {
             mode: Mode::Passive,
             thaw_to: Mode::Active,
             store: Store::new(),
-            live: HashMap::new(),
+            live: BySession::default(),
+            spares: Spares::default(),
             commit: Commit::default(),
             entries: Vec::new(),
             handles: HashMap::new(),
@@ -372,7 +376,7 @@ impl Filter {
     }
 
     /// Drops every packet and all that is known beside the store and the log. Returns the sessions.
-    fn drop_in_hand(&mut self) -> HashMap<SessionId, Live> {
+    fn drop_in_hand(&mut self) -> BySession<Box<Live>> {
         for Reverse(w) in self.waiting.drain() {
             self.actions.push(Action::DropOut(w.held.id));
         }
@@ -381,10 +385,10 @@ impl Filter {
         ids.sort_unstable();
         for id in ids {
             let live = lives.get_mut(&id).expect("listed");
-            for h in live.held.drain(..) {
+            for h in live.held.take() {
                 self.actions.push(Action::DropOut(h.id));
             }
-            for id in live.held_in.drain(..).filter_map(|h| h.id) {
+            for id in live.recovery.take().held_in.into_iter().filter_map(|h| h.id) {
                 self.actions.push(Action::DropIn(id));
             }
         }
@@ -468,21 +472,22 @@ impl Filter {
         let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
         self.write(0, |out| record::encode_end(id, reason, out));
         self.turns.close(id);
-        if let Some(live) = self.live.remove(&id) {
+        if let Some(mut live) = self.live.remove(&id) {
             self.embryos -= usize::from(!live.established);
             self.probing -= usize::from(live.probing());
             self.awaited -= usize::from(live.awaited());
-            for h in live.held {
+            for h in live.held.take() {
                 self.actions.push(Action::DropOut(h.id));
             }
-            let spliced = live.handshake.is_some() || self.splices.get(&tuple).is_some();
-            for id in live.held_in.into_iter().filter_map(|h| h.id) {
+            let recovery = live.recovery.take();
+            let spliced = recovery.handshake.is_some() || self.splices.get(&tuple).is_some();
+            for id in recovery.held_in.into_iter().filter_map(|h| h.id) {
                 // To a socket that is gone, or to none: an RST may answer, where strangers get one.
                 let drop = spliced || self.mode == Mode::Restoring;
                 self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
             self.splices.unaccepted -= usize::from(spliced && self.config.hooked && !live.attached && !live.outgoing);
-            self.splice_over(now, &tuple, live.handshake);
+            self.splice_over(now, &tuple, recovery.handshake);
         }
         self.readers.remove(&id);
         self.forget_expiries();
@@ -499,7 +504,7 @@ impl Filter {
     pub fn with_sockets(&self) -> impl Iterator<Item = (SessionId, FourTuple)> + '_ {
         // What a dead process has left may be gone, and waits for a failover.
         let has = |live: &Live| live.established && !live.orphan && !matches!(live.stage, Stage::Embryo { .. } | Stage::Probing);
-        self.store.iter().map(|s| (s.open.session, s.open.tuple)).filter(move |(id, _)| self.live.get(id).is_some_and(has))
+        self.store.iter().map(|s| (s.open.session, s.open.tuple)).filter(move |(id, _)| self.live.get(id).is_some_and(|l| has(l)))
     }
 
     /// The kernel has no such socket any more: the sweep removes the record.

@@ -161,7 +161,7 @@ impl Filter {
         live.base_pos = position;
         live.edge = edge;
         live.outgoing = self.is_outgoing(&open.tuple);
-        self.live.insert(id, live);
+        self.live.insert(id, Box::new(live));
         if established {
             self.accepted_unhooked(id);
         } else {

@@ -163,7 +163,7 @@ impl Filter {
         let held = Held { id, start, end, ack, lowered, ahead, ts, fin, rst, corrected, bytes, since: now };
         let swallowed = live.mute && start != end && !rst;
         if !swallowed {
-            live.held.push_back(held);
+            live.held.lend(&mut self.spares.held).push_back(held);
         }
         if leap {
             let position = self.write_sync(session);
@@ -187,18 +187,19 @@ impl Filter {
         loop {
             let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
             if at >= live.held.len() {
+                live.held.settle(&mut self.spares.held);
                 return;
             }
             let h = &live.held[at];
             let (start, end, ack, rst) = (h.start, h.end, h.ack, h.rst);
             match rule(s, live, (start, end, ack, rst), self.acked) {
                 Rule::At(need) => {
-                    let held = live.held.remove(at).expect("in range");
+                    let held = live.held.there().and_then(|held| held.remove(at)).expect("in range");
                     self.wait_or_release(now, session, need, held);
                 }
                 Rule::Wait if live.orphan => {
                     // Nobody will ever ask for it.
-                    let held = live.held.remove(at).expect("in range");
+                    let held = live.held.there().and_then(|held| held.remove(at)).expect("in range");
                     self.counters.endings_withheld += u64::from(held.fin || held.rst);
                     self.actions.push(Action::DropOut(held.id));
                 }
@@ -238,7 +239,7 @@ impl Filter {
             let payload = Segment::parse(bytes).expect("parsed before").payload();
             let fresh = &payload[(announced - h.start) as usize..];
             let n = fresh.len() as u64;
-            live.pending.extend(fresh);
+            live.pending.lend(&mut self.spares.bytes).extend(fresh);
             self.counters.adopted_bytes += n;
             if live.attached {
                 self.turns.adopted(now, session, n, &std::mem::take(&mut self.asked));
@@ -285,7 +286,7 @@ impl Filter {
                 continue;
             }
             self.suspects.insert(session);
-            asked.extend_from_slice(&live.owners);
+            asked.extend(live.owners.iter());
             asked.extend(live.let_go);
         }
         asked.sort_unstable();
@@ -361,6 +362,10 @@ impl Filter {
             live.released = live.released.max(held.end);
             self.actions.push(let_go(held));
         }
+        // The last packet of an exchange leaves it idle.
+        let stored = if self.needs_replica { self.acked } else { self.end };
+        live.in_marks.settle(stored, &mut self.spares.marks);
+        live.out_marks.settle(stored, &mut self.spares.marks);
         self.end_if_finished(now, session);
     }
 
@@ -405,7 +410,8 @@ fn contradicts(s: &Session, live: &mut Live, start: u64, payload: &[u8]) -> bool
     let wrong = !same(&s.output, (from - s.out_acked.min(s.out_done)) as usize, committed);
     let at = (from.max(s.out_done) - s.out_done) as usize;
     if !same(&live.pending, at, fresh) {
-        live.pending.range_mut(at..at + fresh.len()).zip(fresh).for_each(|(told, sent)| *told = *sent);
+        let told = live.pending.make().range_mut(at..at + fresh.len());
+        told.zip(fresh).for_each(|(told, sent)| *told = *sent);
     }
     wrong
 }
@@ -435,7 +441,7 @@ fn rule(s: &Session, live: &mut Live, (start, end, ack, rst): (u64, u64, u64, bo
         return Rule::At(input.max(live.base_pos));
     }
     // What comes before it the peer gets from us.
-    if end > s.out_sendable() || live.tail.is_some() {
+    if end > s.out_sendable() || live.recovery.tail.is_some() {
         return Rule::Wait;
     }
     let output = live.out_marks.need(end, acked);

@@ -45,7 +45,7 @@ impl Filter {
     pub(super) fn await_proofs(&mut self, now: Now) {
         for (&id, live) in self.live.iter_mut().filter(|(_, l)| l.stage == Stage::Probing) {
             let next = now + ASK_AGAIN;
-            live.proof = Some(Proof { since: None, acked: 0, lowest: None, nxt: 0, holes: false, window: 0, next, asks: 0 });
+            live.recovery.make().proof = Some(Proof { since: None, acked: 0, lowest: None, nxt: 0, holes: false, window: 0, next, asks: 0 });
             self.timers.push(Reverse((next, id)));
         }
     }
@@ -53,7 +53,7 @@ impl Filter {
     /// A segment of a peer whose proof is waited for.
     pub(super) fn note_proof(&mut self, now: Now, id: SessionId, segment: &Segment<'_>) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
-        let Some(proof) = &mut live.proof else { return };
+        let Some(proof) = live.recovery.there().and_then(|r| r.proof.as_mut()) else { return };
         if !segment.has(flags::ACK) || segment.has(flags::SYN) || segment.has(flags::RST) {
             return;
         }
@@ -91,7 +91,7 @@ impl Filter {
 
     fn judge_proof(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
-        let Some((proof, since)) = live.proof.and_then(|p| Some((p, p.since?))) else { return };
+        let Some((proof, since)) = live.recovery.proof.and_then(|p| Some((p, p.since?))) else { return };
         let whole = proof.nxt <= s.in_ackable() || proof.lowest.is_some_and(|lowest| lowest <= s.in_ackable());
         if !whole && now < since + SHOWS {
             return;
@@ -108,10 +108,10 @@ impl Filter {
         }
         let s = self.store.get(id).expect("known");
         let live = self.live.get_mut(&id).expect("live");
-        live.proof = None;
+        live.recovery.make().proof = None;
         if adopted.is_some() {
             live.acked = live.acked.max(proof.acked.min(s.out_sendable()));
-            live.clamp = Some(s.out_sendable());
+            live.clamp = s.out_sendable();
             live.released = live.released.max(s.out_done);
             live.kernel_nxt = live.kernel_nxt.max(s.out_acked);
             live.kernel_ack = s.in_done;
@@ -126,7 +126,7 @@ impl Filter {
 
     pub(super) fn proof_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
-        let proof = live.proof.as_mut()?;
+        let proof = live.recovery.there()?.proof.as_mut()?;
         if proof.next > now {
             return Some(proof.next);
         }

@@ -2,17 +2,16 @@
 //! what the application has yet to read.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::time::Duration;
 
-use super::live::{HeldIn, Live, Stage};
+use super::live::{Live, Stage};
 use super::marks::Marks;
 use super::output::TIMESTAMP_LEAD_MS;
 use super::{Action, Engine, Filter, Mode};
 use crate::bytes;
 use crate::record::EndReason;
 use crate::segment::{flags, Build, Segment};
-use crate::tuple::{FourTuple, SessionId};
+use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::Now;
 
 /// Largest injected segment: the local TCP takes any size over lo. With its headers it fits 32 KB of memory, which is
@@ -83,7 +82,7 @@ impl Filter {
         self.batch.clear();
         self.store.drop_uncommitted();
         self.next_id = self.store.iter().map(|s| s.open.session).max().unwrap_or(0).wrapping_add(1);
-        self.start_over(now, &HashMap::new());
+        self.start_over(now, &BySession::default());
         if self.config.asynchronous {
             self.await_proofs(now);
         }
@@ -102,7 +101,7 @@ impl Filter {
         self.start_over(now, &before);
     }
 
-    fn start_over(&mut self, now: Now, before: &HashMap<SessionId, Live>) {
+    fn start_over(&mut self, now: Now, before: &BySession<Box<Live>>) {
         self.clock = now;
         let mut ids: Vec<SessionId> = self.store.iter().map(|s| s.open.session).collect();
         ids.sort_unstable();
@@ -110,7 +109,7 @@ impl Filter {
         for id in whole {
             let s = self.store.get(id).expect("listed");
             let mut live = Live::new(s);
-            live.clamp = Some(s.out_sendable());
+            live.clamp = s.out_sendable();
             live.outgoing = self.is_outgoing(&s.open.tuple);
             if let Some(old) = before.get(&id) {
                 // Nothing of it may leave before the replica has it, and what left may be acknowledged.
@@ -135,7 +134,7 @@ impl Filter {
             }
             self.probing += usize::from(live.probing());
             self.awaited += usize::from(live.awaited());
-            self.live.insert(id, live);
+            self.live.insert(id, Box::new(live));
         }
         for id in torn {
             self.restore_failed(now, id);
@@ -199,7 +198,7 @@ impl Filter {
     pub fn restore_spec(&mut self, id: SessionId, answered: bool, elapsed_ms: u32) -> Option<RestoreSpec> {
         let s = self.store.get(id)?;
         let live = self.live.get_mut(&id)?;
-        if live.stage != Stage::Probing || live.proof.is_some() {
+        if live.stage != Stage::Probing || live.recovery.proof.is_some() {
             return None;
         }
         // The FIN's acknowledgement counts one; it has no byte.
@@ -248,9 +247,8 @@ impl Filter {
         live.kernel_base = feed_from(s);
         live.kernel_ack = live.kernel_base;
         live.kernel_edge = live.edge;
-        live.resend = None;
         if s.out_sendable() > live.acked {
-            live.resend = Some((now + RESEND[0], 0, live.acked));
+            live.recovery.make().resend = Some((now + RESEND[0], 0, live.acked));
             self.timers.push(Reverse((now + RESEND[0], id)));
         }
         if live.acked.min(live.kernel_nxt) > live.kernel_una {
@@ -327,11 +325,11 @@ impl Filter {
         self.mode = Mode::Active;
         self.resets.clear();
         // Those that the application has yet to take go on when it does.
-        for id in self.ids_of(|l| l.stage == Stage::Restored && !(l.outgoing && l.handshake.is_some())) {
+        for id in self.ids_of(|l| l.stage == Stage::Restored && !(l.outgoing && l.recovery.handshake.is_some())) {
             self.accepted_unhooked(id);
             self.through_barrier(now, id);
         }
-        let syns: Vec<HeldIn> = std::mem::take(&mut self.held_syns);
+        let syns = std::mem::take(&mut self.held_syns);
         self.replay_held(now, syns);
     }
 
@@ -339,7 +337,7 @@ impl Filter {
     pub(super) fn through_barrier(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let (from, until, next) = (live.kernel_ack, s.in_ackable(), now + INJECT_AGAIN);
-        let held = std::mem::take(&mut live.held_in);
+        let held = live.recovery.there().map_or_else(Vec::new, |r| std::mem::take(&mut r.held_in));
         self.recount(id, |l| l.stage = Stage::Feeding { until, fed: from, next, tries: 0 });
         self.timers.push(Reverse((next, id)));
         self.feed_on(now, id, 0);
@@ -389,6 +387,8 @@ impl Filter {
             ];
             if let Some(due) = next.into_iter().flatten().min() {
                 self.timers.push(Reverse((due, id)));
+            } else if let Some(live) = self.live.get_mut(&id) {
+                live.recovery.tidy();
             }
         }
     }
@@ -413,16 +413,16 @@ impl Filter {
 
     fn resend_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
-        let (due, step, una) = live.resend?;
+        let (due, step, una) = live.recovery.resend?;
         if live.acked > una {
-            live.resend = None;
+            live.recovery.make().resend = None;
             return None;
         }
         if due > now {
             return Some(due);
         }
-        live.resend = RESEND.get(step as usize + 1).map(|wait| (now + *wait, step + 1, una));
-        let next = live.resend.map(|r| r.0);
+        live.recovery.make().resend = RESEND.get(step as usize + 1).map(|wait| (now + *wait, step + 1, una));
+        let next = live.recovery.resend.map(|r| r.0);
         self.resend_first(id);
         next
     }

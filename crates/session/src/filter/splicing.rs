@@ -148,11 +148,11 @@ impl Filter {
 
     /// Makes the socket of a session that was probed, or whose peer has not answered in time.
     pub fn splice(&mut self, now: Now, id: SessionId) {
-        let Some(live) = self.live.get_mut(&id).filter(|l| l.stage == Stage::Probing && l.handshake.is_none() && l.proof.is_none()) else { return };
+        let Some(live) = self.live.get_mut(&id).filter(|l| l.stage == Stage::Probing && l.recovery.handshake.is_none() && l.recovery.proof.is_none()) else { return };
         if live.outgoing {
             return self.await_call(now, id);
         }
-        live.handshake = Some(Handshake::Queued);
+        live.recovery.make().handshake = Some(Handshake::Queued);
         self.splices.unaccepted += usize::from(self.config.hooked);
         self.splices.queue.push_back(id);
         self.start_tail(now, id);
@@ -180,7 +180,7 @@ impl Filter {
     pub fn listening(&mut self, now: Now) {
         let mut sent = Vec::new();
         for (id, live) in &mut self.live {
-            if let Some(Handshake::Sent { next, tries }) = &mut live.handshake {
+            if let Some(Handshake::Sent { next, tries }) = live.recovery.there().and_then(|r| r.handshake.as_mut()) {
                 (*next, *tries) = (now + AGAIN, 0);
                 sent.push(*id);
             }
@@ -192,8 +192,8 @@ impl Filter {
     fn open_halves(&mut self, now: Now) {
         while self.splices.under_way < if self.splices.listening { MOST } else { 1 } {
             let Some(id) = self.splices.queue.pop_front() else { return };
-            let Some(live) = self.live.get_mut(&id).filter(|l| l.handshake == Some(Handshake::Queued)) else { continue };
-            live.handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
+            let Some(live) = self.live.get_mut(&id).filter(|l| l.recovery.handshake == Some(Handshake::Queued)) else { continue };
+            live.recovery.make().handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
             self.splices.under_way += 1;
             self.timers.push(Reverse((now + AGAIN, id)));
             self.send_local_syn(id);
@@ -209,16 +209,16 @@ impl Filter {
 
     pub(super) fn handshake_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
-        let (next, tries) = match live.handshake? {
+        let (next, tries) = match live.recovery.handshake? {
             Handshake::Queued | Handshake::Uncalled { .. } => return None,
             Handshake::Sent { next, tries } | Handshake::Answered { next, tries } => (next, tries),
         };
         if next > now {
             return Some(next);
         }
-        if matches!(live.handshake, Some(Handshake::Answered { .. })) {
+        if matches!(live.recovery.handshake, Some(Handshake::Answered { .. })) {
             let next = now + AGAIN * 2u32.pow(tries);
-            live.handshake = Some(Handshake::Answered { next, tries: (tries + 1).min(SLOWEST) });
+            live.recovery.make().handshake = Some(Handshake::Answered { next, tries: (tries + 1).min(SLOWEST) });
             if live.outgoing {
                 self.answer_call(id);
                 return Some(next);
@@ -230,7 +230,7 @@ impl Filter {
         // A server that does not listen yet is asked steadily; one whose queue is full is given time.
         let tries = if self.splices.listening { (tries + 1).min(SLOWEST) } else { 0 };
         let next = now + AGAIN * 2u32.pow(tries);
-        live.handshake = Some(Handshake::Sent { next, tries });
+        live.recovery.make().handshake = Some(Handshake::Sent { next, tries });
         self.send_local_syn(id);
         Some(next)
     }
@@ -240,8 +240,8 @@ impl Filter {
     pub(super) fn local_answer(&mut self, now: Now, packet: u32, session: SessionId, segment: &Segment<'_>) -> bool {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return false };
         let tuple = s.open.tuple;
-        let answered = matches!(live.handshake, Some(Handshake::Answered { .. }));
-        if live.handshake.is_none() || answered {
+        let answered = matches!(live.recovery.handshake, Some(Handshake::Answered { .. }));
+        if live.recovery.handshake.is_none() || answered {
             let again = segment.has(flags::SYN) && self.splices.get(&tuple).is_some_and(|s| s.isn == segment.seq());
             if again {
                 // It has not got the last word of the handshake: its accept queue was full.
@@ -251,14 +251,16 @@ impl Filter {
                 self.uncall(now, session);
             } else if answered && segment.has(flags::RST) {
                 // It has forgotten what it answered.
-                live.handshake = Some(Handshake::Queued);
+                live.recovery.make().handshake = Some(Handshake::Queued);
                 self.splices.remove(&tuple);
                 self.splices.queue.push_back(session);
                 self.recount(session, |l| l.stage = Stage::Probing);
                 self.open_halves(now);
             } else {
                 // It has it.
-                live.handshake = None;
+                if let Some(recovery) = live.recovery.there() {
+                    recovery.handshake = None;
+                }
                 if answered && live.outgoing {
                     self.called(now, session);
                 }
@@ -269,7 +271,7 @@ impl Filter {
         }
         // An RST says that nobody listens: it is asked again.
         self.actions.push(Action::DropOut(packet));
-        if segment.has(flags::SYN | flags::ACK) && matches!(live.handshake, Some(Handshake::Sent { .. })) {
+        if segment.has(flags::SYN | flags::ACK) && matches!(live.recovery.handshake, Some(Handshake::Sent { .. })) {
             self.spliced(now, session, segment);
         }
         true
@@ -280,7 +282,7 @@ impl Filter {
     pub(super) fn spliced(&mut self, now: Now, id: SessionId, syn: &Segment<'_>) {
         let ours = syn.options();
         let next = now + AGAIN;
-        self.recount(id, |live| live.handshake = Some(Handshake::Answered { next, tries: 1 }));
+        self.recount(id, |live| live.recovery.make().handshake = Some(Handshake::Answered { next, tries: 1 }));
         self.timers.push(Reverse((next, id)));
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if !live.outgoing {
@@ -306,7 +308,7 @@ impl Filter {
             input: Shift::default(),
             shifts: s.open.shifts.map_or((0, 0), |(_, told)| (ours.window_scale.unwrap_or(0), told)),
             peer_shifts: s.open.shifts.map_or((0, 0), |(theirs, _)| (theirs, ours.window_scale.map_or(0, |_| theirs))),
-            floor: live.tail.is_some().then_some(isn.add(1)),
+            floor: live.recovery.tail.is_some().then_some(isn.add(1)),
         };
         live.kernel_una = base;
         live.kernel_nxt = base;

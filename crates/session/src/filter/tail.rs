@@ -48,7 +48,7 @@ impl Filter {
             return;
         }
         let (nxt, cwnd, next) = (live.acked, INITIAL * u64::from(s.open.mss), now + EARLY[0]);
-        live.tail = Some(Tail { end, nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0 });
+        live.recovery.make().tail = Some(Tail { end, nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0 });
         self.timers.push(Reverse((next, id)));
         self.send_tail(id);
     }
@@ -56,7 +56,7 @@ impl Filter {
     /// Sends what window and network allow.
     fn send_tail(&mut self, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
-        let Some(tail) = live.tail else { return };
+        let Some(tail) = live.recovery.tail else { return };
         let window = u64::from(live.window) << s.open.shifts.map_or(0, |(theirs, _)| theirs);
         let limit = (live.acked + tail.cwnd.min(window)).min(tail.end);
         let mut nxt = tail.nxt.max(live.acked);
@@ -67,7 +67,7 @@ impl Filter {
             }
             nxt = sent;
         }
-        if let Some(tail) = self.live.get_mut(&id).and_then(|l| l.tail.as_mut()) {
+        if let Some(tail) = self.live.get_mut(&id).and_then(|l| l.recovery.there()?.tail.as_mut()) {
             tail.nxt = nxt;
         }
     }
@@ -90,18 +90,18 @@ impl Filter {
     }
 
     fn resend_piece(&mut self, id: SessionId) {
-        if let Some((acked, tail)) = self.live.get(&id).and_then(|l| Some((l.acked, l.tail?))) {
-            self.send_piece(id, acked, tail.end);
+        if let Some((acked, end)) = self.live.get(&id).and_then(|l| Some((l.acked, l.recovery.tail?.end))) {
+            self.send_piece(id, acked, end);
         }
     }
 
     /// The peer has acknowledged `fresh` bytes more, or (0) the same as before.
     pub(super) fn tail_acked(&mut self, now: Now, id: SessionId, fresh: u64) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
-        let Some(tail) = &mut live.tail else { return };
+        let Some(tail) = live.recovery.there().and_then(|r| r.tail.as_mut()) else { return };
         let acked = live.acked;
         if acked >= tail.end {
-            live.tail = None;
+            live.recovery.make().tail = None;
             self.splices.lift_floor(&s.open.tuple);
             return self.judge_held(now, id);
         }
@@ -125,7 +125,7 @@ impl Filter {
 
     pub(super) fn tail_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let (s, live) = (self.store.get(id)?, self.live.get_mut(&id)?);
-        let tail = live.tail.as_mut()?;
+        let tail = live.recovery.there()?.tail.as_mut()?;
         if tail.next > now {
             return Some(tail.next);
         }

@@ -2,6 +2,7 @@
 //! they close. Each segment of output is a turn of its own; how much was read when it was sent the kernel says.
 
 use super::live::Stage;
+use super::owners::Owners;
 use super::{Action, Filter};
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
@@ -20,10 +21,9 @@ impl Filter {
             return;
         }
         self.recount(id, |live| {
-            live.owners = vec![PROGRAM];
+            live.owners = Owners::of(PROGRAM);
             live.orphan = false;
-            live.attached = true;
-            live.handshake = None;
+            live.handed_over();
         });
         self.begin_turns(id);
         self.readers.insert(id);

@@ -9,8 +9,11 @@ pub(super) const NO_GROUP: u32 = u32::MAX;
 
 #[derive(Debug)]
 pub(super) struct Progress {
-    pub policy: PortPolicy,
-    pub scanner: Scanner,
+    unanswered: Unanswered,
+    max_unanswered: u64,
+    pub independent: bool,
+    /// Where the port has a framing.
+    pub scanner: Option<Box<Scanner>>,
     /// Input offset up to which the application has read.
     pub in_read: u64,
     /// Input offset up to which what was read was answered.
@@ -50,8 +53,10 @@ impl Progress {
     ) -> Self {
         let out_base = out_base.min(out_done);
         Progress {
-            policy,
-            scanner: Scanner::new(policy.framing, in_done),
+            unanswered: policy.unanswered,
+            max_unanswered: policy.max_unanswered_bytes,
+            independent: policy.independent,
+            scanner: policy.framing.is_set().then(|| Box::new(Scanner::new(policy.framing, in_done))),
             in_read: in_done,
             answered: in_done,
             consumed: None,
@@ -78,7 +83,7 @@ impl Progress {
 
     /// More is read but not committed than a session may keep.
     pub fn oversized(&self) -> bool {
-        self.in_read - self.done.in_done > self.policy.max_unanswered_bytes
+        self.in_read - self.done.in_done > self.max_unanswered
     }
 
     pub fn answer(&mut self, upto: u64) {
@@ -141,12 +146,12 @@ impl Progress {
 
     /// How far the input would be done if the turn was whole.
     fn target(&self) -> u64 {
-        let discard = self.policy.unanswered == Unanswered::Discard;
+        let discard = self.unanswered == Unanswered::Discard;
         let reached = if discard { self.in_read } else { self.answered };
         let target = if let Some(consumed) = self.consumed {
             consumed
-        } else if self.policy.framing.is_set() {
-            self.scanner.last_end(reached).unwrap_or(0)
+        } else if let Some(scanner) = &self.scanner {
+            scanner.last_end(reached).unwrap_or(0)
         } else {
             reached
         };
@@ -190,7 +195,7 @@ impl Progress {
     }
 
     fn settled(&mut self, before: CommitEntry, open: bool) -> Settled {
-        if self.in_read - self.done.in_done > self.policy.max_unanswered_bytes {
+        if self.in_read - self.done.in_done > self.max_unanswered {
             self.lost = true;
         }
         if self.lost {
@@ -200,7 +205,9 @@ impl Progress {
             done.out_base = done.out_done;
             done.torn = true;
         }
-        self.scanner.forget(self.done.in_done);
+        if let Some(scanner) = &mut self.scanner {
+            scanner.forget(self.done.in_done);
+        }
         Settled {
             changed: self.done != before,
             open: open && !self.lost,

@@ -1,0 +1,181 @@
+//! What a session is without most of the time: while it is empty, a word stands for it. So a session that is idle is
+//! small, and one that is busy asks for no memory, for it takes what another one has given back.
+
+use std::collections::VecDeque;
+use std::ops::Deref;
+
+/// Most bytes that a spare value may have room for, and all that are spare together: bursts give their memory back.
+const LARGEST: usize = 4 << 10;
+const MOST: usize = 1 << 20;
+
+/// What can be empty.
+pub trait Blank: Default + 'static {
+    /// Stands for every one that is empty.
+    const BLANK: &'static Self;
+
+    /// Whether it is empty.
+    fn is_blank(&self) -> bool;
+
+    /// Bytes that it keeps.
+    fn kept(&self) -> usize {
+        size_of::<Self>()
+    }
+}
+
+impl<T: 'static> Blank for VecDeque<T> {
+    const BLANK: &'static VecDeque<T> = &VecDeque::new();
+
+    fn is_blank(&self) -> bool {
+        self.is_empty()
+    }
+
+    fn kept(&self) -> usize {
+        size_of::<Self>() + self.capacity() * size_of::<T>()
+    }
+}
+
+/// A `T`, which needs memory only while it is not empty. So it is read as it is, and changed by name of what that costs.
+#[derive(Debug)]
+pub struct Seldom<T>(Option<Box<T>>);
+
+/// Values that nobody needs now, kept for their memory.
+#[derive(Debug)]
+pub(crate) struct Spare<T> {
+    values: Vec<Box<T>>,
+    bytes: usize,
+}
+
+impl<T: Blank> Seldom<T> {
+    /// To change it, with spare memory if there is any.
+    pub(crate) fn lend(&mut self, spare: &mut Spare<T>) -> &mut T {
+        self.0.get_or_insert_with(|| spare.take().unwrap_or_default())
+    }
+
+    /// To change it, with memory of its own.
+    pub(crate) fn make(&mut self) -> &mut T {
+        self.0.get_or_insert_default()
+    }
+
+    /// To change it, unless it was given back.
+    pub(crate) fn there(&mut self) -> Option<&mut T> {
+        self.0.as_deref_mut()
+    }
+
+    /// Gives its memory back if it is empty.
+    pub(crate) fn settle(&mut self, spare: &mut Spare<T>) {
+        if let Some(value) = self.0.take_if(|value| value.is_blank()) {
+            spare.give(value);
+        }
+    }
+
+    /// The same, where that happens too seldom to keep the memory.
+    pub(crate) fn tidy(&mut self) {
+        self.0.take_if(|value| value.is_blank());
+    }
+
+    /// Takes it out: it is empty afterwards.
+    pub(crate) fn take(&mut self) -> T {
+        self.0.take().map_or_else(T::default, |value| *value)
+    }
+}
+
+impl<T: 'static> Seldom<VecDeque<T>> {
+    /// Drops the first `n`.
+    pub(crate) fn drop_first(&mut self, n: usize, spare: &mut Spare<VecDeque<T>>) {
+        if let (Some(queue), true) = (self.there(), n > 0) {
+            queue.drain(..n);
+            self.settle(spare);
+        }
+    }
+}
+
+impl<T: Blank> Spare<T> {
+    fn take(&mut self) -> Option<Box<T>> {
+        let value = self.values.pop()?;
+        self.bytes -= value.kept();
+        Some(value)
+    }
+
+    fn give(&mut self, value: Box<T>) {
+        let kept = value.kept();
+        if kept <= LARGEST && self.bytes + kept <= MOST {
+            self.bytes += kept;
+            self.values.push(value);
+        }
+    }
+}
+
+impl<T> Default for Seldom<T> {
+    fn default() -> Seldom<T> {
+        Seldom(None)
+    }
+}
+
+impl<T: Blank> Deref for Seldom<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_deref().unwrap_or(T::BLANK)
+    }
+}
+
+impl<T: Blank + Clone> Clone for Seldom<T> {
+    fn clone(&self) -> Seldom<T> {
+        Seldom((!self.is_blank()).then(|| Box::new(T::clone(self))))
+    }
+}
+
+impl<T: Blank + PartialEq> PartialEq for Seldom<T> {
+    fn eq(&self, other: &Seldom<T>) -> bool {
+        **self == **other
+    }
+}
+
+impl<T: Blank + Eq> Eq for Seldom<T> {}
+
+impl<T> Default for Spare<T> {
+    fn default() -> Spare<T> {
+        Spare { values: Vec::new(), bytes: 0 }
+    }
+}
+
+// It is nothing but memory: to be compared and copied with what uses it.
+impl<T> PartialEq for Spare<T> {
+    fn eq(&self, _: &Spare<T>) -> bool {
+        true
+    }
+}
+
+impl<T> Eq for Spare<T> {}
+
+impl<T> Clone for Spare<T> {
+    fn clone(&self) -> Spare<T> {
+        Spare::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_goes_from_the_idle_to_the_busy() {
+        let (mut a, mut b, mut spare) = (Seldom::<VecDeque<u8>>::default(), Seldom::default(), Spare::default());
+        assert!(a.is_empty() && a == b);
+        a.lend(&mut spare).extend([7; 100]);
+        assert!(a != b && a.clone() == a);
+        let room = a.capacity();
+        a.settle(&mut spare);
+        assert_eq!((a.len(), spare.values.len()), (100, 0), "it is in use");
+        a.drop_first(99, &mut spare);
+        assert_eq!((a.len(), spare.values.len()), (1, 0), "it is in use");
+        a.drop_first(1, &mut spare);
+        assert_eq!((a.len(), a.capacity(), spare.values.len()), (0, 0, 1));
+        assert_eq!((b.lend(&mut spare).capacity(), spare.values.len()), (room, 0));
+        b.make().extend([7; LARGEST + 1]);
+        assert_eq!(b.take().len(), LARGEST + 1);
+        b.make().extend([7; LARGEST + 1]);
+        b.drop_first(LARGEST + 1, &mut spare);
+        assert_eq!((b.capacity(), spare.values.len(), spare.bytes), (0, 0, 0), "of a burst nothing is kept");
+    }
+}
