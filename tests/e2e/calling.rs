@@ -188,12 +188,12 @@ fn connections_of_a_program_with_its_own_manager_go_on() {
     called("callown", "linked_caller", "blocking", Hosted::ByLinked, FOUR);
 }
 
-/// No partner at all: killed and replaced in turn.
+/// No partner at all, and nobody connects to it: killed and replaced in turn.
 #[test]
 fn a_program_without_a_partner_comes_back_to_its_connections() {
     let to: SocketAddr = "192.0.2.9:7000".parse().expect("an address");
     let program = built("caller");
-    let a = Alone::hosted("callone", service(to, "poll"), &command(&program, "192.0.2.9", "poll"), false, Hosted::ByRun);
+    let a = Alone::hosted("callone", service(to, "poll").without_ports(), &command(&program, "192.0.2.9", "poll"), false, Hosted::ByRun);
     let u = Upstream::new(&a.peer, to, false);
     u.is_called(&a.pair);
     for round in 0..10 {

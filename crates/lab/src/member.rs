@@ -81,6 +81,13 @@ impl Service {
         self
     }
 
+    /// No protected port: the service only makes connections. There is no [`Service::addr`] then.
+    #[must_use]
+    pub fn without_ports(mut self) -> Service {
+        self.ports.clear();
+        self
+    }
+
     /// A key of the port named last, value in TOML.
     #[must_use]
     pub fn port_key(mut self, key: &str, value: &str) -> Service {

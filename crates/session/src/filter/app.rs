@@ -354,6 +354,7 @@ impl Filter {
 
     /// The process of this channel is dead: its open turns never happened, and its endings are withheld.
     pub fn process_gone(&mut self, now: Now, channel: u32) {
+        self.last_death = Some(now);
         for (&id, live) in self.live.iter().filter(|(_, live)| live.owners.contains(&channel)) {
             let Some(s) = self.store.get(id) else { continue };
             if self.turns.in_read(id).is_some_and(|read| read > s.in_done) && live.attached {

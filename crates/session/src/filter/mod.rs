@@ -226,6 +226,8 @@ pub struct Filter {
     closed: Vec<SessionId>,
     /// Input that was read and not answered when a process died: where it begins, and how often.
     deaths: HashMap<SessionId, (u64, u32)>,
+    /// When a process died last.
+    last_death: Option<Now>,
     clock: Now,
     actions: Vec<Action>,
     counters: Counters,
@@ -279,6 +281,7 @@ impl Filter {
             closing: Vec::new(),
             closed: Vec::new(),
             deaths: HashMap::new(),
+            last_death: None,
             clock: Duration::ZERO,
             actions: Vec::new(),
             counters: Counters::default(),

@@ -272,8 +272,14 @@ impl Filter {
                 continue;
             }
             if !live.attached && live.owners.is_empty() {
-                if live.held.iter().any(|h| h.fin) {
-                    // No hook knows this session, and no process of ours has died meanwhile.
+                if let Some(h) = live.held.iter().find(|h| h.fin) {
+                    if self.last_death.is_some_and(|death| h.since <= death + SUSPICIOUS) {
+                        // Accepted by whoever died, most likely, and closed by its death, which we heard of first.
+                        live.orphan = true;
+                        self.judge_held(now, session);
+                        continue;
+                    }
+                    // No hook knows this session, and no process of ours has died.
                     live.fin_asked = true;
                     live.closed = true;
                     self.commit_unattached(now, session, true);

@@ -226,6 +226,12 @@ fn a_fin_before_the_process_could_say_that_it_accepted() {
     r.kernel(say(FIN | ACK, 0, 0, b""));
     r.f.process_gone(r.now, CHANNEL);
     assert_eq!(r.drain(), [Action::DropOut(r.id)]);
+    // Its death may be heard of first. (World seed 825274.)
+    let mut r = Rig::new();
+    r.handshake(false);
+    r.f.process_gone(r.now, CHANNEL);
+    r.kernel(say(FIN | ACK, 0, 0, b""));
+    assert_eq!(r.pass(ms(60)), [Action::DropOut(r.id)]);
     // Where nobody died it was somebody without hooks.
     let mut r = Rig::new();
     r.handshake(false);
