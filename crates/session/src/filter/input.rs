@@ -258,6 +258,7 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let mut moved = !s.established;
+        live.probed = true;
         let fresh = believed.ack.map(|ack| ack - std::mem::replace(&mut live.acked, ack));
         moved |= fresh.is_some();
         let duplicate = live.recovery.tail.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.acked);
@@ -277,13 +278,21 @@ impl Filter {
         }
         let ack = believed.raw_ack.map(|ack| if live.mute { live.kernel_nxt } else { ack.min(live.kernel_nxt) });
         // What lies before its window it does not look at.
-        if believed.offset + i64::from(segment.sequence_length()) >= live.kernel_ack as i64 {
+        let unseen = believed.offset + i64::from(segment.sequence_length()) < live.kernel_ack as i64;
+        let news = ack.unwrap_or(0) > live.kernel_una;
+        if !unseen {
             live.kernel_una = live.kernel_una.max(ack.unwrap_or(0));
         }
         if live.kernel_nxt >= live.clamp {
             live.clamp = 0;
         }
         let ack = ack.map_or(segment.ack(), |ack| s.out_seq(ack));
+        if fresh.is_some() {
+            self.splices.acknowledged(&s.open.tuple, ack);
+        }
+        if unseen && news {
+            self.inject(session, self.live[&session].kernel_ack, flags::ACK, &[]);
+        }
         if moved {
             self.mark_dirty(now, session);
         }
@@ -454,11 +463,16 @@ fn judge(s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement {
         return if offset == in_next as i64 { Judgement::Reset } else { Judgement::Ignored };
     }
     // One less: a keepalive.
-    let oldest = live.kernel_ack.min(in_next) as i64 - 1;
+    let mut oldest = live.kernel_ack.min(in_next) as i64 - 1;
     let mut edge = live.edge.max(in_next);
+    let widest = u64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
     if matches!(live.stage, Stage::Probing | Stage::Restored) {
         // What was advertised last may not have been told any more.
-        edge += u64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
+        edge += widest;
+    }
+    if live.sought() {
+        // Nor what was acknowledged last; and a peer whose window was taken back says nothing beyond the end of that.
+        oldest -= widest as i64;
     }
     if offset > edge as i64 || end < oldest {
         return Judgement::Ignored;

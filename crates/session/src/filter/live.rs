@@ -179,7 +179,7 @@ pub(super) struct Live {
     /// Our newest timestamp value that was let go: what leaves later must not look older (PAWS, RFC 7323, section 5).
     pub ts_shown: u32,
     pub dirty: bool,
-    /// The peer's answer to the probe was told.
+    /// The peer has answered since the takeover.
     pub probed: bool,
     /// Where the send queue of the last [`super::RestoreSpec`] starts.
     pub spec_una: u64,
@@ -244,6 +244,11 @@ impl Live {
         }
     }
 
+    /// A packet with this timestamp is let go.
+    pub fn show_time(&mut self, ts: Option<u32>) {
+        self.ts_shown = ts.filter(|ts| (ts.wrapping_sub(self.ts_shown) as i32) > 0).unwrap_or(self.ts_shown);
+    }
+
     /// The application has its socket.
     pub fn handed_over(&mut self) {
         self.attached = true;
@@ -265,6 +270,11 @@ impl Live {
     /// Its socket is restored, and has yet to get all input that the store has.
     pub fn behind(&self) -> bool {
         matches!(self.stage, Stage::Restored | Stage::Feeding { .. })
+    }
+
+    /// What the peer has acknowledged is not known, or not what the local TCP says to it is near enough to be heard.
+    pub fn sought(&self) -> bool {
+        !self.probed || self.recovery.tail.is_some() || matches!(self.stage, Stage::Probing | Stage::Restored)
     }
 
     /// The barrier waits for the application to take it.

@@ -160,6 +160,7 @@ impl Filter {
         let mut live = Live::new(self.store.get(id).expect("just opened"));
         live.base_pos = position;
         live.edge = edge;
+        live.probed = true;
         live.outgoing = self.is_outgoing(&open.tuple);
         self.live.insert(id, Box::new(live));
         if established {

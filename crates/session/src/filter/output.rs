@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::app::IN_ORDER;
 use super::live::{Held, Live, Stage, Waiting};
 use super::splicing::let_go;
+use super::tail::Tail;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
 use crate::segment::{flags, Segment};
@@ -146,6 +147,11 @@ impl Filter {
                 ts = Some(value);
             }
         }
+        let again = if rst { None } else { raised(s, live, ack, segment) };
+        let (ack, bytes, corrected) = match &again {
+            Some((ack, bytes)) => (*ack, &bytes[..], true),
+            None => (ack, bytes, corrected),
+        };
         let empty = start == end && !rst;
         let ahead = ack > s.in_ackable();
         if ahead {
@@ -348,11 +354,13 @@ impl Filter {
         if let (true, Some(bytes)) = (held.corrected, &mut held.bytes) {
             in_order_of_time(live, bytes);
         }
-        if held.start == held.end && (held.start > live.released || held.lowered) {
+        // While we send old output ourselves, the local TCP's number may be beyond the peer's window.
+        let shown = live.recovery.tail.as_ref().map_or(live.released, Tail::shown);
+        if held.start == held.end && (held.start > shown || held.lowered) {
             // An empty segment obeys only the ACK rule, but shows no number that was not released.
             let bytes = held.bytes.as_deref().expect("kept");
             let segment = Segment::parse(bytes).expect("parsed before");
-            let seq = s.out_seq(held.start.min(live.released));
+            let seq = s.out_seq(held.start.min(shown));
             let ack = if held.lowered { s.in_seq(held.ack) } else { segment.ack() };
             let mut changed = Vec::new();
             segment.rewrite(seq, ack, &mut changed);
@@ -360,10 +368,12 @@ impl Filter {
                 // What it overtakes is older.
                 segment.put_timestamp(live.ts_shown, &mut changed);
                 segment.finish(&mut changed);
+            } else {
+                live.show_time(held.ts);
             }
             self.actions.push(Action::ModifyOut(held.id, changed));
         } else {
-            live.ts_shown = held.ts.filter(|ts| (ts.wrapping_sub(live.ts_shown) as i32) > 0).unwrap_or(live.ts_shown);
+            live.show_time(held.ts);
             assert!(held.start == held.end || held.end <= s.out_sendable(), "I2: output of an open turn");
             live.released = live.released.max(held.end);
             self.actions.push(let_go(held));
@@ -387,6 +397,29 @@ impl Filter {
             self.inject(session, self.live[&session].kernel_ack, flags::ACK, &[]);
         }
     }
+}
+
+/// What a restored TCP says while it takes input that was acknowledged in its former life, as the peer may see it: an
+/// acknowledgement much older than the newest is refused, with all that comes with it (RFC 5961, section 5.2). Nor does
+/// the peer lose anything by the newest: what is stored we give to that TCP. Its window ends where it ends.
+fn raised(s: &Session, live: &Live, ack: u64, segment: &Segment<'_>) -> Option<(u64, Vec<u8>)> {
+    let told = match live.stage {
+        Stage::Restored => s.in_ackable(),
+        Stage::Feeding { until, .. } => until,
+        _ => return None,
+    };
+    if ack >= told || !segment.has(flags::ACK) {
+        return None;
+    }
+    let shift = s.open.shifts.map_or(0, |(_, ours)| ours);
+    let edge = ack + (u64::from(segment.window()) << shift);
+    let mut bytes = Vec::with_capacity(1 << 11);
+    segment.copy_to(&mut bytes);
+    segment.put_ack(s.in_seq(told), &mut bytes);
+    // No more than there was.
+    segment.put_window((edge.saturating_sub(told) >> shift) as u16, &mut bytes);
+    segment.finish(&mut bytes);
+    Some((told, bytes))
 }
 
 /// What had to wait for old output must not look older than that.

@@ -460,7 +460,6 @@ impl Filter {
         let s = self.store.get(id).expect("known");
         let live = self.live.get(&id);
         let (ts_value, ts_recent) = live.map_or((s.ts_value, s.ts_recent), |l| (l.ts_shown, l.ts_recent));
-        let window = (MIN_WINDOW >> s.open.shifts.map_or(0, |(_, ours)| ours)) as u16;
         // I1 holds for what we say ourselves, too.
         let ack = match live {
             Some(l) if self.needs_replica && self.acked < l.in_marks.last() => l.released_ack,
@@ -473,6 +472,12 @@ impl Filter {
             Some((Stage::Live, kernel_ack)) => ack.min(kernel_ack),
             _ => ack,
         };
+        // Once there is a TCP its window counts: what is beyond that waits for it in the store, and more each time.
+        let room = match live {
+            Some(l) if matches!(l.stage, Stage::Feeding { .. } | Stage::Live) => l.kernel_edge.saturating_sub(ack).min(MIN_WINDOW),
+            _ => MIN_WINDOW,
+        };
+        let window = (room >> s.open.shifts.map_or(0, |(_, ours)| ours)) as u16;
         let mut packet = Vec::new();
         Build {
             source: s.open.tuple.local,
@@ -480,7 +485,7 @@ impl Filter {
             seq,
             ack: s.in_seq(ack),
             flags: bits,
-            window: window.max(1),
+            window,
             timestamps: s.open.timestamps.then_some((ts_value, ts_recent)),
             payload,
         }

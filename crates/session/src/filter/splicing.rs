@@ -112,9 +112,14 @@ impl Splices {
         self.mapped(tuple).or_else(|| (!others()).then_some(*tuple))
     }
 
-    /// All old output is acknowledged.
-    pub fn lift_floor(&mut self, tuple: &FourTuple) {
-        if let Some(splice) = self.by_tuple.get_mut(tuple) {
+    /// The peer has acknowledged this much: some of what is the half's own, perhaps. What is held from before, and would
+    /// make a half that is not whole yet refuse the connection, was given to it by then.
+    pub fn acknowledged(&mut self, tuple: &FourTuple, ack: Seq) {
+        if self.by_tuple.is_empty() {
+            return;
+        }
+        let Some(splice) = self.by_tuple.get_mut(tuple) else { return };
+        if splice.floor.is_some_and(|floor| ack.after(floor.add(u64::from(splice.output.seq)))) {
             splice.floor = None;
         }
     }
@@ -308,7 +313,7 @@ impl Filter {
             input: Shift::default(),
             shifts: s.open.shifts.map_or((0, 0), |(_, told)| (ours.window_scale.unwrap_or(0), told)),
             peer_shifts: s.open.shifts.map_or((0, 0), |(theirs, _)| (theirs, ours.window_scale.map_or(0, |_| theirs))),
-            floor: live.recovery.tail.is_some().then_some(isn.add(1)),
+            floor: Some(isn.add(1)),
         };
         live.kernel_una = base;
         live.kernel_nxt = base;

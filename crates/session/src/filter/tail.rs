@@ -29,14 +29,22 @@ const DUPLICATES: u32 = 3;
 pub(super) struct Tail {
     /// Offset behind it; a FIN counts one.
     end: u64,
-    /// Sent up to here.
+    /// Sent up to here; and, before what was sent again, up to there.
     nxt: u64,
+    highest: u64,
     cwnd: u64,
     /// A loss is being mended until this is acknowledged.
     recover: u64,
     duplicates: u32,
     next: Now,
     tries: u32,
+}
+
+impl Tail {
+    /// What the peer was shown of our numbers, as far as we know: what it has is not far from that.
+    pub fn shown(&self) -> u64 {
+        self.highest
+    }
 }
 
 impl Filter {
@@ -48,7 +56,7 @@ impl Filter {
             return;
         }
         let (nxt, cwnd, next) = (live.acked, INITIAL * u64::from(s.open.mss), now + EARLY[0]);
-        live.recovery.make().tail = Some(Tail { end, nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0 });
+        live.recovery.make().tail = Some(Tail { end, nxt, highest: nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0 });
         self.timers.push(Reverse((next, id)));
         self.send_tail(id);
     }
@@ -68,7 +76,7 @@ impl Filter {
             nxt = sent;
         }
         if let Some(tail) = self.live.get_mut(&id).and_then(|l| l.recovery.there()?.tail.as_mut()) {
-            tail.nxt = nxt;
+            (tail.nxt, tail.highest) = (nxt, tail.highest.max(nxt));
         }
     }
 
@@ -102,7 +110,6 @@ impl Filter {
         let acked = live.acked;
         if acked >= tail.end {
             live.recovery.make().tail = None;
-            self.splices.lift_floor(&s.open.tuple);
             return self.judge_held(now, id);
         }
         if fresh > 0 {

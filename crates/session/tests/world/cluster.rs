@@ -224,7 +224,9 @@ impl World {
                 (_, 5..=8) => Ending::ServerFirst,
                 _ => Ending::Aborts,
             };
-            let bytes = if w.rng.percent(10) { 0 } else { w.rng.below(6000) as usize };
+            // More than all buffers hold, at times.
+            let most = if w.rng.percent(20) { 100_000 } else { 6000 };
+            let bytes = if w.rng.percent(10) { 0 } else { w.rng.below(most) as usize };
             let start = w.now + US * w.rng.below(if service == Service::Echo { 2_000_000 } else { 20_000 }) as u32;
             let (iss, ts) = (Seq(w.rng.next() as u32), w.rng.next() as u32);
             // Its SYN is sent when its first timer runs.
@@ -654,6 +656,9 @@ impl World {
                     self.after(500, 60_000, Event::PeerStep(i));
                 }
             }
+            // One that another has come before: they would never become fewer.
+            Event::PeerTimer(i) if self.peer_timer[i] != Some(now) => {}
+            Event::Work(n) if self.work_at[n] != Some(now) => {}
             Event::PeerTimer(i) => {
                 self.peer_timer[i] = None;
                 if self.peers[i].tcp.timer().is_some_and(|t| now >= t) {

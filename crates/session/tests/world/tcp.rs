@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tcpr_session::filter::RestoreSpec;
-use tcpr_session::segment::{flags, Build, Segment};
+use tcpr_session::segment::{flags, reset_for, Build, Segment};
 use tcpr_session::seq::{self, Seq};
 use tcpr_session::Now;
 
@@ -414,7 +414,12 @@ impl Tcp {
                     }
                     return None;
                 }
-                if !p.has(flags::ACK) || p.ack() != seq::at(self.iss, 0) {
+                if !p.has(flags::ACK) {
+                    return None;
+                }
+                if p.ack() != seq::at(self.iss, 0) {
+                    // Its listener does not know it, and says so.
+                    self.out.push(reset_for(p));
                     return None;
                 }
                 self.state = State::Open;
@@ -563,6 +568,8 @@ impl Tcp {
                     self.fin_at = None;
                 }
                 self.edge = self.rcv;
+                // (Linux would not hear the peer's window open under the lower number at its end: nobody can help that.)
+                self.wl1 = -1;
                 return self.send_ack(now);
             }
             self.received.extend(&payload[(self.rcv as i64 - offset) as usize..]);

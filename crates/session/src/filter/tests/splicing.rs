@@ -17,7 +17,22 @@ fn splicing(hooked: bool) -> Filter {
 
 impl Rig {
     /// The replica has taken over with engine `splice`; its peer has acknowledged `acked` of the output.
-    fn spliced_over(mut self, hooked: bool, acked: u64) -> Rig {
+    fn spliced_over(self, hooked: bool, acked: u64) -> Rig {
+        let mut r = self.taken_over(hooked);
+        let ts = r.session().open.timestamps.then_some((500, 200));
+        r.peer(Say { ts, ..say(ACK, r.session().in_ackable(), acked, b"") });
+        r.splice();
+        r
+    }
+
+    fn splice(&mut self) -> Vec<Action> {
+        let id = self.session().open.session;
+        self.f.splice(self.now, id);
+        self.drain()
+    }
+
+    /// The replica has taken over with engine `splice`.
+    fn taken_over(mut self, hooked: bool) -> Rig {
         self.stored();
         let mut f = splicing(hooked);
         f.demote();
@@ -27,11 +42,6 @@ impl Rig {
         f.take_over(self.now);
         f.probes();
         self.f = f;
-        self.drain();
-        let ts = self.session().open.timestamps.then_some((500, 200));
-        self.peer(Say { ts, ..say(ACK, self.session().in_ackable(), acked, b"") });
-        let id = self.session().open.session;
-        self.f.splice(self.now, id);
         self.drain();
         self
     }
@@ -277,4 +287,105 @@ fn fin_packet(at: u64, ack: u64) -> Vec<u8> {
     let mut packet = Vec::new();
     Build { source: t.local, destination: t.peer, seq, ack, flags: ACK | FIN, window: 1000, timestamps: None, payload: &[] }.write(&mut packet);
     packet
+}
+
+/// All that was asked is answered and done, and of that the peer has heard nothing beyond the first answer.
+fn unheard() -> Rig {
+    let mut r = busy(false);
+    r.read(5);
+    r.write(b"more");
+    r.wait();
+    r.taken_over(true)
+}
+
+#[test]
+fn a_peer_that_speaks_from_before_the_input_that_is_done_is_heard() {
+    let mut r = unheard();
+    assert_eq!((r.session().in_done, r.session().out_done), (9, 8));
+    // The window that it was told last ends here: it says nothing beyond (tcp_acceptable_seq).
+    let heard = r.peer(say(ACK, 4, 4, b""));
+    assert!(matches!(heard[..], [Action::Probed(_), Action::DropIn(_)]), "{heard:?}");
+    let sent = r.splice();
+    let sent: Vec<_> = left(&sent).into_iter().map(|p| offsets(p, false)).collect();
+    // What it lacks, and no old bytes, with which it would not hear the acknowledgement.
+    let [(at, ack, segment)] = &sent[..] else { panic!("{} segments", sent.len()) };
+    assert_eq!((*at, *ack, segment.payload()), (4, 9, &b"more"[..]));
+    // So it is as long as there is something to be sent; what lies further back is of no such connection.
+    r.half_syn_ack();
+    r.attach();
+    r.drain();
+    r.peer(say(ACK, 4, 6, b""));
+    assert!(left(&r.pass(ms(200))).iter().any(|p| offsets(p, false).0 == 6));
+    r.peer(say(ACK, 9, 8, b""));
+    let ignored = r.f.counters().disbelieved;
+    r.peer(say(ACK, 4, 8, b""));
+    assert_eq!(r.f.counters().disbelieved, ignored + 1);
+}
+
+#[test]
+fn what_a_half_acknowledges_is_said_within_the_peers_window() {
+    let mut r = unheard();
+    r.peer(Say { window: 0, ..say(ACK, 9, 0, b"") });
+    r.splice();
+    r.half_syn_ack();
+    r.attach();
+    r.drain();
+    // It has no room for old output, and would not look at what lies beyond that.
+    let said = r.half(ACK, 0, 9, b"", 0);
+    let [packet] = left(&said)[..] else { panic!("{said:?}") };
+    assert_eq!((offsets(packet, false).0, offsets(packet, false).1), (0, 9));
+    // We grant no more room than the half has.
+    let asked = r.pass(ms(200));
+    let last = Segment::parse(left(&asked).last().expect("the window is asked for")).unwrap();
+    assert_eq!((last.ack(), last.window()), (seq::at(ISN_IN, 9), 1000));
+    r.peer(Say { window: 1, ..say(ACK, 9, 0, b"") });
+    let said = r.half(ACK, 0, 9, b"", 0);
+    let [packet] = left(&said)[..] else { panic!("{said:?}") };
+    assert_eq!(offsets(packet, false).0, 4);
+}
+
+#[test]
+fn what_was_acknowledged_before_is_not_acknowledged_anew() {
+    let mut r = busy(false).spliced_over(true, 4);
+    r.half_syn_ack();
+    r.attach();
+    r.drain();
+    r.read(5);
+    r.write(b"more");
+    r.wait();
+    // The half takes once more what the peer was told that we have: its window ends where it ends.
+    for bytes in [&b""[..], b"more"] {
+        let said = r.half(ACK, 0, 6, bytes, 0);
+        let [packet] = left(&said)[..] else { panic!("{said:?}") };
+        let (at, ack, segment) = offsets(packet, false);
+        assert_eq!((at, ack, segment.payload(), segment.window()), (4, 9, bytes, ((4000 + 6 - 9) / 4) as u16));
+        assert!(segment.checksum_ok());
+    }
+    let said = r.half(ACK, 4, 9, b"", 0);
+    let [packet] = left(&said)[..] else { panic!("{said:?}") };
+    assert_eq!((offsets(packet, false).1, Segment::parse(packet).unwrap().window()), (9, 1000));
+}
+
+#[test]
+fn what_was_held_from_before_acknowledges_nothing_before_the_half() {
+    let mut r = busy(false).spliced_over(true, 4);
+    r.half_syn_ack();
+    // It came while the listener had answered and not heard the rest, and the kernel remembers that: it would be reset.
+    assert_eq!(r.peer(say(ACK, 9, 2, b"late")), []);
+    r.attach();
+    let told = r.drain();
+    let told: Vec<_> = told.iter().filter_map(|a| if let Action::ModifyIn(_, p) = a { Some(Segment::parse(p).unwrap()) } else { None }).collect();
+    let [late] = &told[..] else { panic!("{} segments", told.len()) };
+    assert_eq!((late.payload(), late.ack()), (&b"late"[..], ISN_HALF.add(1)));
+    // From its first acknowledgement on it is its own.
+    r.half(ACK, 0, 13, b"", 0);
+    r.read(9);
+    r.write(b"more");
+    r.wait();
+    r.half(ACK, 0, 13, b"more", 0);
+    for (ack, shown) in [(8, ISN_HALF.add(5)), (6, ISN_HALF.add(3)), (2, ISN_HALF.add(u64::from(u32::MAX)))] {
+        let told = r.peer(say(ACK, 13, ack, b""));
+        let [Action::ModifyIn(_, packet)] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(Segment::parse(packet).unwrap().ack(), shown);
+    }
 }

@@ -124,6 +124,43 @@ fn without_an_answer_everything_counts_as_sent() {
 }
 
 #[test]
+fn a_peer_that_speaks_from_before_the_window_is_heard_once_and_the_kernel_told() {
+    let mut r = half_way();
+    r.read(5);
+    r.write(b"more");
+    r.wait();
+    r.stored();
+    r.fail_over();
+    r.probe_all();
+    r.restore(false);
+    r.recovered();
+    // It says nothing beyond the window that it was told last, and of that this kernel would hear nothing.
+    let actions = r.peer(say(ACK, 4, 10, b""));
+    let told = actions.iter().find_map(|a| if let Action::Inject(p) = a { Some(offsets(p, true)) } else { None });
+    assert_eq!(told.map(|(seq, ack, _)| (seq, ack)), Some((9, 10)));
+    let actions = r.peer(say(ACK, 4, 12, b""));
+    assert!(injected(&actions).is_empty(), "an old duplicate");
+    r.pass(ms(20));
+    assert_eq!(r.session().out_acked, 10);
+}
+
+#[test]
+fn a_kernel_that_takes_input_once_more_acknowledges_all_that_was() {
+    let mut r = half_way();
+    r.fail_over();
+    r.peer(say(ACK, 9, 4, b""));
+    r.restore(true);
+    r.recovered();
+    let actions = r.kernel(say(ACK, 4, 6, b"456789"));
+    let [Action::ModifyOut(_, packet)] = &actions[..] else { panic!("{actions:?}") };
+    let (seq, ack, segment) = offsets(packet, false);
+    assert_eq!((seq, ack, segment.payload(), segment.window()), (4, 9, &b"456789"[..], 60_000 - 1));
+    assert!(segment.checksum_ok());
+    let actions = r.kernel(say(ACK, 10, 9, b""));
+    assert!(r.passes(&actions));
+}
+
+#[test]
 fn the_first_unacknowledged_segment_is_sent_again_by_ourselves() {
     let mut r = half_way();
     r.fail_over();
