@@ -16,6 +16,7 @@ use tcpr_node::nfqueue::{Queue, QueuedPacket};
 use tcpr_node::rawsock::{RawSender, MARK};
 use tcpr_node::repair::{abort_silently, close_silently, read_state, restore, RestoreSpec, SocketState};
 use tcpr_node::sockdiag::{state, Ours, SockDiag};
+use tcpr_node::vip::Vip;
 
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
 const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -711,7 +712,8 @@ fn ipv6_is_restored_and_injected_alike() {
     let net = Net::new();
     let vip: Ipv6Addr = "2001:db8::200".parse().unwrap();
     let peer: Ipv6Addr = "2001:db8::2".parse().unwrap();
-    net.a(|| run("ip", "addr add 2001:db8::200/64 dev v0 nodad"));
+    // It waits for the local route, without which what is injected would leave.
+    net.a(|| Vip::new("v0", vip.into(), 64).unwrap().add(60).unwrap());
     let (local, from) = (SocketAddr::new(vip.into(), 5555), SocketAddr::new(peer.into(), 4000));
     let spec = plain_spec(local, from);
     let mut server = TcpStream::from(net.a(|| restore(&spec).unwrap()));
