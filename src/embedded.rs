@@ -13,19 +13,19 @@ pub fn start(config: Option<&Path>) -> Result<(String, String), String> {
     Ok((handle.service, handle.token))
 }
 
-/// Whether connections to this address are to be protected. No file, no protection.
-pub fn calls(config: Option<&Path>, to: SocketAddr) -> Result<bool, String> {
-    // Programs connect more often than they bind.
+/// Whether connections to this address are to be protected. No file that can be read, no protection: whatever has the
+/// library in its environment connects, and to anywhere.
+pub fn calls(config: Option<&Path>, to: SocketAddr) -> bool {
     static LIST: OnceLock<Vec<SocketAddr>> = OnceLock::new();
-    if let Some(list) = LIST.get() {
-        return Ok(list.contains(&to));
-    }
-    let mut list = Vec::new();
-    if config.is_some() || Config::path(None).exists() {
-        let service = Config::load(config).map_err(|e| e.to_string())?.service;
-        list.extend(service.outgoing.iter().map(|o| o.address));
-    }
-    Ok(LIST.get_or_init(|| list).contains(&to))
+    let read = || match Config::load(config) {
+        Ok(config) => config.service.outgoing.iter().map(|o| o.address).collect(),
+        Err(e) => {
+            log::error!("connections of this process are not protected: {e}");
+            Vec::new()
+        }
+    };
+    let there = || config.is_some() || Config::path(None).exists();
+    LIST.get_or_init(|| if there() { read() } else { Vec::new() }).contains(&to)
 }
 
 /// Whether a listener at this address is to be protected, as the configuration says. No file, no protection.

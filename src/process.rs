@@ -142,20 +142,15 @@ pub fn may_call() -> bool {
         }
 }
 
-/// How to join for a connect; `None`: it is none of our business. `made`: the socket was made by `tcpr_socket`.
-pub fn join_to_call(to: SocketAddr, made: bool) -> Option<Result<&'static Client, ClientError>> {
+/// Whether the configuration protects connections to this address. `made`: of sockets made by `tcpr_socket`.
+pub fn calls(to: SocketAddr, made: bool) -> bool {
     if let Some(client) = joined() {
-        return is_ours().then_some(Ok(client));
+        return is_ours() && client.welcome().outgoing.iter().any(|o| o.address == to);
     }
-    let environment = ENVIRONMENT.get()?;
-    if environment.service.is_some() || !(environment.may_embed || made) {
-        return environment.outgoing.contains(&to).then(join);
-    }
-    let config = environment.config.as_deref();
-    match crate::embedded::calls(config, to) {
-        Ok(true) => Some(join_or_embed(config)),
-        Ok(false) => None,
-        Err(text) => Some(Err(ClientError { errno: libc::ENOTCONN, text })),
+    let Some(environment) = ENVIRONMENT.get() else { return false };
+    match environment.service.is_none() && (environment.may_embed || made) {
+        true => crate::embedded::calls(environment.config.as_deref(), to),
+        false => environment.outgoing.contains(&to),
     }
 }
 
@@ -461,6 +456,10 @@ pub fn exiting() {
         drop(connections);
         for handle in shared {
             client.push(&Event::Close { thread: 0, handle, shared: true });
+        }
+        // What has connected and was never used is closed in order, too.
+        for (fd, _) in table::range(0, u32::MAX).filter(|(_, entry)| *entry == Entry::Calling) {
+            ops::arrived(client, fd);
         }
         client.push(&Event::Exit);
         if EMBEDDER.load(Ordering::Relaxed) == std::process::id() {

@@ -103,9 +103,9 @@ pub fn set(fd: c_int, entry: Option<Entry>) -> Option<Entry> {
     slot(fd).and_then(|s| Entry::decode(s.swap(word, Ordering::AcqRel)))
 }
 
-/// Makes a [`Entry::Calling`] one [`Entry::Arriving`]. False: it is not, or another thread was faster.
-pub fn arrives(fd: c_int) -> bool {
-    let (from, to) = (Entry::Calling.encode(), Entry::Arriving.encode());
+/// Puts an entry in the place of another one. False: it is not there, or another thread was faster.
+pub fn replace(fd: c_int, from: Entry, to: Option<Entry>) -> bool {
+    let (from, to) = (from.encode(), to.map_or(0, Entry::encode));
     slot(fd).is_some_and(|s| s.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok())
 }
 

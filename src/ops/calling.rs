@@ -72,17 +72,13 @@ pub unsafe fn connect(fd: c_int, at: *const sockaddr, length: socklen_t) -> c_in
 
 fn calls(fd: c_int, to: SocketAddr, candidate: bool) -> Call {
     let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-    if !is_tcp(fd) {
+    if !process::calls(to, candidate) || !is_tcp(fd) || peer_name(fd).is_some() {
         return Call::Plain;
     }
-    let client = match process::join_to_call(to, candidate) {
-        None => return Call::Plain,
-        Some(Ok(client)) => client,
-        Some(Err(e)) => return Call::Refused(e.into()),
+    let client = match process::join_or_embed(None) {
+        Ok(client) => client,
+        Err(e) => return Call::Refused(e.into()),
     };
-    if !client.welcome().outgoing.iter().any(|o| o.address == to) || peer_name(fd).is_some() {
-        return Call::Plain;
-    }
     // SAFETY: the caller has given it to us as an open socket; it is borrowed for one request.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     match client.call(to, socket) {
@@ -91,8 +87,8 @@ fn calls(fd: c_int, to: SocketAddr, candidate: bool) -> Call {
     }
 }
 
-/// Something is done with a descriptor that connects: makes it a protected connection, if it has connected.
-pub(super) fn arrived(client: &Client, fd: c_int) -> Option<u32> {
+/// Something is done with a descriptor that connects, be it that it is closed: makes it a protected connection, if it has connected.
+pub fn arrived(client: &Client, fd: c_int) -> Option<u32> {
     let names = || Some((local_name(fd)?, peer_name(fd)?));
     let saved = ffi::errno();
     while let Some((local, peer)) = names() {
@@ -101,7 +97,10 @@ pub(super) fn arrived(client: &Client, fd: c_int) -> Option<u32> {
                 ffi::set_errno(saved);
                 return Some(handle);
             }
-            Some(Entry::Calling) if table::arrives(fd) => attach(client, fd, local, peer),
+            Some(Entry::Calling) if table::replace(fd, Entry::Calling, Some(Entry::Arriving)) => {
+                let _arrival = Arrival(fd);
+                attach(client, fd, local, peer);
+            }
             Some(Entry::Calling | Entry::Arriving) => std::thread::yield_now(),
             _ => break,
         }
@@ -110,15 +109,21 @@ pub(super) fn arrived(client: &Client, fd: c_int) -> Option<u32> {
     None
 }
 
+/// A descriptor that a thread makes a connection: whatever becomes of that, nobody waits for it afterwards.
+struct Arrival(c_int);
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        table::replace(self.0, Entry::Arriving, None);
+    }
+}
+
 fn attach(client: &Client, fd: c_int, local: SocketAddr, peer: SocketAddr) {
     let tuple = tuple(local, peer);
     let recovered = match client.session(tuple) {
         Ok(facts) => facts.recovered,
         // Over already, or no longer this member's.
-        Err(e) if e.errno == libc::ENOTCONN => {
-            table::set(fd, None);
-            return;
-        }
+        Err(e) if e.errno == libc::ENOTCONN => return,
         Err(e) => {
             log::error!("the manager does not say what {tuple} is: {e}");
             None

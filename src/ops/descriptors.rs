@@ -14,6 +14,19 @@ pub(super) fn is_for_us() -> bool {
     !Bypass::active() && process::is_ours()
 }
 
+/// A descriptor is about to be closed.
+fn closing(fd: c_int) {
+    arrive(fd);
+    inside((), || process::closing(fd));
+}
+
+/// One that has connected, and nothing was done with it since, is a connection from now on.
+fn arrive(fd: c_int) {
+    if matches!(table::get(fd), Some(Entry::Calling | Entry::Arriving)) {
+        super::connection(fd);
+    }
+}
+
 fn refuse() -> c_int {
     ffi::set_errno(libc::EBADF);
     -1
@@ -29,7 +42,7 @@ pub unsafe fn close(fd: c_int) -> c_int {
         if table::get(fd) == Some(Entry::Internal) {
             return refuse();
         }
-        inside((), || process::closing(fd));
+        closing(fd);
     }
     // SAFETY: the caller's argument.
     unsafe { real::close(fd) }
@@ -48,7 +61,7 @@ pub unsafe fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
     let mut from = first;
     for (fd, entry) in ours() {
         if entry != Entry::Internal {
-            inside((), || process::closing(fd));
+            closing(fd);
             continue;
         }
         let fd = fd as c_uint;
@@ -85,13 +98,9 @@ pub unsafe fn closefrom(first: c_int) {
 /// Notes that `new` is a copy of `old`.
 fn copied(old: c_int, new: c_int) -> c_int {
     if new >= 0 && is_for_us() {
-        // A copy of what has connected is one of the connection.
-        if matches!(table::get(old), Some(Entry::Calling | Entry::Arriving)) {
-            super::connection(old);
-        }
+        arrive(old);
         inside((), || match table::get(old) {
-            Some(Entry::Calling | Entry::Arriving) => process::forget(new),
-            Some(Entry::Internal) | None => process::forget(new),
+            Some(Entry::Calling | Entry::Arriving | Entry::Internal) | None => process::forget(new),
             Some(entry) => process::duplicated(entry, new),
         });
     }
@@ -117,6 +126,7 @@ fn replacing(from: c_int, to: c_int) {
     if !valid || !is_for_us() {
         return;
     }
+    arrive(to);
     inside((), || {
         if table::get(to) != Some(Entry::Internal) {
             return process::closing(to);

@@ -14,7 +14,7 @@ mod sockets;
 mod streams;
 
 pub use accept::{accept, accept4, lock_stash, StashGuard};
-pub use calling::connect;
+pub use calling::{arrived, connect};
 pub use credentials::{
     initgroups, setegid, seteuid, setgid, setgroups, setregid, setresgid, setresuid, setreuid, setuid,
 };

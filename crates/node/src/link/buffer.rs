@@ -119,13 +119,17 @@ impl Outbox {
     pub fn push(&mut self, message: &Message<'_>, noise: Option<&mut TransportState>) -> Result<(), Malformed> {
         let rest = message::encode_head(message, &mut self.continuation, &mut self.plain)?;
         if let (Some(noise), true) = (noise, rest.len() >= LONG) {
-            let sealed = self.seal(noise, KEEP);
-            if sealed.is_ok() && self.plain.is_empty() && self.wire.len() < KEEP {
-                let sealed = rest.chunks(MAX_PAYLOAD).try_for_each(|piece| seal(piece, noise, &mut self.wire));
-                self.failed = sealed.err();
+            let mut sealed = self.seal(noise, KEEP);
+            let at_once = sealed.is_ok() && self.plain.is_empty() && self.wire.len() < KEEP;
+            if at_once {
+                sealed = rest.chunks(MAX_PAYLOAD).try_for_each(|piece| seal(piece, noise, &mut self.wire));
+            }
+            if let Err(error) = sealed {
+                self.failed.get_or_insert(error);
+            }
+            if at_once {
                 return Ok(());
             }
-            self.failed = sealed.err();
         }
         self.plain.extend_from_slice(rest);
         Ok(())

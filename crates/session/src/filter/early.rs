@@ -26,7 +26,6 @@ impl Blank for Early {
 }
 
 impl Early {
-
     /// Whether these bytes, and with `fin` the end behind them, are what is known of their places.
     pub fn agrees(&self, offset: u64, bytes: &[u8], fin: bool) -> bool {
         let end = offset + bytes.len() as u64;

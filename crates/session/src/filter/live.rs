@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use super::early::Early;
 use super::marks::Marks;
+use super::owners::Owners;
 use super::proof::Proof;
 use super::splicing::Handshake;
-use super::owners::Owners;
 use super::tail::Tail;
 use crate::seldom::{Blank, Seldom, Spare};
 use crate::store::Session;

@@ -72,6 +72,10 @@ impl Handshakes {
     fn remove(&mut self, tuple: &FourTuple) {
         self.by_tuple.remove(tuple);
     }
+
+    pub fn forget_ours(&mut self) {
+        self.by_tuple.retain(|_, (_, handshake)| !handshake.by_us);
+    }
 }
 
 fn opening_held(now: Now, id: u32) -> Held {

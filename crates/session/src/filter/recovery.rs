@@ -97,6 +97,8 @@ impl Filter {
         self.mode = Mode::Restoring;
         self.write_syncs();
         let before = self.drop_in_hand();
+        // What the dead application called for has no socket any more: nobody would have the connection.
+        self.handshakes.forget_ours();
         self.fenced = false;
         self.start_over(now, &before);
     }
@@ -151,6 +153,11 @@ impl Filter {
         for id in self.ids_of(|l| l.stage == Stage::Probing && !l.probed || matches!(l.stage, Stage::Embryo { .. })) {
             if matches!(self.live[&id].stage, Stage::Embryo { .. }) {
                 self.send_syn_ack(id);
+                continue;
+            }
+            let live = &self.live[&id];
+            if live.outgoing && live.released == 0 && !self.may_leave(live.base_pos) {
+                // Just made, and perhaps known to nobody else: the peer would take a probe for the end of its handshake (I1).
                 continue;
             }
             self.probe(id);

@@ -95,21 +95,13 @@ impl Splices {
         }
     }
 
-    /// The peer's name for what the local TCP calls so, if it is another.
-    pub fn mapped(&self, tuple: &FourTuple) -> Option<FourTuple> {
-        if self.outer.is_empty() {
-            return None;
-        }
-        self.outer.get(tuple).copied()
-    }
-
     /// The peer's name for what the local TCP calls so; None: what has this name there is another connection's.
     pub fn outer(&self, tuple: &FourTuple) -> Option<FourTuple> {
         if self.outer.is_empty() {
             return Some(*tuple);
         }
         let others = || self.get(tuple).is_some_and(|splice| splice.ports.0 != tuple.local.port());
-        self.mapped(tuple).or_else(|| (!others()).then_some(*tuple))
+        self.outer.get(tuple).copied().or_else(|| (!others()).then_some(*tuple))
     }
 
     /// The peer has acknowledged this much: some of what is the half's own, perhaps. What is held from before, and would

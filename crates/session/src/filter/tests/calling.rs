@@ -304,3 +304,38 @@ fn its_input_waits_for_the_barrier_but_not_for_long() {
     assert!(!data(&r.pass(ms(900))));
     assert!(data(&r.pass(ms(200))));
 }
+
+#[test]
+fn what_was_half_made_when_the_application_died_is_no_session() {
+    let mut r = Rig::new();
+    r.f = calling(Engine::Repair, true);
+    r.f.activate();
+    r.out(&syn(MADE, ISN_OUT, 200));
+    r.f.process_gone(r.now, CHANNEL);
+    r.f.recover(r.now);
+    r.drain();
+    // Nobody would have the connection that this makes.
+    let late = Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }.build();
+    let late = r.inp(&late);
+    assert!(r.passes(&late), "for the kernel to refuse");
+    assert_eq!(r.f.store().len(), 0);
+}
+
+#[test]
+fn what_the_replica_may_not_know_is_not_probed() {
+    let mut r = Rig::new();
+    r.f = calling(Engine::Repair, true);
+    r.f.activate();
+    r.f.hold_for_replica(0);
+    r.out(&syn(MADE, ISN_OUT, 200));
+    let answer = Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }.build();
+    r.inp(&answer);
+    r.f.process_gone(r.now, CHANNEL);
+    r.f.recover(r.now);
+    r.f.probes();
+    // It would end the upstream's handshake.
+    assert!(left(&r.drain()).is_empty());
+    r.stored();
+    r.f.probes();
+    assert_eq!(left(&r.drain()).len(), 1);
+}
