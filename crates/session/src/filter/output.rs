@@ -130,6 +130,16 @@ impl Filter {
         if !rst {
             lost = contradicts(s, live, start, segment.payload());
             self.counters.contradicted += u64::from(lost);
+            if let Some(held) = live.held.there() {
+                // A TCP that goes on has reset nothing. It was its listener, which answers SYNs with cookies once too many
+                // wait to be accepted, and took a segment that overtook the first one for a stranger's.
+                held.retain(|h| {
+                    if h.rst {
+                        self.actions.push(Action::DropOut(h.id));
+                    }
+                    !h.rst
+                });
+            }
             live.kernel_nxt = live.kernel_nxt.max(end);
             live.kernel_ack = live.kernel_ack.max(ack.min(s.in_ackable()));
             let shift = s.open.shifts.map_or(0, |(_, ours)| ours);

@@ -115,6 +115,25 @@ fn a_flood_of_syns_is_bounded_and_an_honest_peer_gets_through() {
 }
 
 #[test]
+fn a_listener_that_resets_what_came_too_early_does_not_end_the_connection() {
+    let mut r = Rig::new();
+    r.handshake(false);
+    // Its accept queue is full: the first segment was dropped, and the next one has no valid cookie.
+    r.peer(say(ACK, 1000, 0, b"later"));
+    assert_eq!(r.kernel(say(RST, 0, 0, b"")), []);
+    let reset = r.id;
+    r.pass(ms(100));
+    r.peer(say(ACK, 0, 0, &[7; 1000]));
+    let actions = r.kernel(say(ACK, 0, 1000, b""));
+    assert!(actions.contains(&Action::DropOut(reset)), "{actions:?}");
+    r.stored();
+    r.attach();
+    assert_eq!(r.pass(ms(100)), [], "nobody is asked for the end of a connection that goes on");
+    r.f.process_alive(r.now, CHANNEL);
+    assert!(!r.session().closed && !r.session().out_fin);
+}
+
+#[test]
 fn a_reset_ends_a_half_open_session() {
     let mut r = Rig::new();
     let (syn, syn_ack) = (r.syn(false), r.syn_ack(false));
