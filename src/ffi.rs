@@ -146,6 +146,11 @@ pub fn is_ready(fd: c_int, events: libc::c_short) -> bool {
     raw!(libc::SYS_ppoll, &raw mut entry, 1, &raw const now, 0, 8) > 0
 }
 
+/// Another number for a descriptor, the lowest that is free; -1 and EMFILE if none is.
+pub fn raw_dup(fd: c_int) -> c_int {
+    raw!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, 0) as c_int
+}
+
 /// Closes a descriptor of ours.
 pub fn raw_close(fd: c_int) {
     raw!(libc::SYS_close, fd);

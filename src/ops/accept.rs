@@ -11,7 +11,7 @@ use std::time::Duration;
 use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
 use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::wire::{Recovered, RecoveredInfo};
-use tcpr_node::channel::Origin;
+use tcpr_node::channel::{descriptor_limit, Origin};
 use tcpr_session::tuple::FourTuple;
 
 use super::inside;
@@ -190,7 +190,7 @@ fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Optio
     if client.welcome().spliced || client.pending(port) == 0 && STASHED.load(Ordering::Relaxed) == 0 {
         return None;
     }
-    let (info, socket, last) = next_recovered(client, port)?;
+    let (info, socket, last) = next_recovered(client, listener, port)?;
     let mut doorbell = None;
     if last {
         // As long as a session waits so does a doorbell. Off it goes with the last one, or a program that
@@ -221,11 +221,16 @@ fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Optio
 }
 
 /// Takes one from the stash, which is filled when it is empty; and says whether it is the last that waits.
-fn next_recovered(client: &Client, port: u16) -> Option<(RecoveredInfo, OwnedFd, bool)> {
+fn next_recovered(client: &Client, listener: c_int, port: u16) -> Option<(RecoveredInfo, OwnedFd, bool)> {
     let mut guard = lock(&STASH);
     let queue = guard.get_or_insert_default().entry(port).or_default();
     if queue.sessions.is_empty() {
-        match client.recovered(port, BATCH) {
+        let room = room(listener);
+        if room == 0 {
+            // As the kernel says it.
+            return None;
+        }
+        match client.recovered(port, room) {
             Ok((sessions, more)) => {
                 STASHED.fetch_add(sessions.len(), Ordering::Relaxed);
                 *queue = Queue { sessions: sessions.into(), more, inherited: None };
@@ -240,6 +245,30 @@ fn next_recovered(client: &Client, port: u16) -> Option<(RecoveredInfo, OwnedFd,
     STASHED.fetch_sub(1, Ordering::Relaxed);
     // `pending` cannot tell: it falls only when the manager has heard of those that we handed out.
     Some((info, socket, queue.sessions.is_empty() && !queue.more))
+}
+
+/// How many sessions fit into this process, up to a batch: descriptors that it cannot take would be lost on their way.
+fn room(listener: c_int) -> u32 {
+    let lowest = ffi::raw_dup(listener);
+    if lowest < 0 {
+        return 0;
+    }
+    ffi::raw_close(lowest);
+    if lowest as u64 + 4 * u64::from(BATCH) < descriptor_limit() {
+        // They are given out from below.
+        return BATCH;
+    }
+    let mut copies = [-1; BATCH as usize];
+    let mut n = 0;
+    while n < copies.len() {
+        copies[n] = ffi::raw_dup(listener);
+        if copies[n] < 0 {
+            break;
+        }
+        n += 1;
+    }
+    copies[..n].iter().for_each(|&fd| ffi::raw_close(fd));
+    n as u32
 }
 
 fn put_back(port: u16, info: RecoveredInfo, socket: OwnedFd) {

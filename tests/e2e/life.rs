@@ -3,14 +3,14 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use tcpr_lab::client::{ChatClients, ChatOptions};
+use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
 use serde_json::Value;
 use tcpr_lab::member::{bin_dir, Pair, Service};
 use tcpr_lab::flags::{ACK, PSH};
 use tcpr_lab::{wait_listening, wait_until, Lab, RawPeer, Said};
 
 use crate::ipv6::{Over, V4, V6};
-use crate::world::{built, script, Fault, World, PATIENCE, PORT};
+use crate::world::{built, engine, script, Fault, World, PATIENCE, PORT};
 
 fn chat(over: &Over, label: &str) -> (World, ChatClients) {
     let mut w = (over.new)(label, Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
@@ -57,6 +57,54 @@ fn a_master_that_is_told_to_stop_hands_over() {
         assert!(ended.is_some(), "tcpr run ends\n{}", w.pair.describe());
         clients.wait_progress(PATIENCE).and_then(|()| clients.check()).unwrap_or_else(|e| panic!("{e}\n{}", w.pair.describe()));
         w.pair.restart(master).expect("restart");
+    }
+    w.end(clients);
+}
+
+fn limit_descriptors(pid: i32, soft: u32) {
+    let limit = format!("--nofile={soft}:");
+    let limited = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status();
+    assert!(limited.expect("prlimit (package util-linux)").success());
+}
+
+/// More connections than a manager may have descriptors for: it makes sockets as the server takes them.
+#[test]
+fn more_connections_than_descriptors_are_recovered() {
+    let program = ["prlimit", "--nofile=4096:", &built("echo_server"), "5555"];
+    let mut w = World::new("files", Service::new("echo", PORT), &program);
+    let options = EchoOptions::new(256, w.rng.next_u64()).rate(Rate::new((1, 100), (20, 100)));
+    let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
+    let mut said = 0;
+    for fault in w.faults(7) {
+        let master = w.protected();
+        for i in 0..2 {
+            limit_descriptors(w.pair.process(i).expect("runs").pid(), 80);
+        }
+        w.survive(&clients, &[fault]);
+        let log = w.pair.process(1 - master).expect("runs").err();
+        said += usize::from(log.contains("as the application takes them"));
+    }
+    // A hook takes connections that were injected from the listener, as any others.
+    assert_eq!(said, if engine() == "repair" { 7 } else { 0 });
+    w.end(clients);
+}
+
+/// A server that may have no more descriptors leaves its connections where they are, until it may.
+#[test]
+fn a_server_without_descriptors_takes_its_connections_later() {
+    let mut w = World::new("full", Service::new("echo", PORT), &[&built("traffic_server"), "5555"]);
+    let options = EchoOptions::new(256, w.rng.next_u64()).rate(Rate::new((1, 100), (20, 100)));
+    let clients = EchoClients::start(&w.peer, w.pair.addr(), &options).expect("clients");
+    for fault in w.faults(4) {
+        let next = 1 - w.protected();
+        let program = |w: &World| *w.pair.programs(next).first().expect("a program");
+        limit_descriptors(program(&w), 100);
+        clients.reset_stalls();
+        w.fail_over(fault);
+        std::thread::sleep(Duration::from_millis(500));
+        clients.check().expect("nobody has lost anything");
+        limit_descriptors(program(&w), 4096);
+        clients.wait_progress(PATIENCE).and_then(|()| clients.check()).unwrap_or_else(|e| panic!("{fault:?}: {e}\n{}", w.pair.describe()));
     }
     w.end(clients);
 }

@@ -15,6 +15,8 @@ pub mod server;
 mod sys;
 pub mod wire;
 
+pub use sys::descriptor_limit;
+
 #[cfg(test)]
 mod tests;
 

@@ -281,15 +281,18 @@ pub(super) fn futex_wake(word: &AtomicU32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
+/// How many descriptors this process may have (the soft RLIMIT_NOFILE).
+pub fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: limit is live and writable. It fails for a bad pointer only.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    limit.rlim_cur
+}
+
 /// Moves a descriptor to a high number, out of the way of applications that count theirs.
 pub(super) fn move_high(fd: OwnedFd) -> OwnedFd {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: limit is live and writable.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
-        return fd;
-    }
     // The kernel's table grows to the highest number, and every fork copies it: high, but not a million.
-    let floor = limit.rlim_cur.min(4096).saturating_sub(64) as libc::c_int;
+    let floor = descriptor_limit().min(4096).saturating_sub(64) as libc::c_int;
     // SAFETY: takes no pointers.
     let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, floor) };
     own(high).unwrap_or(fd)

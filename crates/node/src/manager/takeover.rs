@@ -1,9 +1,9 @@
 //! Restoring sessions and handing them over (DESIGN section 6).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use super::packets::destroy_sockets;
 use super::Manager;
 use crate::channel::ring::SLOTS;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
-use crate::repair;
+use crate::{channel, repair};
 use crate::sockdiag::{state, Ours};
 
 /// How long the peers have to answer the probe. One on the same network needs a fraction of it.
@@ -33,6 +33,8 @@ const RING_AGAIN: Duration = Duration::from_millis(100);
 const ACCEPTED_AGAIN: Duration = Duration::from_millis(1);
 /// How often an application without a listener is looked at again.
 const DOORBELL_AGAIN: Duration = Duration::from_millis(20);
+/// How long sessions wait for descriptors before it is tried again, if the application took none meanwhile.
+const FILES_AGAIN: Duration = Duration::from_millis(20);
 
 /// How the last takeover went; microseconds since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -68,6 +70,13 @@ pub(super) struct Takeover {
     doorbell_at: Option<Now>,
     listeners: HashMap<u16, HashSet<u32>>,
     ready: HashMap<u16, VecDeque<Ready>>,
+    /// Sessions whose sockets are made when the application has taken others: a process may have only so many. Whether
+    /// their peers answered.
+    waiting: BTreeMap<SessionId, bool>,
+    /// No socket is made before this.
+    files_at: Option<Now>,
+    /// A socket with this number is the last: the process has other things to open.
+    most_files: u64,
     doorbells: HashMap<u16, TcpStream>,
     /// Local ports of the doorbells, newest first.
     rung: Vec<u16>,
@@ -93,6 +102,9 @@ impl Takeover {
             doorbell_at: None,
             listeners: HashMap::new(),
             ready: HashMap::new(),
+            waiting: BTreeMap::new(),
+            files_at: None,
+            most_files: 0,
             doorbells: HashMap::new(),
             rung: Vec::new(),
             spent: Duration::ZERO,
@@ -104,7 +116,7 @@ impl Takeover {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Now> {
-        [self.probe_until, self.barrier_until, self.doorbell_at, self.accepted_at].into_iter().flatten().min()
+        [self.probe_until, self.barrier_until, self.doorbell_at, self.accepted_at, self.files_at].into_iter().flatten().min()
     }
 
     pub(super) fn handover_under_way(&self) -> bool {
@@ -127,6 +139,7 @@ impl Takeover {
 
     /// A session ended before the application had it.
     pub(super) fn forget(&mut self, session: SessionId) {
+        self.waiting.remove(&session);
         for queue in self.ready.values_mut() {
             queue.retain(|r| r.info.session != session);
         }
@@ -139,6 +152,8 @@ impl Takeover {
                 log::warn!("cannot close a restored socket silently: {error}");
             }
         }
+        self.waiting.clear();
+        self.files_at = None;
         self.doorbells.clear();
         self.probe_until = None;
         self.barrier_until = None;
@@ -184,6 +199,7 @@ impl Manager {
     fn begin_restoring(&mut self, now: Now) {
         let t = &mut self.takeover;
         t.started = Some(now);
+        t.most_files = channel::descriptor_limit() / 4 * 3;
         t.spent = Duration::ZERO;
         t.report = Report { sessions: self.filter.store().len(), ..Report::default() };
         t.probe_until = Some(now + PROBE_WAIT);
@@ -222,9 +238,7 @@ impl Manager {
         }
         let now = self.now();
         self.note_restored(now);
-        if self.filter.not_handed_over() == 0 {
-            self.filter.lift_barrier(now);
-        }
+        self.filter.barrier_met(now);
         self.publish_pending();
         self.ring_doorbells(now);
         self.note_done(now);
@@ -251,6 +265,10 @@ impl Manager {
             // Known before it can be accepted.
             return self.publish_pending();
         }
+        if self.takeover.files_at.is_some() {
+            *self.takeover.waiting.entry(session).or_default() |= answered;
+            return;
+        }
         let Some(spec) = self.filter.restore_spec(session, answered, 0) else { return };
         let mut made = make_socket(&spec);
         if made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EADDRNOTAVAIL)) {
@@ -271,7 +289,14 @@ impl Manager {
         let now = self.now();
         self.takeover.spent += now - before;
         match made {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                self.await_files(now);
+                self.takeover.waiting.insert(session, answered);
+            }
             Ok(socket) => {
+                if socket.as_raw_fd() as u64 >= self.takeover.most_files {
+                    self.await_files(now);
+                }
                 self.filter.restored(now, session, spec.sent.len());
                 if spec.closed {
                     // The kernel alone sees it to its end: bytes, FIN, and the peer's.
@@ -292,6 +317,30 @@ impl Manager {
                 self.filter.restore_failed(now, session);
             }
         }
+    }
+
+    /// There are no descriptors for more sockets, or only those that other things may need: until the application has taken
+    /// some, or it is time to try again.
+    fn await_files(&mut self, now: Now) {
+        let t = &mut self.takeover;
+        if t.waiting.is_empty() {
+            let made: usize = t.ready.values().map(VecDeque::len).sum();
+            log::info!("sockets are made as the application takes them: {made} and no more fit into this process (RLIMIT_NOFILE)");
+        }
+        t.files_at = Some(now + FILES_AGAIN);
+    }
+
+    /// Goes on with the sessions that wait for descriptors.
+    fn restore_waiting(&mut self) {
+        if self.takeover.files_at.take().is_none() {
+            return;
+        }
+        let now = self.now();
+        while self.takeover.files_at.is_none() {
+            let Some((session, answered)) = self.takeover.waiting.pop_first() else { break };
+            self.restore(session, answered);
+        }
+        self.note_restored(now);
     }
 
     /// What does not wait until all sessions are restored: our heartbeat, and the virtual IP's lifetime.
@@ -389,10 +438,11 @@ impl Manager {
     /// `GetRecovered`: descriptors go over as messages, and our copies are closed, or the application's close
     /// would send no FIN.
     pub(super) fn hand_over(&mut self, channel: u32, number: u32, port: u16, max: u32) {
+        let now = self.now();
         let queue = self.takeover.ready.entry(port).or_default();
         let n = queue.len().min(max as usize).min(MAX_RECOVERED);
         let out: Vec<Ready> = queue.drain(..n).collect();
-        let more = !queue.is_empty();
+        let more = !queue.is_empty() || !self.takeover.waiting.is_empty();
         let Some(app) = self.apps.get(&channel) else {
             self.takeover.ready.entry(port).or_default().extend(out);
             return;
@@ -402,6 +452,11 @@ impl Manager {
         if let Err(error) = app.channel.reply(number, Reply::Recovered { sessions, more }, &descriptors) {
             log::error!("cannot hand sessions over: {error:?}");
             self.takeover.ready.entry(port).or_default().extend(out);
+        } else {
+            drop(out);
+            let most = self.takeover.started.map_or(now, |started| started + BARRIER_UNTIL_LISTENING);
+            self.takeover.barrier_until = self.takeover.barrier_until.map(|until| until.max((now + BARRIER).min(most)));
+            self.restore_waiting();
         }
         self.publish_pending();
     }
@@ -444,6 +499,11 @@ impl Manager {
             self.probes_done(now);
         }
         if self.takeover.doorbell_at.is_some_and(|t| now >= t) {
+            self.ring_doorbells(now);
+        }
+        if self.takeover.files_at.is_some_and(|t| now >= t) {
+            self.restore_waiting();
+            self.publish_pending();
             self.ring_doorbells(now);
         }
         if self.takeover.accepted_at.is_some_and(|t| now >= t) {

@@ -313,20 +313,21 @@ impl Filter {
         self.deaths.clear();
     }
 
-    /// The barrier falls when the application holds all sessions that it is to have.
-    pub(super) fn barrier_met(&mut self, now: Now) {
-        if self.mode == Mode::Restoring && self.awaited == 0 {
+    /// The barrier falls when the application holds all sessions that it is to have; with engine `repair` not before every
+    /// session has its socket, or was given up.
+    pub fn barrier_met(&mut self, now: Now) {
+        // A session that waits for the local listener is known all the same: nobody answers for it meanwhile.
+        // Or for what its peer proves.
+        let early = self.config.engine == Engine::Splice || self.config.asynchronous;
+        if self.mode == Mode::Restoring && self.awaited == 0 && (self.probing == 0 || early) {
             self.lift_barrier(now);
         }
     }
 
-    /// Every session that has its socket shows its input, held packets go on, new connections may come. Called
-    /// when it took the application too long; with engine `repair` not before every session has its socket, or was given up.
+    /// Every session that has its socket shows its input, held packets go on, new connections may come. Called when it took
+    /// the application too long: the sessions that have none yet go on when they have.
     pub fn lift_barrier(&mut self, now: Now) {
-        // A session that waits for the local listener is known all the same: nobody answers for it meanwhile.
-        // Or for what its peer proves.
-        let early = self.config.engine == Engine::Splice || self.config.asynchronous;
-        if self.mode != Mode::Restoring || self.probing > 0 && !early {
+        if self.mode != Mode::Restoring {
             return;
         }
         self.mode = Mode::Active;

@@ -225,14 +225,32 @@ fn nothing_to_take_over_is_no_barrier() {
 fn a_barrier_that_takes_too_long_is_lifted() {
     let mut r = half_way();
     r.fail_over();
-    r.f.lift_barrier(r.now);
-    assert_eq!(r.f.mode(), Mode::Restoring, "not before there are sockets");
     r.restore(false);
+    assert_eq!(r.f.mode(), Mode::Restoring);
     r.f.lift_barrier(r.now);
     assert_eq!(r.f.mode(), Mode::Active);
     assert!(matches!(r.drain()[..], [Action::Inject(_)]));
     r.recovered();
     assert_eq!(r.f.not_handed_over(), 0);
+}
+
+#[test]
+fn a_session_whose_socket_is_made_after_the_barrier_goes_on() {
+    let mut r = half_way();
+    r.fail_over();
+    r.f.barrier_met(r.now);
+    assert_eq!(r.f.mode(), Mode::Restoring);
+    r.f.lift_barrier(r.now);
+    assert_eq!(r.f.mode(), Mode::Active);
+    // What its peer says waits for it, and nobody answers in its place.
+    let kept = r.packet(say(ACK, 9, 4, b"more"), true);
+    assert_eq!(r.inp(&kept), [Action::Probed(r.id())]);
+    assert_eq!(r.f.unrestored(), [r.id()]);
+    r.restore(true);
+    let actions = r.drain();
+    assert!(matches!(actions[..], [Action::Inject(_), Action::AcceptIn(_)]), "{actions:?}");
+    r.recovered();
+    assert_eq!((r.f.unrestored().len(), r.f.not_handed_over()), (0, 0));
 }
 
 #[test]
