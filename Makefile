@@ -31,7 +31,7 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server static_line_server raw_server traffic_server caller static_caller linked_caller)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server static_line_server raw_server traffic_server holder caller static_caller linked_caller)
 
 $(EXAMPLES)/plain_chat_server: examples/plain_chat_server.c
 	@mkdir -p $(EXAMPLES)
@@ -54,7 +54,7 @@ $(EXAMPLES)/conformance $(EXAMPLES)/line_server $(EXAMPLES)/raw_server $(EXAMPLE
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -pthread -o $@ $<
 
-$(EXAMPLES)/traffic_server: benches/traffic_server.c
+$(EXAMPLES)/traffic_server $(EXAMPLES)/holder: $(EXAMPLES)/%: benches/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -o $@ $<
 

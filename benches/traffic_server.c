@@ -1,12 +1,13 @@
 /* What `tcpr bench` measures: three services in one ordinary program, which knows nothing of tcpr.
  *
- * usage: traffic_server PORT
+ * usage: traffic_server PORT [WORKERS MOST]
  *
  * PORT echoes; PORT + 1 takes bytes and says nothing; PORT + 2 is asked for so many bytes (64 bits, little-endian),
- * sends them, and is asked again.
+ * sends them, and is asked again. So many workers, of which each serves so many connections at most.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -29,6 +31,8 @@ struct client {
 };
 
 static int epfd;
+static struct client listeners[MODES];
+static long most, serving;
 static char block[256 << 10];
 
 static void die(const char *what)
@@ -37,11 +41,25 @@ static void die(const char *what)
     exit(1);
 }
 
+static void listen_again(int op)
+{
+    int i;
+
+    for (i = 0; i < MODES; i++) {
+        struct epoll_event ev = { .events = EPOLLIN, .data.ptr = &listeners[i] };
+
+        if (epoll_ctl(epfd, op, listeners[i].fd, &ev) < 0)
+            die("epoll_ctl");
+    }
+}
+
 static void drop(struct client *c)
 {
     close(c->fd);
     free(c->data);
     free(c);
+    if (serving-- == most)
+        listen_again(EPOLL_CTL_ADD);
 }
 
 static void watch(struct client *c, uint32_t events)
@@ -150,7 +168,7 @@ static void serve(struct client *c)
 
 static void welcome(struct client *listener)
 {
-    for (;;) {
+    while (serving < most) {
         struct epoll_event ev = { .events = EPOLLIN };
         struct client *c;
         int one = 1;
@@ -172,26 +190,25 @@ static void welcome(struct client *listener)
         ev.data.ptr = c;
         if (epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) < 0)
             die("epoll_ctl");
+        if (++serving == most)
+            listen_again(EPOLL_CTL_DEL);
     }
 }
 
 int main(int argc, char **argv)
 {
-    static struct client listeners[MODES];
     struct epoll_event events[64];
-    int i, n, one = 1, port = argc == 2 ? atoi(argv[1]) : 0;
+    int i, n, one = 1, port = argc > 1 ? atoi(argv[1]) : 0;
+    int workers = argc == 4 ? atoi(argv[2]) : 1;
 
-    if (port <= 0 || port > 65535 - MODES) {
-        fprintf(stderr, "usage: traffic_server PORT\n");
+    most = argc == 4 ? atol(argv[3]) : LONG_MAX;
+    if (argc == 3 || argc > 4 || port <= 0 || port > 65535 - MODES || workers < 1 || most < 1) {
+        fprintf(stderr, "usage: traffic_server PORT [WORKERS MOST]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
-    epfd = epoll_create1(EPOLL_CLOEXEC);
-    if (epfd < 0)
-        die("epoll_create1");
     for (i = 0; i < MODES; i++) {
         struct sockaddr_in addr = { .sin_family = AF_INET, .sin_port = htons((uint16_t)(port + i)) };
-        struct epoll_event ev = { .events = EPOLLIN, .data.ptr = &listeners[i] };
         int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
         if (fd < 0)
@@ -203,9 +220,22 @@ int main(int argc, char **argv)
             die("listen");
         listeners[i].fd = fd;
         listeners[i].mode = (enum mode)i;
-        if (epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) < 0)
-            die("epoll_ctl");
     }
+    while (--workers > 0) {
+        pid_t child = fork();
+
+        if (child < 0)
+            die("fork");
+        if (child == 0) {
+            /* Not without the others. */
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            break;
+        }
+    }
+    epfd = epoll_create1(EPOLL_CLOEXEC);
+    if (epfd < 0)
+        die("epoll_create1");
+    listen_again(EPOLL_CTL_ADD);
     for (;;) {
         n = epoll_wait(epfd, events, 64, -1);
         if (n < 0 && errno != EINTR)

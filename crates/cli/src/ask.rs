@@ -114,7 +114,7 @@ pub fn switchover(common: &Common) -> Result<u8, String> {
     if let Some(why) = answer.get("error").and_then(Value::as_str) {
         return Err(why.to_owned());
     }
-    let Some(status) = status_when(&config, Duration::from_secs(5), |status| status["role"] == "backup")? else {
+    let Some(status) = status_when(&config, Duration::from_secs(30), |status| status["role"] == "backup")? else {
         return Err("the partner did not take over; see tcpr status".to_owned());
     };
     if common.json {
@@ -128,14 +128,17 @@ pub fn switchover(common: &Common) -> Result<u8, String> {
 /// The first status of which this is true, if one comes in time.
 fn status_when(config: &Config, patience: Duration, is: impl Fn(&Value) -> bool) -> Result<Option<Value>, String> {
     let before = Instant::now();
-    while before.elapsed() < patience {
-        let status = ask(config, &ControlRequest::Status)?;
-        if is(&status) {
-            return Ok(Some(status));
+    loop {
+        // A manager that gives up very many sessions has no time to answer meanwhile.
+        let asked = ask(config, &ControlRequest::Status);
+        let late = before.elapsed() >= patience;
+        match asked {
+            Ok(status) if is(&status) => return Ok(Some(status)),
+            Err(why) if late => return Err(why),
+            _ if late => return Ok(None),
+            _ => std::thread::sleep(Duration::from_millis(5)),
         }
-        std::thread::sleep(Duration::from_millis(5));
     }
-    Ok(None)
 }
 
 /// `tcpr restart`: returns when the new process has all sessions, or says what is missing.

@@ -16,6 +16,7 @@
 //! - Our own FIN, where it was already sent: [`RestoreSpec::fin_sent`]. The peer's FIN cannot be restored, only
 //!   received: inject it again as a segment ([`crate::rawsock`]), like all input that is to be read again.
 
+use std::fmt;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
@@ -121,12 +122,38 @@ pub struct SocketState {
     pub retransmitted: u32,
 }
 
+/// Why a connection was not restored.
+#[derive(Debug)]
+pub struct RestoreError {
+    step: &'static str,
+    cause: io::Error,
+}
+
+impl RestoreError {
+    /// What the kernel said, if it was the kernel.
+    pub fn errno(&self) -> Option<i32> {
+        self.cause.raw_os_error()
+    }
+}
+
+impl fmt::Display for RestoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "restoring a connection: {}: {}", self.step, self.cause)
+    }
+}
+
+impl std::error::Error for RestoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.cause)
+    }
+}
+
 /// Makes the socket: connected, non-blocking, close-on-exec, with SO_REUSEADDR. Nothing is sent but `unsent`.
 ///
 /// # Errors
 /// Of the step that failed, named in the text. `AddrNotAvailable` or `AddrInUse`: this machine already has
 /// a connection with these addresses.
-pub fn restore(spec: &RestoreSpec<'_>) -> io::Result<OwnedFd> {
+pub fn restore(spec: &RestoreSpec<'_>) -> Result<OwnedFd, RestoreError> {
     let socket = step("socket", tcp_socket(&spec.local))?;
     let fd = socket.as_raw_fd();
     step("TCP_REPAIR (needs CAP_NET_ADMIN)", set_tcp(fd, libc::TCP_REPAIR, &REPAIR_ON))?;
@@ -409,8 +436,8 @@ pub(crate) fn with_sockaddr<T>(
     }
 }
 
-fn step<T>(name: &str, result: io::Result<T>) -> io::Result<T> {
-    result.map_err(|error| io::Error::new(error.kind(), format!("restoring a connection: {name}: {error}")))
+pub(crate) fn step<T>(step: &'static str, result: io::Result<T>) -> Result<T, RestoreError> {
+    result.map_err(|cause| RestoreError { step, cause })
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

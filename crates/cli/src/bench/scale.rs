@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tcpr_lab::client::{StreamClient, StreamOptions};
 
 use super::report::{quantile, Group, Report};
-use super::stand::{ask_all, most_sessions, text, Stand, PATIENCE};
+use super::stand::{text, Stand, PATIENCE};
 use super::{usage, Options, Variant};
 
 const SESSIONS: [u32; 1] = [100_000];
@@ -29,14 +29,11 @@ const fn group(name: &'static str, unit: &'static str) -> Group {
 
 pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
     for wanted in options.sessions(&SESSIONS) {
-        let n = [((usage::available() / ROOM) as u32, "memory"), (most_sessions(wanted)?, "open files (`ulimit -Hn`)")]
-            .into_iter()
-            .fold(wanted, |n, (most, what)| {
-                if most < n {
-                    report.remark("scale", format!("this machine has {what} for {most} sessions, not for {wanted}"));
-                }
-                n.min(most)
-            });
+        let most = (usage::available() / ROOM) as u32;
+        if most < wanted {
+            report.remark("scale", format!("this machine has memory for {most} sessions, not for {wanted}"));
+        }
+        let n = wanted.min(most);
         one(options, variant, report, n)?;
     }
     Ok(())
@@ -50,7 +47,7 @@ fn one(options: &Options, variant: Variant, report: &mut Report, n: u32) -> Resu
     let alone = stand.idle(master);
     let before = stand.memory();
     report.progress(&format!("scale: {n} sessions connect, {}", variant.name()));
-    let mut connections = stand.connections(n)?;
+    let mut peers = stand.holders(n)?;
     stand.pair.wait_sessions(n.into(), PATIENCE)?;
     std::thread::sleep(IDLE);
     let after = stand.memory();
@@ -65,7 +62,7 @@ fn one(options: &Options, variant: Variant, report: &mut Report, n: u32) -> Resu
         report.progress(&format!("scale: {n} sessions switch over, {}, run {run}", variant.name()));
         let start = Instant::now();
         stand.pair.switchover().map_err(text)?;
-        ask_all(&mut connections).map_err(|e| format!("after the switchover: {e}"))?;
+        peers.ask().map_err(|e| format!("after the switchover: {e}"))?;
         let answered = start.elapsed().as_secs_f64() * 1e3;
         master = 1 - master;
         let status = stand.pair.status(master).map_err(text)?;

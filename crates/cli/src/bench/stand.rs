@@ -39,7 +39,7 @@ pub struct Stand {
 impl Stand {
     pub fn new(options: &Options, variant: Variant, sessions: u32) -> Result<Stand, String> {
         // What is started has the same limit.
-        most_sessions(sessions)?;
+        let each = most_sessions(sessions)?;
         let lab = Lab::new("bench").map_err(text)?;
         let a = lab.host("a", "192.0.2.1/24").map_err(text)?;
         let b = lab.host("b", "192.0.2.2/24").map_err(text)?;
@@ -65,7 +65,8 @@ impl Stand {
         };
         let plain = [plain(&a)?, plain(&b)?];
         let server = server.to_str().ok_or("a path that is no text")?;
-        pair.start_both(&[server, &PORT.to_string()]).map_err(text)?;
+        let [port, workers, most] = [PORT.into(), sessions.div_ceil(each).max(1), each].map(|n: u32| n.to_string());
+        pair.start_both(&[server, &port, &workers, &most]).map_err(text)?;
         let stand = Stand { pair, plain, peer, _lab: lab };
         // One that ends at once says why.
         let process = |i| stand.pair.process(i).expect("started");
@@ -99,22 +100,41 @@ impl Stand {
         pids.filter(|pid| !plain.contains(pid)).map(usage::cpu).sum()
     }
 
+    /// An address of the peer's, which has more than one.
+    fn source(&self, i: u32) -> Result<Ipv4Addr, String> {
+        let IpAddr::V4(first) = self.peer.ip() else { return Err("the peer has no IPv4 address".to_owned()) };
+        let source = Ipv4Addr::from(u32::from(first) + i);
+        if i > 0 {
+            self.peer.ip_cmd(&format!("addr replace {source}/24 dev eth0")).map_err(text)?;
+        }
+        Ok(source)
+    }
+
+    /// So many connections of the peer, in processes of their own: one may have descriptors for only so many.
+    pub fn holders(&self, n: u32) -> Result<Holders, String> {
+        let each = most_sessions(n)?.min(EACH_ADDRESS);
+        let (program, to) = (example("holder").map_err(text)?, v4(self.pair.addr())?);
+        let start = |i: u32| {
+            let mut command = Command::new(&program);
+            let (address, port, n) = (to.ip().to_string(), to.port().to_string(), each.min(n - i * each).to_string());
+            command.args([self.source(i)?.to_string(), address, port, n]);
+            self.peer.spawn("holder", command).map_err(text)
+        };
+        let holders = Holders { processes: (0..n.div_ceil(each)).map(start).collect::<Result<_, _>>()?, said: 0 };
+        holders.wait_said("ready", 1)?;
+        Ok(holders)
+    }
+
     /// So many connections of the peer, each of which has echoed a message.
     pub fn connections(&self, n: u32) -> Result<Vec<TcpStream>, String> {
-        if most_sessions(n)? < n {
+        if most_sessions(n)?.min(EACH_ADDRESS) < n {
             return Err(format!("a process may not have so many open files ({n}); raise the hard limit (`ulimit -Hn`)"));
         }
-        let IpAddr::V4(first) = self.peer.ip() else { return Err("the peer has no IPv4 address".to_owned()) };
-        let source = |i: u32| Ipv4Addr::from(u32::from(first) + i / EACH_ADDRESS);
-        for i in (EACH_ADDRESS..n).step_by(EACH_ADDRESS as usize) {
-            let address = format!("addr replace {}/24 dev eth0", source(i));
-            self.peer.ip_cmd(&address).map_err(text)?;
-        }
-        let to = v4(self.pair.addr())?;
+        let (source, to) = (self.source(0)?, v4(self.pair.addr())?);
         let share = |from: u32, until: u32| -> Result<Vec<TcpStream>, String> {
             (from..until)
                 .map(|i| {
-                    let stream = connect_via(source(i), to, PATIENCE).map_err(|e| format!("connection {i} of {n}: {e}"))?;
+                    let stream = connect_via(source, to, PATIENCE).map_err(|e| format!("connection {i} of {n}: {e}"))?;
                     let mut stream = prepared(stream)?;
                     echo(&mut stream, b"0123456789abcdef").map_err(|e| format!("echo: {e}"))?;
                     Ok(stream)
@@ -134,6 +154,32 @@ impl Stand {
             all.extend(part?);
         }
         Ok(all)
+    }
+}
+
+/// Processes that hold connections (`benches/holder.c`).
+pub struct Holders {
+    processes: Vec<Process>,
+    said: usize,
+}
+
+impl Holders {
+    /// Every peer asks, then every peer hears its answer.
+    pub fn ask(&mut self) -> Result<(), String> {
+        const SIGUSR1: i32 = 10;
+        self.said += 1;
+        self.processes.iter().try_for_each(|p| p.signal(SIGUSR1)).map_err(text)?;
+        self.wait_said("answered", self.said)
+    }
+
+    fn wait_said(&self, what: &str, times: usize) -> Result<(), String> {
+        for process in &self.processes {
+            let said = || process.out().lines().filter(|line| *line == what).count() >= times;
+            if !wait_for(10 * PATIENCE, || said() || process.try_exit().is_some()) || !said() {
+                return Err(process.tail(1));
+            }
+        }
+        Ok(())
     }
 }
 

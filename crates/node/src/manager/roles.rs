@@ -164,11 +164,13 @@ impl Manager {
         self.filter_actions();
         self.takeover.abandon();
         self.takeover.died = false;
-        if self.stopping.is_none() {
-            if let Some(program) = &mut self.program {
-                program.kill();
-                program.restart(now);
-            }
+        let program = self.program.as_mut().filter(|_| self.stopping.is_none());
+        if let Some(program) = program {
+            program.signal(libc::SIGKILL);
+            // What is closed already does not hold up its end, with a FIN of each of many connections.
+            packets::destroy_sockets(&mut self.sockdiag, self.takeover.ours());
+            program.kill();
+            program.restart(now);
         }
         packets::destroy_sockets(&mut self.sockdiag, self.takeover.ours());
         // The RSTs of what ended here meet a passive filter: one that serves again would take them for strangers'.

@@ -77,6 +77,8 @@ pub(super) struct Takeover {
     files_at: Option<Now>,
     /// A socket with this number is the last: the process has other things to open.
     most_files: u64,
+    /// How many sockets there were when no more could be made.
+    most_ready: usize,
     doorbells: HashMap<u16, TcpStream>,
     /// Local ports of the doorbells, newest first.
     rung: Vec<u16>,
@@ -105,6 +107,7 @@ impl Takeover {
             waiting: BTreeMap::new(),
             files_at: None,
             most_files: 0,
+            most_ready: 0,
             doorbells: HashMap::new(),
             rung: Vec::new(),
             spent: Duration::ZERO,
@@ -125,6 +128,11 @@ impl Takeover {
 
     pub(super) fn ours(&self) -> &Ours {
         &self.ours
+    }
+
+    /// Sockets that the application has yet to take.
+    fn made(&self) -> usize {
+        self.ready.values().map(VecDeque::len).sum()
     }
 
     fn has_listener(&self, port: u16) -> bool {
@@ -271,7 +279,7 @@ impl Manager {
         }
         let Some(spec) = self.filter.restore_spec(session, answered, 0) else { return };
         let mut made = make_socket(&spec);
-        if made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EADDRNOTAVAIL)) {
+        if made.as_ref().is_err_and(|e| e.errno() == Some(libc::EADDRNOTAVAIL)) {
             // What an earlier life of this member left in the kernel has the same four-tuple.
             let there = self.kernel_state(&spec.tuple);
             match self.sockdiag.destroy(spec.tuple.local, spec.tuple.peer) {
@@ -280,7 +288,7 @@ impl Manager {
             }
             made = make_socket(&spec);
         }
-        if made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENETUNREACH)) {
+        if made.as_ref().is_err_and(|e| e.errno() == Some(libc::ENETUNREACH)) {
             // A machine that stood still for so long that the virtual IP ran out.
             self.stay_alive();
             self.vip_add(before);
@@ -289,7 +297,7 @@ impl Manager {
         let now = self.now();
         self.takeover.spent += now - before;
         match made {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            Err(error) if matches!(error.errno(), Some(libc::EMFILE | libc::ENFILE)) => {
                 self.await_files(now);
                 self.takeover.waiting.insert(session, answered);
             }
@@ -323,24 +331,34 @@ impl Manager {
     /// some, or it is time to try again.
     fn await_files(&mut self, now: Now) {
         let t = &mut self.takeover;
+        let made = t.made();
         if t.waiting.is_empty() {
-            let made: usize = t.ready.values().map(VecDeque::len).sum();
             log::info!("sockets are made as the application takes them: {made} and no more fit into this process (RLIMIT_NOFILE)");
         }
+        t.most_ready = made.max(1);
         t.files_at = Some(now + FILES_AGAIN);
     }
 
     /// Goes on with the sessions that wait for descriptors.
-    fn restore_waiting(&mut self) {
+    fn restore_waiting(&mut self, now: Now) {
         if self.takeover.files_at.take().is_none() {
             return;
         }
-        let now = self.now();
-        while self.takeover.files_at.is_none() {
-            let Some((session, answered)) = self.takeover.waiting.pop_first() else { break };
-            self.restore(session, answered);
+        loop {
+            let t = &mut self.takeover;
+            let full = t.files_at.is_some() || t.made() >= t.most_ready;
+            match t.waiting.first_entry() {
+                None => return self.note_restored(now),
+                Some(_) if full => {
+                    t.files_at.get_or_insert(now + FILES_AGAIN);
+                    return;
+                }
+                Some(next) => {
+                    let (session, answered) = next.remove_entry();
+                    self.restore(session, answered);
+                }
+            }
         }
-        self.note_restored(now);
     }
 
     /// What does not wait until all sessions are restored: our heartbeat, and the virtual IP's lifetime.
@@ -440,7 +458,9 @@ impl Manager {
     pub(super) fn hand_over(&mut self, channel: u32, number: u32, port: u16, max: u32) {
         let now = self.now();
         let queue = self.takeover.ready.entry(port).or_default();
-        let n = queue.len().min(max as usize).min(MAX_RECOVERED);
+        // One of several processes may have enough, and leave to the others what it has not fetched.
+        let alone = self.takeover.listeners.get(&port).is_none_or(|l| l.len() == 1);
+        let n = queue.len().min(if alone { max as usize } else { 1 }).min(MAX_RECOVERED);
         let out: Vec<Ready> = queue.drain(..n).collect();
         let more = !queue.is_empty() || !self.takeover.waiting.is_empty();
         let Some(app) = self.apps.get(&channel) else {
@@ -456,7 +476,7 @@ impl Manager {
             drop(out);
             let most = self.takeover.started.map_or(now, |started| started + BARRIER_UNTIL_LISTENING);
             self.takeover.barrier_until = self.takeover.barrier_until.map(|until| until.max((now + BARRIER).min(most)));
-            self.restore_waiting();
+            self.restore_waiting(now);
         }
         self.publish_pending();
     }
@@ -502,7 +522,7 @@ impl Manager {
             self.ring_doorbells(now);
         }
         if self.takeover.files_at.is_some_and(|t| now >= t) {
-            self.restore_waiting();
+            self.restore_waiting(now);
             self.publish_pending();
             self.ring_doorbells(now);
         }
@@ -525,7 +545,7 @@ impl Manager {
     }
 }
 
-fn make_socket(spec: &RestoreSpec) -> io::Result<OwnedFd> {
+fn make_socket(spec: &RestoreSpec) -> Result<OwnedFd, repair::RestoreError> {
     repair::restore(&repair::RestoreSpec {
         local: spec.tuple.local,
         peer: spec.tuple.peer,
@@ -547,7 +567,7 @@ fn make_socket(spec: &RestoreSpec) -> io::Result<OwnedFd> {
     .and_then(|socket| {
         let stream = TcpStream::from(socket);
         if spec.fin {
-            stream.shutdown(Shutdown::Write)?;
+            repair::step("shutdown", stream.shutdown(Shutdown::Write))?;
         }
         Ok(stream.into())
     })
