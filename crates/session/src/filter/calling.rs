@@ -108,6 +108,9 @@ impl Filter {
                 // Sent again, or another incarnation of what is being restored: not now.
                 _ => return self.drop_out(id),
             }
+        } else if let Some(outer) = self.outer(&tuple).filter(|outer| self.has_called(outer, syn.seq())) {
+            // Whoever it has called may have heard it: what waits to be called for by now is for the next one.
+            return self.call_out(id, tuple, outer, syn, bytes);
         }
         if !self.is_outgoing(&tuple) {
             // Some other connection of the host.
@@ -146,6 +149,9 @@ impl Filter {
             // Should nothing come of it.
             self.splice_over(self.clock, &outer, None);
         }
+        if outer == tuple {
+            self.splices.take_name(&tuple);
+        }
         self.splices.remove_former(&outer, syn.seq());
         self.note_syn(outer, syn, true);
         let corrected = self.corrected_out(&outer, syn);
@@ -162,9 +168,11 @@ impl Filter {
 
     /// The port that the peer is to see: the local TCP's own, unless another session has it.
     fn free_tuple(&self, tuple: FourTuple) -> Option<FourTuple> {
-        let free = |t: &FourTuple| {
-            self.store.find(t).is_none() && self.is_outgoing(t) && self.splices.get(t).is_none_or(|splice| inner(t, splice) == tuple)
+        let taken = |t: &FourTuple| match self.splices.get(t) {
+            Some(splice) => inner(t, splice) != tuple,
+            None => *t != tuple && self.calls_from(t),
         };
+        let free = |t: &FourTuple| self.store.find(t).is_none() && self.is_outgoing(t) && !taken(t);
         let first = tuple.local.port();
         let others = (first..=u16::MAX).chain(1024..first);
         others.map(|port| FourTuple { local: (tuple.local.ip(), port).into(), ..tuple }).find(free)

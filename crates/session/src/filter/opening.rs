@@ -123,6 +123,16 @@ impl Filter {
         self.handshakes.note(tuple, handshake);
     }
 
+    /// Whether this SYN of ours has left before.
+    pub(super) fn has_called(&self, tuple: &FourTuple, isn: Seq) -> bool {
+        self.handshakes.get(tuple).is_some_and(|h| h.by_us && h.isn == isn)
+    }
+
+    /// Whether a SYN of ours has left from there, and made no session yet.
+    pub(super) fn calls_from(&self, tuple: &FourTuple) -> bool {
+        self.handshakes.get(tuple).is_some_and(|h| h.by_us)
+    }
+
     /// Whether an RST of the local TCP refuses a connection that it may yet accept.
     pub(super) fn refused_too_soon(&self, now: Now, tuple: &FourTuple) -> bool {
         self.handshakes.get(tuple).is_some_and(|h| !h.by_us && h.answer.is_none() && now < h.since + REFUSED_AFTER)

@@ -76,10 +76,19 @@ impl Splices {
 
     pub fn insert(&mut self, tuple: FourTuple, splice: Splice) {
         self.remove(&tuple);
-        if splice.ports.0 != splice.ports.1 {
-            self.outer.insert(FourTuple { local: (tuple.local.ip(), splice.ports.0).into(), ..tuple }, tuple);
+        let inner = FourTuple { local: (tuple.local.ip(), splice.ports.0).into(), ..tuple };
+        self.take_name(&inner);
+        if inner != tuple {
+            self.outer.insert(inner, tuple);
         }
         self.by_tuple.insert(tuple, splice);
+    }
+
+    /// Something else has this name at the local TCP from now on.
+    pub fn take_name(&mut self, inner: &FourTuple) {
+        if let Some(former) = self.outer.remove(inner) {
+            self.by_tuple.remove(&former);
+        }
     }
 
     pub fn remove(&mut self, tuple: &FourTuple) {

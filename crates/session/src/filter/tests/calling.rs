@@ -339,3 +339,52 @@ fn what_the_replica_may_not_know_is_not_probed() {
     r.f.probes();
     assert_eq!(left(&r.drain()).len(), 1);
 }
+
+/// Another call of that port, and the port that the upstream is shown.
+fn shown(actions: &[Action]) -> FourTuple {
+    let [packet] = &left(actions)[..] else { panic!("{actions:?}") };
+    let shown = Segment::parse(packet).unwrap();
+    assert!(shown.flags() == SYN && injected(actions).is_empty());
+    from(shown.source().port())
+}
+
+#[test]
+fn a_call_that_has_left_is_a_new_connection_whatever_waits_by_then() {
+    let mut r = taken_over(made(false), false, false);
+    r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN));
+    // None is left: this one is new, and nobody answers it yet.
+    let (isn, other) = (Seq(55), Seq(77));
+    let outer = shown(&r.out(&syn(MADE, isn, 300)));
+    // Who had the old one gives up, so that it waits again.
+    r.out(&Packet { port: AGAIN, out: true, flags: RST, seq: ISN_AGAIN.add(1), ack: Seq(0), ts: (0, 0), bytes: b"" }.build());
+    // The upstream may have heard of the new one: it goes on as that.
+    assert_eq!(shown(&r.out(&syn(MADE, isn, 301))), outer);
+    // Refused, it calls once more; that is the old one's, and has its port.
+    r.inp(&Packet { port: outer.local.port(), out: false, flags: RST | ACK, seq: Seq(0), ack: isn.add(1), ts: (0, 0), bytes: b"" }.build());
+    let called = r.out(&syn(MADE, other, 302));
+    assert!(left(&called).is_empty());
+    assert_eq!(Segment::parse(&answer(&called)).unwrap().ack(), other.add(1));
+    assert_eq!(r.f.outer(&from(MADE)), Some(from(MADE)));
+    let taken = Packet { port: MADE, out: true, flags: ACK, seq: other.add(1), ack: seq::at(ISN_IN, 5), ts: (303, 500), bytes: b"" };
+    let taken = left(&r.out(&taken.build()));
+    let [packet] = &taken[..] else { panic!("{} packets", taken.len()) };
+    let (at, ack, packet) = offsets(packet, false);
+    assert_eq!((packet.source(), at, ack), (from(MADE).local, 2, 5));
+}
+
+#[test]
+fn a_port_that_another_call_has_left_from_is_not_shown() {
+    let mut r = taken_over(made(true), true, false);
+    r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN));
+    // The next port is somebody's, who is calling from it.
+    let first = r.out(&syn(MADE + 1, Seq(5), 301));
+    assert!(r.passes(&first));
+    assert_eq!(shown(&r.out(&syn(MADE, Seq(55), 302))), from(MADE + 2));
+    // The session waits to be called for again, and ends; the next call from its port is shown as what it is.
+    r.out(&Packet { port: AGAIN, out: true, flags: RST, seq: ISN_AGAIN.add(1), ack: Seq(0), ts: (0, 0), bytes: b"" }.build());
+    r.inp(&Packet { port: MADE, out: false, flags: RST, seq: seq::at(ISN_IN, 5), ack: Seq(0), ts: (0, 0), bytes: b"" }.build());
+    assert_eq!(r.f.store().len(), 0);
+    let again = r.out(&syn(MADE, Seq(99), 304));
+    assert!(r.passes(&again), "{again:?}");
+    assert_eq!(r.f.outer(&from(MADE)), Some(from(MADE)));
+}
