@@ -347,8 +347,10 @@ impl Filter {
     pub(super) fn swallow(&mut self, packet: u32, id: SessionId, end: u64) {
         let live = self.live.get_mut(&id).expect("live");
         live.kernel_nxt = live.kernel_nxt.max(end);
+        // It may have more by now than it has acknowledged, and looks at nothing before that.
+        let at = live.kernel_edge.min(self.store.get(id).expect("known").in_ackable()).max(live.kernel_ack);
         self.actions.push(Action::DropOut(packet));
-        self.inject(id, self.live[&id].kernel_ack, flags::ACK, &[]);
+        self.inject(id, at, flags::ACK, &[]);
     }
 
     // ---- correcting ------------------------------------------------------------------------------------

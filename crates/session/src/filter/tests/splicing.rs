@@ -219,6 +219,25 @@ fn a_half_whose_output_had_ended_is_heard_by_nobody() {
 }
 
 #[test]
+fn a_half_whose_output_had_ended_hears_that_with_all_that_it_may_have_by_then() {
+    let mut r = busy(false);
+    r.f.shutdown(r.now, CHANNEL, THREAD, HANDLE);
+    r.wait();
+    let mut r = r.spliced_over(true, 4);
+    r.half_syn_ack();
+    r.attach();
+    r.half(ACK, 0, 9, b"", 0);
+    r.peer(say(ACK | FIN, 9, 5, b""));
+    // This was said before, and comes after; the half has the peer's end by now, and looks at nothing from before it.
+    let ended = r.half(ACK | FIN, 0, 9, b"", 0);
+    let [packet] = injected(&ended)[..] else { panic!("{ended:?}") };
+    let packet = Segment::parse(packet).unwrap();
+    assert_eq!((packet.seq(), packet.ack()), (seq::at(ISN_IN, 10), ISN_HALF.add(2)));
+    r.half(ACK, 1, 10, b"", 0);
+    assert_eq!(r.f.store().len(), 0);
+}
+
+#[test]
 fn what_a_half_says_after_the_end_is_corrected_still() {
     let mut r = busy(false).spliced_over(true, 4);
     r.half_syn_ack();
