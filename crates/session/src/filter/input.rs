@@ -277,8 +277,9 @@ impl Filter {
             }
         }
         let ack = believed.raw_ack.map(|ack| if live.mute { live.kernel_nxt } else { ack.min(live.kernel_nxt) });
-        // What lies before its window it does not look at.
-        let unseen = believed.offset + i64::from(segment.sequence_length()) < live.kernel_ack as i64;
+        // What lies before its window, or beyond one that it has taken back, it does not look at.
+        let end = believed.offset + i64::from(segment.sequence_length());
+        let unseen = end < live.kernel_ack as i64 || !live.behind() && end > live.kernel_edge as i64;
         let news = ack.unwrap_or(0) > live.kernel_una;
         if !unseen {
             live.kernel_una = live.kernel_una.max(ack.unwrap_or(0));

@@ -223,3 +223,22 @@ fn an_empty_segment_acknowledges_no_more_than_the_store_has() {
     assert!(actions.iter().any(|a| matches!(a, Action::AcceptOut(_))), "{actions:?}");
     assert_eq!(r.f.counters().ack_beyond_store, 2);
 }
+
+#[test]
+fn an_ack_from_beyond_a_window_that_was_taken_back_is_heard() {
+    let mut r = Rig::open();
+    r.write(b"hi");
+    r.wait();
+    r.stored();
+    r.kernel(say(ACK, 0, 0, b"hi"));
+    r.peer(say(ACK, 0, 0, b"0123456789"));
+    // Of the window that the peer was told first nothing is left, and it has filled that.
+    r.kernel(Say { window: 0, ..say(ACK, 2, 10, b"") });
+    let told = r.peer(say(ACK, 15, 2, b""));
+    let [Action::Inject(packet), Action::AcceptIn(_)] = &told[..] else { panic!("{told:?}") };
+    let (at, ack, _) = offsets(packet, true);
+    assert_eq!((at, ack), (10, 2));
+    // Once is enough; and what lies within its window it hears by itself.
+    assert_eq!(r.peer(say(ACK, 15, 2, b"")).len(), 1);
+    assert_eq!(r.peer(say(ACK, 10, 2, b"")).len(), 1);
+}
