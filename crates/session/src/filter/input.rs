@@ -125,6 +125,10 @@ impl Filter {
                 self.held_syns.push(HeldIn { id, bytes: bytes.to_vec() });
                 return;
             }
+            if !opens && self.calls_from(&tuple) {
+                // Whoever was called refuses. The program may want to know that before it accepts anything.
+                return self.deliver(id, bytes);
+            }
             if self.resets.contains(&tuple) && segment.has(flags::ACK) && !segment.has(flags::RST) {
                 // The challenge to our RST (RFC 5961, section 3): the next one has the right number.
                 let reset = segment::reset_for(segment);

@@ -388,3 +388,18 @@ fn a_port_that_another_call_has_left_from_is_not_shown() {
     assert!(r.passes(&again), "{again:?}");
     assert_eq!(r.f.outer(&from(MADE)), Some(from(MADE)));
 }
+
+#[test]
+fn that_a_call_is_refused_is_heard_before_the_barrier_falls() {
+    let mut r = made(true);
+    r.handshake(false);
+    let mut r = taken_over(r, true, false);
+    assert_eq!(r.f.mode(), Mode::Restoring);
+    r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN));
+    let isn = Seq(55);
+    r.out(&syn(AGAIN + 1, isn, 300));
+    let refusal = |port| Packet { port, out: false, flags: RST | ACK, seq: Seq(0), ack: isn.add(1), ts: (0, 0), bytes: b"" }.build();
+    let refused = r.inp(&refusal(AGAIN + 1));
+    assert!(r.passes(&refused), "{refused:?}");
+    assert!(matches!(r.inp(&refusal(AGAIN + 2))[..], [Action::DropIn(_)]), "nobody has called from there");
+}
