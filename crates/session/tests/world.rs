@@ -8,6 +8,8 @@
 //! peer hears exactly what it is owed (I6). At the end: everybody was served within bounded time, and no record,
 //! packet or timer is left.
 
+#[path = "world/callee.rs"]
+mod callee;
 #[path = "world/cluster.rs"]
 mod cluster;
 #[path = "world/node.rs"]

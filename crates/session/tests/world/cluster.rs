@@ -14,12 +14,18 @@ use tcpr_session::store::Store;
 use tcpr_session::tuple::FourTuple;
 use tcpr_session::Now;
 
+use crate::callee::Callee;
 use crate::node::{line, Node, Service};
 use crate::peer::{Ending, Peer};
 use crate::rng::Rng;
 use crate::tcp::{Setup, Tcp};
 use tcpr_session::seq::Seq;
 
+#[path = "calls.rs"]
+mod calls;
+
+/// How often a member compares its records with its kernel's sockets.
+const SWEEP_US: u64 = 5_000_000;
 const US: Duration = Duration::from_micros(1);
 const MS: Duration = Duration::from_millis(1);
 
@@ -32,6 +38,8 @@ pub struct Sums {
     pub switchovers: u64,
     pub zombies: u64,
     pub restored: u64,
+    pub had_back: u64,
+    pub surplus: u64,
     pub open_commits: u64,
     pub held: u64,
     pub virtual_ms: u64,
@@ -45,6 +53,8 @@ impl Sums {
         self.switchovers += o.switchovers;
         self.zombies += o.zombies;
         self.restored += o.restored;
+        self.had_back += o.had_back;
+        self.surplus += o.surplus;
         self.open_commits += o.open_commits;
         self.held += o.held;
         self.virtual_ms += o.virtual_ms;
@@ -62,6 +72,10 @@ enum Message {
 
 enum Event {
     ToPeer(usize, Vec<u8>),
+    ToCallee(usize, Vec<u8>),
+    CalleeTimer(usize),
+    Call(usize),
+    Sweep(usize),
     ToVip(Vec<u8>),
     PeerStep(usize),
     PeerTimer(usize),
@@ -113,6 +127,18 @@ pub struct World {
     peers: Vec<Peer>,
     peer_of: HashMap<SocketAddr, usize>,
     peer_timer: Vec<Option<Now>>,
+    /// Whom the application connects to; none in most worlds.
+    callees: Vec<Callee>,
+    /// How many peers connect by themselves; those behind them are called.
+    clients: usize,
+    login: bool,
+    /// Longest time (in us) between two looks of an application for connections that it lacks, and between two steps of
+    /// those that it calls.
+    call_pause: u64,
+    give_up: u64,
+    /// An application has connected without knowing whether there is anything to connect to.
+    guessed: bool,
+    next_port: u16,
     nodes: Vec<Node>,
     alive: Vec<bool>,
     guard: Vec<Guard>,
@@ -171,6 +197,13 @@ impl World {
             peers: Vec::new(),
             peer_of: HashMap::new(),
             peer_timer: vec![None; count],
+            callees: Vec::new(),
+            clients: count,
+            login: false,
+            call_pause: 0,
+            give_up: 0,
+            guessed: false,
+            next_port: 33_000,
             nodes: Vec::new(),
             alive: Vec::new(),
             guard: Vec::new(),
@@ -202,6 +235,9 @@ impl World {
             trace,
             rng,
         };
+        if seed.is_multiple_of(3) {
+            w.add_callees();
+        }
         for _ in 0..2 {
             w.add_node();
         }
@@ -211,13 +247,7 @@ impl World {
         let vip: SocketAddr = "192.0.2.200:5555".parse().unwrap();
         for index in 0..count {
             let me: SocketAddr = ([192, 0, 2, 10 + index as u8], 40_000 + index as u16).into();
-            let peer_setup = Setup {
-                mss: w.rng.range(100, 1460) as u16,
-                shift: w.rng.percent(70).then(|| w.rng.below(4) as u8),
-                timestamps: w.rng.percent(70),
-                receive_buffer: w.rng.range(600, 20_000) as usize,
-                send_buffer: 10_000,
-            };
+            let peer_setup = w.peer_setup();
             let ending = match (service, w.rng.below(10)) {
                 (Service::Lines, _) | (_, 0..=1) => Ending::Stays,
                 (_, 2..=4) => Ending::PeerFirst,
@@ -239,6 +269,7 @@ impl World {
             w.at(start + MS, Event::PeerStep(index));
             w.plan_peer(index);
         }
+        w.plan_calls();
         for _ in 0..w.faults {
             let t = w.now + US * w.rng.below(4_000_000) as u32;
             w.at(t, Event::Fault);
@@ -248,9 +279,14 @@ impl World {
 
     fn add_node(&mut self) -> usize {
         let isn = self.rng.next() as u32;
-        let mut node = Node::new(self.service, self.engine, self.setup, isn);
+        let callees = self.callees.iter().map(|c| c.me).collect();
+        let mut node = Node::new(self.service, self.engine, self.setup, isn, callees, self.login);
         node.trace = self.trace;
         self.nodes.push(node);
+        if !self.callees.is_empty() {
+            self.after(0, 200_000, Event::Call(self.nodes.len() - 1));
+            self.after(0, SWEEP_US, Event::Sweep(self.nodes.len() - 1));
+        }
         self.alive.push(true);
         self.guard.push(Guard::Nobody);
         self.work_at.push(None);
@@ -326,8 +362,13 @@ impl World {
             }
             self.check_out(n, &packet);
             let p = Segment::parse(&packet).expect("a segment");
-            let peer = self.peer_of[&p.destination()];
-            self.carry(|packet| Event::ToPeer(peer, packet), packet);
+            match self.peer_of.get(&p.destination()).copied() {
+                Some(peer) => self.carry(|packet| Event::ToPeer(peer, packet), packet),
+                None => {
+                    let callee = self.callees.iter().position(|c| c.me == p.destination()).expect("a host");
+                    self.carry(|packet| Event::ToCallee(callee, packet), packet);
+                }
+            }
         }
         let from = n;
         for packet in std::mem::take(&mut self.nodes[n].forwarded) {
@@ -356,7 +397,7 @@ impl World {
         let p = Segment::parse(packet).expect("a segment");
         let tuple = FourTuple { local: p.source(), peer: p.destination() };
         let Some(s) = store.find(&tuple).and_then(|id| store.get(id)) else {
-            assert!(!p.has(flags::SYN), "I1: a SYN-ACK of an unknown session");
+            assert!(!p.has(flags::SYN) || !p.has(flags::ACK), "I1: a SYN-ACK of an unknown session");
             assert!(p.payload().is_empty() && !p.has(flags::FIN) || self.ended(n, &tuple), "I1: bytes of an unknown session");
             return;
         };
@@ -640,6 +681,9 @@ impl World {
                 peers[i].receive(now, &packet, rng);
                 self.arrived_from_peer(i);
             }
+            Event::ToCallee(c, packet) => self.arrived_at_callee(c, &packet),
+            Event::Call(n) => self.call(n),
+            Event::Sweep(n) => self.sweep(n),
             Event::ToVip(packet) => {
                 if let Some(n) = self.vip.filter(|n| self.alive[*n]) {
                     self.nodes[n].arrived_from_wire(packet);
@@ -647,17 +691,19 @@ impl World {
                 }
             }
             Event::PeerStep(i) => {
-                if self.speaking {
+                if self.speaking || i >= self.clients {
                     let World { peers, rng, .. } = self;
                     peers[i].step(now, rng);
                     self.arrived_from_peer(i);
                 }
                 if !self.peers[i].over() {
-                    self.after(500, 60_000, Event::PeerStep(i));
+                    let pause = if i < self.clients { 60_000 } else { self.call_pause };
+                    self.after(500, pause, Event::PeerStep(i));
                 }
             }
             // One that another has come before: they would never become fewer.
             Event::PeerTimer(i) if self.peer_timer[i] != Some(now) => {}
+            Event::CalleeTimer(c) if self.callees[c].planned != Some(now) => {}
             Event::Work(n) if self.work_at[n] != Some(now) => {}
             Event::PeerTimer(i) => {
                 self.peer_timer[i] = None;
@@ -666,6 +712,7 @@ impl World {
                 }
                 self.arrived_from_peer(i);
             }
+            Event::CalleeTimer(c) => self.callee_timer(c),
             Event::Work(n) => self.work(n),
             Event::App(n) => self.app(n),
             Event::Link { from, to, link, message } => {
@@ -785,7 +832,9 @@ impl World {
     }
 
     pub fn run(mut self) -> Sums {
-        let limit = self.calm_at + MS * 90_000;
+        // Who waits to be called is waited for for a minute, and the timer stays.
+        let afterwards = if self.callees.is_empty() { MS * 15_000 } else { MS * 75_000 };
+        let limit = self.calm_at + MS * 75_000 + afterwards;
         let mut events = 0u64;
         let mut over_at = None;
         while let Some(Reverse(Due(when, _, event))) = self.queue.pop() {
@@ -796,15 +845,14 @@ impl World {
                 panic!("a hang after {events} events at {:?}:\n{}", self.now, self.describe());
             }
             if !self.speaking {
-                let all = self.peers.len();
-                self.speaking = self.nodes[self.master].app.as_ref().is_some_and(|a| a.holds() == all);
+                self.speaking = self.all_hold();
             }
             if self.peers.iter().all(Peer::satisfied) {
                 self.peers.iter_mut().for_each(|p| p.may_end = true);
             }
             let all_over = self.peers.iter().all(Peer::over) && self.calm();
             if all_over {
-                let until = *over_at.get_or_insert(self.now + MS * 15_000);
+                let until = *over_at.get_or_insert(self.now + afterwards);
                 if self.now > until {
                     break;
                 }
@@ -816,15 +864,27 @@ impl World {
         for n in &self.nodes {
             self.sums.restored += n.filter.counters().restored;
             self.sums.held += n.filter.counters().held;
+            self.sums.had_back += n.had_back;
         }
+        self.sums.surplus = self.callees.iter().map(|c| c.surplus).sum();
         self.sums.open_commits = m.filter.turns().counters().open_commits;
         self.sums
     }
 
+    /// The application has all connections that others made, and whoever may take over knows it: one that it finds half
+    /// open comes a moment later than the others, and what a chat says in that moment it does not hear.
+    fn all_hold(&self) -> bool {
+        let next = &self.nodes[self.replica.unwrap_or(self.master)].filter;
+        let known = next.store().iter().filter(|s| s.established && self.peer_of.contains_key(&s.open.tuple.peer)).count();
+        known == self.clients && self.nodes[self.master].app.as_ref().is_some_and(|a| a.holds() == self.clients)
+    }
+
     fn check_end(&self) {
         assert!(self.peers.iter().all(Peer::over), "not served:\n{}", self.describe());
+        self.check_callees();
         let m = &self.nodes[self.master];
-        let aborted = self.peers.iter().filter(|p| p.aborted).count();
+        let surplus: u64 = self.callees.iter().map(|c| c.surplus).sum();
+        let aborted = self.peers.iter().filter(|p| p.aborted).count() + surplus as usize;
         assert!(m.filter.store().len() <= aborted, "records are left:\n{}", self.describe());
         assert!(m.open_sockets() <= aborted, "sockets are left:\n{}", self.describe());
         for n in (0..self.nodes.len()).filter(|n| self.alive[*n]) {

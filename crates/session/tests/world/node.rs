@@ -1,18 +1,26 @@
 //! A member: its kernel, its application, its hooks' ring, and its filter with what the manager does around it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 
 use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, Origin};
-use tcpr_session::segment::{flags, Build, Segment};
+use tcpr_session::segment::{flags, Segment};
 use tcpr_session::seq::Seq;
 use tcpr_session::tuple::{FourTuple, SessionId};
+use tcpr_session::turn::PortPolicy;
 use tcpr_session::Now;
 
 use crate::rng::Rng;
-use crate::tcp::{Event, Setup, State, Tcp};
+use crate::tcp::{refusal, Event, Setup, State, Tcp};
+
+#[path = "caller.rs"]
+mod caller;
 
 /// The byte, or the end of a line, after which the application closes.
 pub const CLOSE_MARK: u8 = 0xff;
+
+/// What the application says first on a connection that it makes, if it says anything.
+pub const LOGIN: &[u8] = b"it is me";
 
 /// So many connections wait to be accepted; what completes another handshake is dropped.
 const BACKLOG: usize = 2;
@@ -45,6 +53,8 @@ struct Descriptor {
     line: Vec<u8>,
     absorb: u64,
     closing: bool,
+    /// The application made the connection.
+    called: bool,
 }
 
 /// A single-threaded server over hooked calls. One micro-step at a time, so that it can die in between.
@@ -61,6 +71,8 @@ pub struct App {
     todo: VecDeque<(u32, Vec<u8>)>,
     in_turn: bool,
     pub accepted: usize,
+    /// Connects that have not come to their end.
+    calling: Vec<FourTuple>,
 }
 
 impl App {
@@ -74,11 +86,13 @@ impl App {
             todo: VecDeque::new(),
             in_turn: false,
             accepted: 0,
+            calling: Vec::new(),
         }
     }
 
+    /// Connections that others made.
     pub fn holds(&self) -> usize {
-        self.open.len()
+        self.open.values().filter(|d| !d.called).count()
     }
 }
 
@@ -105,16 +119,24 @@ pub struct Node {
     pub probed: Vec<SessionId>,
     pub torn: BTreeSet<FourTuple>,
     isn: u32,
+    /// To whom the application connects, and whether it says something first.
+    callees: Vec<SocketAddr>,
+    login: bool,
+    /// SYNs that have left, by port and number.
+    called: BTreeSet<(u16, u32)>,
+    /// Records without a socket, at the last sweep.
+    missing: Vec<SessionId>,
+    /// Sessions that the application had back by calling.
+    pub had_back: u64,
     pub trace: bool,
 }
 
-pub fn config(service: Service, engine: Engine) -> FilterConfig {
+fn config(service: Service, engine: Engine, callees: &[SocketAddr]) -> FilterConfig {
     use tcpr_session::framing::Framing;
-    use tcpr_session::turn::PortPolicy;
     let framing = if service == Service::Lines { Framing::Lines } else { Framing::None };
     FilterConfig {
         ports: vec![(5555, PortPolicy::framed(framing))],
-        outgoing: Vec::new(),
+        outgoing: callees.iter().map(|to| (*to, PortPolicy::default())).collect(),
         max_turn: std::time::Duration::from_millis(50),
         engine,
         hooked: true,
@@ -123,9 +145,9 @@ pub fn config(service: Service, engine: Engine) -> FilterConfig {
 }
 
 impl Node {
-    pub fn new(service: Service, engine: Engine, setup: Setup, isn: u32) -> Node {
+    pub fn new(service: Service, engine: Engine, setup: Setup, isn: u32, callees: Vec<SocketAddr>, login: bool) -> Node {
         Node {
-            filter: Filter::new(config(service, engine)),
+            filter: Filter::new(config(service, engine, &callees)),
             service,
             setup,
             sockets: BTreeMap::new(),
@@ -144,6 +166,11 @@ impl Node {
             probed: Vec::new(),
             torn: BTreeSet::new(),
             isn,
+            callees,
+            login,
+            called: BTreeSet::new(),
+            missing: Vec::new(),
+            had_back: 0,
             trace: false,
         }
     }
@@ -173,14 +200,10 @@ impl Node {
             if !self.sockets.contains_key(&tuple) {
                 if self.app.is_none() && self.filter.mode() == Mode::Restoring {
                     // Nobody listens.
-                    let mut rst = Vec::new();
-                    let (source, destination) = (p.destination(), p.source());
-                    let (flags, ack) = (flags::RST | flags::ACK, p.seq().add(1));
-                    Build { source, destination, seq: Seq(0), ack, flags, window: 0, timestamps: None, payload: &[] }.write(&mut rst);
-                    return self.out_queue.push_back(rst);
+                    return self.out_queue.push_back(refusal(&p));
                 }
-                self.isn = self.isn.wrapping_mul(1_103_515_245).wrapping_add(12_345);
-                let s = Tcp::answer(now, &p, Seq(self.isn), self.setup, self.isn >> 3);
+                let isn = self.next_isn();
+                let s = Tcp::answer(now, &p, Seq(isn), self.setup, isn >> 3);
                 self.sockets.insert(tuple, s);
                 return self.collect(&tuple);
             }
@@ -194,15 +217,21 @@ impl Node {
         if s.state == State::SynReceived && !p.has(flags::SYN | flags::RST) && self.accept_queue.len() >= BACKLOG {
             return;
         }
-        let before = s.received.len();
+        let (before, called) = (s.received.len(), s.state == State::SynSent);
         let event = s.receive(now, &p);
         let shown = s.received.len() > before;
         assert!(event != Some(Event::FutureAck), "the kernel is shown an ACK of the future");
-        if event == Some(Event::Established) {
+        if event == Some(Event::Established) && !called {
             self.accept_queue.push_back(tuple);
         }
-        assert!(!(shown && self.filter.mode() == Mode::Restoring), "input before the barrier fell");
+        let behind = self.filter.mode() == Mode::Restoring && !self.callees.contains(&tuple.peer);
+        assert!(!(shown && behind), "input before the barrier fell");
         self.collect(&tuple);
+    }
+
+    fn next_isn(&mut self) -> u32 {
+        self.isn = self.isn.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+        self.isn
     }
 
     fn timers(&mut self, now: Now) {
@@ -223,7 +252,7 @@ impl Node {
     pub fn crash_app(&mut self, now: Now) {
         let Some(app) = self.app.take() else { return };
         let held: Vec<FourTuple> =
-            app.open.values().filter_map(|d| d.tuple).chain(self.accept_queue.drain(..)).collect();
+            app.open.values().filter_map(|d| d.tuple).chain(self.accept_queue.drain(..)).chain(app.calling).collect();
         for tuple in held {
             if let Some(s) = self.sockets.get_mut(&tuple) {
                 s.close(now);
@@ -344,6 +373,9 @@ impl Node {
             }
             return self.accept(app, tuple, 0, Origin::Accepted);
         }
+        if self.connected(now, app) {
+            return true;
+        }
         // Any order that poll might give.
         let handles: Vec<u32> = app.open.keys().copied().collect();
         if handles.is_empty() {
@@ -402,7 +434,7 @@ impl Node {
             d.closing = true;
             return;
         }
-        match self.service {
+        match if d.called { Service::Echo } else { self.service } {
             Service::Echo => {
                 d.closing |= bytes.contains(&CLOSE_MARK);
                 app.todo.push_back((handle, bytes.to_vec()));
@@ -416,7 +448,7 @@ impl Node {
                     }
                 }
                 for line in lines {
-                    for to in app.open.keys() {
+                    for (to, _) in app.open.iter().filter(|(_, d)| !d.called) {
                         app.todo.push_back((*to, line.clone()));
                     }
                 }
@@ -523,17 +555,17 @@ impl Node {
                     }
                     Action::AcceptOut(id) => {
                         let packet = self.held_out.remove(&id).expect("one verdict a packet");
-                        self.wire.push(packet);
+                        self.leaves(packet);
                     }
                     Action::DropOut(id) => {
                         self.held_out.remove(&id).expect("one verdict a packet");
                     }
                     Action::ModifyOut(id, bytes) => {
                         self.held_out.remove(&id).expect("one verdict a packet");
-                        self.wire.push(bytes);
+                        self.leaves(bytes);
                     }
                     Action::Inject(bytes) => self.kernel_receive(now, &bytes),
-                    Action::SendPeer(bytes) => self.wire.push(bytes),
+                    Action::SendPeer(bytes) => self.leaves(bytes),
                     Action::Forward(bytes) => self.forwarded.push(bytes),
                     Action::Probed(id) => self.probed.push(id),
                     Action::AskAlive(channel) => {
@@ -544,7 +576,7 @@ impl Node {
                         }
                     }
                     Action::AskUnread(session) => {
-                        let tuple = self.filter.store().get(session).map(|s| s.open.tuple);
+                        let tuple = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple));
                         let socket = tuple.and_then(|t| self.sockets.get(&t));
                         let (received, unread) = socket.map_or((0, 0), |s| (s.taken(), s.received.len() as u64));
                         self.filter.unread(now, session, received, unread);
@@ -562,6 +594,15 @@ impl Node {
     }
 
     pub fn restore(&mut self, now: Now, id: SessionId, answered: bool) {
+        self.make_socket(now, id, answered);
+        // All that were there before the last one may have been accepted by then.
+        if self.filter.unprobed() == 0 && self.filter.not_handed_over() == 0 {
+            self.filter.lift_barrier(now);
+            self.perform(now);
+        }
+    }
+
+    fn make_socket(&mut self, now: Now, id: SessionId, answered: bool) {
         if self.filter.splices(id) {
             self.filter.splice(now, id);
             return self.perform(now);

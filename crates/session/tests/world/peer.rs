@@ -3,7 +3,7 @@
 use tcpr_session::segment::{flags, Segment};
 use tcpr_session::Now;
 
-use crate::node::{Service, CLOSE_MARK};
+use crate::node::{Service, CLOSE_MARK, LOGIN};
 use crate::rng::Rng;
 use crate::tcp::{Event, State, Tcp};
 
@@ -25,6 +25,8 @@ pub struct Peer {
     pub tcp: Tcp,
     pub ending: Ending,
     plan: Vec<u8>,
+    /// Echo: what it is to hear.
+    due: Vec<u8>,
     written: usize,
     got: Vec<u8>,
     service: Service,
@@ -58,6 +60,7 @@ impl Peer {
             index,
             tcp,
             ending,
+            due: plan.clone(),
             plan,
             written: 0,
             got: Vec::new(),
@@ -72,11 +75,16 @@ impl Peer {
         }
     }
 
+    /// What the application says first.
+    pub fn expect_login(&mut self) {
+        self.due.splice(..0, LOGIN.iter().copied());
+    }
+
     /// It has said all and heard all.
     pub fn satisfied(&self) -> bool {
         self.aborted
             || match self.service {
-                Service::Echo => self.got.len() == self.plan.len(),
+                Service::Echo => self.got.len() == self.due.len(),
                 Service::Lines => self.next_line == self.lines_each,
             } && self.written == self.plan.len()
     }
@@ -144,9 +152,9 @@ impl Peer {
         match self.service {
             Service::Echo => {
                 let n = self.got.len();
-                assert!(n <= self.plan.len(), "peer {} hears more than it said", self.index);
-                let wrong = (self.checked..n).find(|&i| self.got[i] != self.plan[i]);
-                assert!(wrong.is_none(), "peer {}: byte {} is {} not {}", self.index, wrong.unwrap(), self.got[wrong.unwrap()], self.plan[wrong.unwrap()]);
+                assert!(n <= self.due.len(), "peer {} hears more than it said", self.index);
+                let wrong = (self.checked..n).find(|&i| self.got[i] != self.due[i]);
+                assert!(wrong.is_none(), "peer {}: byte {} is {} not {}", self.index, wrong.unwrap(), self.got[wrong.unwrap()], self.due[wrong.unwrap()]);
                 self.checked = n;
             }
             Service::Lines => {
@@ -175,6 +183,9 @@ impl Peer {
         let event = self.tcp.receive(now, &p);
         assert!(event != Some(Event::FutureAck), "peer {}: an ACK of what it never sent", self.index);
         if event == Some(Event::Reset) {
+            // What came before is there to be read.
+            self.got.extend(self.tcp.read(now, usize::MAX));
+            self.check();
             // A late word to a connection that both have ended: TIME_WAIT, where the FIN's acknowledgement might
             // be repeated, dies with its machine.
             assert!(self.satisfied() && self.ended && self.tcp.all_bytes_acknowledged(), "peer {} is reset", self.index);

@@ -131,6 +131,14 @@ impl Tcp {
         t
     }
 
+    /// No connection yet, or none any more.
+    pub fn none(me: SocketAddr) -> Tcp {
+        let setup = Setup { mss: 0, shift: None, timestamps: false, receive_buffer: 0, send_buffer: 0 };
+        let mut t = Tcp::new(me, me, Seq(0), setup, 0);
+        t.state = State::Gone;
+        t
+    }
+
     /// A listener's child for this SYN.
     pub fn answer(now: Now, syn: &Segment<'_>, iss: Seq, setup: Setup, ts: u32) -> Tcp {
         let mut t = Tcp::new(syn.destination(), syn.source(), iss, setup, ts);
@@ -217,7 +225,9 @@ impl Tcp {
 
     /// Closes; with unread input it resets, as Linux does.
     pub fn close(&mut self, now: Now) {
-        if self.state == State::Gone {
+        if matches!(self.state, State::Gone | State::SynSent) {
+            // Of one that has only called nobody is told.
+            self.state = State::Gone;
             return;
         }
         if self.state != State::Open || !self.received.is_empty() {
@@ -422,6 +432,11 @@ impl Tcp {
                     self.out.push(reset_for(p));
                     return None;
                 }
+                if p.seq().before(seq::at(self.irs, 0)) {
+                    // Before its window, like a probe: answered, but it makes no connection.
+                    self.send_ack(now);
+                    return None;
+                }
                 self.state = State::Open;
                 self.rto = MIN_RTO;
                 self.rto_at = None;
@@ -441,6 +456,9 @@ impl Tcp {
                 return Some(Event::Reset);
             }
             return None;
+        }
+        if !ours && p.has(flags::ACK) {
+            self.out.push(reset_for(p));
         }
         if !ours || !p.has(flags::SYN) {
             return None;
@@ -611,4 +629,13 @@ impl Tcp {
             self.rto_at = None;
         }
     }
+}
+
+/// The answer to a SYN where nobody listens.
+pub fn refusal(syn: &Segment<'_>) -> Vec<u8> {
+    let mut rst = Vec::new();
+    let (source, destination) = (syn.destination(), syn.source());
+    let (flags, ack) = (flags::RST | flags::ACK, syn.seq().add(1));
+    Build { source, destination, seq: Seq(0), ack, flags, window: 0, timestamps: None, payload: &[] }.write(&mut rst);
+    rst
 }
