@@ -4,8 +4,11 @@
 use std::collections::VecDeque;
 use std::ops::Deref;
 
-/// Most bytes that a spare value may have room for, and all that are spare together: bursts give their memory back.
+/// Most bytes that a spare value may have room for: who takes it next may keep it for long with a byte in it.
 const LARGEST: usize = 4 << 10;
+/// The same where nobody keeps it.
+const LARGEST_PASSING: usize = 512 << 10;
+/// All that are spare together: bursts give their memory back.
 const MOST: usize = 1 << 20;
 
 /// What can be empty.
@@ -43,6 +46,7 @@ pub struct Seldom<T>(Option<Box<T>>);
 pub(crate) struct Spare<T> {
     values: Vec<Box<T>>,
     bytes: usize,
+    largest: usize,
 }
 
 impl<T: Blank> Seldom<T> {
@@ -90,6 +94,11 @@ impl<T: 'static> Seldom<VecDeque<T>> {
 }
 
 impl<T: Blank> Spare<T> {
+    /// For what is empty again in a moment: a burst that follows another needs no memory.
+    pub(crate) fn passing() -> Spare<T> {
+        Spare { largest: LARGEST_PASSING, ..Spare::default() }
+    }
+
     fn take(&mut self) -> Option<Box<T>> {
         let value = self.values.pop()?;
         self.bytes -= value.kept();
@@ -98,7 +107,7 @@ impl<T: Blank> Spare<T> {
 
     fn give(&mut self, value: Box<T>) {
         let kept = value.kept();
-        if kept <= LARGEST && self.bytes + kept <= MOST {
+        if kept <= self.largest && self.bytes + kept <= MOST {
             self.bytes += kept;
             self.values.push(value);
         }
@@ -135,7 +144,7 @@ impl<T: Blank + Eq> Eq for Seldom<T> {}
 
 impl<T> Default for Spare<T> {
     fn default() -> Spare<T> {
-        Spare { values: Vec::new(), bytes: 0 }
+        Spare { values: Vec::new(), bytes: 0, largest: LARGEST }
     }
 }
 
@@ -150,7 +159,7 @@ impl<T> Eq for Spare<T> {}
 
 impl<T> Clone for Spare<T> {
     fn clone(&self) -> Spare<T> {
-        Spare::default()
+        Spare { largest: self.largest, ..Spare::default() }
     }
 }
 

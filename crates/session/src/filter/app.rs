@@ -104,7 +104,7 @@ impl Filter {
     /// Bytes that the kernel took from the application; `short`: fewer than it offered.
     pub fn write_out(&mut self, now: Now, channel: u32, thread: u32, handle: u32, bytes: &[u8], short: bool) {
         let Some(session) = self.session_of(channel, handle) else { return };
-        self.live.get_mut(&session).expect("live").pending.lend(&mut self.spares.bytes).extend(bytes);
+        self.live.get_mut(&session).expect("live").pending.lend(&mut self.spares.pending).extend(bytes);
         let thread = self.turn_of(channel, thread);
         self.turns.write(now, thread, session, bytes.len() as u64, short);
     }
@@ -348,7 +348,7 @@ impl Filter {
                 }
             }
         });
-        pending.drop_first(n, &mut self.spares.bytes);
+        pending.drop_first(n, &mut self.spares.pending);
         self.live.get_mut(&session).expect("live").pending = pending;
     }
 

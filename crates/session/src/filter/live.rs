@@ -88,7 +88,7 @@ pub(super) enum Stage {
 /// The memory of what idle sessions do without.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
-    pub bytes: Spare<VecDeque<u8>>,
+    pub pending: Spare<VecDeque<u8>>,
     pub held: Spare<VecDeque<Held>>,
     pub marks: Spare<VecDeque<(u64, u64)>>,
 }

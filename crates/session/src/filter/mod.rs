@@ -36,6 +36,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::record::{self, Committed, EndReason};
+use crate::seldom::Spare;
 use crate::store::Store;
 use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
@@ -244,7 +245,7 @@ impl Filter {
             thaw_to: Mode::Active,
             store: Store::new(),
             live: BySession::default(),
-            spares: Spares::default(),
+            spares: Spares { pending: Spare::passing(), ..Spares::default() },
             commit: Commit::default(),
             entries: Vec::new(),
             handles: HashMap::new(),

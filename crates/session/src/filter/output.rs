@@ -255,7 +255,7 @@ impl Filter {
             let payload = Segment::parse(bytes).expect("parsed before").payload();
             let fresh = &payload[(announced - h.start) as usize..];
             let n = fresh.len() as u64;
-            live.pending.lend(&mut self.spares.bytes).extend(fresh);
+            live.pending.lend(&mut self.spares.pending).extend(fresh);
             self.counters.adopted_bytes += n;
             if live.attached {
                 self.turns.adopted(now, session, n, &std::mem::take(&mut self.asked));
