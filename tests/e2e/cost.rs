@@ -103,7 +103,9 @@ impl Cost {
 }
 
 fn world(label: &str) -> World {
-    World::new(label, Service::new("echo", PORT), &[&built("echo_server"), "5555"])
+    // Looking for something instead of sleeping is no work.
+    let service = Service::new("echo", PORT).set("replication", "busy_poll_us", "0");
+    World::new(label, service, &[&built("echo_server"), "5555"])
 }
 
 fn peer(w: &World) -> TcpStream {

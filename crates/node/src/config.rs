@@ -151,6 +151,8 @@ pub struct Replication {
     pub port: u16,
     /// What a master waits for.
     pub durability: Durability,
+    /// How long a master looks for what a lone exchange needs next before it sleeps; `None`: as the machine suggests.
+    pub busy_poll: Option<Duration>,
     /// The pre-shared key; `None` only where nothing leaves the machine.
     pub key_file: Option<PathBuf>,
 }

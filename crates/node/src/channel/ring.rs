@@ -443,20 +443,25 @@ impl Consumer {
         Ok(count)
     }
 
+    /// Whether there is something to drain.
+    pub(super) fn told(&self) -> Result<bool, Corrupt> {
+        let tail = self.tail()?;
+        Ok(self.head != tail && {
+            let raw = self.entry(tail)?;
+            raw.kind != KIND_WRITE || raw.state & CLOSED != 0
+        })
+    }
+
     /// Asks for a kick. False if there is something to drain already.
     pub(super) fn prepare_sleep(&mut self) -> Result<bool, Corrupt> {
         self.mapping.header().sleeping.store(1, Ordering::Relaxed);
         // Pairs with the fence in `Producer::wants_kick`.
         fence(Ordering::SeqCst);
-        let tail = self.tail()?;
-        let idle = self.head == tail || {
-            let raw = self.entry(tail)?;
-            raw.kind == KIND_WRITE && raw.state & CLOSED == 0
-        };
-        if !idle {
+        let told = self.told()?;
+        if told {
             self.wake();
         }
-        Ok(idle)
+        Ok(!told)
     }
 
     pub(super) fn wake(&mut self) {

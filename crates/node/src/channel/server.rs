@@ -268,6 +268,11 @@ impl Channel {
         self.joined.as_ref().and_then(|j| j.consumer.open_intent())
     }
 
+    /// Whether there is something to drain, or something wrong, which [`Channel::drain`] tells.
+    pub fn told(&self) -> bool {
+        self.joined.as_ref().is_some_and(|j| j.consumer.told().unwrap_or(true))
+    }
+
     /// Before the loop sleeps: asks for kicks. False: there is something to drain, do not sleep.
     pub fn prepare_sleep(&mut self) -> Result<bool, ChannelError> {
         match &mut self.joined {

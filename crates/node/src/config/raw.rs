@@ -71,6 +71,7 @@ pub(super) struct Outgoing {
 pub(super) struct Replication {
     pub port: Option<i64>,
     pub durability: Option<String>,
+    pub busy_poll_us: Option<i64>,
     pub key_file: Option<String>,
 }
 

@@ -73,8 +73,8 @@ fn defaults() {
     assert_eq!(p.greeting, Greeting::Pass);
     assert!(c.service.outgoing.is_empty());
     assert_eq!(
-        (c.replication.port, c.replication.durability),
-        (7400, Durability::Sync)
+        (c.replication.port, c.replication.durability, c.replication.busy_poll),
+        (7400, Durability::Sync, None)
     );
     let f = &c.failover;
     assert_eq!((f.heartbeat_port, f.misses), (7400, 3));
@@ -129,6 +129,7 @@ address = "198.51.100.9:179"
 [replication]
 port = 7401
 durability = "async"
+busy_poll_us = 100
 key_file = "/etc/tcpr/key"
 [failover]
 heartbeat_port = 7402
@@ -456,6 +457,10 @@ fn wrong_replication_and_failover() {
     says(
         &and("durability = \"disk\""),
         &["replication.durability", "\"sync\" or \"async\""],
+    );
+    says(
+        &and("busy_poll_us = 1001"),
+        &["replication.busy_poll_us = 1001", "0 to 1000"],
     );
     let failover = |k: &str| and(&format!("[failover]\n{k}"));
     says(

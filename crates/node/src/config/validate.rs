@@ -236,6 +236,7 @@ fn replication(m: &mut Mistakes, r: &raw::Replication, members: &[Member]) -> Re
             r.durability.as_deref(),
             &[("sync", Durability::Sync), ("async", Durability::Async)],
         ),
+        busy_poll: r.busy_poll_us.map(|us| Duration::from_micros(m.number("replication.busy_poll_us", us, 0, 1000) as u64)),
         key_file,
     }
 }

@@ -101,6 +101,11 @@ impl Manager {
         may
     }
 
+    /// Whether there is something to drain.
+    pub(super) fn apps_told(&self) -> bool {
+        self.apps.values().any(|app| app.channel.told())
+    }
+
     pub(super) fn apps_wake(&mut self) {
         for app in self.apps.values_mut() {
             app.channel.wake();

@@ -35,7 +35,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, PROGRAM};
+use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, PROGRAM};
 use tcpr_session::role::{Role, RoleConfig, RoleMachine};
 use tcpr_session::Now;
 
@@ -54,6 +54,9 @@ pub use embedded::{start_embedded, EmbeddedHandle};
 pub use program::ProgramSpec;
 
 use poller::{Poller, Ready, Token};
+
+/// How long a lone exchange is waited for without sleeping: about what waking takes.
+const BUSY_POLL: Duration = Duration::from_micros(30);
 
 /// A program that crashes so often in a row is killed by what it is asked.
 const POISONED: u32 = 4;
@@ -110,6 +113,10 @@ pub struct Manager {
     signals: Option<signals::Signals>,
     stopping: Option<Stopping>,
     exit: Option<i32>,
+
+    busy_poll: Duration,
+    /// Of the passes before.
+    packets_seen: u64,
 }
 
 /// A stop that is under way.
@@ -232,6 +239,9 @@ impl Manager {
         // Fail closed: the rules stand before the program starts.
         rules.install().map_err(|e| io::Error::other(e.to_string()))?;
         let ours = Ours::of(&config);
+        // On a single processor the application would wait for us.
+        let several = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+        let busy_poll = config.replication.busy_poll.unwrap_or(if several { BUSY_POLL } else { Duration::ZERO });
         packets::destroy_sockets(&mut sockdiag, &ours);
 
         let manager = Manager {
@@ -268,6 +278,8 @@ impl Manager {
             stopping: None,
             exit: None,
             start,
+            busy_poll,
+            packets_seen: 0,
             config,
         };
         manager.watch_all()?;
@@ -317,21 +329,44 @@ impl Manager {
                 self.clean_up();
                 return Ok(code);
             }
-            // An application that always has something to tell keeps nobody else waiting: packets, partner, clock.
-            let timeout = if self.apps_may_sleep() {
-                self.next_timeout()
-            } else {
-                self.watched("hooks", Manager::drain_apps);
-                Duration::ZERO
-            };
-            self.poller.wait(timeout, &mut ready)?;
-            self.apps_wake();
+            self.stay_awake(&mut ready)?;
+            if ready.is_empty() {
+                // An application that always has something to tell keeps nobody else waiting: packets, partner, clock.
+                let timeout = if self.apps_may_sleep() {
+                    self.next_timeout()
+                } else {
+                    self.watched("hooks", Manager::drain_apps);
+                    Duration::ZERO
+                };
+                self.poller.wait(timeout, &mut ready)?;
+                self.apps_wake();
+            }
             for event in ready.drain(..) {
                 let token = event.token;
                 self.watched(token, |m| m.dispatch(event));
             }
             self.watched("timers", Manager::timers);
         }
+    }
+
+    /// Where one exchange is under way and no other, what it needs next (the application's answer, the replica's word) comes
+    /// about as soon as a sleeper would wake: it is looked for a moment longer. Where more is under way it comes by itself.
+    fn stay_awake(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
+        let counters = self.filter.counters();
+        let seen = counters.packets_in + counters.packets_out;
+        let came = seen - std::mem::replace(&mut self.packets_seen, seen);
+        let lone = match self.filter.waiting() {
+            0 => came == 1,
+            n => n == 1,
+        };
+        if !lone || self.busy_poll.is_zero() || self.filter.mode() != Mode::Active {
+            return Ok(());
+        }
+        let until = self.now() + self.busy_poll;
+        while ready.is_empty() && !self.apps_told() && self.now() < until {
+            self.poller.wait(Duration::ZERO, ready)?;
+        }
+        Ok(())
     }
 
     /// Does one thing, and tells if it took so long that the partner may take us for dead.

@@ -102,6 +102,12 @@ impl Filter {
         self.release_stored(now);
     }
 
+    /// How many packets wait for the replica.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Log position that the replica is known to have.
     #[must_use]
     pub fn replica_position(&self) -> u64 {
