@@ -12,6 +12,8 @@ use crate::sockdiag::{state, Ours, SockDiag};
 
 /// Most batches taken from one queue before the other has its turn.
 const BATCHES: usize = 8;
+/// After so many packets sent in a row the partner is shown that we live: a takeover of very many sessions asks all peers at once.
+const MANY: usize = 64;
 /// How long a manager that leaves still serves what is under way.
 const LINGER: Duration = Duration::from_millis(50);
 
@@ -94,8 +96,11 @@ impl Manager {
         let mut actions = std::mem::take(&mut self.actions);
         self.filter.drain_actions(&mut actions);
         let any = !actions.is_empty();
-        for action in actions.drain(..) {
+        for (i, action) in actions.drain(..).enumerate() {
             self.perform(action);
+            if i % MANY == MANY - 1 {
+                self.stay_alive();
+            }
         }
         self.actions = actions;
         any

@@ -164,13 +164,12 @@ impl Manager {
         self.filter_actions();
         self.takeover.abandon();
         self.takeover.died = false;
-        let program = self.program.as_mut().filter(|_| self.stopping.is_none());
-        if let Some(program) = program {
-            program.signal(libc::SIGKILL);
-            // What is closed already does not hold up its end, with a FIN of each of many connections.
-            packets::destroy_sockets(&mut self.sockdiag, self.takeover.ours());
-            program.kill();
-            program.restart(now);
+        if self.stopping.is_none() {
+            if let Some(program) = &mut self.program {
+                // Before its sockets go: none of its processes is to see a connection end.
+                program.kill();
+                program.restart(now);
+            }
         }
         packets::destroy_sockets(&mut self.sockdiag, self.takeover.ours());
         // The RSTs of what ended here meet a passive filter: one that serves again would take them for strangers'.

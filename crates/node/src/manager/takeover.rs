@@ -216,8 +216,11 @@ impl Manager {
         t.accepted_at = (!t.hooked).then_some(now);
         self.filter.probes();
         self.filter_actions();
+        // The last of many has as long to answer as the first.
+        let asked = self.now();
+        self.takeover.probe_until = self.takeover.probe_until.map(|_| asked + PROBE_WAIT);
         if self.filter.unprobed() == 0 {
-            self.probes_done(now);
+            self.probes_done(asked);
         }
     }
 
@@ -361,8 +364,8 @@ impl Manager {
         }
     }
 
-    /// What does not wait until all sessions are restored: our heartbeat, and the virtual IP's lifetime.
-    fn stay_alive(&mut self) {
+    /// What does not wait until all sessions are asked for and restored: our heartbeat, and the virtual IP's lifetime.
+    pub(super) fn stay_alive(&mut self) {
         let now = self.now();
         // The machine may have stood still, and somebody else be master.
         self.role.note_time(now);
