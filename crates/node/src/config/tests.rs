@@ -536,3 +536,17 @@ fn a_file_that_is_not_there() {
         "{e}"
     );
 }
+
+/// `docs/configuration.md` has every key, and its example is one.
+#[test]
+fn the_documentation_has_every_key() {
+    let page = include_str!("../../../../docs/configuration.md");
+    let example = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let c = Config::parse(example, None).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((c.service.name.as_str(), c.failover.misses), ("default", 3));
+    let keys = include_str!("raw.rs").lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(':'));
+    for (key, _) in keys {
+        let word = |c: char| !(c.is_alphanumeric() || c == '_');
+        assert!(page.split(word).any(|w| w == key), "{key} is not in docs/configuration.md");
+    }
+}
