@@ -87,12 +87,26 @@ impl Filter {
     }
 
     fn deliver(&mut self, id: Option<u32>, bytes: &[u8]) {
-        let corrected = self.corrected_in(bytes);
-        self.actions.push(match (id, corrected) {
-            (Some(id), None) => Action::AcceptIn(id),
-            (Some(id), Some(bytes)) => Action::ModifyIn(id, bytes),
-            (None, corrected) => Action::Inject(corrected.unwrap_or_else(|| bytes.to_vec())),
-        });
+        match (id, self.corrected_in(bytes)) {
+            (Some(id), None) => self.actions.push(Action::AcceptIn(id)),
+            (None, None) => self.actions.push(Action::Inject(bytes.to_vec())),
+            (id, Some(corrected)) => {
+                let segment = Segment::parse(bytes).expect("parsed before");
+                self.deliver_changed(id, &segment, corrected);
+            }
+        }
+    }
+
+    /// Delivers what has become of a segment. One that goes to another port than it came to is injected: Linux has found a
+    /// socket for it before we saw it (early demux), by the port that the peer knows, and looks for no other; that may be
+    /// the socket of another session, which the peer knows by another port.
+    fn deliver_changed(&mut self, id: Option<u32>, segment: &Segment<'_>, changed: Vec<u8>) {
+        let moved = Segment::parse(&changed).is_ok_and(|now| now.destination() != segment.destination());
+        if let (Some(id), false) = (id, moved) {
+            return self.actions.push(Action::ModifyIn(id, changed));
+        }
+        self.drop_in(id);
+        self.actions.push(Action::Inject(changed));
     }
 
     /// Delivers the segment with this acknowledgement. An urgent byte stays in its place (RFC 6093, section 3.2):
@@ -104,10 +118,7 @@ impl Filter {
         let mut changed = Vec::new();
         segment.rewrite_inline(ack, &mut changed);
         let changed = self.corrected_in(&changed).unwrap_or(changed);
-        self.actions.push(match id {
-            Some(id) => Action::ModifyIn(id, changed),
-            None => Action::Inject(changed),
-        });
+        self.deliver_changed(id, segment, changed);
     }
 
     fn drop_in(&mut self, id: Option<u32>) {

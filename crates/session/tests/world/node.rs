@@ -550,7 +550,9 @@ impl Node {
                         self.held_in.remove(&id).expect("one verdict a packet");
                     }
                     Action::ModifyIn(id, bytes) => {
-                        self.held_in.remove(&id).expect("one verdict a packet");
+                        let came = self.held_in.remove(&id).expect("one verdict a packet");
+                        let port = |packet| Segment::parse(packet).expect("parses").destination();
+                        assert_eq!(port(&bytes), port(&came), "the kernel has found the socket of this one already (early demux)");
                         self.kernel_receive(now, &bytes);
                     }
                     Action::AcceptOut(id) => {
