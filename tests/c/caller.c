@@ -1,7 +1,8 @@
 /* caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll|greet [ADDRESS]: a program that connects. It keeps COUNT connections
  * to an upstream, and sends back every line that the upstream says; it does the same for whoever connects to PORT. One
  * that greets says hello when it has connected. With ADDRESS it binds its sockets to that first, as a program does that
- * no library helps. */
+ * no library helps, and to the same COUNT ports each time it runs, but not in the same order: one that comes back has the port
+ * that another one had. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -20,7 +21,7 @@ enum { ROOM = 1 << 16, MOST = 256 };
 
 static struct sockaddr_storage upstream, from;
 static socklen_t upstream_size, from_size;
-static int nonblocking, greets;
+static int nonblocking, greets, count;
 
 static socklen_t resolve(const char *host, const char *port, struct sockaddr_storage *to)
 {
@@ -40,15 +41,29 @@ static socklen_t resolve(const char *host, const char *port, struct sockaddr_sto
     exit(2);
 }
 
-/* A socket that is connected or connects; -1: not now. */
-static int call(void)
+/* Binds to the address, and to a port of the i-th connection's for now. */
+static int take_port(int fd, int i)
+{
+    struct sockaddr_storage at = from;
+    uint16_t port = htons((uint16_t)(20000 + (i + getpid()) % count));
+    int on = 1;
+    if (at.ss_family == AF_INET)
+        ((struct sockaddr_in *)&at)->sin_port = port;
+    else
+        ((struct sockaddr_in6 *)&at)->sin6_port = port;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    return bind(fd, (struct sockaddr *)&at, from_size);
+}
+
+/* The i-th socket, which is connected or connects; -1: not now. */
+static int call(int i)
 {
     int fd = socket(upstream.ss_family, SOCK_STREAM | (nonblocking ? SOCK_NONBLOCK : 0), 0);
     if (fd < 0) {
         perror("socket");
         exit(1);
     }
-    int refused = from_size > 0 && bind(fd, (struct sockaddr *)&from, from_size) < 0;
+    int refused = from_size > 0 && take_port(fd, i) < 0;
     refused = refused || (connect(fd, (struct sockaddr *)&upstream, upstream_size) < 0 && errno != EINPROGRESS);
     if (refused) {
         close(fd);
@@ -58,7 +73,7 @@ static int call(void)
 }
 
 struct link {
-    int fd;
+    int fd, which;
     size_t have;
     char buffer[ROOM];
 };
@@ -96,7 +111,7 @@ static void *keep_one(void *arg)
 {
     struct link *l = arg;
     for (;;) {
-        while ((l->fd = call()) < 0)
+        while ((l->fd = call(l->which)) < 0)
             usleep(50000);
         l->have = 0;
         if (greets && write(l->fd, "hello\n", 6) != 6)
@@ -115,7 +130,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll|greet [ADDRESS]\n");
         return 2;
     }
-    int count = atoi(argv[4]), on = 1, own = 0;
+    int on = 1, own = 0;
+    count = atoi(argv[4]);
     upstream_size = resolve(argv[2], argv[3], &upstream);
     if (argc > 6)
         from_size = resolve(argv[6], "0", &from);
@@ -127,6 +143,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < count; i++) {
         links[i] = calloc(1, sizeof(struct link));
         links[i]->fd = -1;
+        links[i]->which = i;
         pthread_t thread;
         if (!nonblocking && pthread_create(&thread, NULL, keep_one, links[i]) != 0)
             return 1;
@@ -149,7 +166,7 @@ int main(int argc, char **argv)
     for (;;) {
         for (int i = 0; i < own; i++)
             if (links[i]->fd < 0)
-                links[i]->fd = call();
+                links[i]->fd = call(i);
         for (int i = 0; i < n; i++)
             polled[i] = (struct pollfd){.fd = links[i]->fd, .events = POLLIN};
         polled[n] = (struct pollfd){.fd = listener, .events = POLLIN};

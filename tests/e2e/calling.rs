@@ -27,8 +27,8 @@ struct Upstream {
 }
 
 impl Upstream {
-    /// Listens on this host. `greeted`: whoever connects says hello first.
-    fn new(on: &Host, at: SocketAddr, greeted: bool) -> Upstream {
+    /// Listens on this host, and says lines of so many bytes at most. `greeted`: whoever connects says hello first.
+    fn new(on: &Host, at: SocketAddr, greeted: bool, most: u64) -> Upstream {
         let listener = on.enter(|| TcpListener::bind(at)).expect("the upstream listens");
         listener.set_nonblocking(true).expect("non-blocking");
         let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -42,7 +42,7 @@ impl Upstream {
                         let i = a.fetch_add(1, Ordering::Relaxed);
                         if i < COUNT {
                             let (s, n) = (s.clone(), n.clone());
-                            talks.push(std::thread::spawn(move || talk(i, stream, greeted, &s, &n[i])));
+                            talks.push(std::thread::spawn(move || talk(i, stream, (greeted, most), &s, &n[i])));
                         }
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(5)),
@@ -80,7 +80,7 @@ impl Drop for Upstream {
     }
 }
 
-fn talk(i: usize, mut stream: TcpStream, greeted: bool, stop: &AtomicBool, answered: &AtomicUsize) -> Result<(), String> {
+fn talk(i: usize, mut stream: TcpStream, (greeted, most): (bool, u64), stop: &AtomicBool, answered: &AtomicUsize) -> Result<(), String> {
     let mut rng = Rng::new(i as u64 + 1);
     stream.set_read_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
     let mut reader = BufReader::new(stream.try_clone().map_err(|e| e.to_string())?);
@@ -93,7 +93,7 @@ fn talk(i: usize, mut stream: TcpStream, greeted: bool, stop: &AtomicBool, answe
     }
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
-        let line = format!("{i} {n} {}\n", "x".repeat(rng.range(1, 3000) as usize));
+        let line = format!("{i} {n} {}\n", "x".repeat(rng.range(1, most) as usize));
         stream.write_all(line.as_bytes()).map_err(|e| format!("connection {i}, line {n}: {e}"))?;
         let mut got = String::new();
         reader.read_line(&mut got).map_err(|e| format!("connection {i}, line {n}: {e}"))?;
@@ -113,6 +113,11 @@ fn service(to: SocketAddr, mode: &str) -> Service {
     Service::new("calls", PORT).lines().extra(&outgoing)
 }
 
+/// Of a program that no library enters more is promised where a connection's input is done by its answer alone.
+fn unhooked_service(to: SocketAddr) -> Service {
+    Service::new("calls", PORT).extra(&format!("[[service.outgoing]]\naddress = \"{to}\""))
+}
+
 fn command<'a>(program: &'a str, upstream: &'a str, mode: &'a str) -> Vec<&'a str> {
     vec![program, "5555", upstream, "7000", "4", mode]
 }
@@ -129,15 +134,18 @@ fn called(label: &str, program: &str, mode: &str, by: Hosted, addresses: [&str; 
     let vip = if addresses == SIX { "2001:db8::200" } else { "192.0.2.200" };
     let to: SocketAddr = SocketAddr::new(upstream.parse().expect("an address"), UPSTREAM);
     let prefix = if addresses == SIX { 64 } else { 24 };
-    let service = service(to, mode).virtual_ip(&format!("{vip}/{prefix}"));
+    let unhooked = by == Hosted::ByRunUnhooked;
+    let service = if unhooked { unhooked_service(to) } else { service(to, mode) };
+    let service = service.virtual_ip(&format!("{vip}/{prefix}"));
     let program = built(program);
     let mut command = command(&program, upstream, mode);
-    if by == Hosted::ByRunUnhooked {
+    if unhooked {
         // Nobody else does it.
         command.push(vip);
     }
     let mut w = World::with(label, service, &command, by, addresses);
-    let u = Upstream::new(&w.peer, to, mode == "greet");
+    // And for requests and answers of one segment.
+    let u = Upstream::new(&w.peer, to, mode == "greet", if unhooked { 1000 } else { 3000 });
     u.is_called(&w.pair);
     // Only now: before it listened, the upstream refused.
     let capture = w.peer.capture(CaptureOptions::port(UPSTREAM)).expect("capture");
@@ -194,7 +202,7 @@ fn a_program_without_a_partner_comes_back_to_its_connections() {
     let to: SocketAddr = "192.0.2.9:7000".parse().expect("an address");
     let program = built("caller");
     let a = Alone::hosted("callone", service(to, "poll").without_ports(), &command(&program, "192.0.2.9", "poll"), false, Hosted::ByRun);
-    let u = Upstream::new(&a.peer, to, false);
+    let u = Upstream::new(&a.peer, to, false, 3000);
     u.is_called(&a.pair);
     for round in 0..10 {
         if round % 2 == 0 {
