@@ -151,8 +151,8 @@ impl std::error::Error for RestoreError {
 /// Makes the socket: connected, non-blocking, close-on-exec, with SO_REUSEADDR. Nothing is sent but `unsent`.
 ///
 /// # Errors
-/// Of the step that failed, named in the text. `AddrNotAvailable` or `AddrInUse`: this machine already has
-/// a connection with these addresses.
+/// Of the step that failed, named in the text. EADDRNOTAVAIL or EADDRINUSE: this machine already has a connection
+/// with these addresses.
 pub fn restore(spec: &RestoreSpec<'_>) -> Result<OwnedFd, RestoreError> {
     let socket = step("socket", tcp_socket(&spec.local))?;
     let fd = socket.as_raw_fd();

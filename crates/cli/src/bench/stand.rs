@@ -65,8 +65,14 @@ impl Stand {
         };
         let plain = [plain(&a)?, plain(&b)?];
         let server = server.to_str().ok_or("a path that is no text")?;
-        let [port, workers, most] = [PORT.into(), sessions.div_ceil(each).max(1), each].map(|n: u32| n.to_string());
-        pair.start_both(&[server, &port, &workers, &most]).map_err(text)?;
+        let (port, workers) = (PORT.to_string(), sessions.div_ceil(each));
+        // Some files of each are for connections beside the sessions.
+        let spread = [workers, each + OTHER_FILES as u32 / 2].map(|n| n.to_string());
+        let mut command = vec![server, &port];
+        if workers > 1 {
+            command.extend(spread.iter().map(String::as_str));
+        }
+        pair.start_both(&command).map_err(text)?;
         let stand = Stand { pair, plain, peer, _lab: lab };
         // One that ends at once says why.
         let process = |i| stand.pair.process(i).expect("started");
@@ -127,13 +133,15 @@ impl Stand {
 
     /// So many connections of the peer, each of which has echoed a message.
     pub fn connections(&self, n: u32) -> Result<Vec<TcpStream>, String> {
-        if most_sessions(n)?.min(EACH_ADDRESS) < n {
+        if most_sessions(n)? < n {
             return Err(format!("a process may not have so many open files ({n}); raise the hard limit (`ulimit -Hn`)"));
         }
-        let (source, to) = (self.source(0)?, v4(self.pair.addr())?);
+        let sources = (0..n.div_ceil(EACH_ADDRESS)).map(|i| self.source(i)).collect::<Result<Vec<_>, _>>()?;
+        let to = v4(self.pair.addr())?;
         let share = |from: u32, until: u32| -> Result<Vec<TcpStream>, String> {
             (from..until)
                 .map(|i| {
+                    let source = sources[(i / EACH_ADDRESS) as usize];
                     let stream = connect_via(source, to, PATIENCE).map_err(|e| format!("connection {i} of {n}: {e}"))?;
                     let mut stream = prepared(stream)?;
                     echo(&mut stream, b"0123456789abcdef").map_err(|e| format!("echo: {e}"))?;

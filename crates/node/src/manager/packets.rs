@@ -12,7 +12,7 @@ use crate::sockdiag::{state, Ours, SockDiag};
 
 /// Most batches taken from one queue before the other has its turn.
 const BATCHES: usize = 8;
-/// After so many packets sent in a row the partner is shown that we live: a takeover of very many sessions asks all peers at once.
+/// After so many actions in a row the partner is shown that we live: a takeover of very many sessions asks all peers at once.
 const MANY: usize = 64;
 /// How long a manager that leaves still serves what is under way.
 const LINGER: Duration = Duration::from_millis(50);

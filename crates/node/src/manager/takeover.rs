@@ -18,8 +18,8 @@ use super::packets::destroy_sockets;
 use super::Manager;
 use crate::channel::ring::SLOTS;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
-use crate::{channel, repair};
 use crate::sockdiag::{state, Ours};
+use crate::{channel, repair};
 
 /// How long the peers have to answer the probe. One on the same network needs a fraction of it.
 const PROBE_WAIT: Duration = Duration::from_millis(10);
@@ -465,7 +465,8 @@ impl Manager {
         let alone = self.takeover.listeners.get(&port).is_none_or(|l| l.len() == 1);
         let n = queue.len().min(if alone { max as usize } else { 1 }).min(MAX_RECOVERED);
         let out: Vec<Ready> = queue.drain(..n).collect();
-        let more = !queue.is_empty() || !self.takeover.waiting.is_empty();
+        let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
+        let more = !queue.is_empty() || self.takeover.waiting.keys().any(of_port);
         let Some(app) = self.apps.get(&channel) else {
             self.takeover.ready.entry(port).or_default().extend(out);
             return;
@@ -475,7 +476,7 @@ impl Manager {
         if let Err(error) = app.channel.reply(number, Reply::Recovered { sessions, more }, &descriptors) {
             log::error!("cannot hand sessions over: {error:?}");
             self.takeover.ready.entry(port).or_default().extend(out);
-        } else {
+        } else if n > 0 {
             drop(out);
             let most = self.takeover.started.map_or(now, |started| started + BARRIER_UNTIL_LISTENING);
             self.takeover.barrier_until = self.takeover.barrier_until.map(|until| until.max((now + BARRIER).min(most)));

@@ -148,8 +148,7 @@ impl Filter {
             self.splices.insert(outer, same);
             // Should nothing come of it.
             self.splice_over(self.clock, &outer, None);
-        }
-        if outer == tuple {
+        } else {
             self.splices.take_name(&tuple);
         }
         self.splices.remove_former(&outer, syn.seq());

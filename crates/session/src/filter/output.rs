@@ -130,15 +130,11 @@ impl Filter {
         if !rst {
             lost = contradicts(s, live, start, segment.payload());
             self.counters.contradicted += u64::from(lost);
-            if let Some(held) = live.held.there() {
+            while live.held.back().is_some_and(|h| h.rst && live.unasked(h)) {
                 // A TCP that goes on has reset nothing. It was its listener, which answers SYNs with cookies once too many
                 // wait to be accepted, and took a segment that overtook the first one for a stranger's.
-                held.retain(|h| {
-                    if h.rst {
-                        self.actions.push(Action::DropOut(h.id));
-                    }
-                    !h.rst
-                });
+                let reset = live.held.there().and_then(VecDeque::pop_back).expect("at the back");
+                self.actions.push(Action::DropOut(reset.id));
             }
             live.kernel_nxt = live.kernel_nxt.max(end);
             live.kernel_ack = live.kernel_ack.max(ack.min(s.in_ackable()));
