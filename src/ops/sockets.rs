@@ -74,8 +74,10 @@ pub(super) fn tuple(local: SocketAddr, peer: SocketAddr) -> FourTuple {
     FourTuple { local: plain(local), peer: plain(peer) }
 }
 
+/// Whether it is a TCP socket, or one of Multipath TCP: such a one is plain TCP in the end, for the filter lets nothing more
+/// be negotiated.
 pub(super) fn is_tcp(fd: c_int) -> bool {
-    ffi::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP)
+    matches!(ffi::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL), Some(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
 }
 
 /// As in the C library.

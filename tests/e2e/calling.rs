@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tcpr_lab::flags::SYN;
 use tcpr_lab::member::{Hosted, Pair, Service};
 use tcpr_lab::{wait_for, CaptureOptions, Host, Rng, SegFilter};
 
@@ -188,6 +189,32 @@ fn connections_of_a_linked_program_go_on() {
 #[test]
 fn connections_of_a_static_program_go_on() {
     called("callstat", "static_caller", "poll", Hosted::ByRunUnhooked, FOUR);
+}
+
+/// What such a program asks for beyond plain TCP nobody hears of.
+#[test]
+fn connections_of_multipath_and_fast_open_callers_go_on() {
+    for kind in ["mptcp", "fastopen"] {
+        let to: SocketAddr = "192.0.2.9:7000".parse().expect("an address");
+        let program = ["python3", &crate::handshakes::kinds(), "back", kind, "192.0.2.9", "7000", "5555"];
+        let mut w = World::new(&format!("call{kind}"), service(to, "poll"), &program);
+        for host in [w.pair.host(0), w.pair.host(1), &w.peer] {
+            host.sysctl("net.ipv4.tcp_fastopen", "1543").expect("a setting");
+            host.sysctl("net.ipv4.tcp_ecn", "1").expect("a setting");
+        }
+        let capture = w.peer.capture(CaptureOptions::port(UPSTREAM)).expect("capture");
+        let u = Upstream::new(&w.peer, to, false, 3000);
+        u.is_called(&w.pair);
+        for fault in [Fault::Switchover, Fault::Cut, Fault::KillServer, Fault::KillAll] {
+            w.fail_over(fault);
+            u.goes_on(20, &format!("{kind}: {fault:?}"), &w.pair);
+        }
+        capture.complete().expect("a whole capture");
+        for s in capture.tcp(&SegFilter::port(UPSTREAM)).iter().filter(|s| s.has(SYN)) {
+            assert!(s.flags & 0xc0 == 0 && s.payload_len == 0, "{kind}: more than plain TCP is asked for: {s}");
+        }
+        assert_eq!(u.end(), Vec::<String>::new());
+    }
 }
 
 /// The manager is in the program, and dies with it.

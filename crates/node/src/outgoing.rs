@@ -16,7 +16,8 @@ use crate::repair::with_sockaddr;
 pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<()> {
     let fd = socket.as_raw_fd();
     let refused = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    if get(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)? != libc::IPPROTO_TCP {
+    // Multipath TCP is plain TCP in the end: nothing more is negotiated.
+    if !matches!(get(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)?, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) {
         return refused("it is no TCP socket".into());
     }
     let v6 = match get(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)? {
@@ -24,6 +25,10 @@ pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<()> {
         libc::AF_INET6 => true,
         _ => return refused("it is no socket of the internet".into()),
     };
+    // With Fast Open the call would return before there is a connection, or an answer of ours.
+    if get(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT).is_ok_and(|on| on != 0) {
+        set_to(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 0)?;
+    }
     match v6 {
         false => set(fd, libc::IPPROTO_IP, libc::IP_TRANSPARENT)?,
         true => set(fd, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT)?,
@@ -54,10 +59,13 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 fn set(fd: i32, level: i32, option: i32) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let length = mem::size_of_val(&on) as libc::socklen_t;
-    // SAFETY: the pointer and length describe `on`, which the kernel only reads.
-    check(unsafe { libc::setsockopt(fd, level, option, (&raw const on).cast(), length) })
+    set_to(fd, level, option, 1)
+}
+
+fn set_to(fd: i32, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
+    let length = mem::size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the pointer and length describe `value`, which the kernel only reads.
+    check(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), length) })
 }
 
 fn get(fd: i32, level: i32, option: i32) -> io::Result<libc::c_int> {
@@ -123,6 +131,19 @@ mod tests {
             });
             assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
             drop(away);
+            // Fast Open and Multipath TCP are taken from it, or make no difference.
+            // SAFETY: no pointer is passed, and nobody else knows the new descriptor.
+            let multipath = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_MPTCP) };
+            if multipath >= 0 {
+                // SAFETY: as above.
+                let multipath = unsafe { OwnedFd::from_raw_fd(multipath) };
+                prepare(&multipath, four).unwrap();
+                assert_eq!(local(&multipath).ip(), four);
+            }
+            let fast = socket(libc::AF_INET);
+            set(fast.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT).unwrap();
+            prepare(&fast, four).unwrap();
+            assert_eq!(get(fast.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT).unwrap(), 0);
             ip("addr add 192.0.2.200/24 dev v0");
             let here = socket(libc::AF_INET);
             prepare(&here, four).unwrap();

@@ -20,6 +20,10 @@ pub mod flags {
     pub const ACK: u8 = 0x10;
     /// The urgent pointer counts.
     pub const URG: u8 = 0x20;
+    /// Congestion was met (RFC 3168); on a SYN with CWR: that is understood.
+    pub const ECE: u8 = 0x40;
+    /// The sender has slowed down.
+    pub const CWR: u8 = 0x80;
 }
 
 /// Why a packet is not a TCP segment that we can judge.
@@ -27,7 +31,7 @@ pub mod flags {
 pub enum ParseError {
     /// Shorter than its headers say.
     Truncated,
-    /// Neither IPv4 nor IPv6, or with an extension header that we do not follow.
+    /// Neither IPv4 nor IPv6, or with extension headers that we do not follow.
     NotIp,
     /// Not TCP.
     NotTcp,
@@ -67,6 +71,67 @@ fn be32(b: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }
 
+/// Most extension headers of IPv6 that are passed over; RFC 8200, section 4.1 has seven.
+const MAX_EXTENSIONS: usize = 8;
+/// What is written over an option.
+const NOP: u8 = 1;
+
+/// Where the TCP header of an IPv6 packet is, behind its extension headers (RFC 8200, section 4). What has another address
+/// than the IP header says is refused: a source route that is not over yet, and a home address (RFC 6275).
+fn behind_extensions(packet: &[u8]) -> Result<usize, ParseError> {
+    let (mut kind, mut at) = (packet[6], 40);
+    for n in 0..=MAX_EXTENSIONS {
+        match kind {
+            6 => return Ok(at),
+            // Options for each hop come first, or not at all.
+            0 if n > 0 => return Err(ParseError::NotIp),
+            0 | 43 | 44 | 60 => {}
+            _ => return Err(ParseError::NotTcp),
+        }
+        if at + 8 > packet.len() {
+            return Err(ParseError::Truncated);
+        }
+        let length = match kind {
+            // All of it in one piece is no fragment (RFC 6946).
+            44 if be16(packet, at + 2) & 0xfff9 != 0 => return Err(ParseError::Fragment),
+            44 => 8,
+            _ => usize::from(packet[at + 1]) * 8 + 8,
+        };
+        if at + length > packet.len() {
+            return Err(ParseError::Truncated);
+        }
+        if kind == 43 && packet[at + 3] != 0 || kind == 60 && names_home(&packet[at + 2..at + length]) {
+            return Err(ParseError::NotIp);
+        }
+        (kind, at) = (packet[at], at + length);
+    }
+    Err(ParseError::NotIp)
+}
+
+/// Whether these options of IPv6 hold a home address.
+fn names_home(mut options: &[u8]) -> bool {
+    while let [kind, rest @ ..] = options {
+        options = match (kind, rest) {
+            (0, _) => rest,
+            (0xc9, _) => return true,
+            (_, [length, rest @ ..]) => rest.get(usize::from(*length)..).unwrap_or_default(),
+            _ => return false,
+        };
+    }
+    false
+}
+
+/// Whether an option is one that sessions know, or a signature, which is the local TCP's to judge. No other is negotiated:
+/// Fast Open, Multipath TCP, Accurate ECN, and whatever is invented.
+fn is_known(kind: u8) -> bool {
+    matches!(kind, 2..=5 | 8) || signs(kind)
+}
+
+/// TCP-MD5 (RFC 2385), TCP-AO (RFC 5925).
+fn signs(kind: u8) -> bool {
+    matches!(kind, 19 | 29)
+}
+
 impl<'a> Segment<'a> {
     /// Checks the lengths and finds the parts.
     ///
@@ -100,17 +165,11 @@ impl<'a> Segment<'a> {
                 if packet.len() < 40 {
                     return Err(ParseError::Truncated);
                 }
-                match packet[6] {
-                    6 => {}
-                    44 => return Err(ParseError::Fragment),
-                    0 | 43 | 60 => return Err(ParseError::NotIp),
-                    _ => return Err(ParseError::NotTcp),
-                }
                 let total = match usize::from(be16(packet, 4)) {
                     0 => packet.len(),
                     n => n + 40,
                 };
-                (40, total)
+                (behind_extensions(packet)?, total)
             }
             _ => return Err(ParseError::NotIp),
         };
@@ -198,7 +257,8 @@ impl<'a> Segment<'a> {
     pub fn options(&self) -> Options {
         let mut found = Options::default();
         self.each_option(|kind, at| match (kind, &self.packet[at.start + 2..at.end]) {
-            (2, [a, b]) => found.mss = Some(u16::from_be_bytes([*a, *b])),
+            // 0 says nothing.
+            (2, [a, b]) if (*a, *b) != (0, 0) => found.mss = Some(u16::from_be_bytes([*a, *b])),
             // RFC 7323, section 2.3: a shift above 14 is used as 14.
             (3, [shift]) => found.window_scale = Some((*shift).min(14)),
             (4, []) => found.sack_permitted = true,
@@ -219,34 +279,94 @@ impl<'a> Segment<'a> {
         self.packet[blocks].chunks_exact(8).map(|b| (Seq(be32(b, 0)), Seq(be32(b, 4))))
     }
 
+    /// Whether it is signed (TCP-MD5, TCP-AO): whoever changes it makes it worthless.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        let mut signed = false;
+        self.each_option(|kind, _| signed |= signs(kind));
+        signed
+    }
+
+    /// Whether it has options that sessions know nothing of.
+    #[must_use]
+    pub fn has_unknown_options(&self) -> bool {
+        // Most have none, or timestamps.
+        match &self.packet[self.tcp + 20..self.data] {
+            [] | [NOP, NOP, 8, 10, _, _, _, _, _, _, _, _] => false,
+            _ => {
+                let mut unknown = false;
+                self.each_option(|kind, _| unknown |= !is_known(kind));
+                unknown
+            }
+        }
+    }
+
     /// Whether the TCP checksum is right.
     #[must_use]
     pub fn checksum_ok(&self) -> bool {
-        fold(self.pseudo_sum() + sum(&self.packet[self.tcp..self.end])) == 0xffff
+        fold(self.pseudo_sum(self.end - self.tcp) + sum(&self.packet[self.tcp..self.end])) == 0xffff
     }
 
-    fn pseudo_sum(&self) -> u64 {
+    /// Of the pseudo header with this length of header and payload.
+    fn pseudo_sum(&self, length: usize) -> u64 {
         let addresses = if self.packet[0] >> 4 == 4 { &self.packet[12..20] } else { &self.packet[8..40] };
-        sum(addresses) + 6 + (self.end - self.tcp) as u64
+        sum(addresses) + 6 + length as u64
     }
 
     /// Copies the packet into `out` with other sequence and acknowledgement numbers and a full checksum: after
     /// NFQUEUE replaced a payload, the kernel takes no offload for granted.
     pub fn rewrite(&self, seq: Seq, ack: Seq, out: &mut Vec<u8>) {
-        self.copy(seq, ack, self.flags(), out);
-    }
-
-    /// The same with another acknowledgement number, and with nothing in it urgent.
-    pub fn rewrite_inline(&self, ack: Seq, out: &mut Vec<u8>) {
-        self.copy(self.seq(), ack, self.flags() & !flags::URG, out);
-    }
-
-    fn copy(&self, seq: Seq, ack: Seq, flag_bits: u8, out: &mut Vec<u8>) {
         self.copy_to(out);
         self.put_seq(seq, out);
         self.put_ack(ack, out);
-        out[self.tcp + 13] = flag_bits;
         self.finish(out);
+    }
+
+    /// The same with another acknowledgement number, with nothing in it urgent, and without options that sessions do not know.
+    pub fn rewrite_inline(&self, ack: Seq, out: &mut Vec<u8>) {
+        self.copy_to(out);
+        self.put_ack(ack, out);
+        out[self.tcp + 13] &= !flags::URG;
+        self.blank_unknown_options(out);
+        self.finish(out);
+    }
+
+    /// What of a SYN (or SYN-ACK) a session can go on with: without payload, which whoever has sent it sends again
+    /// when it is not acknowledged, without ECN, and without options that no restored socket knows. None: it is that already,
+    /// or it is signed.
+    #[must_use]
+    pub fn plain_syn(&self) -> Option<Vec<u8>> {
+        let ecn = self.flags() & (flags::ECE | flags::CWR) != 0 || self.packet[self.tcp + 12] & 0xf != 0;
+        let more = ecn || self.data < self.end || self.has_unknown_options() || self.has(flags::FIN | flags::ACK);
+        (more && !self.is_signed()).then(|| {
+            let fin = if self.has(flags::ACK) { flags::FIN } else { 0 };
+            self.header_only(self.flags() & !(flags::ECE | flags::CWR | flags::URG | fin))
+        })
+    }
+
+    /// What the segment says beside its bytes, and what follows them. None: it has none, or it is signed.
+    #[must_use]
+    pub fn bare(&self) -> Option<Vec<u8>> {
+        let more = self.data < self.end || self.has_unknown_options();
+        (more && !self.is_signed()).then(|| self.header_only(self.flags() & !(flags::FIN | flags::URG | flags::PSH)))
+    }
+
+    fn header_only(&self, flag_bits: u8) -> Vec<u8> {
+        let mut out = self.packet[..self.data].to_vec();
+        // Accurate ECN's bit beside the length.
+        out[self.tcp + 12] &= 0xf0;
+        out[self.tcp + 13] = flag_bits;
+        self.blank_unknown_options(&mut out);
+        if self.packet[0] >> 4 == 4 {
+            out[2..4].copy_from_slice(&(self.data as u16).to_be_bytes());
+            out[10..12].fill(0);
+            let check = !fold(sum(&out[..self.tcp]));
+            out[10..12].copy_from_slice(&check.to_be_bytes());
+        } else {
+            out[4..6].copy_from_slice(&((self.data - 40) as u16).to_be_bytes());
+        }
+        self.finish(&mut out);
+        out
     }
 
     // ---- changing a copy -----------------------------------------------------------------------------
@@ -306,10 +426,18 @@ impl<'a> Segment<'a> {
         }
     }
 
+    fn blank_unknown_options(&self, out: &mut [u8]) {
+        self.each_option(|kind, at| {
+            if !is_known(kind) {
+                out[at].fill(NOP);
+            }
+        });
+    }
+
     /// Gives a copy its full checksum.
     pub(crate) fn finish(&self, out: &mut [u8]) {
         out[self.tcp + 16..self.tcp + 18].fill(0);
-        let total = fold(self.pseudo_sum() + sum(&out[self.tcp..]));
+        let total = fold(self.pseudo_sum(out.len() - self.tcp) + sum(&out[self.tcp..]));
         out[self.tcp + 16..self.tcp + 18].copy_from_slice(&(!total).to_be_bytes());
     }
 }
@@ -433,7 +561,7 @@ impl Build<'_> {
         out.extend_from_slice(self.payload);
         let (tcp, check) = {
             let view = Segment::parse(out).expect("what we build parses");
-            (view.tcp, !fold(view.pseudo_sum() + sum(&out[view.tcp..])))
+            (view.tcp, !fold(view.pseudo_sum(out.len() - view.tcp) + sum(&out[view.tcp..])))
         };
         out[tcp + 16..tcp + 18].copy_from_slice(&check.to_be_bytes());
     }
@@ -459,6 +587,16 @@ mod tests {
         }
         .write(&mut out);
         out
+    }
+
+    fn looked_at(bytes: &[u8]) {
+        if let Ok(s) = Segment::parse(bytes) {
+            let _ = (s.options(), s.checksum_ok(), s.payload(), s.sequence_length(), s.source(), s.is_signed());
+            for changed in [s.plain_syn(), s.bare()].into_iter().flatten() {
+                let c = Segment::parse(&changed).expect("a segment as before");
+                assert!(c.checksum_ok() && c.payload().is_empty() && !c.has_unknown_options());
+            }
+        }
     }
 
     proptest! {
@@ -493,9 +631,18 @@ mod tests {
         fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..100), head in any::<bool>()) {
             let mut bytes = bytes;
             if head && bytes.len() > 20 { bytes[0] = 0x45; bytes[9] = 6; bytes[6] = 0; bytes[7] = 0; bytes[2] = 0; }
-            if let Ok(s) = Segment::parse(&bytes) {
-                let _ = (s.options(), s.checksum_ok(), s.payload(), s.sequence_length(), s.source());
+            looked_at(&bytes);
+        }
+
+        #[test]
+        fn garbage_of_ipv6_never_panics(bytes in proptest::collection::vec(any::<u8>(), 48..200), kind in 0usize..5) {
+            let mut bytes = bytes;
+            (bytes[0], bytes[4], bytes[5], bytes[6]) = (0x60, 0, 0, [0, 43, 44, 60, 6][kind]);
+            for at in (40..bytes.len() - 8).step_by(8) {
+                bytes[at] = [6, 60, 43, 44][usize::from(bytes[at]) % 4];
+                bytes[at + 1] %= 3;
             }
+            looked_at(&bytes);
         }
 
         #[test]
@@ -506,6 +653,69 @@ mod tests {
             if let Ok(s) = Segment::parse(&packet) {
                 prop_assert!(!s.checksum_ok());
             }
+        }
+    }
+
+    /// The packet with these extension headers, each with the kind of header that it is.
+    fn extended(packet: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut out = packet[..40].to_vec();
+        let all: usize = headers.iter().map(|(_, h)| h.len()).sum();
+        out[4..6].copy_from_slice(&((packet.len() - 40 + all) as u16).to_be_bytes());
+        for (i, (kind, header)) in headers.iter().enumerate() {
+            let before = if i == 0 { 6 } else { out.len() - headers[i - 1].1.len() };
+            out[before] = *kind;
+            out.extend_from_slice(header);
+            let at = out.len() - header.len();
+            out[at] = 6;
+        }
+        out.extend_from_slice(&packet[40..]);
+        out
+    }
+
+    #[test]
+    fn extension_headers_of_ipv6_are_passed_over() {
+        let plain = build(true, b"hello", Some((1, 2)));
+        let pad = [0, 0, 1, 4, 0, 0, 0, 0];
+        let long = [&[0, 2, 1, 20][..], &[0; 20]].concat();
+        let (route, over) = ([0, 2, 4, 1].repeat(6), [&[0, 2, 4, 0][..], &[0; 20]].concat());
+        let (atomic, first, later) = ([0, 0, 0, 0, 0, 0, 0, 9], [0, 0, 0, 1, 0, 0, 0, 9], [0, 0, 0, 8, 0, 0, 0, 9]);
+        let home = [&[0, 2, 1, 2, 0, 0, 0xc9, 16][..], &[7; 16]].concat();
+        for headers in [
+            &[(0, &pad[..])][..],
+            &[(60, &pad)],
+            &[(60, &long)],
+            &[(43, &over)],
+            &[(44, &atomic)],
+            &[(0, &long), (60, &pad), (43, &over), (44, &atomic), (60, &long)],
+        ] {
+            let packet = extended(&plain, headers);
+            let s = Segment::parse(&packet).unwrap();
+            assert!(s.checksum_ok(), "{headers:?}");
+            assert_eq!((s.payload(), s.source().port(), s.options().timestamps), (&b"hello"[..], 5, Some((1, 2))));
+            let mut changed = Vec::new();
+            s.rewrite(Seq(70), Seq(90), &mut changed);
+            let bare = s.bare().unwrap();
+            for (changed, payload) in [(&changed, &b"hello"[..]), (&bare, b"")] {
+                let c = Segment::parse(changed).unwrap();
+                assert!(c.checksum_ok() && c.payload() == payload);
+                let theirs = etherparse::SlicedPacket::from_ip(changed).unwrap();
+                assert!(matches!(theirs.transport, Some(etherparse::TransportSlice::Tcp(tcp)) if tcp.payload() == payload));
+            }
+            // Cut short anywhere it is no segment.
+            for n in 0..packet.len() {
+                assert!(Segment::parse(&packet[..n]).is_err());
+            }
+        }
+        for (headers, error) in [
+            (&[(43, &route[..])][..], ParseError::NotIp),
+            (&[(60, &home)], ParseError::NotIp),
+            (&[(60, &pad), (0, &pad)], ParseError::NotIp),
+            (&[(60, &pad[..]); 9], ParseError::NotIp),
+            (&[(44, &first)], ParseError::Fragment),
+            (&[(0, &pad), (44, &later)], ParseError::Fragment),
+            (&[(50, &pad)], ParseError::NotTcp),
+        ] {
+            assert_eq!(Segment::parse(&extended(&plain, headers)).map(|_| ()), Err(error), "{headers:?}");
         }
     }
 

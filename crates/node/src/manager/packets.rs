@@ -5,10 +5,11 @@ use std::time::Duration;
 use tcpr_session::filter::{Action, Mode};
 use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::segment;
+use tcpr_session::tuple::FourTuple;
 
 use super::{apps, Manager, Token};
 use crate::nfqueue;
-use crate::sockdiag::{state, Ours, SockDiag};
+use crate::sockdiag::{state, Ours, SockDiag, TcpSocket};
 
 /// Most batches taken from one queue before the other has its turn.
 const BATCHES: usize = 8;
@@ -103,7 +104,23 @@ impl Manager {
             }
         }
         self.actions = actions;
+        while let Some(tuple) = self.filter.poll_stranger() {
+            self.reset_stranger(&tuple);
+        }
         any
+    }
+
+    /// A connection of no session: if it is established here its socket goes, with an RST that the filter lets leave.
+    fn reset_stranger(&mut self, tuple: &FourTuple) {
+        let established = |socket: TcpSocket| matches!(socket.state, state::ESTABLISHED | state::CLOSE_WAIT);
+        if !self.sockdiag.find(tuple.local, tuple.peer).is_ok_and(|found| found.is_some_and(established)) {
+            return;
+        }
+        log::warn!("{tuple} is established here and not in the log: reset");
+        match self.sockdiag.destroy(tuple.local, tuple.peer) {
+            Ok(_) => self.filter.stranger_reset(),
+            Err(error) => log::warn!("cannot remove the kernel's socket {tuple}: {error}"),
+        }
     }
 
     fn perform(&mut self, action: Action) {

@@ -153,7 +153,10 @@ impl Filter {
         }
         self.splices.remove_former(&outer, syn.seq());
         self.note_syn(outer, syn, true);
-        let corrected = self.corrected_out(&outer, syn);
+        // What is negotiated is what a session can go on with; and bytes leave only when they are stored (Fast Open).
+        let plain = syn.plain_syn();
+        let syn = plain.as_deref().map_or(*syn, |plain| Segment::parse(plain).expect("a segment as before"));
+        let corrected = self.corrected_out(&outer, &syn).or(plain);
         self.actions.push(match (id, corrected) {
             (Some(id), None) => Action::AcceptOut(id),
             (Some(id), Some(bytes)) => Action::ModifyOut(id, bytes),

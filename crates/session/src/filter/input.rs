@@ -6,6 +6,8 @@
 //! the kernel, and so is an ACK of what never left, which the kernel has sent as far as it knows. An RST that the
 //! kernel might refuse ends nothing here (the sweep will find out).
 
+use std::time::Duration;
+
 use super::live::{HeldIn, Live, Stage};
 use super::opening::EmbryoIn;
 use super::{Action, Filter, Mode};
@@ -19,6 +21,9 @@ use crate::Now;
 
 /// Most SYNs held while a barrier stands; later ones are dropped and come again.
 const MAX_HELD_SYNS: usize = 1024;
+/// Of strangers that the kernel may know it is asked no more often: a flood of ACKs would cost more than it is worth. Whoever
+/// is one sends again.
+const STRANGERS_EVERY: Duration = Duration::from_millis(1);
 /// Most packets held of one session while it is restored; later ones are dropped and come again.
 const MAX_HELD_IN: usize = 4096;
 
@@ -80,9 +85,9 @@ impl Filter {
             return if self.splices.get(&tuple).is_some() { self.drop_in(id) } else { self.deliver(id, bytes) };
         }
         let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
-        match self.store.find(&tuple).or_else(|| self.opened_by(now, tuple, &segment)) {
+        match self.session_of_segment(now, tuple, &segment) {
             Some(session) => self.known_in(now, id, session, &segment, bytes),
-            None => self.unknown_in(id, tuple, &segment, bytes),
+            None => self.unknown_in(now, id, tuple, &segment, bytes),
         }
     }
 
@@ -110,13 +115,25 @@ impl Filter {
     }
 
     /// Delivers the segment with this acknowledgement. An urgent byte stays in its place (RFC 6093, section 3.2):
-    /// Linux would take it out of the stream, and what the application has read could not be counted.
+    /// Linux would take it out of the stream, and what the application has read could not be counted. Nor is anything
+    /// negotiated behind our back: Linux believes the third segment of a handshake that it answered with a cookie (MPTCP).
     fn deliver_with(&mut self, id: Option<u32>, segment: &Segment<'_>, ack: Seq, bytes: &[u8]) {
-        if ack == segment.ack() && !segment.has(flags::URG) {
+        let plain = ack == segment.ack() && !segment.has(flags::URG) && !segment.has_unknown_options();
+        let signed = || {
+            let session = self.store.find(&FourTuple { local: segment.destination(), peer: segment.source() });
+            session.is_some_and(|session| self.live[&session].signed)
+        };
+        if plain || signed() {
             return self.deliver(id, bytes);
         }
         let mut changed = Vec::new();
         segment.rewrite_inline(ack, &mut changed);
+        self.deliver_as(id, segment, Some(changed), bytes);
+    }
+
+    /// Delivers what has become of a segment; None: it is as it was.
+    fn deliver_as(&mut self, id: Option<u32>, segment: &Segment<'_>, changed: Option<Vec<u8>>, bytes: &[u8]) {
+        let Some(changed) = changed else { return self.deliver(id, bytes) };
         let changed = self.corrected_in(&changed).unwrap_or(changed);
         self.deliver_changed(id, segment, changed);
     }
@@ -127,7 +144,7 @@ impl Filter {
         }
     }
 
-    fn unknown_in(&mut self, id: Option<u32>, tuple: FourTuple, segment: &Segment<'_>, bytes: &[u8]) {
+    fn unknown_in(&mut self, now: Now, id: Option<u32>, tuple: FourTuple, segment: &Segment<'_>, bytes: &[u8]) {
         let opens = segment.has(flags::SYN) && !segment.has(flags::ACK);
         if self.mode == Mode::Restoring {
             // No new connection before the recovered ones are in the application's hands, and no RST from a
@@ -138,7 +155,7 @@ impl Filter {
             }
             if !opens && self.calls_from(&tuple) {
                 // Whoever was called refuses. The program may want to know that before it accepts anything.
-                return self.deliver(id, bytes);
+                return self.deliver_as(id, segment, segment.plain_syn(), bytes);
             }
             if self.resets.contains(&tuple) && segment.has(flags::ACK) && !segment.has(flags::RST) {
                 // The challenge to our RST (RFC 5961, section 3): the next one has the right number.
@@ -150,7 +167,36 @@ impl Filter {
         if opens {
             self.note_syn(tuple, segment, false);
         }
-        self.deliver(id, bytes);
+        if segment.has(flags::SYN) {
+            return self.deliver_as(id, segment, segment.plain_syn(), bytes);
+        }
+        if segment.has(flags::RST) {
+            return self.deliver(id, bytes);
+        }
+        // Last words of a connection that is over; or of one of which the kernel may know and no store. What it says beside
+        // its bytes is answered as ever, and the bytes are acknowledged by nobody (I1).
+        if segment.has(flags::ACK) && now >= self.next_stranger {
+            self.next_stranger = now + STRANGERS_EVERY;
+            self.strangers.push(tuple);
+        }
+        self.deliver_as(id, segment, segment.bare(), bytes);
+    }
+
+    /// A connection of which the local TCP may know though there is no such session, for its handshake was forgotten in a
+    /// flood of SYNs, or went around the queues. If it is established there its peer is to be told that it is over: nothing
+    /// that it says is stored, and nothing leaves for it.
+    pub fn poll_stranger(&mut self) -> Option<FourTuple> {
+        while let Some(tuple) = self.strangers.pop() {
+            if self.mode == Mode::Active && !self.fenced && self.store.find(&tuple).is_none() {
+                return Some(self.inner(&tuple));
+            }
+        }
+        None
+    }
+
+    /// One of them was established, and is reset.
+    pub fn stranger_reset(&mut self) {
+        self.counters.unrecorded += 1;
     }
 
     fn known_in(&mut self, now: Now, id: Option<u32>, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
@@ -161,7 +207,7 @@ impl Filter {
                 EmbryoIn::Answered => self.drop_in(id),
                 EmbryoIn::Stranger => {
                     let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
-                    self.unknown_in(id, tuple, segment, bytes);
+                    self.unknown_in(now, id, tuple, segment, bytes);
                 }
                 EmbryoIn::Established => self.held_back_in(now, id, session, segment, bytes),
             },
@@ -175,7 +221,7 @@ impl Filter {
                 let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
                 self.note_syn(tuple, segment, false);
             }
-            return self.deliver(id, bytes);
+            return self.deliver_as(id, segment, segment.plain_syn(), bytes);
         }
         let (s, live) = (self.store.get(session).expect("found"), &self.live[&session]);
         match judge(s, live, segment) {
@@ -187,7 +233,7 @@ impl Filter {
                     // TCP might take it all the same, and acknowledge what no store holds. It comes again.
                     self.drop_in(id);
                 } else {
-                    self.deliver(id, bytes);
+                    self.deliver_with(id, segment, segment.ack(), bytes);
                 }
             }
             Judgement::Forged => {

@@ -183,6 +183,8 @@ pub(super) struct Live {
     pub probed: bool,
     /// Where the send queue of the last [`super::RestoreSpec`] starts.
     pub spec_una: u64,
+    /// Its segments are signed: none of them may be changed.
+    pub signed: bool,
     /// The application had made the connection, and makes it again to have it back.
     pub outgoing: bool,
     /// The local TCP's half is not the one that the peer met.
@@ -235,6 +237,7 @@ impl Live {
             dirty: false,
             probed: false,
             spec_una: s.out_acked,
+            signed: false,
             outgoing: false,
             restored: false,
             clamp: 0,

@@ -137,7 +137,11 @@ pub struct Counters {
     pub adopted_sessions: u64,
     /// Sessions that were torn when a takeover needed them, and were reset.
     pub torn: u64,
-    /// Those among them that have timestamps where this kernel is told to have none.
+    /// Connections that are signed (TCP-MD5, TCP-AO): torn from the start, for no other TCP has the key.
+    pub signed: u64,
+    /// Connections that the kernel had and the log did not, and that were reset.
+    pub unrecorded: u64,
+    /// Those among the torn that have timestamps where this kernel is told to have none.
     pub unspliceable: u64,
     /// Records written to the log.
     pub records: u64,
@@ -188,6 +192,9 @@ pub struct Filter {
     /// Those that were asked about before the output that is judged now.
     asked: Vec<SessionId>,
     held_syns: Vec<HeldIn>,
+    /// See [`Self::poll_stranger`]; not before this time again.
+    strangers: Vec<FourTuple>,
+    next_stranger: Now,
     next_id: SessionId,
     batch: Vec<u8>,
     end: u64,
@@ -255,6 +262,8 @@ impl Filter {
             readers: BTreeSet::new(),
             asked: Vec::new(),
             held_syns: Vec::new(),
+            strangers: Vec::new(),
+            next_stranger: Duration::ZERO,
             next_id: 1,
             batch: Vec::new(),
             end: 0,
@@ -477,7 +486,10 @@ impl Filter {
         self.write(0, |out| record::encode_end(id, reason, out));
         self.turns.close(id);
         if let Some(mut live) = self.live.remove(&id) {
-            self.embryos -= usize::from(!live.established);
+            if !live.established {
+                self.embryos -= 1;
+                self.handshakes.remove(&tuple);
+            }
             self.probing -= usize::from(live.probing());
             self.awaited -= usize::from(live.awaited());
             for h in live.held.take() {

@@ -11,8 +11,11 @@ use crate::seq::Seq;
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
-/// Most handshakes remembered whose session is not in the log; the oldest make room.
-const MAX_HANDSHAKES: usize = 4096;
+/// Most four-tuples whose handshakes are remembered; the oldest make room. A peer whose third segment takes longer than
+/// so many SYNs is reset (see [`Filter::poll_stranger`]).
+const MAX_HANDSHAKES: usize = 1 << 15;
+/// Most handshakes of one four-tuple: the local TCP may answer another SYN than the newest.
+const MAX_OF_ONE: usize = 4;
 /// Most half-open sessions in the log. Past it, a session is told at its third segment: then a flood of SYNs
 /// costs the replica nothing.
 const MAX_EMBRYOS: usize = 4096;
@@ -34,14 +37,27 @@ struct Handshake {
     window: u16,
     /// The SYN was ours.
     by_us: bool,
-    /// The SYN-ACK that was let go without a record.
-    answer: Option<(Seq, Options, u16, u32)>,
+    /// The SYN was signed.
+    signed: bool,
+    /// The SYN has come, or come again, and was not answered since.
+    unanswered: bool,
+    /// The SYN-ACK.
+    answer: Option<Answer>,
+}
+
+/// A SYN-ACK of the local TCP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Answer {
+    isn: Seq,
+    options: Options,
+    window: u16,
+    signed: bool,
 }
 
 /// Handshakes that began, in a ring: a flood costs no more than forgetting the oldest.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes {
-    by_tuple: HashMap<FourTuple, (usize, Handshake)>,
+    by_tuple: HashMap<FourTuple, (usize, Vec<Handshake>)>,
     ring: Vec<FourTuple>,
     next: usize,
 }
@@ -49,7 +65,17 @@ pub(super) struct Handshakes {
 impl Handshakes {
     fn note(&mut self, tuple: FourTuple, handshake: Handshake) {
         if let Some((_, known)) = self.by_tuple.get_mut(&tuple) {
-            *known = handshake;
+            let same = |h: &&mut Handshake| (h.isn, h.by_us) == (handshake.isn, handshake.by_us) && h.answer.is_none_or(|a| Some(a) == handshake.answer);
+            match known.iter_mut().find(same) {
+                Some(h) => *h = handshake,
+                None => {
+                    if known.len() == MAX_OF_ONE {
+                        // The first one is what the local TCP goes by, if it has it.
+                        known.remove(1);
+                    }
+                    known.push(handshake);
+                }
+            }
             return;
         }
         let slot = self.next;
@@ -62,20 +88,29 @@ impl Handshakes {
         } else {
             self.ring.push(tuple);
         }
-        self.by_tuple.insert(tuple, (slot, handshake));
+        self.by_tuple.insert(tuple, (slot, vec![handshake]));
     }
 
-    fn get(&self, tuple: &FourTuple) -> Option<Handshake> {
-        self.by_tuple.get(tuple).map(|(_, h)| *h)
+    fn find(&self, tuple: &FourTuple, which: impl Fn(&Handshake) -> bool) -> Option<Handshake> {
+        self.by_tuple.get(tuple)?.1.iter().rev().find(|h| which(h)).copied()
     }
 
-    fn remove(&mut self, tuple: &FourTuple) {
+    pub fn remove(&mut self, tuple: &FourTuple) {
         self.by_tuple.remove(tuple);
     }
 
     pub fn forget_ours(&mut self) {
-        self.by_tuple.retain(|_, (_, handshake)| !handshake.by_us);
+        self.by_tuple.retain(|_, (_, all)| {
+            all.retain(|handshake| !handshake.by_us);
+            !all.is_empty()
+        });
     }
+}
+
+/// That this segment is the third one of such a handshake.
+fn completes<'a>(segment: &Segment<'a>) -> impl Fn(&Handshake) -> bool + use<'a> {
+    let segment = *segment;
+    move |h| !h.by_us && h.answer.is_some_and(|answer| segment.ack() == answer.isn.add(1)) && !segment.seq().before(h.isn.add(1))
 }
 
 fn opening_held(now: Now, id: u32) -> Held {
@@ -111,31 +146,33 @@ fn settled(
 
 impl Filter {
     pub(super) fn note_syn(&mut self, tuple: FourTuple, segment: &Segment<'_>, by_us: bool) {
-        let again = self.handshakes.get(&tuple).filter(|h| h.isn == segment.seq() && h.by_us == by_us);
+        let again = self.handshakes.find(&tuple, |h| h.isn == segment.seq() && h.by_us == by_us);
         let handshake = Handshake {
             since: again.map_or(self.clock, |h| h.since),
             isn: segment.seq(),
             options: segment.options(),
             window: segment.window(),
             by_us,
-            answer: None,
+            signed: segment.is_signed(),
+            unanswered: true,
+            answer: again.and_then(|h| h.answer),
         };
         self.handshakes.note(tuple, handshake);
     }
 
     /// Whether this SYN of ours has left before.
     pub(super) fn has_called(&self, tuple: &FourTuple, isn: Seq) -> bool {
-        self.handshakes.get(tuple).is_some_and(|h| h.by_us && h.isn == isn)
+        self.handshakes.find(tuple, |h| h.by_us && h.isn == isn).is_some()
     }
 
     /// Whether a SYN of ours has left from there, and made no session yet.
     pub(super) fn calls_from(&self, tuple: &FourTuple) -> bool {
-        self.handshakes.get(tuple).is_some_and(|h| h.by_us)
+        self.handshakes.find(tuple, |h| h.by_us).is_some()
     }
 
     /// Whether an RST of the local TCP refuses a connection that it may yet accept.
     pub(super) fn refused_too_soon(&self, now: Now, tuple: &FourTuple) -> bool {
-        self.handshakes.get(tuple).is_some_and(|h| !h.by_us && h.answer.is_none() && now < h.since + REFUSED_AFTER)
+        self.handshakes.find(tuple, |h| !h.by_us && h.unanswered && now < h.since + REFUSED_AFTER).is_some()
     }
 
     /// A segment of no session. Returns whether it made one: the answer to our SYN, or the third segment of a
@@ -144,30 +181,51 @@ impl Filter {
         if !segment.has(flags::ACK) || segment.has(flags::RST) {
             return None;
         }
-        let h = self.handshakes.get(&tuple)?;
-        let syn = segment.has(flags::SYN);
-        if h.by_us && syn && segment.ack() == h.isn.add(1) {
+        if segment.has(flags::SYN) {
+            let h = self.handshakes.find(&tuple, |h| h.by_us && segment.ack() == h.isn.add(1))?;
             let theirs = segment.options();
             let (isn_in, window) = (segment.seq(), segment.window());
             let id = self.next_session_id();
             let open = settled(id, tuple, isn_in, h.isn, theirs, h.options, window, true);
             let internal_port = self.inner(&tuple).local.port();
-            self.open_session(now, Open { internal_port, ..open }, u64::from(h.window));
+            self.open_session(now, Open { internal_port, ..open }, u64::from(h.window), h.signed);
             return Some(id);
         }
-        let (isn_out, ours, our_window, ts_value) = h.answer?;
-        if syn || segment.ack() != isn_out.add(1) || segment.seq().before(h.isn.add(1)) {
-            return None;
-        }
+        let h = self.handshakes.find(&tuple, completes(segment))?;
+        let answer = h.answer?;
         let id = self.next_session_id();
-        let open = settled(id, tuple, h.isn, isn_out, h.options, ours, h.window, true);
-        self.open_session(now, Open { ts_value, ..open }, u64::from(our_window));
+        let open = settled(id, tuple, h.isn, answer.isn, h.options, answer.options, h.window, true);
+        self.open_session(now, open, u64::from(answer.window), answer.signed);
         Some(id)
     }
 
-    fn open_session(&mut self, now: Now, open: Open, edge: u64) {
+    /// The session of this segment. A listener that answers with cookies knows none of the SYNs that it has answered: where
+    /// there were several of one four-tuple, the third segment says which of them is the peer's.
+    pub(super) fn session_of_segment(&mut self, now: Now, tuple: FourTuple, segment: &Segment<'_>) -> Option<SessionId> {
+        let Some(id) = self.store.find(&tuple) else { return self.opened_by(now, tuple, segment) };
+        let (s, live) = (self.store.get(id).expect("found"), &self.live[&id]);
+        let whole = live.established || live.stage != Stage::Live || segment.ack() == s.open.isn_out.add(1);
+        let third = segment.flags() & (flags::SYN | flags::ACK | flags::RST) == flags::ACK;
+        if whole || !third || self.handshakes.find(&tuple, completes(segment)).is_none() {
+            return Some(id);
+        }
+        self.replace_session(now, id, tuple);
+        self.opened_by(now, tuple, segment)
+    }
+
+    /// A session makes room for another one with its four-tuple, whose handshake stays known.
+    fn replace_session(&mut self, now: Now, id: SessionId, tuple: FourTuple) {
+        let kept = self.handshakes.by_tuple.remove(&tuple);
+        self.end_session(now, id, EndReason::Closed);
+        self.handshakes.by_tuple.extend(kept.map(|kept| (tuple, kept)));
+    }
+
+    /// `signed`: no other TCP can go on with it, for the key is the local one's secret.
+    fn open_session(&mut self, now: Now, open: Open, edge: u64, signed: bool) {
         let (id, established) = (open.session, open.established);
-        self.handshakes.remove(&open.tuple);
+        if established {
+            self.handshakes.remove(&open.tuple);
+        }
         self.splices.remove_former(&open.tuple, open.isn_out);
         let position = self.write(0, |out| open.encode(out));
         self.counters.opened += 1;
@@ -176,7 +234,12 @@ impl Filter {
         live.edge = edge;
         live.probed = true;
         live.outgoing = self.is_outgoing(&open.tuple);
+        live.signed = signed;
         self.live.insert(id, Box::new(live));
+        if signed {
+            self.counters.signed += 1;
+            self.tear(now, id);
+        }
         if established {
             self.accepted_unhooked(id);
         } else {
@@ -189,34 +252,40 @@ impl Filter {
         }
     }
 
-    /// A SYN-ACK: the session's record goes to the replica before the peer can know of the session.
+    /// A SYN-ACK: the session's record goes to the replica before the peer can know of the session. It acknowledges nothing
+    /// but a SYN that we have seen (I1): more would be data of which no store has heard.
     pub(super) fn opening(&mut self, now: Now, id: u32, tuple: FourTuple, segment: &Segment<'_>) {
-        if let Some(old) = self.store.find(&tuple) {
+        let old = self.store.find(&tuple);
+        if let Some(old) = old {
             let s = self.store.get(old).expect("found");
-            if s.open.isn_out == segment.seq() {
+            if s.open.isn_out == segment.seq() && s.in_seq(0) == segment.ack() {
                 let need = self.live.get(&old).map_or(0, |l| l.base_pos);
                 return self.wait_or_release(now, old, need, opening_held(now, id));
             }
-            // The peer's port came round again and TCP has accepted it: the old session is history.
-            self.end_session(now, old, EndReason::Closed);
         }
-        let Some(h) = self.handshakes.get(&tuple).filter(|h| !h.by_us) else {
-            // We never saw its SYN (dropped past the bound): the peer sends it again.
+        let answer = Answer { isn: segment.seq(), options: segment.options(), window: segment.window(), signed: segment.is_signed() };
+        let of_it = |h: &Handshake| !h.by_us && segment.ack() == h.isn.add(1);
+        // We never saw its SYN (dropped past the bound): the peer sends it again. Or the peer signs, and will not hear what
+        // is not signed.
+        let Some(h) = self.handshakes.find(&tuple, of_it).filter(|h| h.signed <= answer.signed) else {
             self.counters.unknown_dropped += 1;
             return self.actions.push(Action::DropOut(id));
         };
-        let ours = segment.options();
+        if self.fenced && self.embryos >= MAX_EMBRYOS {
+            return self.actions.push(Action::DropOut(id));
+        }
+        if let Some(old) = old {
+            // The peer's port came round again and TCP has accepted it: the old session is history. One that is half open
+            // may yet turn out to be the one that its peer goes on with.
+            self.replace_session(now, old, tuple);
+        }
+        self.handshakes.note(tuple, Handshake { unanswered: false, answer: Some(answer), ..h });
         if self.embryos >= MAX_EMBRYOS {
-            if self.fenced {
-                return self.actions.push(Action::DropOut(id));
-            }
-            let answer = (segment.seq(), ours, segment.window(), ours.timestamps.map_or(0, |t| t.0));
-            self.handshakes.note(tuple, Handshake { answer: Some(answer), ..h });
             return self.actions.push(Action::AcceptOut(id));
         }
         let session = self.next_session_id();
-        let open = settled(session, tuple, h.isn, segment.seq(), h.options, ours, h.window, false);
-        self.open_session(now, open, u64::from(segment.window()));
+        let open = settled(session, tuple, h.isn, answer.isn, h.options, answer.options, h.window, false);
+        self.open_session(now, open, u64::from(answer.window), answer.signed);
         let need = self.live[&session].base_pos;
         self.wait_or_release(now, session, need, opening_held(now, id));
     }
@@ -237,6 +306,8 @@ impl Filter {
         if !live.established {
             live.established = true;
             self.embryos -= 1;
+            let tuple = self.store.get(id).expect("known").open.tuple;
+            self.handshakes.remove(&tuple);
             self.forget_expiries();
             self.accepted_unhooked(id);
         }

@@ -10,7 +10,7 @@ use super::splicing::let_go;
 use super::tail::Tail;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
-use crate::segment::{flags, Segment};
+use crate::segment::{flags, Build, Segment};
 use crate::seq;
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
@@ -101,6 +101,28 @@ impl Filter {
         // Anything more is not ours to send.
         self.counters.unknown_dropped += 1;
         self.actions.push(Action::DropOut(id));
+        if !rst && self.mode == Mode::Active && !self.fenced && segment.has(flags::ACK) {
+            self.reset_stranger(now, segment, corrected.is_some());
+        }
+    }
+
+    /// The local TCP has a connection of which no store knows, and goes on sending: both ends are told that it is over. (Or
+    /// it is over already, and this was a FIN once more: then neither minds.)
+    fn reset_stranger(&mut self, now: Now, segment: &Segment<'_>, corrected: bool) {
+        let reset = |source, destination, seq, ack| {
+            let mut packet = Vec::new();
+            Build { source, destination, seq, ack, flags: flags::RST | flags::ACK, window: 0, timestamps: None, payload: &[] }.write(&mut packet);
+            packet
+        };
+        let next = segment.seq().add(u64::from(segment.sequence_length()));
+        let to_kernel = reset(segment.destination(), segment.source(), segment.ack(), next);
+        let to_kernel = if corrected { self.corrected_in(&to_kernel).unwrap_or(to_kernel) } else { to_kernel };
+        self.actions.push(Action::Inject(to_kernel));
+        self.counters.unrecorded += u64::from(!segment.payload().is_empty());
+        // The next master may know it, see above.
+        let need = if self.needs_replica { self.write(0, |out| record::encode_commit(&[], out)) } else { self.end };
+        self.farewells.push_back((need, reset(segment.source(), segment.destination(), segment.seq(), segment.ack())));
+        self.release_stored(now);
     }
 
     fn known_out(&mut self, now: Now, id: u32, session: SessionId, segment: &Segment<'_>, bytes: &[u8], corrected: bool) {
@@ -368,6 +390,10 @@ impl Filter {
             let segment = Segment::parse(bytes).expect("parsed before");
             let seq = s.out_seq(held.start.min(shown));
             let ack = if held.lowered { s.in_seq(held.ack) } else { segment.ack() };
+            if live.signed {
+                // Changed it is nothing that the peer would hear; what it says comes with the next one.
+                return self.actions.push(Action::DropOut(held.id));
+            }
             let mut changed = Vec::new();
             segment.rewrite(seq, ack, &mut changed);
             if held.start > live.released {

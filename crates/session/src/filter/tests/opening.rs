@@ -218,3 +218,361 @@ fn a_connection_is_refused_only_when_nobody_listens_for_long() {
     let actions = r.stored();
     assert!(r.passes(&actions));
 }
+
+// ---- what is not negotiated ------------------------------------------------------------------------------
+
+/// A Fast Open cookie, padded.
+const COOKIE: [u8; 12] = [34, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1];
+/// A signature of TCP-MD5, padded.
+const MD5: [u8; 20] = [19, 18, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1, 1];
+/// The same of TCP-AO.
+const AO: [u8; 16] = [29, 16, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+
+/// A SYN, or its answer.
+fn opener(r: &Rig, from_peer: bool, bits: u8, further: &[u8], payload: &[u8]) -> Vec<u8> {
+    let t = tuple(r.port);
+    let (source, destination, seq, ack) = if from_peer { (t.peer, t.local, ISN_IN, ISN_OUT) } else { (t.local, t.peer, ISN_OUT, ISN_IN) };
+    let ack = if bits & ACK == 0 { Seq(0) } else { ack.add(1) };
+    let mut packet = Vec::new();
+    let options = [&[2, 4, 5, 0xb4], further].concat();
+    Build { source, destination, seq, ack, flags: bits, window: 60_000, timestamps: None, payload }.write_with(&options, &mut packet);
+    packet
+}
+
+/// What becomes of an inbound packet that is let in.
+fn let_in(r: &Rig, actions: &[Action], packet: &[u8]) -> Vec<u8> {
+    match actions {
+        [Action::AcceptIn(id)] if *id == r.id => packet.to_vec(),
+        [Action::ModifyIn(id, bytes)] if *id == r.id => bytes.clone(),
+        _ => panic!("{actions:?}"),
+    }
+}
+
+fn left(r: &Rig, actions: &[Action]) -> bool {
+    actions.iter().any(|a| matches!(a, Action::AcceptOut(id) | Action::ModifyOut(id, _) if *id == r.id))
+}
+
+fn kinds(s: &Segment<'_>) -> Vec<u8> {
+    let mut kinds = Vec::new();
+    s.each_option(|kind, _| kinds.push(kind));
+    kinds
+}
+
+#[test]
+fn a_syn_is_let_in_without_what_no_session_can_go_on_with() {
+    let experimental = [254, 12, 0xf9, 0x89, 1, 2, 3, 4, 5, 6, 7, 8];
+    for (further, bits, payload) in [
+        (&COOKIE[..], SYN, &b"hello"[..]),
+        // Without a cookie: some listeners ask for none.
+        (&[][..], SYN, b"hello"),
+        (&[34, 2, 1, 1], SYN, b""),
+        (&experimental, SYN, b"hello"),
+        // MP_CAPABLE, MP_JOIN.
+        (&[30, 4, 1, 1], SYN, b""),
+        (&[30, 12, 0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8], SYN, b""),
+        // ECN.
+        (&[], SYN | flags::ECE | flags::CWR, b""),
+        (&[], SYN | flags::ECE, b""),
+        // Accurate ECN's option, user timeout, TCP-ENO, and one that nobody knows yet.
+        (&[172, 2, 28, 4, 0x80, 10, 69, 3, 1, 200, 2, 1], SYN, b""),
+        (&COOKIE, SYN | flags::ECE | flags::CWR | flags::PSH | flags::URG, &[7; 1000]),
+    ] {
+        let mut r = Rig::new();
+        let mut syn = opener(&r, true, bits, further, payload);
+        let accurate = bits & flags::ECE != 0;
+        if accurate {
+            syn[32] |= 1;
+            let whole = Segment::parse(&syn).unwrap();
+            let mut again = Vec::new();
+            whole.rewrite(whole.seq(), whole.ack(), &mut again);
+            syn = again;
+        }
+        let actions = r.inp(&syn);
+        let let_in = let_in(&r, &actions, &syn);
+        assert_ne!(let_in, syn, "{further:?}");
+        let s = Segment::parse(&let_in).unwrap();
+        assert!(s.checksum_ok() && etherparse::Ipv4Slice::from_slice(&let_in).is_ok());
+        assert_eq!((s.payload(), s.flags() & !flags::PSH, s.seq(), s.window()), (&b""[..], SYN, ISN_IN, 60_000));
+        assert_eq!((kinds(&s), let_in[32] & 0xf, s.options().mss), (vec![2], 0, Some(1460)));
+        let sum: u32 = let_in[..20].chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
+        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff, "the header's checksum");
+        // What the local TCP would never say of such a SYN is not believed: bytes that nobody has stored (I1).
+        let mut early = Vec::new();
+        let answer = opener(&r, false, SYN | ACK, &[], b"");
+        Segment::parse(&answer).unwrap().rewrite(ISN_OUT, ISN_IN.add(1 + payload.len().max(1) as u64), &mut early);
+        assert_eq!(r.out(&early), [Action::DropOut(r.id)]);
+        r.stored();
+        assert!(r.f.store().is_empty());
+        r.out(&answer);
+        let actions = r.stored();
+        assert!(r.passes(&actions));
+        // The peer sends its bytes again, and is served.
+        r.peer(say(ACK, 0, 0, payload));
+        r.attach();
+        r.read(payload.len() as u64);
+        r.write(b"answer");
+        r.wait();
+        r.stored();
+        r.kernel(say(ACK, 0, payload.len() as u64, b"answer"));
+        let actions = r.stored();
+        assert!(r.passes(&actions) || r.passes(&r.actions.clone()));
+        r.peer(say(ACK, payload.len() as u64, 6, b""));
+        let s = r.session();
+        assert_eq!((s.in_end(), s.out_done, s.torn), (payload.len() as u64, 6, false));
+    }
+}
+
+#[test]
+fn a_syn_that_asks_for_nothing_new_is_let_in_as_it_is() {
+    let mut r = Rig::new();
+    for ts in [false, true] {
+        r.port += 1;
+        let syn = r.syn(ts);
+        let actions = r.inp(&syn);
+        assert!(r.passes(&actions));
+    }
+}
+
+/// A kernel that answers with cookies believes the third segment.
+#[test]
+fn what_was_not_negotiated_is_not_believed_later_either() {
+    let mut r = Rig::open();
+    let t = tuple(r.port);
+    for (seq, ack, payload) in [(0, 0, &b""[..]), (0, 0, b"hello"), (5, 0, b"")] {
+        let mut packet = Vec::new();
+        Build {
+            source: t.peer, destination: t.local, seq: seq::at(ISN_IN, seq), ack: seq::at(ISN_OUT, ack),
+            flags: ACK, window: 60_000, timestamps: None, payload,
+        }
+        // MP_CAPABLE of a third segment: both keys.
+        .write_with(&[30, 20, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8], &mut packet);
+        let actions = r.inp(&packet);
+        let let_in = let_in(&r, &actions, &packet);
+        let s = Segment::parse(&let_in).unwrap();
+        assert!(s.checksum_ok() && kinds(&s).is_empty() && s.payload() == payload, "{let_in:?}");
+    }
+    assert_eq!(input_of(r.session()), b"hello");
+}
+
+#[test]
+fn a_connection_of_the_applications_asks_for_nothing_that_cannot_go_on() {
+    let mut r = Rig::new();
+    let syn = opener(&r, false, SYN | flags::ECE | flags::CWR, &[&COOKIE[..], &[30, 4, 1, 1]].concat(), b"hello");
+    let actions = r.out(&syn);
+    let [Action::ModifyOut(_, sent)] = &actions[..] else { panic!("{actions:?}") };
+    let s = Segment::parse(sent).unwrap();
+    assert!(s.checksum_ok());
+    assert_eq!((s.payload(), s.flags(), kinds(&s)), (&b""[..], SYN, vec![2]));
+    // Nor does whatever the peer answers, asked or not.
+    let answer = opener(&r, true, SYN | ACK | flags::ECE | FIN, &[&COOKIE[..], &[30, 12, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8]].concat(), b"early");
+    let actions = r.inp(&answer);
+    let let_in = let_in(&r, &actions, &answer);
+    let s = Segment::parse(&let_in).unwrap();
+    assert!(s.checksum_ok());
+    assert_eq!((s.payload(), s.flags(), kinds(&s)), (&b""[..], SYN | ACK, vec![2]));
+    assert_eq!(r.session().in_end(), 0);
+    // Its bytes come again.
+    r.stored();
+    r.peer(say(ACK, 0, 0, b"early"));
+    assert_eq!(input_of(r.session()), b"early");
+}
+
+#[test]
+fn a_signed_connection_is_torn_from_the_start() {
+    for signature in [&MD5[..], &AO] {
+        for by_us in [false, true] {
+            let mut r = Rig::new();
+            let syn = opener(&r, !by_us, SYN, signature, b"");
+            let answer = opener(&r, by_us, SYN | ACK, signature, b"");
+            let actions = if by_us { r.out(&syn) } else { r.inp(&syn) };
+            assert!(r.passes(&actions), "changed it would be worth nothing");
+            if by_us {
+                let actions = r.inp(&answer);
+                assert!(r.passes(&actions));
+                r.stored();
+            } else {
+                assert_eq!(r.out(&answer), []);
+                let actions = r.stored();
+                assert!(r.passes(&actions));
+                r.peer(say(ACK, 0, 0, b""));
+            }
+            r.stored();
+            assert!(r.session().torn && r.replica.store().iter().all(|s| s.torn));
+            assert_eq!(r.f.counters().signed, 1);
+            // It works until then: what is signed is passed on as it is, or not at all.
+            r.attach();
+            let t = tuple(r.port);
+            let signed = |from_peer: bool, seq: u64, ack: u64, payload: &[u8]| {
+                let (source, destination, mine, other) = if from_peer { (t.peer, t.local, ISN_IN, ISN_OUT) } else { (t.local, t.peer, ISN_OUT, ISN_IN) };
+                let mut packet = Vec::new();
+                Build { source, destination, seq: seq::at(mine, seq), ack: seq::at(other, ack), flags: ACK, window: 60_000, timestamps: None, payload }
+                    .write_with(signature, &mut packet);
+                packet
+            };
+            let actions = r.inp(&signed(true, 0, 0, b"ping"));
+            assert!(r.passes(&actions));
+            r.read(4);
+            r.write(b"pong");
+            assert_eq!(r.out(&signed(false, 0, 4, b"pong")), []);
+            // An acknowledgement that overtakes it.
+            r.stored();
+            assert_eq!(r.out(&signed(false, 4, 4, b"")), [Action::DropOut(r.id)]);
+            r.wait();
+            let all = r.stored();
+            assert!(all.iter().any(|a| matches!(a, Action::AcceptOut(_))) && !all.iter().any(|a| matches!(a, Action::ModifyOut(..))), "{all:?}");
+            // At a takeover it is reset and counted.
+            r.fail_over();
+            assert!(r.f.store().is_empty());
+            assert_eq!(r.f.counters().torn, 1);
+        }
+    }
+}
+
+/// A peer that signs hears nothing that is not signed: such an answer is an attempt to get round the rules.
+#[test]
+fn a_signed_syn_gets_no_unsigned_answer() {
+    let mut r = Rig::new();
+    let syn = opener(&r, true, SYN | flags::ECE | flags::CWR, &[&AO[..], &[30, 4, 1, 1]].concat(), b"");
+    let actions = r.inp(&syn);
+    assert!(r.passes(&actions));
+    let answer = opener(&r, false, SYN | ACK, &[], b"");
+    assert_eq!(r.out(&answer), [Action::DropOut(r.id)]);
+    assert!(r.f.store().is_empty());
+}
+
+// ---- which SYN was answered --------------------------------------------------------------------------------
+
+fn syn_with(r: &Rig, isn: Seq, mss: u16) -> Vec<u8> {
+    let t = tuple(r.port);
+    let mut packet = Vec::new();
+    let [a, b] = mss.to_be_bytes();
+    Build { source: t.peer, destination: t.local, seq: isn, ack: Seq(0), flags: SYN, window: 60_000, timestamps: None, payload: &[] }
+        .write_with(&[2, 4, a, b], &mut packet);
+    packet
+}
+
+#[test]
+fn the_initial_number_and_the_options_are_those_of_the_syn_that_was_answered() {
+    // Before and after it, more than are remembered; and sent again.
+    for (before, after) in [(0, 1), (1, 0), (1, 1), (0, 10), (2, 10), (3, 0)] {
+        let mut r = Rig::new();
+        for i in 0..before {
+            r.inp(&syn_with(&r, Seq(12345 + i), 900));
+        }
+        let syn = r.syn(false);
+        r.inp(&syn);
+        for i in 0..after {
+            r.inp(&syn_with(&r, Seq(54321 + i), 900));
+        }
+        let syn_ack = r.syn_ack(false);
+        if before + after > 4 && before > 1 {
+            // It comes again.
+            assert_eq!(r.out(&syn_ack), [Action::DropOut(r.id)]);
+            r.inp(&syn);
+        }
+        r.out(&syn_ack);
+        let actions = r.stored();
+        assert!(left(&r, &actions), "{before} {after}");
+        r.inp(&syn_with(&r, Seq(999), 900));
+        r.peer(say(ACK, 0, 0, b"hello"));
+        r.stored();
+        let s = r.session();
+        assert_eq!((s.open.isn_in, s.open.mss, s.open.shifts, input_of(s)), (ISN_IN, 1460, Some((2, 2)), b"hello".to_vec()));
+    }
+}
+
+/// A listener that answers with cookies remembers nothing: each SYN gets an answer, and who completes one has it.
+#[test]
+fn of_several_answers_the_third_segment_says_which_counts() {
+    for flood in [false, true] {
+        for first in [false, true] {
+            let mut r = Rig::new();
+            if flood {
+                for port in 2000..2000 + 4096 {
+                    r.port = port;
+                    let (syn, syn_ack) = (r.syn(false), r.syn_ack(false));
+                    r.inp(&syn);
+                    r.out(&syn_ack);
+                }
+            }
+            r.port = 1000;
+            let (syn, syn_ack) = (r.syn(false), r.syn_ack(false));
+            let other = syn_with(&r, Seq(12345), 900);
+            let mut other_answer = Vec::new();
+            Segment::parse(&syn_ack).unwrap().rewrite(Seq(777), Seq(12346), &mut other_answer);
+            let pairs = [(&syn, &syn_ack), (&other, &other_answer)];
+            let order = if first { [0, 1] } else { [1, 0] };
+            for at in order {
+                r.inp(pairs[at].0);
+                r.out(pairs[at].1);
+                let all = r.stored();
+                assert!(left(&r, &all) || left(&r, &r.actions.clone()));
+            }
+            r.peer(say(ACK, 0, 0, b"hello"));
+            r.attach();
+            r.read(5);
+            r.write(b"answer");
+            r.wait();
+            r.stored();
+            r.kernel(say(ACK, 0, 5, b"answer"));
+            let actions = r.stored();
+            assert!(left(&r, &actions) || left(&r, &r.actions.clone()));
+            let s = r.session();
+            assert_eq!((s.open.isn_in, s.open.isn_out, s.in_end(), s.open.mss), (ISN_IN, ISN_OUT, 5, 1460));
+        }
+    }
+}
+
+// ---- connections that are not in the log -------------------------------------------------------------------
+
+#[test]
+fn a_connection_whose_handshake_was_forgotten_is_reset_and_not_left_alone() {
+    let mut r = Rig::new();
+    r.port = 0;
+    let (syn, syn_ack) = (r.syn(false), r.syn_ack(false));
+    // A flood before, so that its record waits for the third segment, and one after.
+    for port in 1..=4200 {
+        r.port = port;
+        let (syn, syn_ack) = (r.syn(false), r.syn_ack(false));
+        r.inp(&syn);
+        r.out(&syn_ack);
+    }
+    r.port = 0;
+    r.inp(&syn);
+    r.out(&syn_ack);
+    let t = tuple(0);
+    for n in 0..(1u32 << 15) {
+        let mut packet = Vec::new();
+        let peer = ([10, 0, (n >> 8) as u8, n as u8], 9).into();
+        Build { source: peer, destination: t.local, seq: Seq(n), ack: Seq(0), flags: SYN, window: 1, timestamps: None, payload: &[] }
+            .write_with(&[2, 4, 5, 0xb4], &mut packet);
+        r.inp(&packet);
+    }
+    r.stored();
+    r.actions.clear();
+    assert_eq!(r.f.poll_stranger(), None);
+    // Its third segment carries data: the local TCP may have the one, and not the other, which nobody stores (I1).
+    let packet = r.packet(say(ACK | flags::PSH, 0, 0, b"hello"), true);
+    let actions = r.inp(&packet);
+    let bytes = let_in(&r, &actions, &packet);
+    let s = Segment::parse(&bytes).unwrap();
+    assert!(s.checksum_ok() && s.payload().is_empty() && s.has(ACK));
+    assert_eq!(r.f.poll_stranger(), Some(t), "the kernel is asked whether it has it");
+    assert_eq!(r.f.poll_stranger(), None);
+    // A server that talks first: both ends are told.
+    let actions = r.kernel(say(ACK | flags::PSH, 0, 0, b"welcome"));
+    let mut all = actions;
+    all.extend(r.stored());
+    assert!(all.contains(&Action::DropOut(r.id)));
+    let told = |local: bool| all.iter().find_map(|a| match a {
+        Action::Inject(p) if local => Some(p.clone()),
+        Action::SendPeer(p) if !local => Some(p.clone()),
+        _ => None,
+    });
+    let (here, there) = (told(true).expect("an RST for the local TCP"), told(false).expect("an RST for the peer"));
+    let (here, there) = (Segment::parse(&here).unwrap(), Segment::parse(&there).unwrap());
+    assert!(here.has(RST) && there.has(RST));
+    assert_eq!((here.destination(), here.seq()), (t.local, ISN_IN.add(1)));
+    assert_eq!((there.destination(), there.seq()), (t.peer, ISN_OUT.add(1)));
+    assert_eq!(r.f.counters().unrecorded, 1);
+}

@@ -2,7 +2,7 @@ use super::*;
 
 impl Rig {
     /// The master dies; the replica takes over.
-    fn fail_over(&mut self) -> Vec<Action> {
+    pub(super) fn fail_over(&mut self) -> Vec<Action> {
         self.f = std::mem::replace(&mut self.replica, Filter::new(config()));
         self.f.take_over(self.now);
         self.drain()
