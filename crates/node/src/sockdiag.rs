@@ -15,8 +15,9 @@ use crate::nfqueue::{netlink_socket, netlink_send, u16_ne, u32_ne, Messages, NLM
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
-/// struct inet_diag_sockid
+/// struct inet_diag_sockid, and where its cookie is.
 const ID: usize = 48;
+const COOKIE: usize = 40;
 /// struct inet_diag_msg
 const ANSWER: usize = 4 + ID + 20;
 /// INET_DIAG_INFO, an attribute that holds a struct tcp_info, and the bit that asks for it.
@@ -60,6 +61,8 @@ pub struct TcpSocket {
     pub received: Option<u64>,
     /// Inode of the socket, as in /proc/PID/fd; 0 if no process has it (orphan, TIME_WAIT, not yet accepted).
     pub inode: u32,
+    /// The kernel's own number of it, which no other socket has or will have.
+    pub cookie: [u8; 8],
 }
 
 /// Which connections are the service's.
@@ -169,9 +172,20 @@ impl SockDiag {
     /// Destroys a connection, whoever holds it; a process that does reads ECONNABORTED. `Ok(false)` if there is
     /// none with these addresses. What was received and not read can still be read. **Sends a RST**, see the module. Needs CAP_NET_ADMIN.
     pub fn destroy(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
+        self.destroy_id(local, &socket_id(local, peer))
+    }
+
+    /// The same for this very socket: `Ok(false)` also if another one has its addresses by now.
+    pub fn destroy_this(&mut self, socket: &TcpSocket) -> io::Result<bool> {
+        let mut id = socket_id(socket.local, socket.peer);
+        id[COOKIE..].copy_from_slice(&socket.cookie);
+        self.destroy_id(socket.local, &id)
+    }
+
+    fn destroy_id(&mut self, local: SocketAddr, id: &[u8; ID]) -> io::Result<bool> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-        netlink_send(&self.socket, &request(SOCK_DESTROY, flags, family, 0, u32::MAX, &socket_id(local, peer)))?;
+        netlink_send(&self.socket, &request(SOCK_DESTROY, flags, family, 0, u32::MAX, id))?;
         match self.receive(|_| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -258,7 +272,7 @@ fn socket_id(local: SocketAddr, peer: SocketAddr) -> [u8; ID] {
         }
     }
     // No interface; the last 8 bytes are a cookie, all ones means that we have none.
-    id[40..].fill(0xff);
+    id[COOKIE..].fill(0xff);
     id
 }
 
@@ -284,6 +298,7 @@ fn parse(body: &[u8]) -> Option<TcpSocket> {
         wqueue: u32_ne(&body[60..]),
         received: received(attributes),
         inode: u32_ne(&body[68..]),
+        cookie: *body[4 + COOKIE..].first_chunk().expect("within the answer"),
     })
 }
 
@@ -330,7 +345,7 @@ mod tests {
                 body.extend_from_slice(&n.to_ne_bytes());
             }
             let socket = parse(&body).unwrap();
-            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, received: None, inode: 5 };
+            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, received: None, inode: 5, cookie: [0xff; 8] };
             assert_eq!(socket, expected);
             assert!(parse(&body[..ANSWER - 1]).is_none());
         }

@@ -762,8 +762,14 @@ fn connections_are_listed_and_destroyed_with_a_reset() {
     assert_eq!((socket.rqueue, socket.wqueue), (6, 0));
     assert_ne!(socket.inode, 0);
 
+    // Another socket of these addresses.
+    let mut other = socket;
+    other.cookie[0] ^= 1;
+    assert!(!diag.destroy_this(&other).unwrap());
+    assert_eq!(diag.list(&Ours::at(&[SERVICE])).unwrap().len(), 1);
+
     let tap = net.tap();
-    assert!(diag.destroy(SERVICE, peer).unwrap());
+    assert!(diag.destroy_this(&socket).unwrap());
     assert!(!diag.destroy(SERVICE, peer).unwrap());
     // What was received before can still be read.
     assert_eq!(read_n(&mut server, 6), b"unread");

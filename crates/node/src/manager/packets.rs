@@ -19,14 +19,15 @@ const MANY: usize = 64;
 const LINGER: Duration = Duration::from_millis(50);
 
 /// Removes what the kernel still holds of the service's connections. Their RSTs meet the rules: the filter
-/// lets none of them leave.
+/// lets none of them leave. What has yet to become a connection is a program's that lives: its SYN is looked at like any
+/// other.
 pub(super) fn destroy_sockets(sockdiag: &mut SockDiag, ours: &Ours) {
     let sockets = match sockdiag.list(ours) {
         Ok(sockets) => sockets,
         Err(error) => return log::error!("cannot list the kernel's sockets: {error}"),
     };
-    for s in sockets.iter().filter(|s| s.state != state::LISTEN) {
-        if let Err(error) = sockdiag.destroy(s.local, s.peer) {
+    for s in sockets.iter().filter(|s| !matches!(s.state, state::LISTEN | state::SYN_SENT)) {
+        if let Err(error) = sockdiag.destroy_this(s) {
             log::warn!("cannot remove the kernel's socket {} <- {}: {error}", s.local, s.peer);
         }
     }

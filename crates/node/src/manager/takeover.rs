@@ -33,6 +33,8 @@ const RING_AGAIN: Duration = Duration::from_millis(100);
 const ACCEPTED_AGAIN: Duration = Duration::from_millis(1);
 /// How often an application without a listener is looked at again.
 const DOORBELL_AGAIN: Duration = Duration::from_millis(20);
+/// How many names are tried for the socket of a session whose own is another connection's here.
+const NAMES: usize = 8;
 /// How long sessions wait for descriptors before it is tried again, if the application took none meanwhile.
 const FILES_AGAIN: Duration = Duration::from_millis(20);
 
@@ -280,14 +282,19 @@ impl Manager {
             *self.takeover.waiting.entry(session).or_default() |= answered;
             return;
         }
-        let Some(spec) = self.filter.restore_spec(session, answered, 0) else { return };
+        let Some(mut spec) = self.filter.restore_spec(session, answered, 0) else { return };
         let mut made = make_socket(&spec);
-        if made.as_ref().is_err_and(|e| e.errno() == Some(libc::EADDRNOTAVAIL)) {
-            // What an earlier life of this member left in the kernel has the same four-tuple.
-            let there = self.kernel_state(&spec.tuple);
-            match self.sockdiag.destroy(spec.tuple.local, spec.tuple.peer) {
-                Ok(done) => log::info!("session {session}: removed a socket in state {there:?}: {done}"),
-                Err(error) => log::warn!("session {session}: cannot remove a socket in state {there:?}: {error}"),
+        for _ in 0..NAMES {
+            if !made.as_ref().is_err_and(|e| e.errno() == Some(libc::EADDRNOTAVAIL)) {
+                break;
+            }
+            if !self.remove_orphan(session, &spec.tuple) {
+                // Somebody's, who may be calling from there: the session's socket gets another port, where that can be.
+                if !self.filter.take_other_name(session) {
+                    break;
+                }
+                let Some(again) = self.filter.restore_spec(session, answered, 0) else { return };
+                spec = again;
             }
             made = make_socket(&spec);
         }
@@ -373,9 +380,20 @@ impl Manager {
         self.vip_timers(now);
     }
 
-    /// The TCP state of the kernel's socket with this four-tuple, if there is one.
-    fn kernel_state(&mut self, tuple: &FourTuple) -> Option<u8> {
-        Some(self.sockdiag.find(tuple.local, tuple.peer).ok()??.state)
+    /// Removes what an earlier life of this member left in the kernel under a name that a session needs. False: there is
+    /// nothing, or it is not known to be that.
+    fn remove_orphan(&mut self, session: SessionId, tuple: &FourTuple) -> bool {
+        let Ok(Some(there)) = self.sockdiag.find(tuple.local, tuple.peer) else { return false };
+        // Peers reach the service's ports through us alone, and a session that we are about to restore is not there. Any
+        // other port a program may have chosen for itself; what no process has is no program's.
+        let of_service = self.config.service.ports.iter().any(|p| p.port == tuple.local.port());
+        if there.state == state::SYN_SENT || there.inode != 0 && !of_service {
+            log::info!("session {session}: {tuple} is another connection's here, in state {}", there.state);
+            return false;
+        }
+        let removed = self.sockdiag.destroy_this(&there);
+        log::info!("session {session}: removed a socket in state {}: {removed:?}", there.state);
+        removed.is_ok_and(|removed| removed)
     }
 
     /// How many recovered sessions each port has for its application.

@@ -1,6 +1,7 @@
 //! What the hooks tell: descriptors, reads, writes, turns, and processes that end.
 
 use super::live::{Live, Stage};
+use super::splicing::Handshake;
 use super::{Filter, Mode};
 use crate::record::{self, Committed, MAX_OPEN};
 use crate::store::Session;
@@ -49,7 +50,7 @@ impl Filter {
             return;
         }
         self.handles.insert((channel, handle), session);
-        let (mut first, mut answered) = (false, false);
+        let (mut first, mut answered, mut made) = (false, false, false);
         self.recount(session, |live| {
             if !live.owners.contains(&channel) {
                 live.owners.push(channel);
@@ -60,11 +61,12 @@ impl Filter {
                 live.let_go = None;
             }
             first = !live.attached;
-            answered = live.recovery.handshake.is_some() && live.outgoing;
+            answered = matches!(live.recovery.handshake, Some(Handshake::Answered { .. })) && live.outgoing;
+            made = live.recovery.handshake.is_some();
             live.handed_over();
         });
         if first {
-            let accepted = self.splices.get(tuple).is_some() && !self.live[&session].outgoing;
+            let accepted = (made || self.splices.get(tuple).is_some()) && !self.live[&session].outgoing;
             self.splices.unaccepted -= usize::from(accepted);
             self.begin_turns(session);
         }

@@ -147,7 +147,7 @@ impl Filter {
             let same = Splice { isn, ports, output: Shift::default(), input: Shift::default(), shifts: (0, 0), peer_shifts: (0, 0), floor: None };
             self.splices.insert(outer, same);
             // Should nothing come of it.
-            self.splice_over(self.clock, &outer, None);
+            self.splice_over(self.clock, &outer);
         } else {
             self.splices.take_name(&tuple);
         }
@@ -178,6 +178,44 @@ impl Filter {
         let first = tuple.local.port();
         let others = (first..=u16::MAX).chain(1024..first);
         others.map(|port| FourTuple { local: (tuple.local.ip(), port).into(), ..tuple }).find(free)
+    }
+
+    /// Whether the local TCP has given the session's name to another connection: the application has called from this port
+    /// since, and it may be the half of another session by now.
+    pub(super) fn name_is_taken(&self, tuple: &FourTuple) -> bool {
+        self.splices.get(tuple).is_none() && (self.splices.gave_name(tuple) || self.calls.kept.iter().any(|(_, called, _)| called == tuple))
+    }
+
+    /// The local TCP is to know this session, of which it has no socket yet, by another port than the peer does: it has
+    /// another connection by that name. Only where nobody is to get the socket, and ask it for its port. Returns whether
+    /// there is such a port.
+    pub fn take_other_name(&mut self, id: SessionId) -> bool {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return false };
+        if !live.outgoing || !s.closed || live.stage != Stage::Probing {
+            return false;
+        }
+        let tuple = s.open.tuple;
+        let free = |t: &FourTuple| {
+            self.is_outgoing(t) && self.store.find(t).is_none() && !self.splices.gave_name(t) && !self.calls_from(t) && !self.name_is_taken(t)
+        };
+        let before = self.inner(&tuple).local.port();
+        let others = (before..=u16::MAX).skip(1).chain(1024..before);
+        let Some(port) = others.map(|port| FourTuple { local: (tuple.local.ip(), port).into(), ..tuple }).find(free).map(|t| t.local.port()) else {
+            return false;
+        };
+        let same = |shift| (shift, shift);
+        let (theirs, ours) = s.open.shifts.unwrap_or((0, 0));
+        let splice = Splice {
+            isn: s.open.isn_out,
+            ports: (port, tuple.local.port()),
+            output: Shift::default(),
+            input: Shift::default(),
+            shifts: same(ours),
+            peer_shifts: same(theirs),
+            floor: None,
+        };
+        self.splices.insert(tuple, splice);
+        true
     }
 
     fn drop_out(&mut self, id: Option<u32>) {

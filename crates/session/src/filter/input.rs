@@ -323,10 +323,8 @@ impl Filter {
         let fresh = believed.ack.map(|ack| ack - std::mem::replace(&mut live.acked, ack));
         moved |= fresh.is_some();
         let duplicate = live.recovery.tail.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.acked);
-        if live.window != segment.window() {
-            live.window = segment.window();
-            moved = true;
-        }
+        let opened = std::mem::replace(&mut live.window, segment.window()) != segment.window();
+        moved |= opened;
         if let Some((value, _)) = segment.options().timestamps {
             // RFC 7323, section 4.3: only segments that the last ACK sent reaches to.
             let expected = if live.behind() { s.in_ackable() } else { live.kernel_ack };
@@ -341,7 +339,7 @@ impl Filter {
         // What lies before its window, or beyond one that it has taken back, it does not look at.
         let end = believed.offset + i64::from(segment.sequence_length());
         let unseen = end < live.kernel_ack as i64 || !live.behind() && end > live.kernel_edge as i64;
-        let news = ack.unwrap_or(0) > live.kernel_una;
+        let news = ack.unwrap_or(0) > live.kernel_una || opened;
         if !unseen {
             live.kernel_una = live.kernel_una.max(ack.unwrap_or(0));
         }

@@ -255,7 +255,8 @@ impl Live {
     /// The application has its socket.
     pub fn handed_over(&mut self) {
         self.attached = true;
-        if let Some(recovery) = self.recovery.there() {
+        // One that has yet to be made is made, whatever a process says.
+        if let Some(recovery) = self.recovery.there().filter(|r| matches!(r.handshake, Some(Handshake::Answered { .. }))) {
             recovery.handshake = None;
         }
     }

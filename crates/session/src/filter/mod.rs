@@ -503,7 +503,7 @@ impl Filter {
                 self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
             self.splices.unaccepted -= usize::from(spliced && self.config.hooked && !live.attached && !live.outgoing);
-            self.splice_over(now, &tuple, recovery.handshake);
+            self.splice_over(now, &tuple);
         }
         self.readers.remove(&id);
         self.forget_expiries();
@@ -514,6 +514,7 @@ impl Filter {
         self.run_commits(now);
         self.barrier_met(now);
         self.answer_kept(now);
+        self.open_halves(now);
     }
 
     /// The sessions that the kernel should have a socket of.

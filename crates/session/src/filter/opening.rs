@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::live::{Held, Live, Stage};
+use super::recovery::LEAST_WINDOW;
 use super::{Action, Filter, Mode, EMBRYONIC};
 use crate::record::{EndReason, Open};
 use crate::segment::{flags, Build, Options, Segment};
@@ -396,7 +397,8 @@ impl Filter {
             seq: s.open.isn_out,
             ack: s.in_seq(0),
             flags: flags::SYN | flags::ACK,
-            window: u16::MAX,
+            // Nor is our window: the least that any socket has. The restored one opens it.
+            window: LEAST_WINDOW as u16,
             timestamps: s.open.timestamps.then_some((live.ts_value, live.ts_recent)),
             payload: &[],
         }

@@ -28,15 +28,19 @@ const INJECT_SLOWEST: u32 = 5;
 const RESEND: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(40), Duration::from_millis(80)];
 /// A restored socket's clock starts this much ahead (in ms) of what we say ourselves after a takeover.
 pub(super) const TIMESTAMP_MARGIN_MS: u32 = 500;
-/// Least window that a restored socket has: more than was advertised does no harm.
-const MIN_WINDOW: u64 = 65_535;
+/// Most window that we tell a peer ourselves, scaled or not.
+const MOST_WINDOW: u64 = 65_535;
+/// Least window that a restored socket has: the smallest receive buffer (SOCK_MIN_RCVBUF, 2,304 bytes) takes it. More than
+/// its buffer takes no socket may be granted: it takes back what it cannot hold, and is deaf from then on to a peer that has
+/// used it, also to what that peer says of its own window. The local TCP opens its window itself, with its first ACK.
+pub(super) const LEAST_WINDOW: u64 = 1152;
 
 /// What it takes to make the socket of a session.
 #[derive(Clone, Debug)]
 pub struct RestoreSpec {
     /// Number of the session.
     pub session: SessionId,
-    /// Its ends.
+    /// Its ends, as the local TCP is to name them: see [`Filter::take_other_name`].
     pub tuple: FourTuple,
     /// Sequence number of the first byte of the send queue.
     pub snd_una: u32,
@@ -130,7 +134,7 @@ impl Filter {
             } else {
                 let next = now + INJECT_AGAIN;
                 live.stage = Stage::Embryo { next, tries: 0 };
-                live.edge = live.edge.max(MIN_WINDOW);
+                live.edge = live.edge.max(LEAST_WINDOW);
                 self.embryos += 1;
                 self.timers.push(Reverse((next, id)));
             }
@@ -203,29 +207,38 @@ impl Filter {
     /// None: it has its socket, or is half open, or has ended.
     #[must_use]
     pub fn restore_spec(&mut self, id: SessionId, answered: bool, elapsed_ms: u32) -> Option<RestoreSpec> {
-        let s = self.store.get(id)?;
-        let live = self.live.get_mut(&id)?;
+        let live = self.live.get(&id)?;
         if live.stage != Stage::Probing || live.recovery.proof.is_some() {
             return None;
         }
+        if live.outgoing && self.name_is_taken(&self.store.get(id)?.open.tuple) {
+            self.take_other_name(id);
+        }
+        let s = self.store.get(id)?;
+        let tuple = self.inner(&s.open.tuple);
+        let live = self.live.get_mut(&id)?;
         // The FIN's acknowledgement counts one; it has no byte.
         let una = live.acked.min(s.out_done);
         live.spec_una = una;
         let start = s.out_acked.min(s.out_done);
         let output = bytes::copy(&s.output, (una - start) as usize..(s.out_done - start) as usize);
         let (sent, unsent) = if answered { (Vec::new(), output) } else { (output, Vec::new()) };
-        // What the kernel will take is believed, too.
-        live.edge = live.edge.max(s.in_end() + MIN_WINDOW);
-        let edge = live.edge;
+        // As much as the former socket was known to have room for: the new one has nothing in its buffer. What was told
+        // beyond that, for input that is read again now, it gets from the store as it has room.
         let from = feed_from(s);
+        let widest = u64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
+        let rcv_wnd = live.edge.saturating_sub(s.in_ackable()).clamp(LEAST_WINDOW, widest.min(1 << 30));
+        live.kernel_edge = from + rcv_wnd;
+        // What the kernel will take is believed, too.
+        live.edge = live.edge.max(live.kernel_edge);
         Some(RestoreSpec {
             session: id,
-            tuple: s.open.tuple,
+            tuple,
             snd_una: s.out_seq(una).0,
             sent,
             unsent,
             rcv_nxt: s.in_seq(from).0,
-            rcv_wnd: (edge - from).min(1 << 30) as u32,
+            rcv_wnd: rcv_wnd as u32,
             mss: s.open.mss,
             shifts: s.open.shifts,
             sack: s.open.sack,
@@ -253,7 +266,6 @@ impl Filter {
         live.released = live.released.max(live.kernel_nxt);
         live.kernel_base = feed_from(s);
         live.kernel_ack = live.kernel_base;
-        live.kernel_edge = live.edge;
         if s.out_sendable() > live.acked {
             live.recovery.make().resend = Some((now + RESEND[0], 0, live.acked));
             self.timers.push(Reverse((now + RESEND[0], id)));
@@ -480,12 +492,16 @@ impl Filter {
             Some((Stage::Live, kernel_ack)) => ack.min(kernel_ack),
             _ => ack,
         };
-        // Once there is a TCP its window counts: what is beyond that waits for it in the store, and more each time.
+        let shift = s.open.shifts.map_or(0, |(_, ours)| ours);
+        // Once there is a TCP its window counts: what is beyond that waits for it in the store, and more each time. Before
+        // that counts what was told.
         let room = match live {
-            Some(l) if matches!(l.stage, Stage::Feeding { .. } | Stage::Live) => l.kernel_edge.saturating_sub(ack).min(MIN_WINDOW),
-            _ => MIN_WINDOW,
+            Some(l) if matches!(l.stage, Stage::Feeding { .. } | Stage::Live) => l.kernel_edge.saturating_sub(ack),
+            // None is told only where that is true: half a step of a large scale would be none.
+            Some(l) => l.edge.saturating_sub(ack).max(LEAST_WINDOW).next_multiple_of(1 << shift),
+            None => LEAST_WINDOW,
         };
-        let window = (room >> s.open.shifts.map_or(0, |(_, ours)| ours)) as u16;
+        let window = (room.min(MOST_WINDOW) >> shift) as u16;
         let mut packet = Vec::new();
         Build {
             source: s.open.tuple.local,

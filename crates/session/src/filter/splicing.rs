@@ -3,7 +3,8 @@
 //! what [`Splice`] says, and every segment is corrected on its way: the rest of the filter knows only the peer's numbers.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::live::{Held, Live, Stage};
@@ -16,9 +17,9 @@ use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
-/// Most handshakes with the local listener that wait for their answer: fewer than a small accept queue takes.
+/// Most handshakes with one local listener that wait for their answer: fewer than a small accept queue takes.
 const MOST: usize = 64;
-/// When the first one is tried again; the others wait until the listener has answered it.
+/// When one is tried again; until the listener has answered once it is asked for one at a time, each in its turn.
 const AGAIN: Duration = Duration::from_millis(20);
 /// A listener whose queue is full does not answer: asked twice as late each time, so many times.
 const SLOWEST: u32 = 4;
@@ -57,12 +58,21 @@ pub(super) struct Splices {
     outer: HashMap<FourTuple, FourTuple>,
     /// Sessions that are over, and since when.
     over: VecDeque<(Now, FourTuple, Seq)>,
-    queue: VecDeque<SessionId>,
-    under_way: usize,
-    /// The listener has answered.
-    listening: bool,
+    /// By the address that their peers connect to: one that nobody listens to keeps no other waiting.
+    listeners: BTreeMap<SocketAddr, Listener>,
     /// Sessions that hooks are to accept, and have not.
     pub unaccepted: usize,
+}
+
+/// What is asked of one listener.
+#[derive(Debug, Default)]
+struct Listener {
+    /// Those whose turn will come.
+    queue: VecDeque<SessionId>,
+    /// Those that were asked for, and not answered.
+    under_way: BTreeSet<SessionId>,
+    /// It has answered.
+    listening: bool,
 }
 
 impl Splices {
@@ -97,6 +107,11 @@ impl Splices {
         }
     }
 
+    /// The local TCP has another connection, or is about to, by this name of a session.
+    pub fn gave_name(&self, tuple: &FourTuple) -> bool {
+        self.outer.contains_key(tuple)
+    }
+
     /// A new connection has this four-tuple, with this number of the local TCP's.
     pub fn remove_former(&mut self, tuple: &FourTuple, isn: Seq) {
         if self.get(tuple).is_some_and(|splice| splice.isn != isn) {
@@ -128,9 +143,8 @@ impl Splices {
 
 impl Filter {
     /// The session is over; its numbers are corrected for a while.
-    pub(super) fn splice_over(&mut self, now: Now, tuple: &FourTuple, handshake: Option<Handshake>) {
+    pub(super) fn splice_over(&mut self, now: Now, tuple: &FourTuple) {
         let splices = &mut self.splices;
-        splices.under_way -= usize::from(matches!(handshake, Some(Handshake::Sent { .. })));
         if let Some(splice) = splices.get(tuple) {
             splices.over.push_back((now, *tuple, splice.isn));
         }
@@ -160,9 +174,17 @@ impl Filter {
         }
         live.recovery.make().handshake = Some(Handshake::Queued);
         self.splices.unaccepted += usize::from(self.config.hooked);
-        self.splices.queue.push_back(id);
+        self.queue_half(id);
         self.start_tail(now, id);
         self.open_halves(now);
+    }
+
+    /// Its turn to be asked for comes after those that wait already.
+    fn queue_half(&mut self, id: SessionId) {
+        let local = self.store.get(id).expect("known").open.tuple.local;
+        let listener = self.splices.listeners.entry(local).or_default();
+        listener.under_way.remove(&id);
+        listener.queue.push_back(id);
     }
 
     /// Sessions that the application will accept and has not, whatever became of the barrier.
@@ -195,12 +217,22 @@ impl Filter {
         sent.into_iter().for_each(|id| self.send_local_syn(id));
     }
 
-    fn open_halves(&mut self, now: Now) {
-        while self.splices.under_way < if self.splices.listening { MOST } else { 1 } {
-            let Some(id) = self.splices.queue.pop_front() else { return };
-            let Some(live) = self.live.get_mut(&id).filter(|l| l.recovery.handshake == Some(Handshake::Queued)) else { continue };
-            live.recovery.make().handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
-            self.splices.under_way += 1;
+    /// Asks for as many sessions as may be asked for at once. To be called whenever one has come to the end of that, whatever
+    /// the end: its answer, its session's end, or that it was in somebody's hands before.
+    pub(super) fn open_halves(&mut self, now: Now) {
+        let mut asked = Vec::new();
+        for listener in self.splices.listeners.values_mut().filter(|listener| !listener.queue.is_empty()) {
+            let live = &mut self.live;
+            listener.under_way.retain(|id| live.get(id).is_some_and(|l| matches!(l.recovery.handshake, Some(Handshake::Sent { .. }))));
+            while listener.under_way.len() < if listener.listening { MOST } else { 1 } {
+                let Some(id) = listener.queue.pop_front() else { break };
+                let Some(live) = live.get_mut(&id).filter(|l| l.recovery.handshake == Some(Handshake::Queued)) else { continue };
+                live.recovery.make().handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
+                listener.under_way.insert(id);
+                asked.push(id);
+            }
+        }
+        for id in asked {
             self.timers.push(Reverse((now + AGAIN, id)));
             self.send_local_syn(id);
         }
@@ -233,8 +265,17 @@ impl Filter {
             self.inject(id, base, flags::ACK, &[]);
             return Some(next);
         }
+        let local = self.store.get(id)?.open.tuple.local;
+        let listener = self.splices.listeners.get(&local)?;
+        if !listener.queue.is_empty() && (!listener.listening || tries == SLOWEST) {
+            // It may be this one alone that is not answered: the next one is tried, and then this one again.
+            live.recovery.make().handshake = Some(Handshake::Queued);
+            self.queue_half(id);
+            self.open_halves(now);
+            return None;
+        }
         // A server that does not listen yet is asked steadily; one whose queue is full is given time.
-        let tries = if self.splices.listening { (tries + 1).min(SLOWEST) } else { 0 };
+        let tries = if listener.listening { (tries + 1).min(SLOWEST) } else { 0 };
         let next = now + AGAIN * 2u32.pow(tries);
         live.recovery.make().handshake = Some(Handshake::Sent { next, tries });
         self.send_local_syn(id);
@@ -259,7 +300,7 @@ impl Filter {
                 // It has forgotten what it answered.
                 live.recovery.make().handshake = Some(Handshake::Queued);
                 self.splices.remove(&tuple);
-                self.splices.queue.push_back(session);
+                self.queue_half(session);
                 self.recount(session, |l| l.stage = Stage::Probing);
                 self.open_halves(now);
             } else {
@@ -292,8 +333,7 @@ impl Filter {
         self.timers.push(Reverse((next, id)));
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if !live.outgoing {
-            self.splices.under_way -= 1;
-            self.splices.listening = true;
+            self.splices.listeners.entry(s.open.tuple.local).or_default().listening = true;
         }
         if s.open.timestamps && ours.timestamps.is_none() {
             // net.ipv4.tcp_timestamps is off here; the peer would hear a TCP that has lost its clock.

@@ -609,9 +609,14 @@ impl Node {
             self.filter.splice(now, id);
             return self.perform(now);
         }
-        let Some(spec) = self.filter.restore_spec(id, answered, 0) else { return };
+        let Some(mut spec) = self.filter.restore_spec(id, answered, 0) else { return };
+        while let Some(there) = self.sockets.get(&spec.tuple) {
+            // The application is calling from there, of which its manager has yet to hear.
+            assert_eq!(there.state, State::SynSent, "EADDRNOTAVAIL {}", spec.tuple);
+            assert!(self.filter.take_other_name(id), "EADDRNOTAVAIL {}", spec.tuple);
+            spec = self.filter.restore_spec(id, answered, 0).expect("as before");
+        }
         let socket = Tcp::restore(now, &spec, self.setup);
-        assert!(!self.sockets.contains_key(&spec.tuple), "EADDRNOTAVAIL {}", spec.tuple);
         self.sockets.insert(spec.tuple, socket);
         self.collect(&spec.tuple);
         self.filter.restored(now, id, spec.sent.len());

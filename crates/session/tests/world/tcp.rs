@@ -153,6 +153,9 @@ impl Tcp {
 
     /// What TCP_REPAIR makes of a spec.
     pub fn restore(now: Now, spec: &RestoreSpec, setup: Setup) -> Tcp {
+        // The smallest buffer of Linux offers this much; a window is told in steps of its scale.
+        let room = setup.receive_buffer.max(1152) + (1 << spec.shifts.map_or(0, |(_, ours)| ours));
+        assert!(spec.rcv_wnd as usize <= room, "a window of {}, a buffer of {}", spec.rcv_wnd, setup.receive_buffer);
         let mut t = Tcp::new(spec.tuple.local, spec.tuple.peer, Seq(spec.snd_una).add(u64::MAX), setup, 0);
         t.state = State::Open;
         t.irs = Seq(spec.rcv_nxt).add(u64::MAX);

@@ -404,3 +404,113 @@ fn that_a_call_is_refused_is_heard_before_the_barrier_falls() {
     assert!(r.passes(&refused), "{refused:?}");
     assert!(matches!(r.inp(&refusal(AGAIN + 2))[..], [Action::DropIn(_)]), "nobody has called from there");
 }
+
+/// The application has closed its connection, whose end the upstream has not acknowledged, when the replica takes over.
+fn closing(call_from: &[u16]) -> Rig {
+    let mut r = made(true);
+    r.close();
+    r.wait();
+    r.stored();
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    let mut f = calling(Engine::Repair, true);
+    f.replica_apply(&snapshot).unwrap();
+    r.f = f;
+    for port in call_from {
+        r.out(&syn(*port, ISN_AGAIN, CLOCK_AGAIN));
+    }
+    r.f.take_over(r.now);
+    r.f.probes();
+    r.drain();
+    r.inp(&wire(false, ACK, 5, 2, (500, 210), b""));
+    r.actions.clear();
+    r
+}
+
+fn spec_of(r: &mut Rig) -> RestoreSpec {
+    let session = id(r);
+    assert!(!r.f.splices(session));
+    r.f.restore_spec(session, true, 0).expect("a session without a socket")
+}
+
+#[test]
+fn a_port_that_the_application_calls_from_is_left_to_it() {
+    // Nobody calls from there.
+    assert_eq!(spec_of(&mut closing(&[])).tuple, from(MADE));
+    // The application does, as it happens, and from the next one.
+    let mut r = closing(&[MADE, MADE + 1]);
+    let spec = spec_of(&mut r);
+    let port = spec.tuple.local.port();
+    assert!(spec.closed && port != MADE && port != MADE + 1, "{port} is another connection's");
+    let session = id(&r);
+    r.f.restored(r.now, session, spec.sent.len());
+    assert_eq!((r.f.inner(&from(MADE)), r.f.outer(&from(port))), (from(port), Some(from(MADE))));
+    // What its own socket says leaves under the port that the upstream knows, its numbers as they are.
+    let fin = Packet { port, out: true, flags: ACK | FIN, seq: seq::at(ISN_OUT, 2), ack: seq::at(ISN_IN, 5), ts: (900, 500), bytes: b"" };
+    let left = r.out(&fin.build());
+    let [Action::ModifyOut(_, packet)] = &left[..] else { panic!("{left:?}") };
+    let packet = Segment::parse(packet).unwrap();
+    assert_eq!((packet.source(), packet.seq(), packet.window()), (from(MADE).local, seq::at(ISN_OUT, 2), 60_000));
+    assert!(packet.checksum_ok());
+    // And the answer reaches that socket.
+    let told = r.inp(&wire(false, ACK | FIN, 5, 3, (501, 900), b""));
+    let told: Vec<_> = told.iter().filter_map(|a| if let Action::Inject(p) = a { Some(Segment::parse(p).unwrap()) } else { None }).collect();
+    assert!(told.iter().all(|p| p.destination() == from(port).local) && told.iter().any(|p| p.has(FIN)));
+    // The application's call goes on, by a port that is another one for the upstream.
+    r.f.lift_barrier(r.now);
+    let called = r.out(&syn(MADE, ISN_AGAIN, CLOCK_AGAIN));
+    let called: Vec<_> = called.iter().filter_map(|a| if let Action::ModifyOut(_, p) = a { Some(Segment::parse(p).unwrap()) } else { None }).collect();
+    assert!(called.iter().all(|p| p.has(SYN) && p.source() != from(MADE).local) && r.f.outer(&from(MADE)) != Some(from(MADE)));
+}
+
+#[test]
+fn a_port_that_is_found_taken_is_left_to_whoever_has_it() {
+    let mut r = closing(&[]);
+    let first = spec_of(&mut r);
+    let session = id(&r);
+    assert!(r.f.take_other_name(session));
+    let second = spec_of(&mut r);
+    assert!(r.f.take_other_name(session));
+    let third = spec_of(&mut r);
+    let ports: BTreeSet<u16> = [&first, &second, &third].map(|spec| spec.tuple.local.port()).into();
+    assert_eq!(ports.len(), 3);
+    assert_eq!((second.snd_una, second.rcv_nxt), (first.snd_una, first.rcv_nxt));
+    r.f.restored(r.now, session, third.sent.len());
+    assert!(!r.f.take_other_name(session), "it has its socket");
+    // One that the application gets back is known by its own port.
+    let mut r = taken_over(made(true), true, false);
+    let session = id(&r);
+    assert!(!r.f.take_other_name(session));
+    r.drain();
+}
+
+#[test]
+fn a_port_that_is_another_sessions_half_is_left_to_it() {
+    // Another connection, which the application makes again, and from the port of the one that it has closed.
+    let mut r = made(true);
+    r.f.close(r.now, CHANNEL, THREAD, HANDLE, false);
+    r.wait();
+    r.stored();
+    let second = MADE + 9;
+    r.out(&syn(second, ISN_OUT, 300));
+    let answer = Packet { port: second, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 300), bytes: b"" };
+    r.inp(&answer.build());
+    r.stored();
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    let mut f = calling(Engine::Splice, true);
+    f.replica_apply(&snapshot).unwrap();
+    f.take_over(r.now);
+    f.probes();
+    r.f = f;
+    r.drain();
+    let other = r.f.store().find(&from(second)).unwrap();
+    r.f.splice(r.now, other);
+    r.drain();
+    let called = r.out(&syn(MADE, ISN_AGAIN, CLOCK_AGAIN));
+    assert!(called.iter().any(|a| matches!(a, Action::Inject(_))), "it has that connection back: {called:?}");
+    assert_eq!(r.f.outer(&from(MADE)), Some(from(second)));
+    let spec = spec_of(&mut r);
+    assert!(![MADE, second].contains(&spec.tuple.local.port()));
+    assert_eq!(r.f.outer(&from(MADE)), Some(from(second)), "and keeps it");
+}

@@ -408,3 +408,87 @@ fn what_was_held_from_before_acknowledges_nothing_before_the_half() {
         assert_eq!(Segment::parse(packet).unwrap().ack(), shown);
     }
 }
+
+/// Two sessions wait for the listener, and the first one is asked for.
+fn two_wait() -> Rig {
+    let mut r = busy(false);
+    r.port += 1;
+    r.handshake(false);
+    r.stored();
+    let mut r = r.taken_over(true);
+    r.port -= 1;
+    r.peer(say(ACK, 9, 4, b""));
+    let asked = r.splice();
+    assert!(asks_for(&asked, 1000));
+    r.port += 1;
+    r.peer(say(ACK, 0, 0, b""));
+    let asked = r.splice();
+    assert!(!asks_for(&asked, 1001), "only one is asked for until the listener has answered");
+    r.port -= 1;
+    r.actions.clear();
+    r
+}
+
+fn asks_for(actions: &[Action], port: u16) -> bool {
+    injected(actions).into_iter().map(|p| Segment::parse(p).unwrap()).any(|p| p.has(SYN) && p.source().port() == port)
+}
+
+#[test]
+fn the_end_of_the_session_that_is_asked_for_keeps_no_other_waiting() {
+    // Its peer resets it.
+    let mut r = two_wait();
+    let ended = r.peer(say(RST, 9, 0, b""));
+    assert!(ended.iter().any(|a| matches!(a, Action::Ended(..))) && asks_for(&ended, 1001), "{ended:?}");
+    // It is torn.
+    let mut r = two_wait();
+    let id = r.session().open.session;
+    r.f.restore_failed(r.now, id);
+    let ended = r.drain();
+    assert!(ended.iter().any(|a| matches!(a, Action::Ended(..))) && asks_for(&ended, 1001), "{ended:?}");
+    // The program listens only after that, and so the other one goes on being asked for.
+    assert!(asks_for(&r.pass(ms(100)), 1001));
+    r.f.listening(r.now);
+    assert!(asks_for(&r.drain(), 1001));
+    r.port += 1;
+    r.half_syn_ack();
+    assert_eq!(r.f.unprobed(), 0);
+}
+
+#[test]
+fn a_session_that_is_not_answered_keeps_no_other_waiting() {
+    let mut r = two_wait();
+    // There is something in its way: the other one is asked for in its turn, and then this one again.
+    assert!(asks_for(&r.pass(ms(20)), 1001));
+    assert!(asks_for(&r.pass(ms(20)), 1000));
+    // A process says that it has it, which cannot be.
+    r.attach();
+    r.drain();
+    assert!(asks_for(&r.pass(ms(20)), 1001));
+    r.port += 1;
+    let answered = r.half_syn_ack();
+    assert!(asks_for(&answered, 1000), "the listener answers: everything is asked for");
+    assert!(!asks_for(&r.pass(ms(5000)), 1001));
+}
+
+#[test]
+fn a_port_without_a_listener_keeps_no_other_waiting() {
+    use crate::record::Open;
+    let mut f = splicing(true);
+    f.demote();
+    let locals: [SocketAddr; 4] = ["192.0.2.200:5555", "192.0.2.200:5556", "[2001:db8::200]:5555", "192.0.2.201:5555"].map(|a| a.parse().unwrap());
+    let mut log = Vec::new();
+    for (i, local) in locals.into_iter().enumerate() {
+        let peer = if local.is_ipv4() { ([192, 0, 2, 9], 1000).into() } else { "[2001:db8::9]:1000".parse().unwrap() };
+        let open = Open { session: 1 + i as u32, tuple: FourTuple { local, peer }, internal_port: local.port(), isn_in: ISN_IN, isn_out: ISN_OUT, mss: 1460,
+            shifts: None, sack: false, timestamps: false, established: true, window: 500, ts_recent: 0, ts_value: 0, in_done: 0, out_acked: 0 };
+        open.encode(&mut log);
+    }
+    f.replica_apply(&log).unwrap();
+    f.take_over(ms(1000));
+    f.drain_actions(&mut Vec::new());
+    (1..=4).for_each(|id| f.splice(ms(1000), id));
+    let mut asked = Vec::new();
+    f.drain_actions(&mut asked);
+    let asked: Vec<SocketAddr> = injected(&asked).into_iter().map(|p| Segment::parse(p).unwrap()).filter(|p| p.has(SYN)).map(|p| p.destination()).collect();
+    assert_eq!(asked.into_iter().collect::<BTreeSet<_>>(), locals.into_iter().collect());
+}

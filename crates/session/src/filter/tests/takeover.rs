@@ -752,3 +752,88 @@ fn a_close_counts_only_with_its_own_turn() {
     let s = r.session();
     assert_eq!((s.in_done, s.out_done, s.out_fin, s.closed), (4, 4, false, false));
 }
+
+#[test]
+fn a_restored_socket_is_granted_no_more_than_a_buffer_takes() {
+    // Its receive buffer is small: it never offered more than this, and this is used up.
+    let mut r = Rig::new();
+    let (syn, mut syn_ack) = (r.syn(false), r.syn_ack(false));
+    syn_ack[34..36].copy_from_slice(&1500u16.to_be_bytes());
+    let checked = {
+        let segment = Segment::parse(&syn_ack).unwrap();
+        let mut out = Vec::new();
+        segment.copy_to(&mut out);
+        segment.finish(&mut out);
+        out
+    };
+    r.inp(&syn);
+    r.out(&checked);
+    r.stored();
+    r.peer(say(ACK, 0, 0, &[7; 1400]));
+    r.attach();
+    r.read(1400);
+    r.stored();
+    r.fail_over();
+    for probe in r.probe_all().iter().filter_map(|a| if let Action::SendPeer(p) = a { Some(Segment::parse(p).unwrap()) } else { None }) {
+        assert!(u64::from(probe.window()) << 2 <= 1500, "the peer is told of {} bytes", u64::from(probe.window()) << 2);
+    }
+    r.peer(say(ACK, 1400, 0, b""));
+    // What was not answered is read again.
+    let spec = r.restore(true);
+    assert_eq!(spec.rcv_nxt, r.session().in_seq(0).0);
+    assert!(spec.rcv_wnd <= 1500, "{} bytes are granted", spec.rcv_wnd);
+    // Nothing is known of a half-open one but that it has some.
+    let mut r = Rig::new();
+    let (syn, syn_ack) = (r.syn(false), r.syn_ack(false));
+    r.inp(&syn);
+    r.out(&syn_ack);
+    r.stored();
+    r.fail_over();
+    let again = r.probe_all();
+    let [Action::SendPeer(packet)] = &again[..] else { panic!("{again:?}") };
+    assert!((1..=1152).contains(&Segment::parse(packet).unwrap().window()));
+}
+
+#[test]
+fn a_window_without_a_scale_is_no_larger_than_it_can_be_told() {
+    let mut r = half_way();
+    let id = r.id();
+    let opened = r.f.store().get(id).unwrap().open;
+    let mut log = Vec::new();
+    crate::record::Open { shifts: None, established: true, tuple: tuple(77), ..opened }.encode(&mut log);
+    r.f = Filter::new(config());
+    r.f.replica_apply(&log).unwrap();
+    r.f.take_over(r.now);
+    r.port = 77;
+    // A peer that takes more than it was ever given.
+    for at in [60_000, 120_000] {
+        r.peer(say(ACK, at, 0, b"far"));
+    }
+    assert!(r.restore(true).rcv_wnd <= 65_535);
+}
+
+#[test]
+fn a_peer_beyond_the_window_is_heard_when_it_opens_its_own() {
+    let mut r = half_way();
+    r.fail_over();
+    r.peer(say(ACK, 9, 4, b""));
+    r.restore(true);
+    r.recovered();
+    // The application reads nothing: it waits to write, for the peer's window is shut.
+    r.kernel(say(ACK, 4, 9, b"456789"));
+    r.peer(Say { window: 0, ..say(ACK, 9, 10, b"") });
+    r.kernel(Say { window: 2, ..say(ACK, 10, 9, b"") });
+    // What the peer has sent before it heard of this window lies beyond it, and so does all that it says.
+    r.peer(Say { window: 0, ..say(ACK, 100, 10, b"far") });
+    let actions = r.peer(Say { window: 500, ..say(ACK, 103, 10, b"") });
+    let told = injected_acks(&actions);
+    assert_eq!(told, [(9, 10, 500)], "{actions:?}");
+    // Once is enough.
+    let actions = r.peer(Say { window: 500, ..say(ACK, 103, 10, b"") });
+    assert_eq!(injected_acks(&actions), []);
+}
+
+fn injected_acks(actions: &[Action]) -> Vec<(u64, u64, u16)> {
+    let packets = actions.iter().filter_map(|a| if let Action::Inject(p) = a { Some(offsets(p, true)) } else { None });
+    packets.map(|(seq, ack, p)| (seq, ack, p.window())).collect()
+}
