@@ -12,6 +12,7 @@ mod ipv6;
 mod life;
 mod local;
 mod network;
+mod options;
 mod other_tcp;
 mod requests;
 mod responses;
