@@ -107,7 +107,7 @@ pub unsafe extern "C-unwind" fn tcpr_getpeername(fd: c_int, address: *mut sockad
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, length: *mut socklen_t) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { libc::getsockopt(fd, level, name, value, length) }
+    unsafe { preload::getsockopt(fd, level, name, value, length) }
 }
 
 /// As `setsockopt`.
@@ -117,5 +117,5 @@ pub unsafe extern "C-unwind" fn tcpr_getsockopt(fd: c_int, level: c_int, name: c
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { libc::setsockopt(fd, level, name, value, length) }
+    unsafe { preload::setsockopt(fd, level, name, value, length) }
 }

@@ -323,6 +323,7 @@ impl Inherited {
     /// Compares a restored socket with the listener.
     fn lacking(listener: c_int, fd: c_int) -> Inherited {
         const TCP_NOTSENT_LOWAT: c_int = 25;
+        const TCP_INQ: c_int = 36;
         let numbers = [
             (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
             (libc::SOL_SOCKET, libc::SO_OOBINLINE),
@@ -333,6 +334,9 @@ impl Inherited {
             (libc::SOL_TCP, libc::TCP_KEEPCNT),
             (libc::SOL_TCP, libc::TCP_USER_TIMEOUT),
             (libc::SOL_TCP, TCP_NOTSENT_LOWAT),
+            (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
+            (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
+            (libc::SOL_TCP, TCP_INQ),
             (libc::SOL_IP, libc::IP_TOS),
         ];
         let mut options = Vec::new();

@@ -12,6 +12,7 @@ use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::Origin;
 
 use super::inside;
+use super::options::connect_at_once;
 use super::sockets::{address, is_tcp, local_name, peer_name, tuple};
 use crate::ffi::{self, Failure};
 use crate::table::{self, Entry};
@@ -51,6 +52,7 @@ pub unsafe fn connect(fd: c_int, at: *const sockaddr, length: socklen_t) -> c_in
         Call::Protected => {}
     }
     turn::before_wait(|| ffi::is_nonblocking(fd));
+    inside((), || connect_at_once(fd));
     // Known before the answer comes: another thread may use it at once.
     inside(None, || table::set(fd, Some(Entry::Calling)));
     // SAFETY: the caller's arguments.

@@ -17,7 +17,18 @@ pub(super) fn is_for_us() -> bool {
 /// A descriptor is about to be closed.
 fn closing(fd: c_int) {
     arrive(fd);
+    let waits = matches!(table::get(fd), Some(Entry::Connection { .. })) && lingers(fd);
     inside((), || process::closing(fd));
+    if waits {
+        // For the peer to have it all: it leaves when the turn is over.
+        turn::before_wait(|| false);
+    }
+}
+
+/// Whether a close waits until the peer has everything (SO_LINGER).
+fn lingers(fd: c_int) -> bool {
+    inside(None, || ffi::option::<libc::linger>(fd, libc::SOL_SOCKET, libc::SO_LINGER))
+        .is_some_and(|l| l.l_onoff != 0 && l.l_linger > 0 && !ffi::is_nonblocking(fd))
 }
 
 /// One that has connected, and nothing was done with it since, is a connection from now on.

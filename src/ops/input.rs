@@ -4,9 +4,10 @@ use std::ffi::c_void;
 
 use libc::{
     c_int, c_uint, iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec, MSG_DONTWAIT,
-    MSG_ERRQUEUE, MSG_PEEK, MSG_WAITALL,
+    MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_WAITALL,
 };
 
+use super::options::low_water;
 use super::{connection, inside};
 use crate::{ffi, process, real, turn};
 
@@ -18,8 +19,8 @@ fn receive(
     attempt: impl FnOnce(c_int) -> ssize_t,
     block: impl FnOnce() -> ssize_t,
 ) -> ssize_t {
-    // Nothing to read (a read of nothing returns at once), or not input.
-    if len == 0 || flags & MSG_ERRQUEUE != 0 {
+    // Nothing to read (a read of nothing returns at once), or not input: urgent bytes stay in the stream.
+    if len == 0 || flags & (MSG_ERRQUEUE | MSG_OOB) != 0 {
         return block();
     }
     let Some((client, handle)) = connection(fd) else {
@@ -42,8 +43,9 @@ fn receive(
     turn::before_read();
     let saved = ffi::errno();
     let never_waits = flags & MSG_DONTWAIT != 0;
-    let whole = flags & MSG_WAITALL != 0;
-    if !whole || never_waits {
+    // The kernel waits for more than a byte: it knows best for how long.
+    let least = if flags & MSG_WAITALL != 0 { len } else { low_water(fd).min(len) };
+    if least == 1 || never_waits || flags & MSG_WAITALL == 0 && ffi::is_nonblocking(fd) {
         let n = attempt(MSG_DONTWAIT);
         if n >= 0 {
             ffi::set_errno(saved);
@@ -60,7 +62,7 @@ fn receive(
             }
         }
     }
-    if !whole || ffi::input_queued(fd) < len {
+    if least == 1 || ffi::input_queued(fd) < least {
         turn::before_wait(|| false);
     }
     ffi::set_errno(saved);

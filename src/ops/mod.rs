@@ -9,6 +9,7 @@ mod calling;
 mod credentials;
 mod descriptors;
 mod input;
+mod options;
 mod output;
 mod sockets;
 mod streams;
@@ -19,10 +20,11 @@ pub use credentials::{
     initgroups, setegid, seteuid, setgid, setgroups, setregid, setresgid, setresuid, setreuid, setuid,
 };
 pub use descriptors::{close, close_range, closefrom, dup, dup2, dup3, fcntl, fcntl64, syscall};
+pub use options::{getsockopt, setsockopt};
 pub use input::{
     __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,
 };
-pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, write, writev};
+pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, splice, write, writev};
 pub use sockets::{bind, listen, protected_socket, shutdown, socket, tell_listener};
 pub use streams::{fclose, fdopen, fileno, fileno_unlocked, flush_streams, lock_streams, StreamsGuard};
 

@@ -7,8 +7,8 @@ use std::ffi::c_void;
 use std::time::{Duration, Instant};
 
 use libc::{
-    c_int, c_uint, iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec, MSG_DONTWAIT,
-    MSG_NOSIGNAL,
+    c_int, c_uint, iovec, mmsghdr, msghdr, off64_t, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec, MSG_DONTWAIT,
+    MSG_NOSIGNAL, MSG_OOB, MSG_ZEROCOPY,
 };
 use tcpr_node::channel::client::Client;
 use tcpr_node::channel::ring::{Sent, MAX_PAYLOAD};
@@ -16,7 +16,7 @@ use tcpr_node::channel::Event;
 
 use super::{connection, inside};
 use crate::process::{self, Swallowed};
-use crate::{ffi, real, turn};
+use crate::{ffi, real, table, turn};
 
 /// What is left to write of an application's buffers.
 struct Source<'a> {
@@ -118,6 +118,10 @@ fn transmit(
     mut extra: Option<&msghdr>,
 ) -> Outcome {
     let saved = ffi::errno();
+    let flags = match ours(fd, flags) {
+        Ok(flags) => flags,
+        Err(error) => return Outcome::Failed(error),
+    };
     let total = source.left;
     match inside(Swallowed::Nothing, || process::swallow(handle, total as u64)) {
         Swallowed::Nothing => {}
@@ -178,6 +182,23 @@ fn transmit(
     }
     ffi::set_errno(saved);
     Outcome::Wrote(total - source.left)
+}
+
+/// The flags with which the kernel gets the bytes of a protected connection, or why it cannot have them.
+fn ours(fd: c_int, flags: c_int) -> Result<c_int, c_int> {
+    if flags & MSG_OOB != 0 {
+        // After a failover it would be an ordinary byte: the peer's program would read one more than before.
+        return Err(libc::EOPNOTSUPP);
+    }
+    if flags & MSG_ZEROCOPY != 0 {
+        // Only of a socket that was told so before it was protected is anybody going to wait for word of the end of it;
+        // this is what the kernel says when it can pin no more, and then the program copies.
+        if ffi::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY).is_some_and(|on| on != 0) {
+            return Err(libc::ENOBUFS);
+        }
+        return Ok(flags & !MSG_ZEROCOPY);
+    }
+    Ok(flags)
 }
 
 /// How long a blocking write may wait: SO_SNDTIMEO.
@@ -412,4 +433,19 @@ fn copy_file(client: &Client, handle: u32, fd: c_int, from: c_int, start: off_t,
 pub unsafe fn sendfile64(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) -> ssize_t {
     // SAFETY: the caller's arguments; off_t has 64 bits.
     unsafe { sendfile(fd, from, offset, n) }
+}
+
+/// As in the C library. To and from a protected connection it would go around us: a program whose kernel cannot splice
+/// something copies it.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t {
+    let ours = |fd| !table::is_plain(fd) && connection(fd).is_some();
+    if ours(from) || ours(to) {
+        ffi::set_errno(libc::EINVAL);
+        return -1;
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { real::splice(from, from_at, to, to_at, n, flags) }
 }

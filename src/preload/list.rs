@@ -36,6 +36,7 @@ macro_rules! for_each_hook {
                 fn accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
                 fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int;
                 fn shutdown(fd: c_int, how: c_int) -> c_int;
+                fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, length: *mut socklen_t) -> c_int;
 
                 // Descriptors
                 fn close(fd: c_int) -> c_int;
@@ -80,6 +81,8 @@ macro_rules! for_each_hook {
                 fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
                 fn bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
                 fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
+                fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t) -> c_int;
+                fn splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t;
                 fn dup2(from: c_int, to: c_int) -> c_int;
                 fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int;
                 fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;

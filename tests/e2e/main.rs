@@ -13,6 +13,7 @@ mod ipv6;
 mod life;
 mod local;
 mod network;
+mod options;
 mod other_tcp;
 mod requests;
 mod responses;
