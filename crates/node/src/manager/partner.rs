@@ -31,6 +31,8 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 const BEATS: usize = 256;
 /// Where heartbeats do not get through, a connected partner is told over the connection what we are, this often.
 const GREET_EVERY: Duration = Duration::from_millis(500);
+/// A connection without heartbeats for so long is trouble.
+const DEAF_AFTER: Duration = Duration::from_secs(1);
 /// Names of sessions in one message: what they cost to hear keeps nobody waiting for long.
 const NAMES: usize = 12 * 2048;
 /// So many sockets of connections that were torn are removed in one round.
@@ -86,6 +88,8 @@ pub(super) struct Partner {
     /// When the partner last said that we have no protocol version in common, and the words for it.
     estranged: Option<(Now, String)>,
     greet_at: Now,
+    /// When heartbeats got through in both directions last.
+    contact_at: Now,
 
     /// No longer master: whose history goes on, and the names of the sessions for which we had released anything alone; until
     /// that member has a new replica in us.
@@ -168,6 +172,7 @@ impl Partner {
             last_close: None,
             estranged: None,
             greet_at: now,
+            contact_at: now,
             to_tell: None,
             doomed: Vec::new(),
         })
@@ -796,6 +801,9 @@ impl Manager {
         self.note_peers();
         self.beat_if_due(now);
         self.greet_again(now, false);
+        if !self.partner.link_up || self.role.in_contact() {
+            self.partner.contact_at = now;
+        }
         self.remove_doomed();
         if now >= self.partner.carrier_due {
             self.partner.carrier_due = now + self.partner.heartbeat_every;
@@ -836,6 +844,11 @@ impl Manager {
     pub(super) fn partner_status(&self) -> serde_json::Value {
         let Some((_, name, address)) = &self.partner.partner else { return serde_json::Value::Null };
         let view = self.role.partner();
+        let deaf = self.now().saturating_sub(self.partner.contact_at) > DEAF_AFTER;
+        let deaf = deaf.then(|| {
+            let port = self.config.failover.heartbeat_port;
+            format!("connected, but heartbeats do not get through in both directions, so this is no pair: is UDP port {port} open between the members?")
+        });
         json!({
             "member": name,
             "address": address.ip().to_string(),
@@ -850,7 +863,7 @@ impl Manager {
             "epoch": view.map(|v| v.epoch.number),
             "heartbeats_refused": self.partner.heartbeat.as_ref().map_or(0, |h| h.rejected().total()),
             "trouble": match self.partner.link_up {
-                true => None,
+                true => deaf.as_deref(),
                 false => self.partner.estrangement(self.now()).or(self.partner.last_close.as_deref()),
             },
         })
