@@ -268,3 +268,84 @@ fn a_handshake_that_outlasts_a_takeover_is_served() {
         }
     }
 }
+
+/// A line and its answer.
+fn asks(stream: &std::net::TcpStream, line: &str) -> std::io::Result<()> {
+    use std::io::{Read, Write};
+    let mut stream = stream;
+    stream.write_all(line.as_bytes())?;
+    let mut answer = vec![0; line.len()];
+    stream.read_exact(&mut answer)?;
+    assert_eq!(answer, line.as_bytes());
+    Ok(())
+}
+
+/// Both members reach everybody but each other, so both serve (`arbiter = "none"`). On contact the one that yields names the
+/// connections on which it had said anything: those are reset and counted, and no other one.
+#[test]
+fn what_two_masters_said_something_on_is_reset_and_the_rest_goes_on() {
+    let w = World::new("fork", Service::new("lines", PORT).lines(), &[&built("line_server"), "5555", "pool"]);
+    let to = w.pair.addr();
+    let [idle, busy] = [(), ()].map(|()| w.peer.enter(|| crate::requests::connect(to)).expect("connected"));
+    asks(&idle, "before\n").expect("an answer");
+    let old = w.protected();
+    let torn = |i: usize| w.pair.status(i).ok().and_then(|s| s["counters"]["torn"].as_u64());
+    std::thread::scope(|threads| {
+        // Whatever the moment, one of its lines has no answer when the partner is out of reach.
+        let talk = threads.spawn(|| (0..).find_map(|i| asks(&busy, &format!("line {i}\n")).err()));
+        std::thread::sleep(Duration::from_millis(300));
+        (0..2).for_each(|i| w.pair.host(i).isolate(true).expect("partition"));
+        wait_until(PATIENCE, "both members serve", || {
+            (0..2).all(|i| w.pair.status(i).is_ok_and(|s| s["role"] == "master")) && w.pair.status(old).is_ok_and(|s| s["epoch"].as_u64() > Some(1))
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(torn(1 - old), Some(0));
+        (0..2).for_each(|i| w.pair.host(i).isolate(false).expect("whole"));
+        w.pair.wait_master_is(1 - old, PATIENCE).unwrap_or_else(|e| panic!("{e}"));
+        let error = talk.join().expect("no panic").expect("an end");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+    });
+    assert_eq!(w.protected(), 1 - old);
+    assert_eq!(torn(1 - old), Some(1), "{}", w.pair.describe());
+    asks(&idle, "after\n").expect("it goes on");
+    assert_eq!(torn(1 - old), Some(1));
+}
+
+/// A firewall that lets the replication connection through and no heartbeats: no pair, but one master and one backup, and both
+/// `status` and `doctor` say why.
+#[test]
+fn without_heartbeats_there_is_one_master_and_it_is_said_why() {
+    let (w, clients) = chat(&V4, "deaf");
+    let firewall = |what: &str| {
+        for i in 0..2 {
+            let mut c = Command::new("iptables");
+            c.args([what, "INPUT", "-p", "udp", "--dport", "7400", "-j", "DROP"]);
+            let out = w.pair.host(i).run(c, PATIENCE).expect("iptables runs");
+            assert!(out.status.success(), "{out:?}");
+        }
+    };
+    firewall("-I");
+    let alone = || (0..2).filter(|i| w.pair.status(*i).is_ok_and(|s| s["role"] == "master")).count() == 1;
+    let said = |i: usize| w.pair.status(i).is_ok_and(|s| s["partner"]["trouble"].to_string().contains("UDP port 7400"));
+    wait_until(PATIENCE, "it is said", || (0..2).all(said));
+    // The backup suspects the master once, takes over, and that was that.
+    std::thread::sleep(Duration::from_secs(3));
+    wait_until(PATIENCE, "one master, and it is said", || alone() && (0..2).all(said));
+    let epoch = |i: usize| w.pair.status(i).expect("status")["epoch"].as_u64();
+    let before = [epoch(0), epoch(1)];
+    // Longer than a backup waits for a master that it does not hear.
+    for _ in 0..26 {
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(alone(), "{}", w.pair.describe());
+    }
+    assert_eq!([epoch(0), epoch(1)], before);
+    for i in 0..2 {
+        let doctor = w.pair.tcpr(i, &["doctor"]).expect("doctor");
+        let text = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        assert!(text.lines().any(|l| l.starts_with("FAIL  heartbeats") && l.contains("7400")), "{text}");
+    }
+    firewall("-D");
+    w.protected();
+    clients.wait_progress(PATIENCE).and_then(|()| clients.check()).unwrap_or_else(|e| panic!("{e}\n{}", w.pair.describe()));
+    w.end(clients);
+}

@@ -14,7 +14,7 @@ use crate::{load, Common};
 /// Exit code of `status` where no manager runs.
 const NO_MANAGER: u8 = 3;
 
-fn ask(config: &Config, request: &ControlRequest) -> Result<Value, String> {
+pub fn ask(config: &Config, request: &ControlRequest) -> Result<Value, String> {
     let path = socket_path(&config.service.run_dir);
     let talk = || -> std::io::Result<String> {
         let mut stream = UnixStream::connect(&path)?;

@@ -4,12 +4,14 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::json;
+use tcpr_node::manager::control::ControlRequest;
 use tcpr_node::nfqueue::Queue;
 use tcpr_node::rawsock::RawSender;
 use tcpr_node::rules::{self, Rules, RulesState};
 use tcpr_node::sockdiag::SockDiag;
 use tcpr_node::vip::Vip;
 
+use crate::ask::ask;
 use crate::{load, Common};
 
 /// What is as it should be, with a note or an empty one; or what to do.
@@ -39,6 +41,14 @@ pub fn doctor(common: &Common) -> Result<u8, String> {
             RulesState::Installed(at) => format!("{}, table {}", at.by, at.table),
         });
         findings.push(("rules", installed.map_err(|e| e.to_string())));
+        // Where a manager runs, it knows whether its partner's heartbeats come and its own arrive.
+        if let Ok(status) = ask(&config, &ControlRequest::Status) {
+            let partner = &status["partner"];
+            if partner["connected"] == true {
+                let trouble = partner["trouble"].as_str().map(str::to_owned);
+                findings.push(("heartbeats", trouble.map_or_else(|| Ok(String::new()), Err)));
+            }
+        }
     }
     let good = findings.iter().all(|(_, r)| r.is_ok());
     if common.json {

@@ -72,6 +72,8 @@ pub struct Heard {
     pub alive: bool,
     /// Whether this is the first heartbeat of that boot that counts as alive: the partner is new.
     pub first: bool,
+    /// Whether none was heard that is newer: else what it says may be over.
+    pub newest: bool,
     /// What it says.
     pub body: HeartbeatBody,
 }
@@ -296,6 +298,7 @@ impl Codec {
 
         let partner = if noted { self.noted.last_mut() } else { self.current.as_mut() };
         let partner = partner.ok_or(Rejected::Garbage)?;
+        let newest = counter > partner.seen.highest;
         if !partner.seen.admit(counter) {
             return Err(Rejected::Replayed);
         }
@@ -305,7 +308,7 @@ impl Codec {
         if first {
             self.current = self.noted.pop();
         }
-        Ok(Heard { member, boot, counter, alive: first || !noted, first, body })
+        Ok(Heard { member, boot, counter, alive: first || !noted, first, newest, body })
     }
 
     /// Notes a boot, in place of the one that has been silent longest.

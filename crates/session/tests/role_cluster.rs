@@ -9,12 +9,15 @@
 //! one adds loss, long delays, and partitions of the members from each other while both reach the world:
 //! there two masters are possible (arbiter `none`), and the promises are those that remain.
 //!
-//! `ROLE_SEED=n ROLE_TRACE=1 cargo test --release --test role_cluster -- --nocapture` repeats one run;
-//! `ROLE_RUNS=n` sets how many there are.
+//! Beside seeds that are always the same, fresh ones from the clock are run for a while, and said before, so that a failure
+//! can be repeated: `ROLE_SEED=n ROLE_TRACE=1 cargo test --release --test role_cluster -- --nocapture` repeats one run.
+//! `ROLE_RUNS=n` sets how many there are of those that are always the same, and `ROLE_FRESH=s` for how many seconds there
+//! are fresh ones in each kind of world (without it: none if `ROLE_RUNS` is set).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
-use std::time::Duration;
+use std::io::Write;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tcpr_session::role::{Epoch, PartnerView, Release, Role, RoleAction, RoleConfig, RoleInput, RoleMachine};
 
@@ -54,19 +57,29 @@ enum Message {
     PairedAck(Epoch),
     Handover(Epoch),
     HandoverAck(Epoch),
+    /// The sessions for which the sender released anything alone.
+    Alone(HashSet<u64>),
+}
+
+#[derive(Clone, Debug)]
+enum Datagram {
+    /// What the sender says, when it said it, and when that was said which it had heard of its receiver.
+    Heartbeat(PartnerView, Micros, Micros),
+    Bye,
 }
 
 /// What reaches a member's event loop.
 #[derive(Clone, Debug)]
 enum Incoming {
     Role(RoleInput),
+    Datagram(Datagram),
     Link(u64, Message),
 }
 
 #[derive(Debug)]
 enum Event {
     /// A datagram from the partner.
-    Datagram(usize, RoleInput),
+    Datagram(usize, Datagram),
     /// Something local to one life of a member.
     Local(usize, u64, Incoming),
     Beat(usize),
@@ -91,6 +104,9 @@ struct Node {
     inbox: VecDeque<Incoming>,
     disk: Epoch,
     said: Option<(Role, Epoch)>,
+    born: Micros,
+    /// When the newest heartbeat was sent that was heard.
+    heard: Micros,
 
     // master
     items: Vec<u64>,
@@ -101,6 +117,11 @@ struct Node {
     fenced: bool,
     paused_for_handover: bool,
     streaming: bool,
+    /// The epoch in which it went on by itself, and the sessions for which it released anything since.
+    by_itself: Option<Epoch>,
+    alone: HashSet<u64>,
+    /// What it has to tell of that, no longer master.
+    to_tell: Option<HashSet<u64>>,
     // backup
     store: Option<(Epoch, Vec<u64>)>,
 }
@@ -110,10 +131,23 @@ struct Claim {
     parent: Option<Epoch>,
     released: Vec<u64>,
     doubtful: bool,
+    take_over: bool,
+    at: Micros,
+    first_release: Micros,
+    /// Sessions that were torn because the other side of a fork had released something for them, too.
+    torn: HashSet<u64>,
+}
+
+/// An item is said on the session of this number.
+fn session(item: u64) -> u64 {
+    item % 16
 }
 
 #[derive(Default, Debug)]
 struct Seen {
+    forks: u64,
+    told: u64,
+    torn_all: u64,
     takeovers: u64,
     handovers: u64,
     solos: u64,
@@ -124,6 +158,25 @@ struct Seen {
     demotions: u64,
     pairings: u64,
     released: u64,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Seen) {
+        let Seen { forks, told, torn_all, takeovers, handovers, solos, doubtful, announced, fences, empty, demotions, .. } = other;
+        self.forks += forks;
+        self.told += told;
+        self.torn_all += torn_all;
+        self.takeovers += takeovers;
+        self.handovers += handovers;
+        self.solos += solos;
+        self.doubtful += doubtful;
+        self.announced += announced;
+        self.fences += fences;
+        self.empty += empty;
+        self.demotions += demotions;
+        self.pairings += other.pairings;
+        self.released += other.released;
+    }
 }
 
 struct World {
@@ -241,9 +294,9 @@ impl World {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Datagram(m, input) => {
+            Event::Datagram(m, datagram) => {
                 if self.pulled[m].is_none() && !self.split {
-                    self.arrive(m, Incoming::Role(input));
+                    self.arrive(m, Incoming::Datagram(datagram));
                 }
             }
             Event::Local(m, life, incoming) => {
@@ -315,12 +368,13 @@ impl World {
                         misses: 3,
                         solo_after: Duration::from_micros(self.solo_after),
                         start_wait: Duration::from_micros(START_WAIT),
+                        asynchronous: false,
                     };
                     let (life, disk) = (self.nodes[m].life + 1, self.nodes[m].disk);
                     let mut machine = RoleMachine::new(cfg, disk, self.clock());
                     machine.handle(self.clock(), RoleInput::Carrier(true));
-                    self.nodes[m] =
-                        Node { machine: Some(machine), life, disk, woke: self.now, ..Node::default() };
+                    let (woke, born) = (self.now, self.now);
+                    self.nodes[m] = Node { machine: Some(machine), life, disk, woke, born, ..Node::default() };
                     self.settle(m);
                 }
             }
@@ -346,18 +400,18 @@ impl World {
     fn beat(&mut self, m: usize) {
         let node = &self.nodes[m];
         let Some(machine) = node.machine.as_ref().filter(|_| !node.frozen) else { return };
-        let view = machine.view();
-        self.datagram(1 - m, RoleInput::Heartbeat(view));
+        let heartbeat = Datagram::Heartbeat(machine.view(), self.now, node.heard);
+        self.datagram(1 - m, heartbeat);
     }
 
-    fn datagram(&mut self, to: usize, input: RoleInput) {
+    fn datagram(&mut self, to: usize, datagram: Datagram) {
         let lost = self.loss > 0 && self.rng.chance(self.loss);
         if self.pulled[1 - to].is_some() || self.split || lost {
             return;
         }
         let late = !self.strict && self.rng.chance(5);
         let delay = if late { self.rng.range(MS, 60 * MS) } else { self.rng.range(50, 500) };
-        self.after(delay, Event::Datagram(to, input));
+        self.after(delay, Event::Datagram(to, datagram));
     }
 
     fn fault(&mut self) {
@@ -436,7 +490,7 @@ impl World {
                 self.event(Event::Break(link, true));
             }
             if self.rng.chance(30) {
-                self.datagram(1 - m, RoleInput::PartnerBye);
+                self.datagram(1 - m, Datagram::Bye);
             }
         } else {
             self.timeout_link();
@@ -453,11 +507,24 @@ impl World {
             return;
         }
         match incoming {
+            // Overtaken ones say nothing.
+            Incoming::Datagram(Datagram::Heartbeat(_, at, _)) if at < node.heard => {}
+            Incoming::Datagram(Datagram::Heartbeat(view, at, echo)) => {
+                node.heard = at;
+                machine.handle(now, RoleInput::Heartbeat(view));
+                if echo >= node.born {
+                    machine.handle(now, RoleInput::Echo(Duration::from_micros(echo)));
+                }
+            }
+            Incoming::Datagram(Datagram::Bye) => machine.handle(now, RoleInput::PartnerBye),
             Incoming::Role(input) => {
                 if self.trace && !matches!(input, RoleInput::Heartbeat(_)) {
                     println!("{:>10.3} {m} <- {input:?}", self.now as f64 / 1000.0 - 10_000.0);
                 }
                 self.nodes[m].machine.as_mut().unwrap().handle(now, input);
+                if let (RoleInput::LinkUp, Some(alone)) = (input, self.nodes[m].to_tell.clone()) {
+                    self.send(m, Message::Alone(alone));
+                }
             }
             Incoming::Link(link, message) => {
                 if self.link != Some(link) {
@@ -481,6 +548,7 @@ impl World {
                     }
                     Message::Paired(e) if backup && e == epoch && node.store.is_some() => {
                         machine.handle(now, RoleInput::PairedIn(e));
+                        node.to_tell = None;
                         self.send(m, Message::PairedAck(e));
                     }
                     Message::Ack(e, n) if node.streaming && e == node.serving => {
@@ -505,6 +573,13 @@ impl World {
                         return;
                     }
                     Message::HandoverAck(e) => machine.handle(now, RoleInput::HandoverAcked(e)),
+                    Message::Alone(sessions) if matches!(role, Role::Master | Role::Fenced) => {
+                        machine.handle(now, RoleInput::ToldAlone);
+                        self.seen.told += u64::from(!sessions.is_empty());
+                        if let Some(e) = node.by_itself {
+                            self.ghost.get_mut(&e).unwrap().torn.extend(sessions);
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -567,11 +642,21 @@ impl World {
             Release::Acknowledged => node.acked,
             Release::Freely => node.items.len(),
         };
-        let epoch = node.serving;
+        let claim = self.ghost.get_mut(&node.serving).unwrap();
         while node.released < limit {
-            self.ghost.get_mut(&epoch).unwrap().released.push(node.items[node.released]);
+            let item = node.items[node.released];
+            if node.by_itself.is_some() {
+                node.alone.insert(session(item));
+            }
+            // What leaves by a cable that is out reaches nobody.
+            if self.pulled[m].is_none() {
+                if claim.released.is_empty() {
+                    claim.first_release = self.now;
+                }
+                claim.released.push(item);
+                self.seen.released += 1;
+            }
             node.released += 1;
-            self.seen.released += 1;
         }
     }
 
@@ -624,7 +709,11 @@ impl World {
                 self.solo(m, epoch, Some(parent), doubtful);
             }
             RoleAction::BecomeBackup { .. } | RoleAction::Demote { .. } => {
-                self.seen.demotions += u64::from(matches!(action, RoleAction::Demote { .. }));
+                if matches!(action, RoleAction::Demote { .. }) {
+                    self.seen.demotions += 1;
+                    node.to_tell = Some(std::mem::take(&mut node.alone));
+                }
+                node.by_itself = None;
                 node.items.clear();
                 node.released = 0;
                 node.acked = 0;
@@ -643,9 +732,17 @@ impl World {
             RoleAction::HoldForReplica { epoch } => {
                 assert_eq!(epoch, node.serving);
                 node.hold = Some(epoch);
+                node.by_itself = None;
+                node.alone.clear();
             }
             RoleAction::SendPaired { epoch } => self.send(m, Message::Paired(epoch)),
             RoleAction::Stall | RoleAction::DefendVip => {}
+            RoleAction::TearShared => {
+                self.seen.torn_all += 1;
+                if let Some(e) = node.by_itself {
+                    self.ghost.get_mut(&e).unwrap().torn.extend(0..16);
+                }
+            }
             RoleAction::Announce { .. } => self.seen.announced += 1,
             RoleAction::Fence => {
                 node.fenced = true;
@@ -672,13 +769,21 @@ impl World {
     /// A claim takes effect.
     fn solo(&mut self, m: usize, epoch: Epoch, parent: Option<Epoch>, doubtful: bool) {
         assert_eq!(usize::from(epoch.member), m, "seed {}", self.seed);
-        let claim = Claim { parent, doubtful, released: Vec::new() };
+        let take_over = parent.is_some_and(|p| p != self.nodes[m].serving);
+        let claim = Claim { parent, doubtful, take_over, at: self.now, ..Claim::default() };
         let again = self.ghost.insert(epoch, claim).is_some();
         assert!(!again, "seed {}: epoch {epoch} was mastered before", self.seed);
         let cut_off = self.pulled[m].is_some_and(|since| self.now - since > 30 * MS);
         let just_woke = self.now - self.nodes[m].woke < 60 * MS;
         assert!(!cut_off || just_woke, "seed {}: {m} became master while cut off", self.seed);
         let node = &mut self.nodes[m];
+        node.to_tell = None;
+        if parent.is_none() || doubtful {
+            node.by_itself = None;
+            node.alone.clear();
+        } else {
+            node.by_itself.get_or_insert(epoch);
+        }
         node.serving = epoch;
         node.hold = None;
         node.fenced = false;
@@ -698,17 +803,39 @@ impl World {
         }
     }
 
-    /// No history went on in two places, but where a claim said that it might.
-    fn check_forks(&self) {
+    /// No history went on in two places, but where a claim said that it might; or where a takeover stopped again at once, before
+    /// its master heard of it and went on alone: then what goes on has lost the sessions of which both said something.
+    fn check_forks(&mut self, master: usize) {
         let mut children: BTreeMap<Epoch, Vec<Epoch>> = BTreeMap::new();
         for (epoch, claim) in &self.ghost {
             if let Some(parent) = claim.parent.filter(|_| !claim.released.is_empty() && !claim.doubtful) {
                 children.entry(parent).or_default().push(*epoch);
             }
         }
+        children.retain(|_, forks| forks.len() > 1);
         for (parent, forks) in children {
-            assert!(forks.len() < 2, "seed {}: {parent} went on as {forks:?}", self.seed);
+            self.seen.forks += 1;
+            let (taken, alone): (Vec<_>, Vec<_>) = forks.iter().copied().partition(|e| self.ghost[e].take_over);
+            let ([taken], [alone]) = (&taken[..], &alone[..]) else {
+                panic!("seed {}: {parent} went on as {forks:?}", self.seed);
+            };
+            let in_order = self.ghost[taken].at < self.ghost[alone].first_release;
+            assert!(in_order, "seed {}: {parent} was taken over as {taken} after it had gone on as {alone}", self.seed);
+            for (lives, other) in [(taken, alone), (alone, taken)] {
+                if self.descends(self.nodes[master].serving, *lives) {
+                    let of_other = self.ghost.iter().filter(|(e, _)| self.descends(**e, *other));
+                    let said: HashSet<u64> = of_other.flat_map(|(_, c)| c.released.iter().map(|i| session(*i))).collect();
+                    let mixed: Vec<_> = said.difference(&self.ghost[lives].torn).collect();
+                    assert!(mixed.is_empty(), "seed {}: {lives} goes on with {mixed:?}, of which {other} said something", self.seed);
+                }
+            }
         }
+    }
+
+    /// `epoch` goes on with what `from` had.
+    fn descends(&self, epoch: Epoch, from: Epoch) -> bool {
+        let parent = |e: &Epoch| self.ghost[e].parent.filter(|_| !self.ghost[e].doubtful);
+        std::iter::successors(Some(epoch), parent).any(|e| e == from)
     }
 
     fn roles(&self) -> [Option<Role>; 2] {
@@ -734,62 +861,68 @@ impl World {
     }
 }
 
-fn seeds(strict: bool, count: u64) -> impl Iterator<Item = u64> {
-    let number = |name| std::env::var(name).ok().and_then(|s| s.parse().ok());
-    let chosen = number("ROLE_SEED");
-    let count = number("ROLE_RUNS").unwrap_or(count);
-    let (from, to) = match chosen {
-        Some(seed) => (seed, seed + 1),
-        // Not from the clock: a failure in somebody's build must be a failure in everybody's.
-        None if strict => (0, count),
-        None => (1_000_000, 1_000_000 + count),
-    };
-    from..to
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|s| s.parse().ok())
 }
 
-fn many(strict: bool, count: u64) {
-    let mut total = Seen::default();
-    let mut runs = 0;
-    for seed in seeds(strict, count) {
-        let mut world = World::new(seed, strict, true);
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            world.recover();
-            if strict {
-                world.check_forks();
-            }
-        }));
-        if let Err(panic) = outcome {
-            eprintln!("failed: ROLE_SEED={seed} (strict: {strict})");
-            std::panic::resume_unwind(panic);
+/// Seen whether the test fails or not: the harness captures what `println` says.
+fn tell(text: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn one(seed: u64, strict: bool, total: &mut Seen) {
+    let mut world = World::new(seed, strict, true);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let master = world.recover();
+        if strict {
+            world.check_forks(master);
         }
-        runs += 1;
-        let s = &world.seen;
-        total.takeovers += s.takeovers;
-        total.handovers += s.handovers;
-        total.solos += s.solos;
-        total.doubtful += s.doubtful;
-        total.announced += s.announced;
-        total.fences += s.fences;
-        total.empty += s.empty;
-        total.demotions += s.demotions;
-        total.pairings += s.pairings;
-        total.released += s.released;
+    }));
+    if let Err(panic) = outcome {
+        tell(format_args!("failed: ROLE_SEED={seed} (strict: {strict})"));
+        std::panic::resume_unwind(panic);
     }
+    total.add(&world.seen);
+}
+
+/// Runs the seeds that are always the same, or the chosen one; then fresh ones, for a while and ten times as many.
+fn many(strict: bool, count: u64, known: &[u64]) {
+    let mut total = Seen::default();
+    if let Some(seed) = number("ROLE_SEED") {
+        one(seed, strict, &mut total);
+        return println!("seed {seed}: {total:?}");
+    }
+    let runs = number("ROLE_RUNS").unwrap_or(count);
+    let from = if strict { 0 } else { 1_000_000 };
+    let fixed = known.iter().copied().filter(|s| !(from..from + runs).contains(s)).chain(from..from + runs);
+    fixed.for_each(|seed| one(seed, strict, &mut total));
     println!("{runs} runs: {total:?}");
     if runs > 100 {
         let all = [total.takeovers, total.handovers, total.solos, total.announced, total.fences];
         assert!(all.iter().all(|n| *n > runs / 10), "the worlds are too kind: {total:?}");
     }
+    let seconds = number("ROLE_FRESH").unwrap_or(if number("ROLE_RUNS").is_some() { 0 } else { 30 });
+    if seconds > 0 {
+        let from = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
+        tell(format_args!("fresh role seeds (strict: {strict}) from {from}"));
+        let (start, mut to) = (Instant::now(), from);
+        while start.elapsed() < Duration::from_secs(seconds) || to - from < count * 10 {
+            one(to, strict, &mut total);
+            to += 1;
+        }
+        tell(format_args!("fresh role seeds (strict: {strict}) from {from} to {}: {total:?}", to - 1));
+    }
 }
 
 #[test]
 fn nothing_released_is_ever_lost_where_no_partition_leaves_both_in_reach() {
-    many(true, 200);
+    // Those in which a stale replica promoted, or both wrote and nobody was told.
+    many(true, 200, &[2189, 2201, 4752, 4864, 5159, 6579]);
 }
 
 #[test]
 fn the_pair_recovers_from_loss_and_partitions() {
-    many(false, 150);
+    many(false, 150, &[]);
 }
 
 /// A healthy pair, and which member is master.
@@ -849,7 +982,7 @@ fn a_thawing_master_has_been_silent() {
         world.run(world.now + 500 * MS);
         assert_eq!(world.ghost[&serving].released.len(), before, "seed {seed}");
         assert_eq!(world.master(), 1 - master, "seed {seed}");
-        world.check_forks();
+        world.check_forks(1 - master);
     }
 }
 

@@ -1,7 +1,9 @@
 //! A small world that is hostile at every step: peers, a wire that loses, doubles and reorders, members that die
 //! in the middle of anything, and the filter in between. Everything is decided by a seed.
 //!
-//! `TCPR_SEED=n` replays one case (and `TCPR_TRACE=1` tells it), `TCPR_CASES=n` says how many are tried.
+//! `TCPR_SEED=n` replays one case (and `TCPR_TRACE=1` tells it), `TCPR_CASES=n` says how many are tried, from `TCPR_BASE`
+//! on. Beside those that are always the same, fresh ones from the clock are tried, ten times as many as far as
+//! `TCPR_FRESH` seconds allow (120, or none where `TCPR_CASES` or `TCPR_BASE` is set); which ones is said before.
 //!
 //! Checked at every step: what leaves is covered by the replica (I1, I2), or for a master that was overtaken by
 //! the store of the takeover (I3); no ending that nobody asked for (I4); equal stores at equal positions (I5); each
@@ -21,7 +23,13 @@ mod rng;
 #[path = "world/tcp.rs"]
 mod tcp;
 
+use std::io::Write;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
 use cluster::World;
+
+/// How many cases are always the same.
+const CASES: u64 = 500;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -35,18 +43,34 @@ fn the_world_is_in_order() {
         println!("seed {seed}: {sum:?}");
         return;
     }
-    let cases = number("TCPR_CASES").unwrap_or(500);
-    let base = number("TCPR_BASE").unwrap_or(1);
+    let cases = number("TCPR_CASES");
+    let base = number("TCPR_BASE");
+    let chosen = cases.is_some() || base.is_some();
     let mut sums = cluster::Sums::default();
-    for seed in base..base + cases {
-        let result = std::panic::catch_unwind(|| World::new(seed, trace).run());
-        match result {
-            Ok(sum) => sums.add(&sum),
-            Err(panic) => {
-                eprintln!("failed: TCPR_SEED={seed}");
-                std::panic::resume_unwind(panic);
-            }
+    let mut one = |seed| match std::panic::catch_unwind(|| World::new(seed, trace).run()) {
+        Ok(sum) => sums.add(&sum),
+        Err(panic) => {
+            tell(format_args!("failed: TCPR_SEED={seed}"));
+            std::panic::resume_unwind(panic);
         }
+    };
+    let (cases, base) = (cases.unwrap_or(CASES), base.unwrap_or(1));
+    (base..base + cases).for_each(&mut one);
+    // A hang that was none: a connection whose callee was gone, and nobody said anything more.
+    one(77_063_001);
+    let time = Duration::from_secs(number("TCPR_FRESH").unwrap_or(if chosen { 0 } else { 120 }));
+    if !time.is_zero() {
+        let from = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_micros() as u64;
+        tell(format_args!("fresh world seeds from {from}"));
+        let start = Instant::now();
+        let fresh = (from..from + 10 * CASES).take_while(|_| start.elapsed() < time);
+        let tried = fresh.map(&mut one).count() as u64;
+        tell(format_args!("fresh world seeds from {from} to {}", from + tried.saturating_sub(1)));
     }
     println!("{cases} cases from seed {base}: {sums:?}");
+}
+
+/// Seen whether the test fails or not: the harness captures what `println` says.
+fn tell(text: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

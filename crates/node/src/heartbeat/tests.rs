@@ -70,6 +70,27 @@ fn a_restarted_partner_replaces_the_old_boot_for_good() {
 }
 
 #[test]
+fn an_overtaken_heartbeat_is_authentic_and_out_of_date() {
+    let (mut a, mut b) = (codec(0, 100), codec(1, 200));
+    meet(&mut a, &mut b);
+    let late = beat(&mut b);
+    for _ in 0..62 {
+        assert!(a.open(&beat(&mut b)).is_ok_and(|heard| heard.newest));
+    }
+    let overtaker = beat(&mut b);
+    assert!(a.open(&overtaker).is_ok_and(|heard| heard.newest));
+    let heard = a.open(&late).unwrap();
+    assert!(heard.alive && !heard.newest);
+    assert_eq!(a.open(&late), Err(Rejected::Replayed));
+    // Those that are even later nobody can tell from recordings.
+    let later = beat(&mut b);
+    for _ in 0..64 {
+        a.open(&beat(&mut b)).unwrap();
+    }
+    assert_eq!(a.open(&later), Err(Rejected::Replayed));
+}
+
+#[test]
 fn recordings_cannot_keep_a_new_boot_out() {
     let (mut a, mut live) = (codec(0, 100), codec(1, 200));
     meet(&mut a, &mut live);

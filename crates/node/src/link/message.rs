@@ -12,7 +12,7 @@ use tcpr_session::role::Epoch;
 
 /// Longest message, its header included.
 pub const MAX_MESSAGE: usize = 1 << 20;
-/// Longest `bytes` of a `Records` or `Forward`.
+/// Longest `bytes` of a `Records` or `Forward`, and `names` of an `Alone`.
 pub const MAX_BYTES: usize = MAX_MESSAGE - POINT_LEN;
 /// Longest length prefix: three groups of seven bits hold `MAX_MESSAGE`.
 pub(crate) const MAX_PREFIX: usize = 3;
@@ -25,6 +25,7 @@ mod kind {
     pub const RECORDS_NEXT: u8 = 2;
     pub const ACK: u8 = 3;
     pub const FORWARD: u8 = 4;
+    pub const ALONE: u8 = 5;
     pub const HELLO: u8 = 16;
     pub const SNAPSHOT_BEGIN: u8 = 17;
     pub const SNAPSHOT_END: u8 = 18;
@@ -96,6 +97,15 @@ pub enum Message<'a> {
     Forward {
         /// The packet from its IP header on.
         bytes: &'a [u8],
+    },
+    /// A master that yielded names the sessions for which it had released anything alone. Since protocol version 2.
+    Alone {
+        /// Whose history goes on.
+        epoch: Epoch,
+        /// How many bytes of names follow in further messages.
+        more: u64,
+        /// The names, as the filter makes them.
+        names: &'a [u8],
     },
     /// The sender closes the connection on purpose.
     Bye {
@@ -186,7 +196,7 @@ pub fn encode(message: &Message<'_>, state: &mut Continuation, out: &mut Vec<u8>
     Ok(())
 }
 
-/// The same but for the records or the packet that it ends with, which are returned: they may be long.
+/// The same but for the records, names or packet that it ends with, which are returned: they may be long.
 pub fn encode_head<'a>(message: &Message<'a>, state: &mut Continuation, out: &mut Vec<u8>) -> Result<&'a [u8], Malformed> {
     match *message {
         Message::Records { epoch, position, bytes } => {
@@ -209,6 +219,11 @@ pub fn encode_head<'a>(message: &Message<'a>, state: &mut Continuation, out: &mu
             put_length(1 + bytes.len(), out)?;
             out.push(kind::FORWARD);
             return Ok(bytes);
+        }
+        Message::Alone { epoch, more, names } => {
+            put_length(POINT_LEN + names.len(), out)?;
+            put_point(kind::ALONE, epoch, more, out);
+            return Ok(names);
         }
         Message::Hello(ref hello) => put_control(kind::HELLO, hello, out)?,
         Message::SnapshotBegin { epoch, position } => {
@@ -247,6 +262,10 @@ pub fn decode<'a>(message: &'a [u8], state: &mut Continuation) -> Result<Message
             Message::Ack { epoch, position }
         }
         kind::FORWARD => Message::Forward { bytes: body },
+        kind::ALONE => {
+            let (epoch, more, names) = take_point(body)?;
+            Message::Alone { epoch, more, names }
+        }
         kind::HELLO => Message::Hello(take_control(kind, body)?),
         kind::SNAPSHOT_BEGIN => {
             let Point { epoch, position } = take_control(kind, body)?;
@@ -334,7 +353,7 @@ pub(crate) mod tests {
     pub(crate) type Plan = (u8, Epoch, u64, Vec<u8>);
 
     pub(crate) fn any_plan(longest: usize) -> impl Strategy<Value = Plan> {
-        (0u8..11, any_epoch(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..=longest))
+        (0u8..12, any_epoch(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..=longest))
     }
 
     pub(crate) fn build((what, epoch, position, bytes): &Plan) -> Message<'_> {
@@ -358,6 +377,7 @@ pub(crate) mod tests {
             7 => Message::Handover { epoch, position },
             8 => Message::HandoverAck { epoch },
             9 => Message::Forward { bytes },
+            10 => Message::Alone { epoch, more: position, names: bytes },
             _ => Message::Bye { reason: String::from_utf8_lossy(bytes) },
         }
     }
@@ -457,7 +477,7 @@ pub(crate) mod tests {
             let (_, prefix) = take_length(&out).unwrap().unwrap();
             let cut = prefix + cut.index(out.len() - prefix);
             if let Ok(message) = decode(&out[prefix..cut], &mut Continuation::default()) {
-                let shorter = matches!(message, Message::Records { .. } | Message::Forward { .. });
+                let shorter = matches!(message, Message::Records { .. } | Message::Forward { .. } | Message::Alone { .. });
                 prop_assert!(shorter);
             }
         }

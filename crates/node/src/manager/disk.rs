@@ -4,13 +4,20 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tcpr_session::role::Epoch;
 
 /// The epoch file: it survives a reboot, so that a member never names an epoch twice.
+///
+/// A power cut must leave one file that is whole: the new one is synced before it takes the old one's place, and the directory
+/// after that. A takeover cannot wait for a disk, so it writes a second file beside it, which is enough for a process that is
+/// killed; what a power cut leaves of that one counts if it is whole.
 pub struct EpochFile {
     path: PathBuf,
     named: Epoch,
+    /// What is on the disk for certain; whoever holds it writes.
+    synced: Arc<Mutex<Epoch>>,
 }
 
 impl EpochFile {
@@ -20,9 +27,9 @@ impl EpochFile {
     /// The state directory cannot be made or read, or the file is not ours.
     pub fn open(state_dir: &Path) -> io::Result<EpochFile> {
         let context = |e: io::Error, what: &str, p: &Path| io::Error::new(e.kind(), format!("{what} {}: {e}", p.display()));
-        fs::create_dir_all(state_dir).map_err(|e| context(e, "cannot make the state directory", state_dir))?;
+        make_dir(state_dir).map_err(|e| context(e, "cannot make the state directory", state_dir))?;
         let path = state_dir.join("epoch");
-        let named = match fs::read_to_string(&path) {
+        let synced = match fs::read_to_string(&path) {
             Ok(text) => parse(text.trim()).ok_or_else(|| {
                 let text = format!("{} holds no epoch; write the highest of either member into it, as in 7.0", path.display());
                 io::Error::new(io::ErrorKind::InvalidData, text)
@@ -30,7 +37,9 @@ impl EpochFile {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Epoch::default(),
             Err(e) => return Err(context(e, "cannot read", &path)),
         };
-        Ok(EpochFile { path, named })
+        let unsynced = fs::read_to_string(path.with_extension("named")).ok();
+        let named = unsynced.and_then(|text| whole(&text)).map_or(synced, |unsynced| unsynced.max(synced));
+        Ok(EpochFile { path, named, synced: Arc::new(Mutex::new(synced)) })
     }
 
     /// The highest epoch that this member named in an earlier life, be it the partner's.
@@ -42,7 +51,7 @@ impl EpochFile {
     /// with one ahead of the truth would make the living master yield to it.
     ///
     /// `sync`: wait for the disk. A takeover does not (its partner does, when it follows), so that the epoch of
-    /// a pair survives the reboot of either.
+    /// a pair survives the reboot of either; a thread of its own sees to that it is there soon.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -50,16 +59,61 @@ impl EpochFile {
         if epoch <= self.named {
             return Ok(());
         }
-        let next = self.path.with_extension("new");
-        let mut file = File::create(&next)?;
-        writeln!(file, "{epoch}")?;
         if sync {
-            file.sync_data()?;
+            write_synced(&self.path, epoch, &self.synced)?;
+        } else {
+            fs::write(self.path.with_extension("named"), format!("{epoch}\n"))?;
+            let (path, synced) = (self.path.clone(), self.synced.clone());
+            std::thread::Builder::new().name("tcpr-epoch".into()).spawn(move || {
+                if let Err(error) = write_synced(&path, epoch, &synced) {
+                    log::warn!("cannot write the epoch file; a reboot would forget the epoch: {error}");
+                }
+            })?;
         }
-        fs::rename(&next, &self.path)?;
         self.named = epoch;
         Ok(())
     }
+}
+
+/// Puts an epoch into the file, unless a higher one is there: after a power cut either the old one or this one is there, whole.
+fn write_synced(path: &Path, epoch: Epoch, synced: &Mutex<Epoch>) -> io::Result<()> {
+    let mut synced = synced.lock().unwrap_or_else(PoisonError::into_inner);
+    if epoch <= *synced {
+        return Ok(());
+    }
+    let next = path.with_extension("new");
+    let mut file = File::create(&next)?;
+    writeln!(file, "{epoch}")?;
+    file.sync_all()?;
+    fs::rename(&next, path)?;
+    path.parent().map_or(Ok(()), sync_dir)?;
+    *synced = epoch;
+    Ok(())
+}
+
+/// Makes a directory that survives a power cut, with those above it.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() || dir.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let parent = dir.parent().unwrap_or(Path::new("."));
+    make_dir(parent)?;
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => sync_dir(parent),
+    }
+}
+
+/// What was renamed or made in a directory is there for certain after this.
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    // A relative path of one part has an empty parent.
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    File::open(dir)?.sync_all()
+}
+
+/// An epoch with the end of its line: else a part of a longer number may be missing.
+fn whole(text: &str) -> Option<Epoch> {
+    parse(text.strip_suffix('\n')?)
 }
 
 /// NUMBER.MEMBER, as an epoch is shown.
@@ -81,7 +135,7 @@ impl Lock {
     pub fn take(state_dir: &Path) -> io::Result<Lock> {
         let path = state_dir.join("lock");
         let open = |()| OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = fs::create_dir_all(state_dir)
+        let file = make_dir(state_dir)
             .and_then(open)
             .map_err(|e| io::Error::new(e.kind(), format!("cannot open {}: {e}", path.display())))?;
         // SAFETY: no pointers; the descriptor is that of `file`.
@@ -115,6 +169,36 @@ mod tests {
         assert_eq!(EpochFile::open(&dir).expect("read").last(), partners);
         fs::write(dir.join("epoch"), "garbage").expect("written");
         assert!(EpochFile::open(&dir).is_err());
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn what_a_power_cut_leaves_of_an_epoch_that_nobody_waited_for_spoils_nothing() {
+        let dir = std::env::temp_dir().join(format!("tcpr-epoch-cut-{}", std::process::id()));
+        let epoch = |number| Epoch { number, member: 1 };
+        let mut file = EpochFile::open(&dir).expect("made");
+        file.record(epoch(12), true).expect("written");
+        // A takeover: a process that is killed now knows it; on the disk it is a moment later.
+        file.record(epoch(14), false).expect("written");
+        assert_eq!(EpochFile::open(&dir).expect("read").last(), epoch(14));
+        let on_disk = || fs::read_to_string(dir.join("epoch")).expect("read");
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while on_disk() != "14.1\n" {
+            assert!(std::time::Instant::now() < until, "{}", on_disk());
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        // The power is cut before that: the second file is empty, a part of what it was, or not there.
+        for left in [Some(""), Some("1"), Some("15."), Some("15.1"), Some("\0\0\0\0\0"), None] {
+            match left {
+                Some(text) => fs::write(dir.join("epoch.named"), text).expect("written"),
+                None => fs::remove_file(dir.join("epoch.named")).expect("removed"),
+            }
+            assert_eq!(EpochFile::open(&dir).expect("read").last(), epoch(14), "{left:?}");
+        }
+        // Whoever is slow does not overwrite a newer one.
+        file.record(epoch(20), true).expect("written");
+        write_synced(&dir.join("epoch"), epoch(16), &file.synced).expect("passed over");
+        assert_eq!(on_disk(), "20.1\n");
         fs::remove_dir_all(&dir).expect("removed");
     }
 }

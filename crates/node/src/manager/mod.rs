@@ -203,6 +203,7 @@ impl Manager {
                 misses: failover.misses,
                 solo_after: failover.solo_after,
                 start_wait: (failover.heartbeat * 20).max(Duration::from_millis(1000)),
+                asynchronous,
             },
             epochs.last(),
             now,

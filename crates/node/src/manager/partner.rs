@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 use tcpr_session::record;
 use tcpr_session::role::{Epoch, PartnerView, Role, RoleInput};
+use tcpr_session::tuple::FourTuple;
 use tcpr_session::Now;
 
 use super::poller::{Poller, Token};
@@ -28,6 +29,14 @@ const ESTRANGED_FOR: Duration = Duration::from_secs(3);
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// So many heartbeats of ours may be echoed.
 const BEATS: usize = 256;
+/// Where heartbeats do not get through, a connected partner is told over the connection what we are, this often.
+const GREET_EVERY: Duration = Duration::from_millis(500);
+/// A connection without heartbeats for so long is trouble.
+const DEAF_AFTER: Duration = Duration::from_secs(1);
+/// Names of sessions in one message: what they cost to hear keeps nobody waiting for long.
+const NAMES: usize = 12 * 2048;
+/// So many sockets of connections that were torn are removed in one round.
+const DOOMED: usize = 256;
 /// Longest piece of a batch in one message.
 const PIECE: usize = 256 << 10;
 /// Output waits for the replica from when no more of the log than this is under way to it.
@@ -78,6 +87,15 @@ pub(super) struct Partner {
     last_close: Option<String>,
     /// When the partner last said that we have no protocol version in common, and the words for it.
     estranged: Option<(Now, String)>,
+    greet_at: Now,
+    /// When heartbeats got through in both directions last.
+    contact_at: Now,
+
+    /// No longer master: whose history goes on, and the names of the sessions for which we had released anything alone; until
+    /// that member has a new replica in us.
+    pub(super) to_tell: Option<(Epoch, Vec<u8>)>,
+    /// The kernel's sockets of connections that were torn.
+    pub(super) doomed: Vec<FourTuple>,
 }
 
 /// A snapshot on its way to the partner.
@@ -153,6 +171,10 @@ impl Partner {
             heard_bye: false,
             last_close: None,
             estranged: None,
+            greet_at: now,
+            contact_at: now,
+            to_tell: None,
+            doomed: Vec::new(),
         })
     }
 
@@ -176,7 +198,8 @@ impl Partner {
         let link = self.link.as_ref().and_then(Link::poll_timeout);
         let listener = self.listener.as_ref().and_then(Listener::poll_timeout);
         let beat = self.partner.is_some().then_some(self.heartbeat_due);
-        [dial, link, listener, self.forward_until, beat, self.reach_until].into_iter().flatten().min()
+        let doomed = (!self.doomed.is_empty()).then_some(Duration::ZERO);
+        [dial, link, listener, self.forward_until, beat, self.reach_until, doomed].into_iter().flatten().min()
     }
 
     fn dials(&self) -> bool {
@@ -318,7 +341,8 @@ impl Manager {
         let Some(heartbeat) = &mut self.partner.heartbeat else { return };
         let mut heard_until = None;
         while let Some(received) = heartbeat.recv() {
-            if !received.heard.alive {
+            // What is over, because a newer one overtook it, was something else: a start, another epoch's pair.
+            if !received.heard.alive || !received.heard.newest {
                 continue;
             }
             let b = received.heard.body;
@@ -329,12 +353,15 @@ impl Manager {
                 full_replica: b.full_replica,
             };
             self.role.handle(now, RoleInput::Heartbeat(view));
+            // It had heard this one. What it said may be old by now.
             let echo = heartbeat.echo(&received.heard);
+            let sent = self.partner.beats.iter().find(|(counter, _)| echo.is_some_and(|echo| *counter <= echo));
+            let Some(&(_, sent)) = sent else { continue };
+            self.role.handle(now, RoleInput::Echo(sent));
             if view.role == Role::Backup && view.epoch <= self.role.epoch() {
-                // It had heard this one, and takes over no sooner than it suspects us. What it said may be old by now.
-                let sent = self.partner.beats.iter().find(|(counter, _)| echo.is_some_and(|echo| *counter <= echo));
+                // And takes over no sooner than it suspects us.
                 let failover = &self.config.failover;
-                heard_until = heard_until.max(sent.map(|(_, at)| *at + failover.heartbeat * failover.misses));
+                heard_until = heard_until.max(Some(sent + failover.heartbeat * failover.misses));
             }
         }
         if let Some(until) = heard_until {
@@ -466,8 +493,58 @@ impl Manager {
             role: view.role as u8,
             config_digest: self.partner.digest,
         };
+        self.partner.greet_at = self.now() + GREET_EVERY;
         self.partner.send(&Message::Hello(hello));
+        self.tell_alone();
         self.partner.flush();
+    }
+
+    /// Over the connection where heartbeats do not get through: what we are, from time to time and when it changes. They are no
+    /// pair then, but one master and one backup.
+    pub(super) fn greet_again(&mut self, now: Now, changed: bool) {
+        if self.partner.link_up && !self.role.in_contact() && (changed || now >= self.partner.greet_at) {
+            self.greet();
+        }
+    }
+
+    /// A master that yielded: the sessions for which it had released anything alone.
+    fn tell_alone(&mut self) {
+        let speaks = self.partner.link.as_ref().and_then(Link::version).is_some_and(|version| version >= 2);
+        let Some((epoch, names)) = self.partner.to_tell.take_if(|_| speaks) else { return };
+        let mut rest = &names[..];
+        loop {
+            let (piece, more) = rest.split_at(rest.len().min(NAMES));
+            self.partner.send(&Message::Alone { epoch, more: more.len() as u64, names: piece });
+            rest = more;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        // Again with the next connection, if this one ends too soon.
+        self.partner.to_tell = Some((epoch, names));
+    }
+
+    /// The partner released something for these sessions alone, while we had them.
+    fn hear_alone(&mut self, now: Now, names: &[u8], last: bool) {
+        let ends = self.filter.tear_named(now, names);
+        if !ends.is_empty() {
+            log::error!("the partner had gone on by itself: {} connections are reset on which it had said something", ends.len());
+            self.partner.doomed.extend(ends);
+        }
+        if last {
+            self.role.handle(now, RoleInput::ToldAlone);
+        }
+        self.stay_alive();
+    }
+
+    /// Removes sockets of connections that were torn; the filter knows them no more.
+    fn remove_doomed(&mut self) {
+        let rest = self.partner.doomed.len().saturating_sub(DOOMED);
+        for end in self.partner.doomed.split_off(rest) {
+            if let Err(error) = self.sockdiag.destroy(end.local, end.peer) {
+                log::warn!("cannot remove the kernel's socket {} <- {}: {error}", end.local, end.peer);
+            }
+        }
     }
 
     fn read_link(&mut self, now: Now) {
@@ -580,6 +657,8 @@ impl Manager {
             Message::Paired { epoch } => {
                 if self.partner.followed == Some(epoch) && self.role.role() == Role::Backup {
                     self.role.handle(now, RoleInput::PairedIn(epoch));
+                    // Whoever says so has heard all that went before our acknowledgement.
+                    self.partner.to_tell = None;
                     answers.push(Message::PairedAck { epoch });
                 }
             }
@@ -607,6 +686,11 @@ impl Manager {
                 self.role.handle(now, RoleInput::HandoverAcked(epoch));
             }
             Message::Forward { bytes } => self.filter.forwarded_in(now, bytes),
+            Message::Alone { epoch, more, names } => {
+                if epoch <= self.role.epoch() && matches!(self.role.role(), Role::Master | Role::Fenced) {
+                    self.hear_alone(now, names, more == 0);
+                }
+            }
             Message::Bye { reason } => {
                 log::info!("the partner says good-bye: {reason}");
                 self.partner.heard_bye = true;
@@ -716,6 +800,11 @@ impl Manager {
     pub(super) fn partner_timers(&mut self, now: Now) {
         self.note_peers();
         self.beat_if_due(now);
+        self.greet_again(now, false);
+        if !self.partner.link_up || self.role.in_contact() {
+            self.partner.contact_at = now;
+        }
+        self.remove_doomed();
         if now >= self.partner.carrier_due {
             self.partner.carrier_due = now + self.partner.heartbeat_every;
             let carrier = self.vips.first().is_none_or(|v| v.running().unwrap_or(true));
@@ -755,6 +844,11 @@ impl Manager {
     pub(super) fn partner_status(&self) -> serde_json::Value {
         let Some((_, name, address)) = &self.partner.partner else { return serde_json::Value::Null };
         let view = self.role.partner();
+        let deaf = self.now().saturating_sub(self.partner.contact_at) > DEAF_AFTER;
+        let deaf = deaf.then(|| {
+            let port = self.config.failover.heartbeat_port;
+            format!("connected, but heartbeats do not get through in both directions, so this is no pair: is UDP port {port} open between the members?")
+        });
         json!({
             "member": name,
             "address": address.ip().to_string(),
@@ -769,7 +863,7 @@ impl Manager {
             "epoch": view.map(|v| v.epoch.number),
             "heartbeats_refused": self.partner.heartbeat.as_ref().map_or(0, |h| h.rejected().total()),
             "trouble": match self.partner.link_up {
-                true => None,
+                true => deaf.as_deref(),
                 false => self.partner.estrangement(self.now()).or(self.partner.last_close.as_deref()),
             },
         })

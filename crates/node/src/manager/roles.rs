@@ -18,12 +18,16 @@ impl Manager {
     /// Does what the role machine decided. Returns whether there was anything.
     pub(super) fn role_actions(&mut self) -> bool {
         let mut any = false;
+        let before = (self.role.role(), self.role.epoch());
         while let Some(action) = self.role.poll_action() {
             any = true;
             let now = self.now();
             log::debug!("role: {action:?}");
             self.role_action(now, action);
             self.publish_role();
+        }
+        if before != (self.role.role(), self.role.epoch()) {
+            self.greet_again(self.now(), true);
         }
         any
     }
@@ -33,6 +37,7 @@ impl Manager {
             RoleAction::BecomeMaster { epoch, take_over, old } => {
                 log::info!("master in epoch {epoch}, after {old}");
                 self.partner.followed = None;
+                self.partner.to_tell = None;
                 self.beat();
                 self.stop_shipping();
                 if std::mem::take(&mut self.partner.heard_handover) {
@@ -60,6 +65,7 @@ impl Manager {
             }
             RoleAction::Demote { epoch } => {
                 log::info!("no longer master; backup in epoch {epoch}");
+                self.partner.to_tell = Some((epoch, self.filter.named_alone()));
                 self.step_down(now);
                 self.beat();
             }
@@ -77,6 +83,11 @@ impl Manager {
             // One that is under way will do.
             RoleAction::DefendVip if self.garp_due.len() > 2 => {}
             RoleAction::DefendVip => self.vip_announce(now),
+            RoleAction::TearShared => {
+                let ends = self.filter.tear_shared(now);
+                log::error!("the partner had gone on by itself, and cannot say for which connections: {} are reset", ends.len());
+                self.partner.doomed.extend(ends);
+            }
             RoleAction::GoSolo { epoch, doubtful } => {
                 log::warn!("going on alone in epoch {epoch}");
                 self.takeover.handing_over = false;

@@ -196,6 +196,8 @@ pub(super) struct Live {
     pub mute: bool,
     /// Without hooks: what was read is asked because much has come.
     pub swallowing: bool,
+    /// Something was released for it since this member went on by itself.
+    pub alone: bool,
 }
 
 impl Live {
@@ -244,6 +246,7 @@ impl Live {
             recovery: Seldom::default(),
             mute: false,
             swallowing: false,
+            alone: false,
         }
     }
 

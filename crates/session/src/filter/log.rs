@@ -1,5 +1,6 @@
 //! The filter's side of the log: records out of a master, records into a replica.
 
+use super::recovery::Alone;
 use super::{Filter, Mode, SYNC_DELAY};
 use crate::record::Sync;
 use crate::store::StoreError;
@@ -118,7 +119,9 @@ impl Filter {
     pub fn hold_for_replica(&mut self, position: u64) {
         self.needs_replica = true;
         self.acked = position;
+        self.alone = Alone::default();
         for live in self.live.values_mut() {
+            live.alone = false;
             live.in_marks.forget();
             live.out_marks.forget();
         }
@@ -136,6 +139,7 @@ impl Filter {
     /// No replica any more, and leave to go on alone.
     pub fn go_solo(&mut self, now: Now) {
         self.needs_replica = false;
+        self.alone.begin(self.next_id);
         self.release_stored(now);
     }
 

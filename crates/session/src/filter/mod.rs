@@ -135,7 +135,8 @@ pub struct Counters {
     pub restored: u64,
     /// Sessions whose peers were ahead of the store at a takeover (`durability = "async"`): bytes may be missing.
     pub adopted_sessions: u64,
-    /// Sessions that were torn when a takeover needed them, and were reset.
+    /// Sessions that were reset because they were torn when a takeover needed them, or because two members had said
+    /// something on them.
     pub torn: u64,
     /// Connections that are signed (TCP-MD5, TCP-AO): torn from the start, for no other TCP has the key.
     pub signed: u64,
@@ -236,6 +237,7 @@ pub struct Filter {
     deaths: HashMap<SessionId, (u64, u32)>,
     /// When a process died last.
     last_death: Option<Now>,
+    alone: recovery::Alone,
     clock: Now,
     actions: Vec<Action>,
     counters: Counters,
@@ -292,6 +294,7 @@ impl Filter {
             closed: Vec::new(),
             deaths: HashMap::new(),
             last_death: None,
+            alone: recovery::Alone::default(),
             clock: Duration::ZERO,
             actions: Vec::new(),
             counters: Counters::default(),
@@ -346,6 +349,7 @@ impl Filter {
         self.mode = Mode::Active;
         self.needs_replica = false;
         self.fenced = false;
+        self.alone = recovery::Alone::default();
     }
 
     /// Hands over: from now on the log does not grow, nothing leaves, and input is forwarded.
@@ -369,6 +373,7 @@ impl Filter {
     /// No longer master: everything in hand is dropped, silently; the store is no longer ours to use.
     pub fn demote(&mut self) {
         self.mode = Mode::Passive;
+        self.alone = recovery::Alone::default();
         self.drop_in_hand();
         self.farewells.clear();
         for h in std::mem::take(&mut self.held_syns) {
@@ -482,7 +487,11 @@ impl Filter {
 
     /// Deletes a session everywhere. What waits for the replica may still leave; what waits for more is dropped.
     fn end_session(&mut self, now: Now, id: SessionId, reason: EndReason) {
-        let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
+        let Some(open) = self.store.get(id).map(|s| s.open) else { return };
+        let tuple = open.tuple;
+        if self.live.get(&id).is_some_and(|l| l.alone) {
+            self.alone.ended(&open);
+        }
         self.write(0, |out| record::encode_end(id, reason, out));
         self.turns.close(id);
         if let Some(mut live) = self.live.remove(&id) {

@@ -372,6 +372,7 @@ impl Filter {
             // The record is gone: what it said was stored, and is an old duplicate or a last ACK.
             return self.actions.push(if held.ahead { Action::DropOut(held.id) } else { let_go(held) });
         };
+        live.alone |= self.alone.is_on() && (held.rst || held.end > live.released || held.ack > live.released_ack);
         if held.rst {
             self.actions.push(let_go(held));
             return self.end_session(now, session, EndReason::ResetByUs);

@@ -9,7 +9,7 @@ use super::marks::Marks;
 use super::output::TIMESTAMP_LEAD_MS;
 use super::{Action, Engine, Filter, Mode};
 use crate::bytes;
-use crate::record::EndReason;
+use crate::record::{EndReason, Open};
 use crate::segment::{flags, Build, Segment};
 use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::Now;
@@ -74,6 +74,50 @@ pub struct RestoreSpec {
     pub input_pending: bool,
 }
 
+/// How a session is named to the partner: its number, which is the same on both sides of a fork, and its initial sequence
+/// numbers, for either side may have given a number to a new session.
+const NAME: usize = 12;
+
+fn name(open: &Open) -> [u8; NAME] {
+    let mut name = [0; NAME];
+    name[..4].copy_from_slice(&open.session.to_le_bytes());
+    name[4..8].copy_from_slice(&open.isn_in.0.to_le_bytes());
+    name[8..].copy_from_slice(&open.isn_out.0.to_le_bytes());
+    name
+}
+
+/// A master that goes on by itself, until its replica holds all that was released: its partner may do so, too.
+#[derive(Debug, Default)]
+pub(super) struct Alone {
+    /// The number of the first session that the other side does not have.
+    since: Option<SessionId>,
+    /// Names of sessions that ended meanwhile, after something was released for them.
+    ended: Vec<u8>,
+}
+
+impl Alone {
+    /// It may go on from a time when it did already.
+    pub fn begin(&mut self, next: SessionId) {
+        self.since.get_or_insert(next);
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// The other side has this session, too.
+    fn shares(&self, id: SessionId) -> bool {
+        // Numbers may have begun anew.
+        self.since.is_some_and(|since| (id.wrapping_sub(since) as i32) < 0)
+    }
+
+    pub fn ended(&mut self, open: &Open) {
+        if self.shares(open.session) {
+            self.ended.extend_from_slice(&name(open));
+        }
+    }
+}
+
 impl Filter {
     /// Becomes master with the replica's store: every session starts as unprobed.
     pub fn take_over(&mut self, now: Now) {
@@ -86,6 +130,8 @@ impl Filter {
         self.batch.clear();
         self.store.drop_uncommitted();
         self.next_id = self.store.iter().map(|s| s.open.session).max().unwrap_or(0).wrapping_add(1);
+        self.alone = Alone::default();
+        self.alone.begin(self.next_id);
         self.start_over(now, &BySession::default());
         if self.config.asynchronous {
             self.await_proofs(now);
@@ -124,6 +170,7 @@ impl Filter {
                 live.out_marks = Marks::new(s.out_sendable(), self.end);
                 (live.released, live.released_ack, live.acked) = (old.released.min(s.out_sendable()), old.released_ack, old.acked);
                 (live.edge, live.ts_value, live.ts_shown) = (live.edge.max(old.edge), old.ts_value, old.ts_shown);
+                live.alone = old.alone;
             } else {
                 // The peer must not see our clock go back (RFC 7323, section 5.3), and may have seen this much.
                 live.ts_value = live.ts_value.wrapping_add(TIMESTAMP_LEAD_MS);
@@ -304,6 +351,55 @@ impl Filter {
     #[must_use]
     pub fn take_farewells(&mut self) -> Vec<Vec<u8>> {
         self.farewells.drain(..).map(|(_, packet)| packet).collect()
+    }
+
+    // ---- two histories -------------------------------------------------------------------------------
+
+    /// No longer master: names the sessions for which this one released anything since it went on by itself, for the partner
+    /// may have gone on by itself, too, and has won. To be asked before [`Self::demote`].
+    #[must_use]
+    pub fn named_alone(&self) -> Vec<u8> {
+        let mut names = self.alone.ended.clone();
+        for id in self.ids_of(|l| l.alone) {
+            let open = &self.store.get(id).expect("live").open;
+            if self.alone.shares(id) {
+                names.extend_from_slice(&name(open));
+            }
+        }
+        names
+    }
+
+    /// As the master that has won: the partner released something for these sessions, so nobody knows what their peers have
+    /// heard (I7). Those that both had are reset; their ends as the kernel has them are returned.
+    pub fn tear_named(&mut self, now: Now, names: &[u8]) -> Vec<FourTuple> {
+        let sessions = names.chunks_exact(NAME).filter_map(|given| {
+            let id = SessionId::from_le_bytes([given[0], given[1], given[2], given[3]]);
+            self.store.get(id).filter(|s| name(&s.open)[..] == *given).map(|_| id)
+        });
+        let sessions = sessions.collect();
+        self.tear_shared_of(now, sessions)
+    }
+
+    /// The same where the partner cannot say for which sessions.
+    pub fn tear_shared(&mut self, now: Now) -> Vec<FourTuple> {
+        let all = self.ids_of(|_| true);
+        self.tear_shared_of(now, all)
+    }
+
+    fn tear_shared_of(&mut self, now: Now, sessions: Vec<SessionId>) -> Vec<FourTuple> {
+        let mut ends = Vec::new();
+        for id in sessions {
+            // A frozen log does not grow; but whoever hands over has a partner that follows.
+            let Some(s) = self.store.get(id).filter(|_| self.mode.serves() && self.alone.shares(id)) else { continue };
+            let tuple = s.open.tuple;
+            ends.push(self.inner(&tuple));
+            self.restore_failed(now, id);
+            if self.mode == Mode::Active {
+                // The kernel answers strangers.
+                self.resets.remove(&tuple);
+            }
+        }
+        ends
     }
 
     /// The application dies of what it is asked: connections with input that it had read when it died, and not answered,

@@ -14,7 +14,8 @@
 //!   Backup      master shows a higher epoch                    Backup      BecomeBackup (replica stale)
 //!    full       suspects the master, then reach                Master      ProbeReach.., [CloseLink],
 //!                                                                          BecomeMaster{n+2, take_over}
-//!    full       suspects the master, was cut off itself        Backup      [CloseLink] (replica stale)
+//!    full       suspects the master, was away itself for so
+//!                 long that the master may be alone since       Backup      [CloseLink] (replica stale)
 //!    full       Handover in this epoch                         Master      BecomeMaster{n+2, take_over}
 //!    not full   partner starting, or backup too                Starting
 //!    not full   no serving master for 5*start_wait (2 if its
@@ -59,9 +60,21 @@
 //!
 //! A member that was paused, or cut off, hears nobody either. So timeouts count time *awake*: a gap between
 //! two calls counts as one and a half heartbeats at most, and after a pause or a cut-off no silence proves
-//! anything until the partner had time for two heartbeats or more. A backup that was itself away for so long
-//! that its master may have gone solo meanwhile, and then finds the master silent, treats its replica as
-//! stale; a master in the same position marks its claim `doubtful`.
+//! anything until the partner had time for two heartbeats or more.
+//!
+//! How long was it away for the partner? Heartbeats do not say so: those that queued during a pause are no news, and a
+//! fresh one may come from a partner that has not heard us yet. But each heartbeat echoes the newest one of ours that
+//! its sender had heard ([`RoleInput::Echo`]), and a master goes solo no sooner than `solo_after` behind that. So time
+//! away, paused or cut off or both in a row, counts from the newest heartbeat of ours that was echoed to the first
+//! answer after it. A full backup that was away asks at once whether anybody is in reach, and goes on asking until it is
+//! echoed again. If it was away for less than `solo_after` it promotes like any other, one suspicion after the answer;
+//! for longer, and it finds the master silent, its replica is stale. A master in the same position marks its claim
+//! `doubtful`.
+//!
+//! What remains is a master that was cut off for less than it takes to notice, while its backup took over and stopped again
+//! at once (paused, cut off, crashed): it goes on alone beside a takeover of which it knows nothing. On contact it loses, and
+//! names the sessions for which it released anything alone; the winner tears those. If it cannot say so any more, because its
+//! process ended, the winner tears all that it took over ([`RoleAction::TearShared`]).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -132,6 +145,9 @@ pub struct RoleConfig {
     pub solo_after: Duration,
     /// How long a starting member waits for its partner.
     pub start_wait: Duration,
+    /// `durability = "async"`: a paired master releases without its replica until it has not been heard for as long as
+    /// a suspicion takes. A broken connection is no proof then that it does not.
+    pub asynchronous: bool,
 }
 
 /// What a member says of itself in every heartbeat and hello.
@@ -150,8 +166,10 @@ pub struct PartnerView {
 /// What the machine is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoleInput {
-    /// An authentic heartbeat from the partner, or the hello of a new link.
+    /// An authentic heartbeat from the partner, the newest so far, or a hello on the link.
     Heartbeat(PartnerView),
+    /// That heartbeat was a datagram, and its sender had heard the one that we sent at this time.
+    Echo(Now),
     /// The replication connection stands.
     LinkUp,
     /// It was lost. A connection that either member closed because of [`RoleAction::CloseLink`] is lost
@@ -181,6 +199,8 @@ pub enum RoleInput {
     SwitchoverRequested,
     /// As master: the backup took over in this epoch.
     HandoverAcked(Epoch),
+    /// As master: the partner, which was master until now, named the sessions for which it released anything alone.
+    ToldAlone,
 }
 
 /// What the runtime must do, in order.
@@ -222,6 +242,9 @@ pub enum RoleAction {
     /// The partner takes itself, or took itself until now, for the master, and may have told the network so: tell it
     /// better.
     DefendVip,
+    /// The partner went on by itself from the epoch from which we did, and nobody can say any more for which sessions it
+    /// released anything: tear all that are as old as that.
+    TearShared,
     /// Name this epoch in heartbeats, at once. Releases go on to need the old epoch's acknowledgements.
     Announce {
         /// The epoch claimed.
@@ -274,6 +297,10 @@ struct Master {
     handover: Option<Duration>,
     handed_over: bool,
     fenced: bool,
+    /// The last epoch of the pair, as long as the partner may have gone on from it by itself, as we did.
+    shared: Option<Epoch>,
+    /// It was heard to have done so, and has not told for which sessions.
+    forked: bool,
 }
 
 impl Master {
@@ -286,6 +313,8 @@ impl Master {
         handover: None,
         handed_over: false,
         fenced: false,
+        shared: None,
+        forked: false,
     };
 
     fn held(&self) -> bool {
@@ -312,18 +341,20 @@ pub struct RoleMachine {
     awake: Duration,
     /// Until then silence proves nothing: we were away.
     listen_until: Duration,
-    /// Until then what is handled may have waited for us through a long pause.
-    distrust_until: Duration,
     /// Until then the partner may have taken over while we were away, and its word of it has yet to be read.
     overtaken_until: Duration,
-    /// We were cut off, or paused for long, since the partner was last heard.
-    absent: bool,
+    /// The newest heartbeat of ours that the partner is known to have heard (real).
+    echoed: Option<Now>,
+    /// When we were last away, paused or cut off (real), and since when we are in reach again (real, and awake).
+    away_at: Option<Now>,
+    back: Option<(Now, Duration)>,
+    /// That was, or may have been, no pause alone: what the partner sent meanwhile does not wait for us.
+    cut_off: bool,
 
     partner: Option<PartnerView>,
     /// The highest epoch the partner named. Members never name a lower one later, so less is out of date.
     partner_epoch: Epoch,
     heard: Duration,
-    heard_real: Now,
     /// Suspected whatever the heartbeats' timing says.
     accused: bool,
     bye: bool,
@@ -352,13 +383,14 @@ impl RoleMachine {
             real: now,
             awake: Duration::ZERO,
             listen_until: Duration::ZERO,
-            distrust_until: Duration::ZERO,
             overtaken_until: Duration::ZERO,
-            absent: false,
+            echoed: None,
+            away_at: None,
+            back: None,
+            cut_off: false,
             partner: None,
             partner_epoch: Epoch::default(),
             heard: Duration::ZERO,
-            heard_real: now,
             accused: false,
             bye: false,
             ended: false,
@@ -382,11 +414,8 @@ impl RoleMachine {
         self.advance(now);
         match input {
             RoleInput::Heartbeat(view) => self.heartbeat(view),
-            RoleInput::LinkUp => {
-                self.link_up = true;
-                // What comes over it was said after the pause.
-                self.distrust_until = self.awake;
-            }
+            RoleInput::Echo(sent) => self.echoed = self.echoed.max(Some(sent)),
+            RoleInput::LinkUp => self.link_up = true,
             RoleInput::LinkDown { reset } => self.link_down(reset),
             RoleInput::PartnerBye => {
                 self.accused = true;
@@ -399,6 +428,11 @@ impl RoleMachine {
                 if let State::Master(m) = &mut self.state {
                     if m.pairing == Pairing::Snapshot {
                         m.pairing = Pairing::Holding;
+                        m.shared = None;
+                        if std::mem::take(&mut m.forked) {
+                            // Of a version that does not tell.
+                            self.actions.push_back(RoleAction::TearShared);
+                        }
                         self.actions.push_back(RoleAction::HoldForReplica { epoch });
                         self.actions.push_back(RoleAction::SendPaired { epoch });
                     }
@@ -424,8 +458,9 @@ impl RoleMachine {
                 }
             }
             RoleInput::Handover(epoch) => {
-                // After a long pause this may be an old message, and the master alone since.
-                if self.full() && epoch == self.epoch && self.carrier && self.awake >= self.distrust_until {
+                // This may be an old message, and the master alone since.
+                let fresh = self.echoed.is_some_and(|echoed| self.real < echoed + self.cfg.solo_after);
+                if self.full() && epoch == self.epoch && self.carrier && fresh {
                     self.promote(2, true);
                 }
             }
@@ -443,6 +478,12 @@ impl RoleMachine {
                 if matches!(self.state, State::Master(_)) && epoch > self.epoch {
                     self.partner_epoch = self.partner_epoch.max(epoch);
                     self.demote(epoch);
+                }
+            }
+            RoleInput::ToldAlone => {
+                if let State::Master(m) = &mut self.state {
+                    m.shared = None;
+                    m.forked = false;
                 }
             }
         }
@@ -548,6 +589,11 @@ impl RoleMachine {
         self.suspected()
     }
 
+    /// Heartbeats get through in both directions.
+    pub fn in_contact(&self) -> bool {
+        !self.suspected() && self.echoed.is_some_and(|echoed| self.real <= echoed + self.suspicion())
+    }
+
     /// A paired master waits for its backup: nothing leaves that is not acknowledged.
     pub fn stalled(&self) -> bool {
         matches!(&self.state, State::Master(m) if m.stalled.is_some())
@@ -609,18 +655,37 @@ impl RoleMachine {
             if gap + self.cfg.heartbeat * 2 >= self.suspicion() {
                 self.overtaken_until = self.listen_until;
             }
-            if self.long_away(gap) {
-                self.absent = true;
-                self.distrust_until = self.listen_until;
-            }
+            self.note_away();
         }
     }
 
-    /// A partner that heard nothing of us all the while may have gone solo. It last heard us up to a heartbeat
-    /// and a delay earlier than we know.
-    fn long_away(&self, away: Duration) -> bool {
-        away + self.cfg.heartbeat * 2 >= self.cfg.solo_after
+    fn note_away(&mut self) {
+        self.cut_off &= self.away();
+        self.away_at = Some(self.real);
+        self.back = None;
     }
+
+    fn note_cut_off(&mut self) {
+        self.note_away();
+        self.cut_off = true;
+    }
+
+    /// We were paused or cut off, and the partner has not been heard to have heard us since.
+    fn away(&self) -> bool {
+        self.away_at.is_some() && self.away_at >= self.echoed
+    }
+
+    /// For so long that a partner that heard nothing of us may have done before we were back what it does after `patience`.
+    fn away_for(&self, patience: Duration) -> bool {
+        let back = self.back.map_or(self.real, |(real, _)| real);
+        self.away() && self.echoed.is_none_or(|echoed| back >= echoed + patience)
+    }
+
+    /// As backup: the master may have gone solo meanwhile.
+    fn overtaken(&self) -> bool {
+        self.away_for(self.cfg.solo_after)
+    }
+
 
     fn listen(&mut self, time: Duration) {
         self.listen_until = self.listen_until.max(self.awake + time);
@@ -635,11 +700,9 @@ impl RoleMachine {
         let was_master = self.partner_is(Role::Master) || self.partner_is(Role::Fenced);
         self.partner = Some(view);
         self.heard = self.awake;
-        self.heard_real = self.real;
         self.accused = false;
         self.bye = false;
         self.ended = false;
-        self.absent = false;
         self.fenced_since = match view.role {
             Role::Fenced => self.fenced_since.or(Some(self.awake)),
             _ => None,
@@ -672,6 +735,7 @@ impl RoleMachine {
                 if is_master || was_master {
                     self.actions.push_back(RoleAction::DefendVip);
                 }
+                self.note_fork(view);
                 if m.fenced && self.carrier {
                     self.unfence();
                 }
@@ -682,6 +746,18 @@ impl RoleMachine {
                     self.go_solo(false);
                 }
             }
+        }
+    }
+
+    /// As master: did the partner go on by itself from where we did, and can it still say for which sessions?
+    fn note_fork(&mut self, view: PartnerView) {
+        let State::Master(m) = &mut self.state else { return };
+        let alone = m.shared.is_some_and(|old| view.epoch > old && view.epoch.member != self.cfg.me);
+        m.forked |= alone && view.epoch < self.epoch;
+        if m.forked && view.role == Role::Starting {
+            m.forked = false;
+            m.shared = None;
+            self.actions.push_back(RoleAction::TearShared);
         }
     }
 
@@ -703,8 +779,8 @@ impl RoleMachine {
     fn link_down(&mut self, reset: bool) {
         // A refusal between punctual heartbeats says something of the listener, nothing of the process.
         let telling = self.link_up || self.since_heard() > self.cfg.heartbeat * 3 / 2;
-        self.accused |= reset && telling;
-        self.ended |= reset && self.link_up && !self.absent && self.since_heard() < self.suspicion();
+        self.accused |= reset && telling && !self.cfg.asynchronous;
+        self.ended |= reset && self.link_up && !self.away() && self.since_heard() < self.suspicion();
         self.link_up = false;
         let awake = self.awake;
         if let State::Master(m) = &mut self.state {
@@ -722,19 +798,27 @@ impl RoleMachine {
             return;
         }
         if !somebody {
-            self.absent = true;
+            self.note_cut_off();
             self.evidence = None;
             if !matches!(self.state, State::Master(_)) {
                 self.listen(self.suspicion());
             }
             return;
         }
+        let back = self.back.get_or_insert((self.real, self.awake)).1;
         match self.state {
             State::Starting { .. } => self.promote(1, false),
+            State::Backup { .. } if self.full() => {
+                // Who comes back into reach may hear others a moment before its master.
+                let listened = !self.away() || self.awake - back >= self.suspicion();
+                if self.suspected() && listened && !self.overtaken() {
+                    self.close_link();
+                    self.promote(2, true);
+                }
+            }
             State::Backup { .. } => {
-                let take_over = self.full();
                 self.close_link();
-                self.promote(if take_over { 2 } else { 1 }, take_over);
+                self.promote(1, false);
             }
             State::Master(_) => {
                 self.evidence = self.evidence.or(Some(self.awake));
@@ -748,7 +832,7 @@ impl RoleMachine {
         if was == up {
             return;
         }
-        self.absent = true;
+        self.note_cut_off();
         self.evidence = None;
         let master = matches!(self.state, State::Master(_));
         if !up && master {
@@ -788,12 +872,11 @@ impl RoleMachine {
 
     fn decide_as_backup(&mut self) -> bool {
         if self.full() {
-            let away = self.real.saturating_sub(self.heard_real);
-            if self.suspected() && self.absent && self.long_away(away) {
+            if self.suspected() && self.overtaken() {
                 self.state = State::Backup { paired_in: None };
                 self.close_link();
             } else {
-                return self.suspected();
+                return self.suspected() || self.away();
             }
         }
         let fenced = self.fenced_since.map_or(Duration::ZERO, |t| self.awake - t);
@@ -833,7 +916,7 @@ impl RoleMachine {
             }
             if let Some(since) = self.in_reach() {
                 // Who comes back into reach may hear others a moment before its partner, which took over.
-                if !self.absent || self.bye || self.ended || self.awake - since >= self.suspicion() {
+                if !self.away() || self.bye || self.ended || self.awake - since >= self.suspicion() {
                     self.go_solo(true);
                     return false;
                 }
@@ -857,7 +940,8 @@ impl RoleMachine {
             }
         }
         let ready = self.link_up && self.partner_is(Role::Backup) && self.partner_epoch == self.epoch;
-        if m.pairing == Pairing::Solo && ready && !suspected {
+        // A pair that hears no heartbeats would suspect each other as soon as it is one.
+        if m.pairing == Pairing::Solo && ready && self.in_contact() {
             m.pairing = Pairing::Snapshot;
             self.state = State::Master(m);
             self.actions.push_back(RoleAction::StartPairing);
@@ -883,7 +967,7 @@ impl RoleMachine {
     fn promote(&mut self, step: u64, take_over: bool) {
         let old = self.epoch;
         self.epoch = self.claim(step);
-        self.state = State::Master(Master::SOLO);
+        self.state = State::Master(Master { shared: take_over.then_some(old), ..Master::SOLO });
         self.evidence = None;
         self.probe_at = None;
         self.actions.push_back(RoleAction::BecomeMaster { epoch: self.epoch, take_over, old });
@@ -908,20 +992,28 @@ impl RoleMachine {
 
     fn go_solo(&mut self, out_of_contact: bool) {
         let State::Master(m) = self.state else { return };
-        let doubtful = out_of_contact && m.held() && (self.absent && !self.ended || m.handed_over);
+        // A takeover that began during a pause would have been heard by now, if its member still lives.
+        let patience = if self.cut_off { self.suspicion() } else { self.cfg.solo_after };
+        let doubtful = out_of_contact && m.held() && (self.away_for(patience) && !self.ended || m.handed_over);
+        let mut alone = Master { shared: m.shared, forked: m.forked, ..Master::SOLO };
+        if m.held() {
+            // Who follows us, or starts anew, has given its replica up.
+            let announced = u64::from(m.announced);
+            alone.shared = out_of_contact.then(|| Epoch { number: self.epoch.number - announced, ..self.epoch });
+        }
         if !m.announced {
             self.epoch = self.claim(1);
         }
         if !m.link_lost {
             self.close_link();
         }
-        self.state = State::Master(Master::SOLO);
+        self.state = State::Master(alone);
         self.evidence = None;
         self.actions.push_back(RoleAction::GoSolo { epoch: self.epoch, doubtful });
     }
 
     fn fence(&mut self) {
-        self.absent = true;
+        self.note_cut_off();
         self.evidence = None;
         if let State::Master(m) = &mut self.state {
             if !std::mem::replace(&mut m.fenced, true) {

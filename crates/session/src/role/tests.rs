@@ -26,14 +26,16 @@ fn config(me: u8) -> RoleConfig {
         misses: 3,
         solo_after: ms(100),
         start_wait: ms(500),
+        asynchronous: false,
     }
 }
 
 struct Lone {
     machine: RoleMachine,
     now: Now,
-    /// What the partner says every heartbeat.
+    /// What the partner says every heartbeat, and how old what it echoes is.
     partner: Option<PartnerView>,
+    echo: Option<Duration>,
     next_beat: Now,
     /// How probes are answered; none: not at all.
     reach: Option<bool>,
@@ -47,6 +49,7 @@ impl Lone {
             machine,
             now: ms(1000),
             partner: None,
+            echo: Some(ms(10)),
             next_beat: ms(1000),
             reach: Some(true),
             log: Vec::new(),
@@ -91,6 +94,13 @@ impl Lone {
         t
     }
 
+    fn hear(&mut self, view: PartnerView) {
+        self.put(RoleInput::Heartbeat(view));
+        if let Some(age) = self.echo {
+            self.put(RoleInput::Echo(self.now - age));
+        }
+    }
+
     fn put(&mut self, input: RoleInput) {
         self.machine.handle(self.now, input);
         self.settle();
@@ -119,7 +129,7 @@ impl Lone {
             self.now = self.now.max(next);
             if beat <= timer {
                 self.next_beat = self.now + ms(20);
-                self.put(RoleInput::Heartbeat(self.partner.unwrap()));
+                self.hear(self.partner.unwrap());
             } else {
                 self.machine.handle_timeout(self.now);
                 self.settle();
@@ -322,6 +332,87 @@ fn a_paused_backup_listens_before_it_acts() {
 }
 
 #[test]
+fn heartbeats_that_queued_during_a_pause_are_no_news() {
+    // Paused, then cut off: neither alone for so long that the master may have gone solo, but both in a row.
+    for (paused, carrier) in [(60, false), (60, true), (90, false), (50, false)] {
+        let mut t = Lone::full_backup();
+        t.machine.cfg.solo_after = ms(200);
+        t.echo = None;
+        t.pause(paused);
+        for _ in 0..paused / 20 {
+            t.put(RoleInput::Heartbeat(says(Role::Master, ep(1, A))));
+            t.put(RoleInput::Echo(t.now - ms(paused) - ms(10)));
+        }
+        t.partner = None;
+        t.reach = Some(false);
+        if carrier {
+            t.put(RoleInput::Carrier(false));
+        }
+        t.run(150);
+        t.reach = Some(true);
+        t.put(RoleInput::Carrier(true));
+        t.run(500);
+        assert!(!t.log.contains(&TAKE_OVER), "paused for {paused} ms");
+        assert!(!t.machine.protected());
+    }
+}
+
+#[test]
+fn a_backup_that_was_cut_off_unnoticed_after_a_pause_does_not_take_over() {
+    let mut t = Lone::full_backup();
+    let away = t.now;
+    t.pause(55);
+    // Nobody answers, nor does anybody say so.
+    t.partner = None;
+    t.reach = None;
+    t.put(RoleInput::Heartbeat(says(Role::Master, ep(1, A))));
+    t.put(RoleInput::Echo(away - ms(10)));
+    t.run(65);
+    t.reach = Some(true);
+    t.run(200);
+    assert!(!t.take().contains(&TAKE_OVER));
+}
+
+#[test]
+fn a_backup_that_was_away_for_a_moment_takes_over_one_suspicion_after_evidence() {
+    let mut t = Lone::full_backup();
+    t.partner = None;
+    t.pause(40);
+    t.put(RoleInput::Reach(true));
+    t.machine.handle_timeout(t.now);
+    t.settle();
+    assert!(t.log.contains(&RoleAction::ProbeReach), "it asks at once where it is");
+    t.run(55);
+    assert_eq!(t.take(), []);
+    t.run(30);
+    assert_eq!(t.take(), [RoleAction::CloseLink, TAKE_OVER]);
+    // Neither is news what a master says that has not heard us yet; nor does it make us ask for ever.
+    let mut t = Lone::full_backup();
+    t.pause(40);
+    t.run(100);
+    t.log.clear();
+    t.run(200);
+    assert_eq!(t.log, []);
+    t.partner = None;
+    t.run(90);
+    assert_eq!(t.take(), [RoleAction::CloseLink, TAKE_OVER]);
+}
+
+#[test]
+fn a_backup_that_its_master_has_not_heard_for_long_refuses_an_old_handover() {
+    let mut t = Lone::full_backup();
+    t.echo = None;
+    t.run(80);
+    t.put(RoleInput::Handover(ep(1, A)));
+    assert!(t.take().contains(&TAKE_OVER));
+    let mut t = Lone::full_backup();
+    t.echo = None;
+    t.run(110);
+    t.put(RoleInput::Handover(ep(1, A)));
+    assert_eq!(t.take(), []);
+}
+
+#[test]
 fn a_replica_of_an_older_epoch_is_stale() {
     let mut t = Lone::full_backup();
     t.partner = Some(says(Role::Master, ep(2, A)));
@@ -421,6 +512,129 @@ fn a_goodbye_of_the_backup_spares_the_wait() {
     assert_eq!(t.take(), [RoleAction::Stall], "without evidence it waits");
     t.put(RoleInput::Reach(true));
     assert_eq!(t.take(), [RoleAction::CloseLink, solo(2, false)]);
+}
+
+#[test]
+fn a_master_that_was_away_does_not_take_old_heartbeats_for_news() {
+    // Paused, and cut off for the last part of it: its backup took over when it heard nothing more.
+    let mut t = Lone::paired_master();
+    let away = t.now;
+    t.pause(240);
+    t.put(RoleInput::Heartbeat(says(Role::Backup, ep(1, A))));
+    t.put(RoleInput::Echo(away - ms(10)));
+    t.partner = None;
+    t.reach = Some(false);
+    t.run(70);
+    t.reach = Some(true);
+    t.run(300);
+    assert!(matches!(t.take()[..], [RoleAction::Stall, .., RoleAction::GoSolo { doubtful: true, .. }]));
+}
+
+#[test]
+fn a_pair_that_hears_no_heartbeats_is_none() {
+    let mut t = Lone::start(A, ep(0, 0));
+    t.run(600);
+    t.log.clear();
+    t.put(RoleInput::LinkUp);
+    // Over the link, as often as it likes; and datagrams that get through in one direction only.
+    t.echo = None;
+    t.partner = Some(says(Role::Backup, ep(1, A)));
+    t.run(1000);
+    assert_eq!(t.take(), []);
+    assert_eq!(t.machine.release(), Release::Freely);
+    t.echo = Some(ms(500));
+    t.run(1000);
+    assert_eq!(t.take(), []);
+    t.echo = Some(ms(10));
+    t.run(40);
+    assert_eq!(t.take(), [RoleAction::StartPairing]);
+}
+
+#[test]
+fn without_waiting_a_broken_connection_is_no_death() {
+    let mut t = Lone::full_backup();
+    t.machine.cfg.asynchronous = true;
+    t.put(RoleInput::LinkDown { reset: true });
+    t.run(200);
+    assert_eq!(t.take(), [], "heartbeats go on");
+    // Nor is one when they stop: the master may release for as long as a suspicion takes since it was heard.
+    t.partner = None;
+    t.next_beat = t.now;
+    t.run(1);
+    t.put(RoleInput::LinkUp);
+    t.put(RoleInput::LinkDown { reset: true });
+    t.put(RoleInput::LinkDown { reset: true });
+    t.run(35);
+    assert_eq!(t.take(), []);
+    t.run(60);
+    assert_eq!(t.take(), [TAKE_OVER]);
+    // A goodbye is one, for whoever says it releases nothing more.
+    let mut t = Lone::full_backup();
+    t.machine.cfg.asynchronous = true;
+    t.put(RoleInput::PartnerBye);
+    assert!(t.take().contains(&TAKE_OVER));
+}
+
+/// A master (member b) of `3.1`, which it took over from `1.0`; the old master went on alone as `2.0`.
+fn forked() -> Lone {
+    let mut t = Lone::full_backup();
+    t.partner = None;
+    t.run(100);
+    assert_eq!(t.take().last(), Some(&TAKE_OVER));
+    t.hear(says(Role::Master, ep(2, A)));
+    assert_eq!(t.take(), []);
+    t
+}
+
+#[test]
+fn what_a_partner_released_alone_and_cannot_name_any_more_is_torn_with_the_rest() {
+    // It tells.
+    let mut t = forked();
+    t.hear(says(Role::Backup, ep(3, B)));
+    t.put(RoleInput::LinkUp);
+    t.put(RoleInput::ToldAlone);
+    t.put(RoleInput::ReplicaFull);
+    assert!(!t.take().contains(&RoleAction::TearShared));
+    // Its process ended before, whether it followed us already or not.
+    for epoch in [ep(2, A), ep(3, B)] {
+        let mut t = forked();
+        t.hear(says(Role::Starting, epoch));
+        t.hear(says(Role::Starting, epoch));
+        assert_eq!(t.take(), [RoleAction::TearShared], "once");
+    }
+    // It is of a version that does not tell.
+    let mut t = forked();
+    t.put(RoleInput::LinkUp);
+    t.hear(says(Role::Backup, ep(3, B)));
+    t.put(RoleInput::ReplicaFull);
+    assert_eq!(t.take()[..2], [RoleAction::StartPairing, RoleAction::TearShared]);
+    // It did not go on alone.
+    let mut t = Lone::full_backup();
+    t.partner = None;
+    t.run(100);
+    t.log.clear();
+    t.hear(says(Role::Master, ep(1, A)));
+    t.hear(says(Role::Starting, ep(1, A)));
+    assert_eq!(t.take(), []);
+}
+
+#[test]
+fn a_takeover_that_loses_to_a_master_alone_is_a_fork_too() {
+    let mut t = Lone::paired_master();
+    t.partner = None;
+    t.run(150);
+    // Cut off twice, it claims twice more.
+    for _ in 0..2 {
+        t.put(RoleInput::Carrier(false));
+        t.run(50);
+        t.put(RoleInput::Carrier(true));
+        t.run(300);
+    }
+    assert_eq!(t.machine.epoch(), ep(4, A));
+    t.log.clear();
+    t.hear(says(Role::Master, ep(3, B)));
+    t.hear(says(Role::Starting, ep(3, B)));
+    assert_eq!(t.take(), [RoleAction::TearShared]);
 }
 
 #[test]
@@ -582,7 +796,7 @@ fn no_pairing_before_the_backup_follows_our_epoch() {
     t.put(RoleInput::LinkUp);
     t.put(RoleInput::Heartbeat(says(Role::Starting, ep(0, 0))));
     assert_eq!(t.take(), []);
-    t.put(RoleInput::Heartbeat(says(Role::Backup, ep(1, A))));
+    t.hear(says(Role::Backup, ep(1, A)));
     assert_eq!(t.take(), [RoleAction::StartPairing]);
 }
 
@@ -699,6 +913,7 @@ fn a_backup_that_slept_through_a_handover_refuses_it() {
     t.put(RoleInput::LinkDown { reset: false });
     t.put(RoleInput::LinkUp);
     t.put(RoleInput::PairedIn(ep(1, A)));
+    t.run(40);
     t.put(RoleInput::Handover(ep(1, A)));
     assert!(matches!(t.take()[..], [.., RoleAction::BecomeMaster { take_over: true, .. }]));
 }

@@ -150,7 +150,10 @@ impl World {
     fn wanted(&self, n: usize, c: usize) -> usize {
         let callee = &self.callees[c];
         let sessions = || self.nodes[n].filter.store().iter().filter(|s| s.open.tuple.peer == callee.me);
-        let accepted = |local: &SocketAddr| callee.taken.get(local).is_some_and(|i| !self.peers[*i].over());
+        // One whose callee is gone may be left for good: its RST was beyond the local window, the answer to the challenge was
+        // lost, and neither says anything more. A TCP without keepalive waits; an application makes another one.
+        let gone = |i: &usize| self.peers[*i].over() && !self.peers[*i].aborted;
+        let accepted = |local: &SocketAddr| callee.taken.get(local).is_some_and(|i| !gone(i));
         let under_way = sessions().filter(|s| !accepted(&s.open.tuple.local)).count();
         callee.waiting.len().saturating_sub(under_way) + sessions().filter(|s| !s.closed).count()
     }

@@ -837,3 +837,85 @@ fn injected_acks(actions: &[Action]) -> Vec<(u64, u64, u16)> {
     let packets = actions.iter().filter_map(|a| if let Action::Inject(p) = a { Some(offsets(p, true)) } else { None });
     packets.map(|(seq, ack, p)| (seq, ack, p.window())).collect()
 }
+
+/// A master that goes on alone, and answers once more; what it would name.
+fn answered_alone() -> (Rig, Vec<u8>) {
+    let mut r = half_way();
+    r.f.go_solo(r.now);
+    r.kernel(say(ACK, 10, 9, b""));
+    assert_eq!(r.f.named_alone(), [], "an old duplicate");
+    r.read(5);
+    r.write(b"more");
+    r.wait();
+    assert_eq!(r.f.named_alone(), [], "nothing is out");
+    let actions = r.kernel(say(ACK, 10, 9, b"more"));
+    assert!(r.passes(&actions));
+    let names = r.f.named_alone();
+    assert_eq!(names.len(), 12);
+    (r, names)
+}
+
+#[test]
+fn of_two_that_went_on_by_themselves_the_winner_tears_what_the_loser_names() {
+    let (mut r, names) = answered_alone();
+    r.fail_over();
+    // Another session under the same number.
+    for at in [0, 4, 8] {
+        let mut other = names.clone();
+        other[at] ^= 1;
+        assert_eq!(r.f.tear_named(r.now, &other), []);
+    }
+    assert_eq!(r.f.tear_named(r.now, &names[..11]), []);
+    assert_eq!(r.drain(), []);
+    assert_eq!(r.f.tear_named(r.now, &names), [tuple(r.port)]);
+    let actions = r.drain();
+    let resets = actions.iter().filter(|a| matches!(a, Action::SendPeer(p) if Segment::parse(p).unwrap().has(RST)));
+    assert!(resets.count() > 0, "{actions:?}");
+    assert!(matches!(actions.last(), Some(Action::Ended(_, _, EndReason::Torn))), "{actions:?}");
+    assert_eq!((r.f.counters().torn, r.f.store().len()), (1, 0));
+    assert_eq!(r.f.tear_named(r.now, &names), []);
+    assert_eq!(r.f.mode(), Mode::Active, "nothing is left to wait for");
+}
+
+#[test]
+fn a_session_that_its_application_has_again_is_torn_too() {
+    let (mut r, names) = answered_alone();
+    r.fail_over();
+    r.probe_all();
+    r.peer(say(ACK, 9, 10, b""));
+    r.restore(true);
+    r.recovered();
+    assert_eq!(r.f.mode(), Mode::Active);
+    assert_eq!(r.f.tear_shared(r.now), [tuple(r.port)]);
+    assert!(r.drain().iter().any(|a| matches!(a, Action::SendPeer(p) if Segment::parse(p).unwrap().has(RST))));
+    assert_eq!(r.f.tear_named(r.now, &names), []);
+    // A connection that was made since is nobody else's.
+    r.port += 1;
+    r.handshake(false);
+    r.stored();
+    assert_eq!(r.f.tear_shared(r.now), []);
+    assert_eq!(r.f.store().len(), 1);
+}
+
+#[test]
+fn what_a_master_said_alone_it_names_even_when_the_session_is_over_or_its_program_died() {
+    let (mut r, names) = answered_alone();
+    r.f.recover(r.now);
+    r.drain();
+    assert_eq!(r.f.named_alone(), names);
+    // Over.
+    let (mut r, names) = answered_alone();
+    r.peer(say(RST, 9, 0, b""));
+    assert_eq!((r.f.store().len(), r.f.named_alone()), (0, names));
+    // A new replica has it all: the partner follows.
+    let (mut r, names) = answered_alone();
+    r.f.hold_for_replica(r.f.log_end());
+    assert_eq!(r.f.named_alone(), []);
+    assert_eq!(r.f.tear_named(r.now, &names), []);
+    // What only this master has the partner cannot mix up.
+    r.f.go_solo(r.now);
+    r.port += 1;
+    r.handshake(false);
+    r.kernel(say(ACK, 0, 0, b""));
+    assert_eq!(r.f.named_alone(), []);
+}
