@@ -123,10 +123,14 @@ impl Filter {
             // Of an RST it counts only if it is there.
             0
         };
-        let mut dirty = false;
-        let mut leap = false;
+        let payload = !segment.payload().is_empty();
+        if live.loose() && !rst {
+            self.follow(now, session, ack, if payload { start } else { 0 });
+        }
+        let s = self.store.get(session).expect("found");
+        let live = self.live.get_mut(&session).expect("a master's session is live");
+        let (mut dirty, mut leap, mut lost) = (false, false, false);
         let mut ts = None;
-        let mut lost = false;
         if !rst {
             lost = contradicts(s, live, start, segment.payload());
             self.counters.contradicted += u64::from(lost);
@@ -146,10 +150,8 @@ impl Filter {
             }
             dirty = live.established && live.edge > s.in_edge.max(s.in_end()) + EDGE_LEAD;
             if let Some((value, _)) = segment.options().timestamps.filter(|_| s.open.timestamps) {
-                if (value.wrapping_sub(live.ts_value) as i32) > 0 {
-                    live.ts_value = value;
-                }
-                leap = (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS as i32;
+                let round = live.note_time(now, value);
+                leap = round || (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS as i32;
                 ts = Some(value);
             }
         }
@@ -160,6 +162,10 @@ impl Filter {
         };
         let empty = start == end && !rst;
         let ahead = ack > s.in_ackable();
+        let announced = s.out_done + live.pending.len() as u64;
+        // What came by before it never did, or it is about to come again.
+        let beyond = if payload && start > announced { start } else { 0 };
+        let astray = (!rst && (ahead || beyond > 0)).then_some(if ahead { ack } else { 0 });
         if ahead {
             self.counters.ack_beyond_store += 1;
             live.ack_ahead |= !empty;
@@ -168,7 +174,6 @@ impl Filter {
         // the rest again; anything else waits for it.
         let lowered = ahead && empty;
         let ack = if lowered { s.in_ackable() } else { ack };
-        let announced = s.out_done + live.pending.len() as u64;
         let ahead = empty && start > live.released;
         let keep = corrected || lowered || ahead || end - u64::from(fin).min(end) > announced;
         let bytes = keep.then(|| bytes.to_vec());
@@ -185,6 +190,9 @@ impl Filter {
         }
         if lost {
             self.tear(now, session);
+        }
+        if let Some(taken) = astray {
+            self.stray(now, session, taken, beyond, 0);
         }
         if swallowed {
             self.swallow(id, session, end);
