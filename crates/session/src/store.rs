@@ -126,35 +126,36 @@ impl Session {
             ..s.open
         }
         .encode(out);
-        if !s.established {
+        if s.established {
+            let (a, b) = s.input.as_slices();
+            if !a.is_empty() || s.in_fin {
+                record::encode_input(id, s.in_done, a, s.in_fin && b.is_empty(), out);
+            }
+            if !b.is_empty() {
+                record::encode_input(id, s.in_done + a.len() as u64, b, s.in_fin, out);
+            }
+            let (a, b) = s.output.as_slices();
+            for (at, part) in [(start, a), (start + a.len() as u64, b)] {
+                if !part.is_empty() {
+                    record::encode_output(id, at, part, out);
+                }
+            }
+            record::encode_commit(
+                &[Committed {
+                    session: id,
+                    in_done: s.in_done as u32,
+                    out_done: s.out_done as u32,
+                    // An open response may have begun before what the peer has acknowledged.
+                    open: s.out_done - s.out_base,
+                    fin: s.out_fin,
+                    closed: s.closed,
+                    torn: s.torn,
+                }],
+                out,
+            );
+        } else if s.in_edge == s.in_done {
             return;
         }
-        let (a, b) = s.input.as_slices();
-        if !a.is_empty() || s.in_fin {
-            record::encode_input(id, s.in_done, a, s.in_fin && b.is_empty(), out);
-        }
-        if !b.is_empty() {
-            record::encode_input(id, s.in_done + a.len() as u64, b, s.in_fin, out);
-        }
-        let (a, b) = s.output.as_slices();
-        for (at, part) in [(start, a), (start + a.len() as u64, b)] {
-            if !part.is_empty() {
-                record::encode_output(id, at, part, out);
-            }
-        }
-        record::encode_commit(
-            &[Committed {
-                session: id,
-                in_done: s.in_done as u32,
-                out_done: s.out_done as u32,
-                // An open response may have begun before what the peer has acknowledged.
-                open: s.out_done - s.out_base,
-                fin: s.out_fin,
-                closed: s.closed,
-                torn: s.torn,
-            }],
-            out,
-        );
         Sync {
             session: id,
             established: s.established,

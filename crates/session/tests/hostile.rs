@@ -6,7 +6,7 @@
 #[path = "world/rng.rs"]
 mod rng;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use rng::Rng;
 use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, Origin, PROGRAM};
 use tcpr_session::framing::Framing;
 use tcpr_session::record::{self, Adopted, Committed, EndReason, Open, Sync};
-use tcpr_session::segment::{flags, Build};
+use tcpr_session::segment::{flags, Build, Segment};
 use tcpr_session::seq::{self, Seq};
 use tcpr_session::store::Store;
 use tcpr_session::tuple::{FourTuple, SessionId};
@@ -57,7 +57,7 @@ struct Case {
     now: Duration,
     id: u32,
     /// Packets without a verdict.
-    held_in: BTreeSet<u32>,
+    held_in: BTreeMap<u32, Vec<u8>>,
     held_out: BTreeSet<u32>,
     probed: Vec<SessionId>,
     isns: Vec<(Seq, Seq)>,
@@ -103,7 +103,7 @@ impl Case {
         let isns = (0..TUPLES).map(|_| (Seq(rng.next() as u32), Seq(rng.next() as u32))).collect();
         let replica = Filter::new(config.clone());
         Case {
-            rng, config, f, replica, now: Duration::from_secs(1000), id: 0, held_in: BTreeSet::new(), held_out: BTreeSet::new(),
+            rng, config, f, replica, now: Duration::from_secs(1000), id: 0, held_in: BTreeMap::new(), held_out: BTreeSet::new(),
             probed: Vec::new(), isns,
         }
     }
@@ -119,6 +119,9 @@ impl Case {
             self.act();
         }
         self.replicate();
+        if number("TCPR_TRACE").is_some() {
+            println!("{:?} {:?}", self.f.counters(), self.f.turns().counters());
+        }
         self.f.demote();
         self.act();
         assert!(self.held_in.is_empty() && self.held_out.is_empty(), "a packet without a verdict");
@@ -134,7 +137,13 @@ impl Case {
             }
             for action in actions.drain(..) {
                 match action {
-                    Action::AcceptIn(id) | Action::DropIn(id) | Action::ModifyIn(id, _) => assert!(self.held_in.remove(&id), "one verdict a packet"),
+                    Action::AcceptIn(id) | Action::ModifyIn(id, _) => {
+                        let packet = self.held_in.remove(&id).expect("one verdict a packet");
+                        self.answer(&packet);
+                    }
+                    Action::DropIn(id) => drop(self.held_in.remove(&id).expect("one verdict a packet")),
+                    Action::Inject(packet) => self.answer(&packet),
+                    Action::Probed(id) if self.rng.percent(70) => self.restore(id, true),
                     Action::AcceptOut(id) | Action::DropOut(id) | Action::ModifyOut(id, _) => assert!(self.held_out.remove(&id), "one verdict a packet"),
                     Action::Probed(id) => self.probed.push(id),
                     Action::AskAlive(channel) if self.rng.percent(50) => self.f.process_alive(self.now, channel),
@@ -144,6 +153,25 @@ impl Case {
                 }
             }
         }
+    }
+
+    /// What an honest kernel says to a packet, most of the time.
+    fn answer(&mut self, packet: &[u8]) {
+        let Ok(segment) = Segment::parse(packet) else { return };
+        if segment.has(flags::RST) || segment.sequence_length() == 0 || self.rng.percent(40) || self.id > 3000 {
+            return;
+        }
+        let (source, destination) = (segment.destination(), segment.source());
+        let opens = segment.has(flags::SYN);
+        let timestamps = segment.options().timestamps.map(|(value, _)| (77_000, value));
+        let bits = if opens { flags::SYN | flags::ACK } else { flags::ACK };
+        let payload = vec![b'k'; if opens || self.rng.percent(70) { 0 } else { self.rng.below(2000) as usize }];
+        let ack = segment.seq().add(u64::from(segment.sequence_length()));
+        let seq = if opens { Seq(self.rng.next() as u32) } else { segment.ack() };
+        let mut answer = Vec::new();
+        let build = Build { source, destination, seq, ack, flags: bits, window: self.rng.next() as u16, timestamps, payload: &payload };
+        build.write_with(if opens { &[2, 4, 5, 0xb4, 1, 3, 3, 7, 1, 1, 4, 2] } else { &[] }, &mut answer);
+        self.packet(false, &answer);
     }
 
     fn unread(&mut self, id: SessionId) {
@@ -162,7 +190,14 @@ impl Case {
         let mut batch = Vec::new();
         self.f.take_batch(&mut batch);
         self.replica.replica_apply(&batch).expect("the log fits");
-        assert!(self.f.store() == self.replica.store(), "I5");
+        if self.f.store() != self.replica.store() {
+            let sessions = |f: &Filter| {
+                let mut all: Vec<_> = f.store().iter().map(|s| format!("{s:?}")).collect();
+                all.sort();
+                all
+            };
+            panic!("I5: {:#?} is not {:#?}", sessions(&self.f), sessions(&self.replica));
+        }
     }
 
     fn any_tuple(&mut self) -> FourTuple {
@@ -218,15 +253,14 @@ impl Case {
         self.packet(!out, &packet);
         self.act();
         if self.rng.percent(80) {
-            let channel = self.channel();
-            self.f.attach(self.now, channel, i as u32, Origin::Accepted, &t);
+            self.f.attach(self.now, 1, i as u32, Origin::Accepted, &t);
         }
     }
 
     fn packet(&mut self, from_peer: bool, packet: &[u8]) {
         self.id += 1;
         if from_peer {
-            self.held_in.insert(self.id);
+            self.held_in.insert(self.id, packet.to_vec());
             let vouched = self.rng.percent(90);
             self.f.packet_in(self.now, self.id, packet, vouched);
         } else {
@@ -263,11 +297,11 @@ impl Case {
         } else {
             (seq::at(ours, self.near(output)), seq::at(theirs, self.near(input)))
         };
-        const BITS: [u8; 12] = [
-            flags::ACK, flags::ACK, flags::ACK, flags::ACK | flags::PSH, flags::ACK | flags::FIN, flags::RST, flags::RST | flags::ACK, flags::SYN,
-            flags::SYN | flags::ACK, flags::ACK | flags::URG, flags::FIN, 0,
+        const BITS: [u8; 9] = [
+            flags::ACK | flags::FIN, flags::RST, flags::RST | flags::ACK, flags::SYN, flags::SYN | flags::ACK, flags::ACK | flags::URG, flags::FIN, 0,
+            flags::ACK | flags::PSH,
         ];
-        let mut bits = BITS[self.rng.below(BITS.len() as u64) as usize];
+        let mut bits = if self.rng.percent(85) { flags::ACK } else { BITS[self.rng.below(BITS.len() as u64) as usize] };
         if self.rng.percent(3) {
             bits = self.rng.next() as u8;
         }
@@ -318,12 +352,14 @@ impl Case {
     }
 
     fn hook(&mut self) {
-        let (now, channel, thread, handle) = (self.now, self.channel(), self.rng.below(3) as u32, self.rng.below(TUPLES + 1) as u32);
+        let (now, thread, handle) = (self.now, self.rng.below(3) as u32, self.rng.below(TUPLES + 1) as u32);
+        let channel = if self.rng.percent(80) { 1 } else { self.channel() };
         let n = self.amount();
         match self.rng.below(22) {
             0 | 1 => {
                 const ORIGINS: [Origin; 4] = [Origin::Accepted, Origin::Connected, Origin::Recovered, Origin::Inherited];
-                let (origin, t) = (ORIGINS[self.rng.below(4) as usize], self.any_tuple());
+                let origin = ORIGINS[self.rng.below(4) as usize];
+                let t = if self.rng.percent(85) { tuple(u64::from(handle) % TUPLES) } else { self.any_tuple() };
                 self.f.attach(now, channel, handle, origin, &t);
             }
             2..=5 => {
@@ -343,10 +379,10 @@ impl Case {
             15 => self.f.blocked(channel, thread),
             16 => self.f.shutdown(now, channel, thread, handle),
             17 => self.f.close(now, channel, thread, handle, n % 3 == 0),
-            18 if n % 4 == 0 => self.f.exit(now, channel),
+            18 if n % 16 == 0 => self.f.exit(now, channel),
             19 => self.f.set_intents((n % 2 == 0).then_some((channel, handle))),
-            20 if n % 4 == 0 => self.f.cut_off(now, channel),
-            21 if n % 4 == 0 => self.f.process_gone(now, channel),
+            20 if n % 16 == 0 => self.f.cut_off(now, channel),
+            21 if n % 16 == 0 => self.f.process_gone(now, channel),
             _ => {}
         }
         if self.rng.percent(60) {
@@ -366,7 +402,11 @@ impl Case {
             45..75 => self.hook(),
             75..82 => self.stored(),
             82..88 => self.time(),
-            88..94 => self.manager(),
+            88..93 => self.manager(),
+            93..96 => {
+                let i = self.rng.below(TUPLES);
+                self.handshake(i);
+            }
             _ => self.role(),
         }
     }
@@ -434,12 +474,15 @@ impl Case {
     }
 
     fn role(&mut self) {
+        if self.f.mode() == Mode::Passive {
+            return self.take_over();
+        }
         let (now, serves) = (self.now, matches!(self.f.mode(), Mode::Active | Mode::Restoring));
         match self.rng.below(12) {
             0 => self.f.replica_heard(now, now + Duration::from_millis(60)),
             1 => self.f.go_solo(now),
             2 => {
-                let fenced = self.rng.percent(30);
+                let fenced = self.rng.percent(10);
                 self.f.set_fenced(now, fenced);
             }
             3 if serves => {
@@ -451,7 +494,13 @@ impl Case {
             7 if serves => {
                 self.f.recover(now);
             }
-            8 | 9 if serves || self.rng.percent(10) => self.take_over(),
+            8 if serves || self.rng.percent(10) => {
+                // Some of the log may be lost.
+                if self.rng.percent(60) {
+                    self.replicate();
+                }
+                self.take_over();
+            }
             10 => drop(self.f.take_farewells()),
             _ => {}
         }
@@ -459,10 +508,6 @@ impl Case {
 
     /// The partner is master from now on, and this one is new.
     fn take_over(&mut self) {
-        // Some of the log may be lost.
-        if self.rng.percent(60) {
-            self.replicate();
-        }
         self.f.demote();
         self.act();
         self.probed.clear();

@@ -433,6 +433,7 @@ impl Filter {
         let mut ids: Vec<SessionId> = self.live.iter().filter(|(_, l)| l.attached && l.owners.contains(&channel)).map(|(id, _)| *id).collect();
         ids.sort_unstable();
         ids.into_iter().for_each(|id| self.lose(now, id));
+        self.counters.cut_off += 1;
         self.turns.process_gone(channel);
         self.run_commits(now);
         self.forget_process(channel);
@@ -475,8 +476,8 @@ impl Filter {
         }
         orphans.sort_unstable();
         for id in orphans {
-            let s = self.store.get(id).expect("live");
-            let live = self.live.get_mut(&id).expect("listed");
+            // The end of one may be the end of another.
+            let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { continue };
             live.orphan = true;
             live.pending.take();
             live.fin_asked = s.out_fin;
@@ -529,7 +530,7 @@ impl Filter {
 
     /// The kernel has closed it, and on purpose, though no hook said so.
     pub(super) fn closed_unasked(&mut self, now: Now, channel: u32, session: SessionId) {
-        let live = self.live.get_mut(&session).expect("listed");
+        let Some(live) = self.live.get_mut(&session) else { return };
         live.fin_asked = true;
         live.closed = true;
         if live.loose() {

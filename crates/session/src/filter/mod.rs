@@ -127,6 +127,8 @@ pub struct Counters {
     pub lost_track: u64,
     /// Times that a session's input that had come out of order was forgotten, for lack of room: its peer sends it again.
     pub early_forgotten: u64,
+    /// Processes that are not believed any more: their connections go on, and are torn.
+    pub cut_off: u64,
     /// Connections closed behind the hooks' back.
     pub unhooked_closes: u64,
     /// FIN and RST of dead processes that were kept from leaving.

@@ -127,8 +127,10 @@ impl Filter {
         if live.loose() && !rst {
             self.follow(now, session, ack, if payload { start } else { 0 });
         }
-        let s = self.store.get(session).expect("found");
-        let live = self.live.get_mut(&session).expect("a master's session is live");
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else {
+            // What it held was a reset, and could go.
+            return self.actions.push(Action::DropOut(id));
+        };
         let (mut dirty, mut leap, mut lost) = (false, false, false);
         let mut ts = None;
         if !rst {
@@ -193,6 +195,10 @@ impl Filter {
         }
         if let Some(taken) = astray {
             self.stray(now, session, taken, beyond, 0);
+        }
+        if !self.live.contains_key(&session) {
+            self.actions.extend(swallowed.then_some(Action::DropOut(id)));
+            return;
         }
         if swallowed {
             self.swallow(id, session, end);
@@ -372,7 +378,10 @@ impl Filter {
         let shown = live.recovery.tail.as_ref().map_or(live.released, Tail::shown);
         if held.start == held.end && (held.start > shown || held.lowered) {
             // An empty segment obeys only the ACK rule, but shows no number that was not released.
-            let bytes = held.bytes.as_deref().expect("kept");
+            let Some(bytes) = held.bytes.as_deref() else {
+                // It was not to be changed when it came. What it says the local TCP says again.
+                return self.actions.push(Action::DropOut(held.id));
+            };
             let segment = Segment::parse(bytes).expect("parsed before");
             let seq = s.out_seq(held.start.min(shown));
             let ack = if held.lowered { s.in_seq(held.ack) } else { segment.ack() };
