@@ -65,6 +65,11 @@ impl Scanner {
         }
     }
 
+    /// Forgets what was fed; a message starts at `start`.
+    pub fn restart(&mut self, start: u64) {
+        *self = Scanner::new(self.framing, start);
+    }
+
     /// The offset of the next byte to be fed.
     pub fn position(&self) -> u64 {
         self.position

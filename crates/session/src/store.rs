@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::record::{self, Adopted, Committed, EndReason, Malformed, Open, Record, Sync};
+use crate::record::{self, Adopted, Committed, EndReason, Malformed, Open, Record, Sync, MAX_OPEN};
 use crate::seldom::{Seldom, Spare};
 use crate::seq::{self, Seq};
 use crate::tuple::{BySession, ByTuple, FourTuple, SessionId};
@@ -110,6 +110,71 @@ impl Session {
     #[must_use]
     pub fn window_bytes(&self) -> u32 {
         u32::from(self.window) << self.open.shifts.map_or(0, |(theirs, _)| theirs)
+    }
+
+    /// Appends the records from which an empty store computes this session: its part of a snapshot.
+    pub(crate) fn snapshot(&self, out: &mut Vec<u8>) {
+        let (s, id) = (self, self.open.session);
+        let start = s.out_acked.min(s.out_done);
+        Open {
+            established: s.established,
+            window: s.window,
+            ts_recent: s.ts_recent,
+            ts_value: s.ts_value,
+            in_done: s.in_done,
+            out_acked: start,
+            ..s.open
+        }
+        .encode(out);
+        if s.established {
+            let (a, b) = s.input.as_slices();
+            if !a.is_empty() || s.in_fin {
+                record::encode_input(id, s.in_done, a, s.in_fin && b.is_empty(), out);
+            }
+            if !b.is_empty() {
+                record::encode_input(id, s.in_done + a.len() as u64, b, s.in_fin, out);
+            }
+            let (a, b) = s.output.as_slices();
+            for (at, part) in [(start, a), (start + a.len() as u64, b)] {
+                if !part.is_empty() {
+                    record::encode_output(id, at, part, out);
+                }
+            }
+            record::encode_commit(
+                &[Committed {
+                    session: id,
+                    in_done: s.in_done as u32,
+                    out_done: s.out_done as u32,
+                    // An open response may have begun before what the peer has acknowledged.
+                    open: s.out_done - s.out_base,
+                    fin: s.out_fin,
+                    closed: s.closed,
+                    torn: s.torn,
+                }],
+                out,
+            );
+        } else if s.in_edge == s.in_done {
+            return;
+        }
+        Sync {
+            session: id,
+            established: s.established,
+            out_acked: s.out_acked as u32,
+            in_edge: s.in_edge as u32,
+            window: s.window,
+            ts_recent: s.ts_recent,
+            ts_value: s.ts_value,
+        }
+        .encode(out);
+    }
+
+    /// Forgets input from an offset on.
+    pub(crate) fn shorten(&mut self, in_end: u64) {
+        if let Some(input) = self.input.there() {
+            input.truncate(in_end.saturating_sub(self.in_done) as usize);
+        }
+        self.input.tidy();
+        self.in_fin = false;
     }
 
     /// Both directions ended and were acknowledged by the peer as far as we know.
@@ -269,6 +334,10 @@ impl Store {
     }
 
     fn open(&mut self, open: Open) -> Result<(), StoreError> {
+        if open.session == 0 {
+            // The number of none.
+            return Err(StoreError::Impossible(0));
+        }
         if self.sessions.contains_key(&open.session) || self.by_tuple.get(&open.tuple).is_some() {
             return Err(StoreError::Duplicate(open.session));
         }
@@ -311,11 +380,12 @@ impl Store {
 
     fn commit(&mut self, c: Committed) {
         let Some(s) = self.sessions.get_mut(&c.session) else { return };
-        let in_done = widen(c.in_done, s.in_done).expect("checked");
+        // Checked; but a record may name a session twice.
+        let in_done = widen(c.in_done, s.in_done).unwrap_or(0).clamp(s.in_done, s.in_end());
         s.input.drop_first((in_done - s.in_done) as usize, &mut self.spare);
         s.in_done = in_done;
-        s.out_done = widen(c.out_done, s.out_done).expect("checked");
-        s.out_base = s.out_done - c.open;
+        s.out_done = widen(c.out_done, s.out_done).unwrap_or(0).clamp(s.out_done, s.out_end());
+        s.out_base = s.out_done.saturating_sub(c.open);
         s.out_fin |= c.fin;
         s.closed |= c.closed;
         s.torn = c.torn;
@@ -326,8 +396,10 @@ impl Store {
 
     fn adopt(&mut self, a: Adopted) -> Result<(), StoreError> {
         let Some(s) = self.sessions.get_mut(&a.session) else { return Ok(()) };
-        let beyond_end = s.in_fin && a.in_done > s.in_end();
-        if a.in_done < s.in_done || a.out_done < s.out_done || a.out_base > a.out_done || beyond_end {
+        let beyond_end = s.in_fin && a.in_done > s.in_end() || s.out_fin && a.out_done > s.out_end();
+        let back = a.in_done < s.in_done || a.out_done < s.out_done || a.out_base > a.out_done;
+        let far = a.in_done >> 62 != 0 || a.out_done >> 62 != 0 || a.out_done.saturating_sub(a.out_base) > MAX_OPEN;
+        if back || far || beyond_end {
             return Err(StoreError::Impossible(a.session));
         }
         s.input.drop_first((a.in_done - s.in_done).min(s.input.len() as u64) as usize, &mut self.spare);
@@ -354,59 +426,11 @@ impl Store {
         }
     }
 
-    /// Appends the records from which an empty store computes this session: its part of a snapshot.
+    /// Appends a session's part of a snapshot.
     pub fn snapshot(&self, id: SessionId, out: &mut Vec<u8>) {
-        let Some(s) = self.sessions.get(&id) else { return };
-        let start = s.out_acked.min(s.out_done);
-        Open {
-            established: s.established,
-            window: s.window,
-            ts_recent: s.ts_recent,
-            ts_value: s.ts_value,
-            in_done: s.in_done,
-            out_acked: start,
-            ..s.open
+        if let Some(s) = self.sessions.get(&id) {
+            s.snapshot(out);
         }
-        .encode(out);
-        if !s.established {
-            return;
-        }
-        let (a, b) = s.input.as_slices();
-        if !a.is_empty() || s.in_fin {
-            record::encode_input(id, s.in_done, a, s.in_fin && b.is_empty(), out);
-        }
-        if !b.is_empty() {
-            record::encode_input(id, s.in_done + a.len() as u64, b, s.in_fin, out);
-        }
-        let (a, b) = s.output.as_slices();
-        for (at, part) in [(start, a), (start + a.len() as u64, b)] {
-            if !part.is_empty() {
-                record::encode_output(id, at, part, out);
-            }
-        }
-        record::encode_commit(
-            &[Committed {
-                session: id,
-                in_done: s.in_done as u32,
-                out_done: s.out_done as u32,
-                // An open response may have begun before what the peer has acknowledged.
-                open: s.out_done - s.out_base,
-                fin: s.out_fin,
-                closed: s.closed,
-                torn: s.torn,
-            }],
-            out,
-        );
-        Sync {
-            session: id,
-            established: s.established,
-            out_acked: s.out_acked as u32,
-            in_edge: s.in_edge as u32,
-            window: s.window,
-            ts_recent: s.ts_recent,
-            ts_value: s.ts_value,
-        }
-        .encode(out);
     }
 
     /// Why this session ended, as a record, applied.

@@ -226,10 +226,30 @@ impl TurnPolicy {
         self.bound(t);
     }
 
-    /// The application has read up to this offset, be it with or without a hook.
+    /// The application has read up to this offset at least, be it with or without a hook: the kernel says so. Reads that a
+    /// hook tells later may be among them.
     pub fn read_around(&mut self, s: SessionId, upto: u64) {
         if let Some(p) = self.sessions.get_mut(&s) {
-            p.read(upto.saturating_sub(p.in_read));
+            p.read_around(upto);
+        }
+    }
+
+    /// More was read of a session than it may keep, and nobody tells: that is done, or the session is torn.
+    pub fn overflow(&mut self, s: SessionId) {
+        let Some(p) = self.sessions.get(&s).filter(|p| p.oversized()) else {
+            return;
+        };
+        let in_turn = p.group != NO_GROUP;
+        self.commit(&[s], |p| if in_turn { p.settle_part() } else { p.settle(true, false) });
+    }
+
+    /// Input from `in_done` on is not what [`Self::input`] was told: its messages are looked for anew.
+    pub fn rescan(&mut self, s: SessionId) {
+        if let Some(p) = self.sessions.get_mut(&s) {
+            let done = p.done.in_done;
+            if let Some(scanner) = &mut p.scanner {
+                scanner.restart(done);
+            }
         }
     }
 
@@ -488,6 +508,11 @@ impl TurnPolicy {
     /// How far the application has read, if the session is known.
     pub fn in_read(&self, s: SessionId) -> Option<u64> {
         self.sessions.get(&s).map(|p| p.in_read)
+    }
+
+    /// How far it has read by what the hooks have told, if the session is known.
+    pub fn told(&self, s: SessionId) -> Option<u64> {
+        self.sessions.get(&s).map(|p| p.told)
     }
 
     /// Whether the session has output (or its end) that no commit covers yet.

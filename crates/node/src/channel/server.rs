@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -244,6 +245,15 @@ impl Channel {
     /// sends no FIN.
     pub fn reply(&self, number: u32, reply: Reply, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
         send(self.socket.as_fd(), number, reply, fds)
+    }
+
+    /// Ends the channel, whoever still holds its other end: nothing more is said or heard. The process goes on without.
+    pub fn cut_off(&mut self) {
+        self.joined = None;
+        if let Ok(socket) = self.socket.try_clone() {
+            // A producer that waits for room in its ring finds out by this.
+            let _gone = UnixStream::from(socket).shutdown(Shutdown::Both);
+        }
     }
 
     /// Consumes what the process has told since, up to an open intent. Clears the kick. Returns how many

@@ -461,3 +461,67 @@ proptest! {
         }
     }
 }
+
+/// A process that writes into its shared memory at any moment, while the manager reads it.
+#[test]
+fn a_ring_that_changes_while_it_is_read_is_an_error_and_no_disaster() {
+    let (file, mut producer, _) = shared();
+    for i in 0..40 {
+        producer.push(&Event::Read { thread: 1, handle: i, n: 5 }).unwrap();
+        producer.write(1, i, 9, 9, |room| room.fill(b'x'), |_| Sent::Taken(4)).unwrap();
+    }
+    // As it should be: the header, and the entries.
+    let mut good = vec![0; RING_OFFSET as usize + 8192];
+    file.read_exact_at(&mut good, 0).unwrap();
+    let file = Arc::new(file);
+    let over = Arc::new(AtomicBool::new(false));
+    let scribbler = thread::spawn({
+        let (file, over) = (file.clone(), over.clone());
+        move || {
+            let mut n = 0x9e37_79b9_7f4a_7c15_u64;
+            while !over.load(Ordering::Relaxed) {
+                n ^= n << 13;
+                n ^= n >> 7;
+                n ^= n << 17;
+                // Near the entries, or in the header: numbers that could be, and others.
+                let at = if n & 7 == 0 { (n >> 8) % 256 } else { RING_OFFSET + (n >> 8) % 2048 };
+                let value = if n & 8 == 0 { n } else { (n >> 16) % 300 };
+                let _ = file.write_at(&value.to_le_bytes()[..1 + (n >> 60) as usize % 8], at);
+            }
+        }
+    });
+    let until = Instant::now() + Duration::from_secs(1);
+    let (mut errors, mut told) = (0, 0);
+    while Instant::now() < until {
+        let mut consumer = Consumer::new(Arc::new(Mapping::new(file.as_fd()).unwrap()));
+        for _ in 0..20 {
+            file.write_all_at(&good, 0).unwrap();
+            match consumer.drain(|event| assert!(!owned(event).is_empty())) {
+                Ok(n) => told += n,
+                Err(_) => errors += 1,
+            }
+            let _ = (consumer.told(), consumer.prepare_sleep(), consumer.open_intent());
+        }
+    }
+    over.store(true, Ordering::Relaxed);
+    scribbler.join().unwrap();
+    assert!(errors > 0, "{told} events were believed");
+}
+
+proptest! {
+    #[test]
+    fn garbage_on_the_channel_is_an_error_and_no_disaster(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = super::wire::decode::<super::wire::Numbered<Request>>(&bytes);
+        let _ = super::wire::decode::<super::wire::Numbered<super::wire::Hello>>(&bytes);
+    }
+}
+
+/// Whoever is cut off finds out, even one that waits for room in its ring, and lives on.
+#[test]
+fn a_process_that_is_cut_off_goes_on_without_its_channel() {
+    let (client, mut channel) = pair();
+    channel.cut_off();
+    assert!(!channel.has_joined() && channel.kick_fd().is_none());
+    assert_eq!(drained(&mut channel), Vec::<String>::new());
+    assert!(client.session(tuple(1)).is_err());
+}

@@ -22,8 +22,10 @@ use crate::vip::Vip;
 /// A process whose hooks are joined.
 pub(super) struct App {
     pub channel: Channel,
-    /// Its ring is broken or it said what cannot be: dropped at the next round.
+    /// Its ring is broken or it said what cannot be: cut off at the next round.
     broken: bool,
+    /// It was cut off, and lives: what matters of it is when it dies.
+    deaf: bool,
 }
 
 /// Takes what the hooks have told since the last time into the filter.
@@ -84,8 +86,32 @@ impl Manager {
         drain(&mut self.apps, &mut self.filter, now);
         let broken: Vec<u32> = self.apps.iter().filter(|(_, a)| a.broken).map(|(id, _)| *id).collect();
         for id in broken {
-            self.drop_app(id);
+            self.cut_off(id);
         }
+    }
+
+    /// What a process says is not to be believed. It lives on as one without hooks, and its connections with it; whatever
+    /// state they are in, nobody can know it, so they are reset at a failover.
+    fn cut_off(&mut self, id: u32) {
+        let now = self.now();
+        let Some(app) = self.apps.get_mut(&id) else { return };
+        if app.deaf || !app.channel.has_joined() || !process_lives(app.channel.pid()) {
+            return self.drop_app(id);
+        }
+        log::error!("application {} is cut off: its connections are not protected any more", app.channel.pid());
+        self.poller.remove(app.channel.socket_fd().as_raw_fd());
+        if let Some(kick) = app.channel.kick_fd() {
+            self.poller.remove(kick.as_raw_fd());
+        }
+        app.channel.cut_off();
+        (app.broken, app.deaf) = (false, true);
+        self.filter.cut_off(now, id);
+        self.takeover.app_gone(id);
+    }
+
+    /// How many processes have joined and are believed.
+    pub(super) fn applications(&self) -> usize {
+        self.apps.values().filter(|app| !app.deaf).count()
     }
 
     /// Announces that we sleep. False: there is something to read first.
@@ -123,7 +149,7 @@ impl Manager {
                         .and_then(|()| self.poller.add(channel.process_fd().as_raw_fd(), Token::Process(id)));
                     match watched {
                         Ok(()) => {
-                            self.apps.insert(id, App { channel, broken: false });
+                            self.apps.insert(id, App { channel, broken: false, deaf: false });
                         }
                         Err(error) => log::error!("cannot watch an application: {error}"),
                     }
@@ -136,9 +162,15 @@ impl Manager {
 
     pub(super) fn app_request(&mut self, id: u32) {
         loop {
-            let Some(app) = self.apps.get_mut(&id) else { return };
+            let Some(app) = self.apps.get_mut(&id).filter(|app| !app.deaf) else { return };
             match app.channel.receive() {
                 Ok(Some(Incoming::Joined(hello))) => {
+                    let pid = app.channel.pid();
+                    if self.apps.values().any(|app| app.deaf && app.channel.pid() == pid) {
+                        log::warn!("application {pid} was cut off, and joins again: it is not heard");
+                        return self.drop_app(id);
+                    }
+                    let Some(app) = self.apps.get_mut(&id) else { return };
                     log::info!("application {} joined", app.channel.pid());
                     log::debug!("{hello:?}");
                     if let Some(kick) = app.channel.kick_fd() {
@@ -162,7 +194,7 @@ impl Manager {
                 }
                 Err(error) => {
                     log::warn!("application: {}", describe(&error));
-                    return self.drop_app(id);
+                    return self.cut_off(id);
                 }
             }
         }

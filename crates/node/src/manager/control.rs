@@ -167,7 +167,7 @@ impl Manager {
             "restoring": self.filter.mode() == Mode::Restoring,
             "virtual_ip": self.vips.iter().map(|v| v.addr().to_string()).collect::<Vec<_>>(),
             "virtual_ip_here": self.vip_up,
-            "applications": self.apps.len(),
+            "applications": self.applications(),
             "hooked": self.filter.hooked(),
             "engine": if self.filter.engine() == Engine::Splice { "splice" } else { "repair" },
             "program_starts": self.program.as_ref().map(|p| p.starts),

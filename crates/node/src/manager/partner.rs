@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tcpr_session::filter::Mode;
 use tcpr_session::record;
 use tcpr_session::role::{Epoch, PartnerView, Role, RoleInput};
 use tcpr_session::tuple::FourTuple;
@@ -613,6 +614,10 @@ impl Manager {
                 if self.role.role() != Role::Backup {
                     return Ok(());
                 }
+                if self.filter.mode() != Mode::Passive {
+                    // This very message told us that we are no master any more. It is sent again.
+                    return Err("a snapshot came before we had stepped down".to_owned());
+                }
                 self.role.handle(now, RoleInput::StoreStale);
                 self.filter.replica_reset();
                 self.note_empty();
@@ -635,7 +640,7 @@ impl Manager {
                     if position != self.partner.stored {
                         return Err(format!("a gap in the log: {} stored, {position} came", self.partner.stored));
                     }
-                    self.partner.stored += bytes.len() as u64;
+                    self.partner.stored = self.partner.stored.wrapping_add(bytes.len() as u64);
                     *acked = Some((epoch, self.partner.stored));
                 }
                 self.filter.replica_apply(bytes).map_err(|e| e.to_string())?;
@@ -778,7 +783,7 @@ impl Manager {
         if self.partner.stored < snapshot.position {
             return;
         }
-        let behind = self.filter.log_end() - self.partner.stored;
+        let behind = self.filter.log_end().saturating_sub(self.partner.stored);
         if behind > CAUGHT_UP && now < *snapshot.catch_up_until.get_or_insert(now + CATCH_UP) {
             return;
         }

@@ -2,7 +2,7 @@
 
 use super::live::{Live, Stage};
 use super::splicing::Handshake;
-use super::{Filter, Mode};
+use super::{Action, Filter, Mode};
 use crate::record::{self, Committed, MAX_OPEN};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
@@ -21,6 +21,15 @@ pub enum Origin {
     /// From its parent.
     Inherited,
 }
+
+/// Most handles of one process, and most threads whose open turns are remembered: what it makes up must not eat the
+/// manager's memory. (A process may have no more descriptors, fs.nr_open.)
+const MOST_HANDLES: usize = 1 << 20;
+const MOST_THREADS: usize = 1 << 16;
+/// Most output that a process may have announced before the kernel has sent it: more than a send buffer is.
+const MOST_UNSENT: u64 = 256 << 20;
+/// A record has room for so many sessions.
+const MOST_ENTRIES: usize = u16::MAX as usize;
 
 /// In place of the channel of a process that has ended in order.
 pub(super) const IN_ORDER: u32 = u32::MAX;
@@ -49,6 +58,15 @@ impl Filter {
         if self.mode == Mode::Passive {
             return;
         }
+        let Some(live) = self.live.get(&session) else { return };
+        // Nobody can hold what has no socket; and what a process had to say of one that we lost track of is over.
+        if matches!(live.stage, Stage::Embryo { .. } | Stage::Probing) || live.loose() {
+            return;
+        }
+        let many = || self.handles.keys().filter(|(c, _)| *c == channel).count() >= MOST_HANDLES;
+        if self.handles.len() >= MOST_HANDLES && many() {
+            return;
+        }
         self.handles.insert((channel, handle), session);
         let (mut first, mut answered, mut made) = (false, false, false);
         self.recount(session, |live| {
@@ -67,7 +85,7 @@ impl Filter {
         });
         if first {
             let accepted = (made || self.splices.get(tuple).is_some()) && !self.live[&session].outgoing;
-            self.splices.unaccepted -= usize::from(accepted);
+            self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(accepted));
             self.begin_turns(session);
         }
         if answered {
@@ -84,6 +102,12 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let policy = self.policy(&s.open.tuple);
         self.turns.open(session, policy, s.in_done, s.out_done, s.out_base);
+        self.input_again(session);
+    }
+
+    /// Tells the turn policy all input that there is.
+    pub(super) fn input_again(&mut self, session: SessionId) {
+        let s = self.store.get(session).expect("known");
         let (a, b) = s.input.as_slices();
         for (offset, bytes) in [(s.in_done, a), (s.in_done + a.len() as u64, b)] {
             if !bytes.is_empty() {
@@ -99,14 +123,21 @@ impl Filter {
 
     fn turn_of(&mut self, channel: u32, thread: u32) -> Thread {
         let thread = thread_key(channel, thread);
-        self.in_turn.insert(thread);
+        if self.in_turn.len() < MOST_THREADS {
+            self.in_turn.insert(thread);
+        }
         thread
     }
 
     /// Bytes that the kernel took from the application; `short`: fewer than it offered.
     pub fn write_out(&mut self, now: Now, channel: u32, thread: u32, handle: u32, bytes: &[u8], short: bool) {
         let Some(session) = self.session_of(channel, handle) else { return };
-        self.live.get_mut(&session).expect("live").pending.lend(&mut self.spares.pending).extend(bytes);
+        let (s, live) = (self.store.get(session).expect("live"), self.live.get_mut(&session).expect("live"));
+        let announced = s.out_done + (live.pending.len() + bytes.len()) as u64;
+        if announced.saturating_sub(live.kernel_nxt.max(s.out_acked)) > MOST_UNSENT {
+            return self.lose(now, session);
+        }
+        live.pending.lend(&mut self.spares.pending).extend(bytes);
         let thread = self.turn_of(channel, thread);
         self.turns.write(now, thread, session, bytes.len() as u64, short);
     }
@@ -121,10 +152,22 @@ impl Filter {
 
     /// Bytes that the application has taken from the socket.
     pub fn read(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
-        if let Some(session) = self.session_of(channel, handle) {
-            let thread = self.turn_of(channel, thread);
-            self.turns.read(now, thread, session, n);
+        let Some(session) = self.session_of(channel, handle) else { return };
+        let told = self.turns.told(session).unwrap_or(0);
+        let there = self.store.get(session).expect("live").in_end().saturating_sub(told);
+        if n > there && self.mode.serves() {
+            // More than ever came through here.
+            return self.lose(now, session);
         }
+        if self.turns.in_read(session) > Some(told) && self.config.hooked {
+            // Either the kernel had counted this one before it was told, or it had counted one that is told by nobody.
+            let live = self.live.get_mut(&session).expect("live");
+            if !std::mem::replace(&mut live.recount, true) {
+                self.actions.push(Action::AskUnread(session));
+            }
+        }
+        let thread = self.turn_of(channel, thread);
+        self.turns.read(now, thread, session, n.min(there));
     }
 
     /// `tcpr_consume`.
@@ -190,7 +233,9 @@ impl Filter {
     /// A process closes its last descriptor of a connection: FIN or RST may leave when that is committed. `shared`: a
     /// process that it forked may hold the connection, too, and may not have joined yet. Then the kernel's FIN tells.
     pub fn close(&mut self, now: Now, channel: u32, thread: u32, handle: u32, shared: bool) {
-        let Some(session) = self.session_of(channel, handle) else { return };
+        let Some(session) = self.session_of(channel, handle) else {
+            return self.close_unattached(now, channel, handle, shared);
+        };
         self.handles.remove(&(channel, handle));
         let live = self.live.get_mut(&session).expect("live");
         live.owners.retain(|&c| c != channel);
@@ -200,10 +245,22 @@ impl Filter {
         live.let_go = shared.then_some(channel);
         if !shared {
             live.fin_asked = true;
-            live.closed = true;
+            let before = std::mem::replace(&mut live.closed, true);
             let thread = self.turn_of(channel, thread);
             self.turns.shutdown(now, thread, session);
-            self.closing.push((thread, session));
+            if !before {
+                self.closing.push((thread, session));
+            }
+        }
+    }
+
+    /// Of a session that has ended, or that its hooks do not know any more.
+    fn close_unattached(&mut self, now: Now, channel: u32, handle: u32, shared: bool) {
+        let Some(session) = self.handles.remove(&(channel, handle)) else { return };
+        let Some(live) = self.live.get_mut(&session).filter(|l| l.loose() && !shared) else { return };
+        live.owners.retain(|&c| c != channel);
+        if live.owners.is_empty() {
+            self.closed_unasked(now, channel, session);
         }
     }
 
@@ -214,9 +271,17 @@ impl Filter {
         for handle in held {
             self.close(now, channel, u32::MAX, handle, false);
         }
-        for live in self.live.values_mut().filter(|live| live.let_go == Some(channel)) {
-            live.let_go = Some(IN_ORDER);
+        let mut loose = Vec::new();
+        for (id, live) in &mut self.live {
+            if live.let_go == Some(channel) {
+                live.let_go = Some(IN_ORDER);
+            }
+            if live.loose() && live.owners.contains(&channel) {
+                loose.push(*id);
+            }
         }
+        loose.sort_unstable();
+        loose.into_iter().for_each(|id| self.closed_unasked(now, channel, id));
         let first = thread_key(channel, 0);
         let turns: Vec<Thread> = self.in_turn.range(first..=first | u64::from(u32::MAX)).copied().collect();
         for thread in turns {
@@ -259,11 +324,12 @@ impl Filter {
                 let from = s.out_done;
                 let out_done = from + taken;
                 let open = out_done.saturating_sub(e.out_base);
+                let in_done = e.in_done.clamp(s.in_done, s.in_end());
                 // Output that is nowhere, or a response longer than a record can say: it cannot be told any more.
-                live.lost |= taken < fresh || open > MAX_OPEN;
+                live.lost |= taken < fresh || open > MAX_OPEN || in_done != e.in_done;
                 entries.push(Committed {
                     session: e.session,
-                    in_done: e.in_done as u32,
+                    in_done: in_done as u32,
                     out_done: out_done as u32,
                     open: open.min(MAX_OPEN),
                     fin: e.fin,
@@ -296,11 +362,17 @@ impl Filter {
     }
 
     fn write_commit(&mut self, now: Now, entries: &[Committed]) {
-        // A record has room for 65,535 sessions; a turn over more of them is beyond any server.
-        assert!(entries.len() <= usize::from(u16::MAX), "a turn over too many sessions");
-        if entries.is_empty() {
-            return;
+        if entries.len() > MOST_ENTRIES {
+            // More than one record tells of. Whatever the replica gets of them, none of these sessions goes on as if it had got
+            // all: each is torn until its own part is there.
+            let torn = |e: &Committed| Some(Committed { torn: true, ..as_it_is(self.store.get(e.session)?) });
+            let torn: Vec<Committed> = entries.iter().filter_map(torn).collect();
+            torn.chunks(MOST_ENTRIES).for_each(|part| self.write_part(now, part));
         }
+        entries.chunks(MOST_ENTRIES).for_each(|part| self.write_part(now, part));
+    }
+
+    fn write_part(&mut self, now: Now, entries: &[Committed]) {
         let position = self.write(0, |out| record::encode_commit(entries, out));
         for e in entries {
             if let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get_mut(&e.session)) {
@@ -320,6 +392,9 @@ impl Filter {
     pub(super) fn commit_unattached(&mut self, now: Now, session: SessionId, fin: bool) {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
+        if s.out_fin {
+            live.pending.take();
+        }
         let pending = live.pending.len();
         let (in_done, from) = (s.in_end(), s.out_done);
         let entry = Committed {
@@ -329,7 +404,7 @@ impl Filter {
             open: 0,
             fin: fin || s.out_fin,
             closed: fin || s.closed,
-            torn: false,
+            torn: live.lost,
         };
         self.write_output(session, from, pending);
         self.write_commit(now, &[entry]);
@@ -354,6 +429,25 @@ impl Filter {
         self.live.get_mut(&session).expect("live").pending = pending;
     }
 
+    /// What the process of this channel says is not to be believed any more: its sessions go on as those that no hook knows,
+    /// and are torn. Its death is told by [`Self::process_gone`] all the same.
+    pub fn cut_off(&mut self, now: Now, channel: u32) {
+        let mut ids: Vec<SessionId> = self.live.iter().filter(|(_, l)| l.attached && l.owners.contains(&channel)).map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids.into_iter().for_each(|id| self.lose(now, id));
+        self.counters.cut_off += 1;
+        self.turns.process_gone(channel);
+        self.run_commits(now);
+        self.forget_process(channel);
+    }
+
+    fn forget_process(&mut self, channel: u32) {
+        self.handles.retain(|(c, _), _| *c != channel);
+        self.closing.retain(|(t, _)| (*t >> 32) as u32 != channel);
+        self.intents.retain(|(c, _)| *c != channel);
+        self.in_turn.retain(|t| (*t >> 32) as u32 != channel);
+    }
+
     /// The process of this channel is dead: its open turns never happened, and its endings are withheld.
     pub fn process_gone(&mut self, now: Now, channel: u32) {
         self.last_death = Some(now);
@@ -368,10 +462,7 @@ impl Filter {
         self.turns.process_gone(channel);
         // What the policy has to say of turns that the dead one shared with the living comes first.
         self.run_commits(now);
-        self.handles.retain(|(c, _), _| *c != channel);
-        self.closing.retain(|(t, _)| (*t >> 32) as u32 != channel);
-        self.intents.retain(|(c, _)| *c != channel);
-        self.in_turn.retain(|t| (*t >> 32) as u32 != channel);
+        self.forget_process(channel);
         let mut orphans = Vec::new();
         for (&id, live) in &mut self.live {
             let s = self.store.get(id).expect("live");
@@ -387,8 +478,8 @@ impl Filter {
         }
         orphans.sort_unstable();
         for id in orphans {
-            let s = self.store.get(id).expect("live");
-            let live = self.live.get_mut(&id).expect("listed");
+            // The end of one may be the end of another.
+            let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { continue };
             live.orphan = true;
             live.pending.take();
             live.fin_asked = s.out_fin;
@@ -402,9 +493,13 @@ impl Filter {
     pub fn unread(&mut self, now: Now, session: SessionId, received: u64, unread: u64) {
         self.clock = now;
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
-        let read = (live.kernel_base + received).saturating_sub(unread).min(s.in_end());
+        live.recount = false;
+        let taken = live.kernel_base.saturating_add(received);
+        let read = taken.saturating_sub(unread).min(s.in_end());
         self.turns.read_around(session, read);
         self.read_unhooked(now, session, read);
+        self.read_unseen(now, session, read);
+        self.settle_dispute(now, session, taken);
         let Some(live) = self.live.get_mut(&session) else { return };
         if !std::mem::take(&mut live.unread_asked) {
             return;
@@ -437,9 +532,12 @@ impl Filter {
 
     /// The kernel has closed it, and on purpose, though no hook said so.
     pub(super) fn closed_unasked(&mut self, now: Now, channel: u32, session: SessionId) {
-        let live = self.live.get_mut(&session).expect("listed");
+        let Some(live) = self.live.get_mut(&session) else { return };
         live.fin_asked = true;
         live.closed = true;
+        if live.loose() {
+            return self.commit_unattached(now, session, true);
+        }
         let thread = thread_key(channel, u32::MAX);
         self.turns.shutdown(now, thread, session);
         self.closing.push((thread, session));

@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use super::Filter;
 use crate::seldom::Blank;
+use crate::tuple::SessionId;
+use crate::Now;
 
-/// Most bytes kept of one session, and what keeping a piece costs beside its bytes.
+/// Most memory kept for one session, and for all of them; and what keeping a piece costs beside its bytes.
 const MAX_EARLY: usize = 16 << 20;
+const MAX_ALL_EARLY: usize = 64 << 20;
 const EARLY_PIECE: usize = 96;
+/// Pieces grow to this by what continues them.
+const LARGE_PIECE: usize = 64 << 10;
 
 /// Pieces of a stream, and where it ends if that is known.
 #[derive(Debug, Default)]
@@ -15,10 +21,21 @@ pub(super) struct Early {
     pieces: BTreeMap<u64, Vec<u8>>,
     cost: usize,
     fin: Option<u64>,
+    /// Its place in [`AllEarly`]; 0: none.
+    since: u64,
+}
+
+/// What came early of all sessions together.
+#[derive(Debug, Default)]
+pub(super) struct AllEarly {
+    cost: usize,
+    /// Sessions with a hole, in the order in which the holes came.
+    holes: BTreeMap<u64, SessionId>,
+    last: u64,
 }
 
 impl Blank for Early {
-    const BLANK: &'static Early = &Early { pieces: BTreeMap::new(), cost: 0, fin: None };
+    const BLANK: &'static Early = &Early { pieces: BTreeMap::new(), cost: 0, fin: None, since: 0 };
 
     fn is_blank(&self) -> bool {
         self.pieces.is_empty() && self.fin.is_none()
@@ -48,9 +65,8 @@ impl Early {
         self.pieces.range(from..end.max(from)).map(|(start, piece)| (*start, &piece[..]))
     }
 
-    /// Keeps what of these bytes is not known yet. False: there is no room.
-    pub fn keep(&mut self, offset: u64, bytes: &[u8], fin: bool) -> bool {
-        let end = offset + bytes.len() as u64;
+    /// What of this range is not known yet.
+    fn gaps(&self, offset: u64, end: u64) -> Vec<std::ops::Range<u64>> {
         let mut gaps = Vec::new();
         let mut at = offset;
         for (start, piece) in self.known(offset, end) {
@@ -62,14 +78,30 @@ impl Early {
         if at < end {
             gaps.push(at..end);
         }
-        let cost: usize = gaps.iter().map(|gap| (gap.end - gap.start) as usize + EARLY_PIECE).sum();
-        if self.cost + cost > MAX_EARLY {
+        gaps
+    }
+
+    /// Keeps what of these bytes is not known yet. False: there is no room.
+    fn keep(&mut self, offset: u64, bytes: &[u8], fin: bool) -> bool {
+        let end = offset + bytes.len() as u64;
+        let gaps = self.gaps(offset, end);
+        if self.cost + cost_of(&gaps) > MAX_EARLY {
             return false;
         }
-        self.cost += cost;
         for gap in gaps {
-            let piece = bytes[(gap.start - offset) as usize..(gap.end - offset) as usize].to_vec();
-            self.pieces.insert(gap.start, piece);
+            let fresh = &bytes[(gap.start - offset) as usize..(gap.end - offset) as usize];
+            let before = self.pieces.range_mut(..gap.start).next_back();
+            match before {
+                Some((start, piece)) if start + piece.len() as u64 == gap.start && piece.len() < LARGE_PIECE => {
+                    self.cost -= piece.capacity();
+                    piece.extend_from_slice(fresh);
+                    self.cost += piece.capacity();
+                }
+                _ => {
+                    self.cost += fresh.len() + EARLY_PIECE;
+                    self.pieces.insert(gap.start, fresh.to_vec());
+                }
+            }
         }
         if fin {
             self.fin = Some(end);
@@ -77,15 +109,15 @@ impl Early {
         true
     }
 
-    /// Appends what continues a stream that reaches to `at`, and forgets what lies before its new end. Returns whether
-    /// the stream ends there.
-    pub fn join(&mut self, mut at: u64, stream: &mut Vec<u8>) -> bool {
+    /// Appends what continues a stream that reaches to `at`, and forgets what lies before its new end, be it the same or not:
+    /// what came in order counts, as it does for the local TCP. Returns whether the stream ends there.
+    fn join(&mut self, mut at: u64, stream: &mut Vec<u8>) -> bool {
         while let Some((&start, _)) = self.pieces.first_key_value() {
             if start > at {
                 break;
             }
             let (_, piece) = self.pieces.pop_first().expect("first");
-            self.cost -= piece.len() + EARLY_PIECE;
+            self.cost -= piece.capacity() + EARLY_PIECE;
             let known = (at - start) as usize;
             if known < piece.len() {
                 stream.extend_from_slice(&piece[known..]);
@@ -94,9 +126,74 @@ impl Early {
         }
         let ends = self.fin == Some(at);
         if ends {
-            *self = Early::default();
+            self.clear();
         }
+        self.fin = self.fin.filter(|fin| *fin > at);
         ends
+    }
+
+    fn clear(&mut self) {
+        *self = Early { since: self.since, ..Early::default() };
+    }
+}
+
+fn cost_of(gaps: &[std::ops::Range<u64>]) -> usize {
+    gaps.iter().map(|gap| (gap.end - gap.start) as usize + EARLY_PIECE).sum()
+}
+
+impl Filter {
+    /// Changes what came early of a session.
+    fn change_early<R>(&mut self, id: SessionId, change: impl FnOnce(&mut Early) -> R) -> R {
+        let (all, live) = (&mut self.early, self.live.get_mut(&id).expect("live"));
+        let early = live.early.make();
+        let before = early.cost;
+        let result = change(early);
+        all.cost = all.cost + early.cost - before;
+        match (early.is_blank(), early.since) {
+            (true, _) => {
+                all.holes.remove(&early.since);
+            }
+            (false, 0) => {
+                all.last += 1;
+                early.since = all.last;
+                all.holes.insert(early.since, id);
+            }
+            (false, _) => {}
+        }
+        live.early.tidy();
+        result
+    }
+
+    /// Keeps input that came early. Where there is no room for that of all sessions, those are forgotten that have waited
+    /// for the longest: who leaves a hole open costs the others nothing. False: there is none all the same.
+    pub(super) fn keep_early(&mut self, now: Now, id: SessionId, offset: u64, bytes: &[u8], fin: bool) -> bool {
+        let cost = cost_of(&self.live[&id].early.gaps(offset, offset + bytes.len() as u64));
+        while self.early.cost + cost > MAX_ALL_EARLY {
+            let Some(oldest) = self.early.holes.values().copied().find(|other| *other != id) else { return false };
+            self.counters.early_forgotten += 1;
+            self.forget_early(oldest);
+            // The local TCP may have it, and acknowledge it; that is held until the peer has sent it again, as every TCP does
+            // for which a receiver has forgotten what it acknowledged selectively (RFC 2018, section 8).
+            self.stray_late(now, oldest);
+        }
+        self.change_early(id, |early| early.keep(offset, bytes, fin))
+    }
+
+    /// Input has come in order up to `at`: appends what continues it. Returns whether the stream ends there.
+    pub(super) fn join_early(&mut self, id: SessionId, at: u64, stream: &mut Vec<u8>) -> bool {
+        self.change_early(id, |early| early.join(at, stream))
+    }
+
+    pub(super) fn forget_early(&mut self, id: SessionId) {
+        if self.live.get(&id).is_some_and(|live| !live.early.is_blank()) {
+            self.change_early(id, Early::clear);
+        }
+    }
+
+    /// What is kept early by all sessions together, in bytes of memory.
+    #[must_use]
+    pub fn early_bytes(&self) -> usize {
+        self.early.cost
     }
 }
 
@@ -151,7 +248,7 @@ mod tests {
                     prop_assert!(e.keep(offset, &bytes, false));
                     model.extend(all());
                 }
-                let cost: usize = e.pieces.values().map(|p| p.len() + EARLY_PIECE).sum();
+                let cost: usize = e.pieces.values().map(|p| p.capacity() + EARLY_PIECE).sum();
                 prop_assert_eq!(cost, e.cost);
                 prop_assert_eq!(model.len(), e.pieces.values().map(Vec::len).sum::<usize>());
             }

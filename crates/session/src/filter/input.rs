@@ -5,10 +5,13 @@
 //! would hold its ACKs. So every test here is the kernel's or laxer, new bytes that are not stored are kept from
 //! the kernel, and so is an ACK of what never left, which the kernel has sent as far as it knows. An RST that the
 //! kernel might refuse ends nothing here (the sweep will find out).
+//!
+//! Where a segment contradicts what is stored and the kernel has not acknowledged, the kernel is asked how much it has
+//! taken: that stands, and the rest of it may have been injected by a stranger, and is forgotten.
 
 use std::time::Duration;
 
-use super::live::{HeldIn, Live, Stage};
+use super::live::{seconds, HeldIn, Live, Stage};
 use super::opening::EmbryoIn;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
@@ -26,6 +29,16 @@ const MAX_HELD_SYNS: usize = 1024;
 const STRANGERS_EVERY: Duration = Duration::from_millis(1);
 /// Most packets held of one session while it is restored; later ones are dropped and come again.
 const MAX_HELD_IN: usize = 4096;
+/// Most segments that wait for the kernel to say what it has taken.
+const MAX_DISPUTED: usize = 16;
+/// So much input may be stored of which no hook has said that it was read, before the kernel is asked; and after so much
+/// more once again. More than most receive buffers take.
+const UNSEEN: u64 = 8 << 20;
+const UNSEEN_MORE: u32 = 20;
+/// Input of a session that we lost track of is kept in pieces of this size, for as long as nobody answers it.
+const LOOSE_INPUT: usize = 64 << 10;
+/// Whatever the peer has told, the kernel took its window for at least this (that of a SYN is not scaled).
+const LEAST_WINDOW: u32 = 65_535;
 
 /// What a segment does to a session that believes it.
 struct Believed {
@@ -41,8 +54,8 @@ enum Judgement {
     Believed(Believed),
     /// The local TCP will not take it.
     Ignored,
-    /// It acknowledges what never left.
-    Forged,
+    /// It acknowledges what never left, up to this offset; here if nobody could have guessed its other numbers.
+    Forged(Option<u64>),
     /// The peer ends the connection.
     Reset,
 }
@@ -224,7 +237,7 @@ impl Filter {
             return self.deliver_as(id, segment, segment.plain_syn(), bytes);
         }
         let (s, live) = (self.store.get(session).expect("found"), &self.live[&session]);
-        match judge(s, live, segment) {
+        match judge(now, s, live, segment) {
             Judgement::Ignored => {
                 let behind = offset_in(s, segment) + i64::from(segment.sequence_length());
                 let fresh = segment.sequence_length() > 0 && behind > s.in_ackable() as i64;
@@ -236,18 +249,28 @@ impl Filter {
                     self.deliver_with(id, segment, segment.ack(), bytes);
                 }
             }
-            Judgement::Forged => {
+            Judgement::Forged(acked) => {
                 self.counters.disbelieved += 1;
                 self.drop_in(id);
+                if let Some(acked) = acked {
+                    self.stray(now, session, 0, 0, acked);
+                }
             }
             Judgement::Reset => self.reset_in(now, id, session, bytes),
             Judgement::Believed(b) if !agrees(s, live, b.offset, segment) => {
-                // Nobody knows which of the two the local TCP would keep.
                 self.counters.disbelieved += 1;
+                if stage == Stage::Live && b.offset < s.in_ackable() as i64 && live.kernel_ack < s.in_ackable() {
+                    return self.disputed_in(id, session, bytes);
+                }
+                // Nobody knows which of the two the local TCP would keep.
                 self.drop_in(id);
             }
             Judgement::Believed(b) => {
                 let ack = self.apply_in(now, session, segment, &b);
+                if !self.live.contains_key(&session) {
+                    // What it acknowledged let a reset go.
+                    return self.drop_in(id);
+                }
                 let stored = self.store_input(now, session, b.offset, segment);
                 if stored && (!feeding || self.takes_itself(session, &b, segment)) {
                     self.deliver_with(id, segment, ack, bytes);
@@ -322,17 +345,27 @@ impl Filter {
         live.probed = true;
         let fresh = believed.ack.map(|ack| ack - std::mem::replace(&mut live.acked, ack));
         moved |= fresh.is_some();
+        if let Some(astray) = live.recovery.there().and_then(|r| r.astray.as_mut()) {
+            astray.acked = 0;
+        }
+        let old = believed.raw_ack.is_some_and(|ack| ack < live.acked);
         let duplicate = live.recovery.tail.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.acked);
-        let opened = std::mem::replace(&mut live.window, segment.window()) != segment.window();
-        moved |= opened;
-        if let Some((value, _)) = segment.options().timestamps {
+        let opened = live.window != segment.window() && !old;
+        if opened {
+            live.window = segment.window();
+            live.most_window = live.most_window.max(scaled(s, segment));
+            moved = true;
+        }
+        if let Some((value, _)) = segment.options().timestamps.filter(|_| !old) {
             // RFC 7323, section 4.3: only segments that the last ACK sent reaches to.
             let expected = if live.behind() { s.in_ackable() } else { live.kernel_ack };
             // What is held is judged again, in its order.
             let held = live.stage == Stage::Restored && segment.sequence_length() > 0;
-            if !held && believed.offset <= expected as i64 && (value.wrapping_sub(live.ts_recent) as i32) > 0 {
+            let newer = value.wrapping_sub(live.ts_recent) as i32;
+            if !held && believed.offset <= expected as i64 && (newer >= 0 || live.forgets_time(now)) {
                 live.ts_recent = value;
-                moved = true;
+                live.ts_recent_at = seconds(now);
+                moved |= newer != 0;
             }
         }
         let ack = believed.raw_ack.map(|ack| if live.mute { live.kernel_nxt } else { ack.min(live.kernel_nxt) });
@@ -371,23 +404,24 @@ impl Filter {
             return true;
         }
         let s = self.store.get(session).expect("known");
-        let live = self.live.get_mut(&session).expect("live");
         let in_end = s.in_end();
         let end = offset + payload.len() as i64;
         if s.in_fin || end < in_end as i64 || (end == in_end as i64 && !fin) {
             return true;
         }
         if offset > in_end as i64 {
-            return live.early.make().keep(offset as u64, payload, fin);
+            return self.keep_early(now, session, offset as u64, payload, fin);
         }
         let fresh = &payload[(in_end as i64 - offset) as usize..];
-        if live.early.is_blank() {
+        if fin {
+            self.forget_early(session);
+        }
+        if self.live[&session].early.is_blank() {
             self.append_input(now, session, in_end, fresh, fin);
             return true;
         }
         let mut joined = fresh.to_vec();
-        let fin = live.early.make().join(end as u64, &mut joined) || fin;
-        live.early.tidy();
+        let fin = self.join_early(session, end as u64, &mut joined);
         self.append_input(now, session, in_end, &joined, fin);
         true
     }
@@ -401,10 +435,94 @@ impl Filter {
             self.turns.input(session, offset, bytes);
             self.input_unhooked(session);
         }
-        let live = self.live.get_mut(&session).expect("live");
-        if std::mem::take(&mut live.ack_ahead) {
+        self.ask_unseen(now, session, bytes.len());
+        if self.live.get_mut(&session).is_some_and(|live| std::mem::take(&mut live.ack_ahead)) {
             self.judge_held(now, session);
         }
+    }
+
+    /// Input of which nobody says that it was read must not be kept without bound.
+    fn ask_unseen(&mut self, now: Now, session: SessionId, fresh: usize) {
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
+        if live.loose() {
+            if s.input.len() > LOOSE_INPUT {
+                self.commit_unattached(now, session, false);
+            }
+            return;
+        }
+        let end = s.in_end();
+        let unseen = end - self.turns.in_read(session).unwrap_or(s.in_done).min(end);
+        let more = end >> UNSEEN_MORE != (end - fresh as u64) >> UNSEEN_MORE;
+        if self.config.hooked && more && unseen > UNSEEN && !std::mem::replace(&mut live.swallowing, true) {
+            self.actions.push(Action::AskUnread(session));
+        }
+    }
+
+    /// The answer to that.
+    pub(super) fn read_unseen(&mut self, now: Now, session: SessionId, read: u64) {
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
+        if !self.config.hooked || !std::mem::take(&mut live.swallowing) || !self.mode.serves() {
+            return;
+        }
+        if live.attached {
+            self.turns.overflow(session);
+            self.run_commits(now);
+        } else if read.saturating_sub(s.in_done) > self.policy(&s.open.tuple).max_unanswered_bytes {
+            self.lose(now, session);
+        }
+    }
+
+    /// A segment contradicts what is stored and the kernel has not acknowledged: what the kernel has is not known yet.
+    fn disputed_in(&mut self, id: Option<u32>, session: SessionId, bytes: &[u8]) {
+        let held = &mut self.live.get_mut(&session).expect("live").recovery.make().held_in;
+        if held.len() >= MAX_DISPUTED {
+            return self.drop_in(id);
+        }
+        held.push(HeldIn { id, bytes: bytes.to_vec() });
+        if held.len() == 1 {
+            self.actions.push(Action::AskUnread(session));
+        }
+    }
+
+    /// The kernel has taken input up to here, no more of it, and what is disputed is judged by that.
+    pub(super) fn settle_dispute(&mut self, now: Now, session: SessionId, taken: u64) {
+        let Some(live) = self.live.get_mut(&session).filter(|l| l.stage == Stage::Live) else { return };
+        let Some(recovery) = live.recovery.there() else { return };
+        let held = std::mem::take(&mut recovery.held_in);
+        live.recovery.tidy();
+        if held.is_empty() {
+            return;
+        }
+        if self.mode.serves() {
+            self.believe_kernel(now, session, taken);
+        }
+        self.replay_held(now, held);
+    }
+
+    fn believe_kernel(&mut self, now: Now, session: SessionId, taken: u64) {
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
+        let read = self.turns.in_read(session).unwrap_or(0);
+        let stands = live.kernel_ack.max(taken).max(live.released_ack).max(read).max(s.in_done).min(s.in_ackable());
+        live.kernel_ack = stands;
+        if stands == s.in_ackable() {
+            return;
+        }
+        let mut short = s.clone();
+        short.shorten(stands);
+        self.forget_early(session);
+        // No record takes anything back: the session begins anew with what stands.
+        let position = self.write(0, |out| {
+            record::encode_end(session, EndReason::Closed, out);
+            short.snapshot(out);
+        });
+        let live = self.live.get_mut(&session).expect("live");
+        live.base_pos = position;
+        live.out_marks.wrote(short.out_sendable(), position, &mut self.spares.marks);
+        if live.attached {
+            self.turns.rescan(session);
+            self.input_again(session);
+        }
+        self.judge_held(now, session);
     }
 
     /// While a session is being restored its packets wait; their ACK is the probe's answer.
@@ -421,12 +539,13 @@ impl Filter {
         let live = self.live.get_mut(&session).expect("live");
         let bare = segment.sequence_length() == 0;
         let mut ack = None;
-        match judge(s, live, segment) {
+        let widest = u64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
+        match judge(now, s, live, segment) {
             Judgement::Reset => return self.reset_in(now, id, session, bytes),
             Judgement::Believed(b) => {
                 // The peer sends only where it was given window: this is what was advertised.
                 let end = b.offset + i64::from(segment.sequence_length());
-                live.edge = live.edge.max(u64::try_from(end).unwrap_or(0));
+                live.edge = live.edge.max(u64::try_from(end).unwrap_or(0).min(s.in_ackable() + widest));
                 if live.stage == Stage::Restored {
                     let shown = self.apply_in(now, session, segment, &b);
                     if bare && !self.takes_itself(session, &b, segment) {
@@ -437,15 +556,21 @@ impl Filter {
                     let acked = live.acked.max(b.ack.unwrap_or(0));
                     let fresh = acked - std::mem::replace(&mut live.acked, acked);
                     live.window = segment.window();
+                    live.most_window = live.most_window.max(scaled(s, segment));
+                    let round = |ts: &(u32, u32)| live.forgets_time(now) && (ts.0.wrapping_sub(live.ts_recent) as i32) < 0;
+                    if let Some((value, _)) = segment.options().timestamps.filter(round) {
+                        // Its socket must not begin with a clock that the peer's has left behind.
+                        (live.ts_recent, live.ts_recent_at) = (value, seconds(now));
+                    }
                     if !std::mem::replace(&mut live.probed, true) {
                         self.actions.push(Action::Probed(session));
                     }
                     self.tail_acked(now, session, fresh);
                 }
             }
-            Judgement::Ignored | Judgement::Forged => self.counters.disbelieved += 1,
+            Judgement::Ignored | Judgement::Forged(_) => self.counters.disbelieved += 1,
         }
-        let live = self.live.get_mut(&session).expect("live");
+        let Some(live) = self.live.get_mut(&session) else { return self.drop_in(id) };
         if let (true, Some(ack)) = (bare, ack) {
             // It shows no input: the barrier does not mind, and the socket may go on sending.
             self.deliver_with(id, segment, ack, bytes);
@@ -479,6 +604,11 @@ fn offset_in(s: &Session, segment: &Segment<'_>) -> i64 {
     i64::from(segment.seq().since(s.in_seq(s.in_ackable()))) + s.in_ackable() as i64
 }
 
+/// The peer's window in bytes.
+fn scaled(s: &Session, segment: &Segment<'_>) -> u32 {
+    u32::from(segment.window()) << s.open.shifts.map_or(0, |(theirs, _)| theirs)
+}
+
 /// Whether a segment says the same as those before it, wherever the local TCP may not have these yet. What it has it
 /// passes over, and a keepalive may carry a byte of anything there.
 fn agrees(s: &Session, live: &Live, offset: i64, segment: &Segment<'_>) -> bool {
@@ -506,15 +636,12 @@ fn agrees(s: &Session, live: &Live, offset: i64, segment: &Segment<'_>) -> bool 
             }
         }
     }
-    if live.early.is_blank() || (end <= in_end as i64 && !fin) {
-        return true;
-    }
-    let fresh = ((in_end as i64 - offset).max(0) as usize).min(payload.len());
-    live.early.agrees((offset + fresh as i64) as u64, &payload[fresh..], fin)
+    // What comes in order takes the place of what came early, in the local TCP as well.
+    live.early.is_blank() || offset <= in_end as i64 || live.early.agrees(offset as u64, payload, fin)
 }
 
 /// TCP's own acceptance tests.
-fn judge(s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement {
+fn judge(now: Now, s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement {
     let in_next = s.in_ackable();
     let offset = offset_in(s, segment);
     let end = offset + i64::from(segment.sequence_length());
@@ -537,8 +664,9 @@ fn judge(s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement {
     if offset > edge as i64 || end < oldest {
         return Judgement::Ignored;
     }
-    if let Some((value, _)) = segment.options().timestamps {
-        let stale = (live.ts_recent.wrapping_sub(value) as i32) > 1;
+    let timestamps = segment.options().timestamps.filter(|_| s.open.timestamps);
+    if let Some((value, _)) = timestamps {
+        let stale = (live.ts_recent.wrapping_sub(value) as i32) > 1 && !live.forgets_time(now);
         if stale && segment.sequence_length() > 0 {
             return Judgement::Ignored;
         }
@@ -549,11 +677,18 @@ fn judge(s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement {
     let raw_ack = seq::offset(s.open.isn_out, segment.ack(), live.acked);
     // What left, by us or by the master before us.
     let left = live.released.max(live.clamp);
+    // RFC 5961, section 5.2: a stranger that guesses a sequence number in the window has to guess this one, too.
+    let una = if live.stage == Stage::Probing { live.acked } else { live.acked.min(live.kernel_una) };
+    let oldest_ack = una.saturating_sub(u64::from(live.most_window.max(LEAST_WINDOW)));
     let ack = match raw_ack {
         // Before our SYN: of another connection with the same four-tuple.
-        None if !live.established => return Judgement::Ignored,
+        None => return Judgement::Ignored,
         // The kernel refuses what is beyond its own sequence numbers by itself.
-        Some(ack) if ack > left => return Judgement::Forged,
+        Some(ack) if ack > left => {
+            let proved = offset == in_next as i64 || timestamps.is_some_and(|(_, echo)| live.sent_time(echo));
+            return Judgement::Forged(proved.then_some(ack));
+        }
+        Some(ack) if ack < oldest_ack => return Judgement::Ignored,
         Some(ack) if ack > live.acked => Some(ack),
         _ => None,
     };

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::astray::Astray;
 use super::early::Early;
 use super::marks::Marks;
 use super::owners::Owners;
@@ -12,6 +13,20 @@ use crate::seldom::{Blank, Seldom, Spare};
 use crate::store::Session;
 use crate::tuple::SessionId;
 use crate::Now;
+
+/// A timestamp that is so old (in seconds) says nothing: a clock that counts microseconds goes half its way round meanwhile.
+/// Linux takes this much for every clock, where RFC 7323 (section 5.5) has 24 days, half the way of one that counts
+/// milliseconds.
+const TIME_FORGOTTEN: u32 = (i32::MAX / 1_000_000) as u32;
+
+/// A peer does not echo a timestamp that differs more from our newest: two minutes of milliseconds, or what a log is
+/// behind in microseconds.
+const TIME_NEAR: u32 = 1 << 17;
+
+/// A time as [`Live`] notes it: never 0.
+pub(super) fn seconds(now: Now) -> u32 {
+    u32::try_from(now.as_secs()).unwrap_or(u32::MAX).max(1)
+}
 
 /// An outbound packet in hand.
 #[derive(Debug)]
@@ -108,15 +123,17 @@ pub(super) struct Recovery {
     pub barrier_until: Option<Now>,
     /// Output that the local TCP does not have and the peer has not acknowledged.
     pub tail: Option<Tail>,
+    /// One of its ends says what cannot be, unless packets went around the queue.
+    pub astray: Option<Astray>,
 }
 
 impl Blank for Recovery {
-    const BLANK: &'static Recovery = &Recovery { held_in: Vec::new(), resend: None, proof: None, handshake: None, barrier_until: None, tail: None };
+    const BLANK: &'static Recovery = &Recovery { held_in: Vec::new(), resend: None, proof: None, handshake: None, barrier_until: None, tail: None, astray: None };
 
     fn is_blank(&self) -> bool {
-        let Recovery { held_in, resend, proof, handshake, barrier_until, tail } = self;
+        let Recovery { held_in, resend, proof, handshake, barrier_until, tail, astray } = self;
         held_in.is_empty()
-            && (resend.is_none() && proof.is_none() && handshake.is_none() && barrier_until.is_none() && tail.is_none())
+            && (astray.is_none() && resend.is_none() && proof.is_none() && handshake.is_none() && barrier_until.is_none() && tail.is_none())
     }
 }
 
@@ -142,6 +159,8 @@ pub(super) struct Live {
     pub fin_asked: bool,
     /// What hooks announced is not what was sent: its state cannot be known any more.
     pub lost: bool,
+    /// The kernel is asked once more how much was read.
+    pub recount: bool,
     /// Offset behind the last byte (or FIN) that the local TCP has sent.
     pub kernel_nxt: u64,
     /// Highest output offset whose acknowledgement the local TCP was given.
@@ -174,8 +193,13 @@ pub(super) struct Live {
     pub acked: u64,
     pub edge: u64,
     pub window: u16,
+    /// The largest one in bytes that it has ever had.
+    pub most_window: u32,
     pub ts_recent: u32,
     pub ts_value: u32,
+    /// When these two were last told, in seconds; 0: nobody knows.
+    pub ts_recent_at: u32,
+    pub ts_value_at: u32,
     /// Our newest timestamp value that was let go: what leaves later must not look older (PAWS, RFC 7323, section 5).
     pub ts_shown: u32,
     pub dirty: bool,
@@ -215,6 +239,7 @@ impl Live {
             closed: s.closed,
             fin_asked: s.out_fin,
             lost: false,
+            recount: false,
             kernel_nxt: s.out_acked,
             kernel_una: 0,
             kernel_base: s.in_done,
@@ -233,8 +258,11 @@ impl Live {
             acked: s.out_acked,
             edge: s.in_edge,
             window: s.window,
+            most_window: s.window_bytes(),
             ts_recent: s.ts_recent,
             ts_value: s.ts_value,
+            ts_recent_at: 0,
+            ts_value_at: 0,
             ts_shown: s.ts_value,
             dirty: false,
             probed: false,
@@ -250,9 +278,38 @@ impl Live {
         }
     }
 
+    /// Nothing that the peer says now can be too old (RFC 7323, section 5.5), as its clock may have come round.
+    pub fn forgets_time(&self, now: Now) -> bool {
+        self.ts_recent == 0 || self.ts_recent_at == 0 || seconds(now).saturating_sub(self.ts_recent_at) >= TIME_FORGOTTEN
+    }
+
+    /// Whether the peer can have this value from us, or from the master before us.
+    pub fn sent_time(&self, echo: u32) -> bool {
+        echo.wrapping_sub(self.ts_value).wrapping_add(TIME_NEAR) <= 2 * TIME_NEAR
+    }
+
+    /// A value of the local TCP's clock. Returns whether that has come round since it was last told.
+    pub fn note_time(&mut self, now: Now, value: u32) -> bool {
+        let at = std::mem::replace(&mut self.ts_value_at, seconds(now));
+        let ahead = value.wrapping_sub(self.ts_value) as i32;
+        let round = ahead < 0 && at != 0 && self.ts_value_at.saturating_sub(at) >= TIME_FORGOTTEN;
+        if round {
+            self.ts_shown = value;
+        }
+        if ahead > 0 || round {
+            self.ts_value = value;
+        }
+        round
+    }
+
     /// A packet with this timestamp is let go.
     pub fn show_time(&mut self, ts: Option<u32>) {
         self.ts_shown = ts.filter(|ts| (ts.wrapping_sub(self.ts_shown) as i32) > 0).unwrap_or(self.ts_shown);
+    }
+
+    /// We lost track of it: whatever its hooks say, only its packets tell.
+    pub fn loose(&self) -> bool {
+        self.lost && !self.attached
     }
 
     /// The application has its socket.

@@ -9,6 +9,8 @@ use crate::Now;
 
 /// So much of the log goes to the replica at once: it is work for it meanwhile.
 const LARGE: usize = 32 << 10;
+/// The largest window (RFC 7323, section 2.3).
+const MOST_WINDOW: u64 = 1 << 30;
 
 impl Filter {
     /// Log position behind everything written so far.
@@ -64,7 +66,8 @@ impl Filter {
             session: id,
             established: live.established,
             out_acked: live.acked.min(s.out_sendable()) as u32,
-            in_edge: live.edge as u32,
+            // No window is larger: whatever its ends say, it is told by its low half.
+            in_edge: live.edge.min(s.in_end() + MOST_WINDOW) as u32,
             window: live.window,
             ts_recent: live.ts_recent,
             ts_value: live.ts_value,

@@ -13,8 +13,10 @@
 //! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
 //! - `proof`: what peers prove after a takeover where nothing waited for the replica
 //! - `unhooked`: programs that tell nothing
+//! - `astray`: sessions of which the store does not know what the kernel knows
 
 mod app;
+mod astray;
 mod calling;
 mod early;
 mod input;
@@ -42,6 +44,7 @@ use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
 use crate::Now;
 use calling::Calls;
+use early::AllEarly;
 use live::{HeldIn, Live, Spares, Stage, Waiting};
 use opening::Handshakes;
 use splicing::Splices;
@@ -119,6 +122,13 @@ pub struct Counters {
     pub adopted_bytes: u64,
     /// Sessions torn because other bytes were sent than the hooks announced.
     pub contradicted: u64,
+    /// Sessions torn because of what cannot be, unless packets went around the queue or a process lies: more was read than
+    /// came, or acknowledged than is stored.
+    pub lost_track: u64,
+    /// Times that a session's input that had come out of order was forgotten, for lack of room: its peer sends it again.
+    pub early_forgotten: u64,
+    /// Processes that are not believed any more: their connections go on, and are torn.
+    pub cut_off: u64,
     /// Connections closed behind the hooks' back.
     pub unhooked_closes: u64,
     /// FIN and RST of dead processes that were kept from leaving.
@@ -192,6 +202,7 @@ pub struct Filter {
     readers: BTreeSet<SessionId>,
     /// Those that were asked about before the output that is judged now.
     asked: Vec<SessionId>,
+    early: AllEarly,
     held_syns: Vec<HeldIn>,
     /// See [`Self::poll_stranger`]; not before this time again.
     strangers: Vec<FourTuple>,
@@ -263,6 +274,7 @@ impl Filter {
             calls: Calls::default(),
             readers: BTreeSet::new(),
             asked: Vec::new(),
+            early: AllEarly::default(),
             held_syns: Vec::new(),
             strangers: Vec::new(),
             next_stranger: Duration::ZERO,
@@ -425,6 +437,7 @@ impl Filter {
         self.splices = Splices::default();
         self.calls = Calls::default();
         self.readers.clear();
+        self.early = AllEarly::default();
         self.asked.clear();
         self.intents.clear();
         self.in_turn.clear();
@@ -494,6 +507,7 @@ impl Filter {
         }
         self.write(0, |out| record::encode_end(id, reason, out));
         self.turns.close(id);
+        self.forget_early(id);
         if let Some(mut live) = self.live.remove(&id) {
             if !live.established {
                 self.embryos -= 1;
@@ -511,7 +525,8 @@ impl Filter {
                 let drop = spliced || self.mode == Mode::Restoring;
                 self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
-            self.splices.unaccepted -= usize::from(spliced && self.config.hooked && !live.attached && !live.outgoing);
+            let unaccepted = spliced && self.config.hooked && !live.attached && !live.outgoing;
+            self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(unaccepted));
             self.splice_over(now, &tuple);
         }
         self.readers.remove(&id);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::live::{Held, Live, Stage};
+use super::live::{seconds, Held, Live, Stage};
 use super::recovery::LEAST_WINDOW;
 use super::{Action, Filter, Mode, EMBRYONIC};
 use crate::record::{EndReason, Open};
@@ -234,6 +234,7 @@ impl Filter {
         live.base_pos = position;
         live.edge = edge;
         live.probed = true;
+        (live.ts_recent_at, live.ts_value_at) = (seconds(now), seconds(now));
         live.outgoing = self.is_outgoing(&open.tuple);
         live.signed = signed;
         self.live.insert(id, Box::new(live));

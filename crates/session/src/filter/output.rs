@@ -145,10 +145,16 @@ impl Filter {
             // Of an RST it counts only if it is there.
             0
         };
-        let mut dirty = false;
-        let mut leap = false;
+        let payload = !segment.payload().is_empty();
+        if live.loose() && !rst {
+            self.follow(now, session, ack, if payload { start } else { 0 });
+        }
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else {
+            // What it held was a reset, and could go.
+            return self.actions.push(Action::DropOut(id));
+        };
+        let (mut dirty, mut leap, mut lost) = (false, false, false);
         let mut ts = None;
-        let mut lost = false;
         if !rst {
             lost = contradicts(s, live, start, segment.payload());
             self.counters.contradicted += u64::from(lost);
@@ -168,10 +174,8 @@ impl Filter {
             }
             dirty = live.established && live.edge > s.in_edge.max(s.in_end()) + EDGE_LEAD;
             if let Some((value, _)) = segment.options().timestamps.filter(|_| s.open.timestamps) {
-                if (value.wrapping_sub(live.ts_value) as i32) > 0 {
-                    live.ts_value = value;
-                }
-                leap = (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS as i32;
+                let round = live.note_time(now, value);
+                leap = round || (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS as i32;
                 ts = Some(value);
             }
         }
@@ -182,6 +186,10 @@ impl Filter {
         };
         let empty = start == end && !rst;
         let ahead = ack > s.in_ackable();
+        let announced = s.out_done + live.pending.len() as u64;
+        // What came by before it never did, or it is about to come again.
+        let beyond = if payload && start > announced { start } else { 0 };
+        let astray = (!rst && (ahead || beyond > 0)).then_some(if ahead { ack } else { 0 });
         if ahead {
             self.counters.ack_beyond_store += 1;
             live.ack_ahead |= !empty;
@@ -190,7 +198,6 @@ impl Filter {
         // the rest again; anything else waits for it.
         let lowered = ahead && empty;
         let ack = if lowered { s.in_ackable() } else { ack };
-        let announced = s.out_done + live.pending.len() as u64;
         let ahead = empty && start > live.released;
         let keep = corrected || lowered || ahead || end - u64::from(fin).min(end) > announced;
         let bytes = keep.then(|| bytes.to_vec());
@@ -207,6 +214,13 @@ impl Filter {
         }
         if lost {
             self.tear(now, session);
+        }
+        if let Some(taken) = astray {
+            self.stray(now, session, taken, beyond, 0);
+        }
+        if !self.live.contains_key(&session) {
+            self.actions.extend(swallowed.then_some(Action::DropOut(id)));
+            return;
         }
         if swallowed {
             self.swallow(id, session, end);
@@ -387,7 +401,10 @@ impl Filter {
         let shown = live.recovery.tail.as_ref().map_or(live.released, Tail::shown);
         if held.start == held.end && (held.start > shown || held.lowered) {
             // An empty segment obeys only the ACK rule, but shows no number that was not released.
-            let bytes = held.bytes.as_deref().expect("kept");
+            let Some(bytes) = held.bytes.as_deref() else {
+                // It was not to be changed when it came. What it says the local TCP says again.
+                return self.actions.push(Action::DropOut(held.id));
+            };
             let segment = Segment::parse(bytes).expect("parsed before");
             let seq = s.out_seq(held.start.min(shown));
             let ack = if held.lowered { s.in_seq(held.ack) } else { segment.ack() };

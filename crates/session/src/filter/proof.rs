@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::live::Stage;
+use super::live::{seconds, Stage};
 use super::{Action, Filter};
 use crate::record::{self, Adopted, MAX_OPEN};
 use crate::segment::{flags, Segment};
@@ -19,8 +19,11 @@ const SHOWS: Duration = Duration::from_secs(1);
 /// A silent peer is asked again this often, and given up after so many times.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ASKS: u32 = 60;
-/// Farther ahead no peer is: it would be another connection.
-const FARTHEST: i64 = 1 << 30;
+/// Farther from the store no peer is: it would be another connection.
+const FARTHEST: i64 = 1 << 28;
+/// Whoever does not echo a timestamp of ours is believed this near to the store, or within so many windows.
+const NEAR: i64 = 1 << 20;
+const NEAR_WINDOWS: i64 = 4;
 
 /// What a peer has shown since the takeover.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +56,8 @@ impl Filter {
     /// A segment of a peer whose proof is waited for.
     pub(super) fn note_proof(&mut self, now: Now, id: SessionId, segment: &Segment<'_>) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
+        let timestamps = segment.options().timestamps.filter(|_| s.open.timestamps);
+        let (echoes, forgets) = (timestamps.is_some_and(|(_, echo)| live.sent_time(echo)), live.forgets_time(now));
         let Some(proof) = live.recovery.there().and_then(|r| r.proof.as_mut()) else { return };
         if !segment.has(flags::ACK) || segment.has(flags::SYN) || segment.has(flags::RST) {
             return;
@@ -60,7 +65,18 @@ impl Filter {
         let at = i64::from(segment.seq().since(s.in_seq(s.in_ackable()))) + s.in_ackable() as i64;
         let end = at + i64::from(segment.sequence_length());
         let Some(ack) = seq::offset(s.open.isn_out, segment.ack(), s.out_sendable()) else { return };
-        if end - s.in_ackable() as i64 > FARTHEST || ack as i64 - s.out_sendable() as i64 > FARTHEST {
+        // What a stranger says must not move the session: it would have to guess all of this.
+        let ours = i64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
+        let theirs = i64::from(live.most_window.max(u32::from(u16::MAX)));
+        let near = |known: u64, told: i64, window: i64| {
+            let most = if echoes { FARTHEST } else { (NEAR_WINDOWS * window).max(NEAR) };
+            (told - known as i64).abs() <= most
+        };
+        let known = near(s.in_ackable().max(s.in_edge), end, ours) || near(s.in_ackable(), end, ours);
+        // There is nothing beyond an end.
+        let beyond = s.in_fin && end > s.in_ackable() as i64 || s.out_fin && ack > s.out_sendable();
+        if beyond || !known || !near(s.out_sendable(), ack as i64, theirs) {
+            self.counters.disbelieved += 1;
             return;
         }
         if proof.since.is_none() {
@@ -71,13 +87,17 @@ impl Filter {
         proof.acked = proof.acked.max(ack);
         proof.nxt = proof.nxt.max(u64::try_from(end).unwrap_or(0));
         proof.window = segment.window();
-        if let Some((value, echo)) = segment.options().timestamps {
-            // It has heard of our clock what the store may not know.
+        if let Some((value, echo)) = timestamps.filter(|_| echoes) {
+            // It has heard of our clock what the store may not know. Its own may have come round since it was last told.
+            if forgets {
+                live.ts_recent = value;
+            }
             for (known, told) in [(&mut live.ts_value, echo), (&mut live.ts_shown, echo), (&mut live.ts_recent, value)] {
                 if (told.wrapping_sub(*known) as i32) > 0 {
                     *known = told;
                 }
             }
+            live.ts_recent_at = seconds(now);
         }
         // One byte that nobody pushes is a keepalive's, or asks for window: it may be an old one.
         if segment.sequence_length() > 1 || segment.sequence_length() == 1 && segment.flags() & (flags::PSH | flags::FIN) != 0 {
@@ -151,7 +171,8 @@ fn adopt(s: &Session, proof: &Proof, whole: bool, ahead: bool) -> Option<Adopted
     if whole && !ahead {
         return None;
     }
-    let out_done = s.out_done.max(proof.acked);
+    // The acknowledgement of our FIN has no byte.
+    let out_done = if s.out_fin { s.out_done } else { s.out_done.max(proof.acked) };
     let open = out_done - s.out_base;
     if whole && open <= MAX_OPEN {
         // The request is here and its answer is out in part: an open response.

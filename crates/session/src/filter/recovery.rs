@@ -171,6 +171,7 @@ impl Filter {
                 (live.released, live.released_ack, live.acked) = (old.released.min(s.out_sendable()), old.released_ack, old.acked);
                 (live.edge, live.ts_value, live.ts_shown) = (live.edge.max(old.edge), old.ts_value, old.ts_shown);
                 live.alone = old.alone;
+                (live.ts_recent_at, live.ts_value_at) = (old.ts_recent_at, old.ts_value_at);
             } else {
                 // The peer must not see our clock go back (RFC 7323, section 5.3), and may have seen this much.
                 live.ts_value = live.ts_value.wrapping_add(TIMESTAMP_LEAD_MS);
@@ -500,6 +501,7 @@ impl Filter {
                 self.called_timeout(now, id),
                 self.tail_timeout(now, id),
                 self.proof_timeout(now, id),
+                self.astray_timeout(now, id),
             ];
             if let Some(due) = next.into_iter().flatten().min() {
                 self.timers.push(Reverse((due, id)));

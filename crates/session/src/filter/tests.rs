@@ -65,6 +65,8 @@ struct Rig {
     port: u16,
     /// What the kernel has of input that the application has not read.
     unread: u64,
+    /// How much input the kernel has taken; None: as much as was delivered.
+    taken: Option<u64>,
     actions: Vec<Action>,
 }
 
@@ -74,7 +76,7 @@ impl Rig {
         let mut f = Filter::new(config());
         f.activate();
         f.hold_for_replica(0);
-        Rig { f, replica: Filter::new(config()), now: ms(1000), id: 0, port: 1000, unread: 0, actions: Vec::new() }
+        Rig { f, replica: Filter::new(config()), now: ms(1000), id: 0, port: 1000, unread: 0, taken: None, actions: Vec::new() }
     }
 
     /// The same with an established connection, attached unless said otherwise.
@@ -172,7 +174,7 @@ impl Rig {
             let Some(at) = out.iter().position(|a| matches!(a, Action::AskUnread(_))) else { break };
             let Action::AskUnread(session) = out.remove(at) else { unreachable!() };
             // As many as were delivered.
-            let received = self.f.store().get(session).map_or(0, Session::in_end);
+            let received = self.taken.unwrap_or(self.f.store().get(session).map_or(0, Session::in_end));
             self.f.unread(self.now, session, received, self.unread);
         }
         self.actions.extend(out.iter().cloned());

@@ -17,7 +17,7 @@ const MAX_READERS: usize = 64;
 impl Filter {
     /// Without hooks a session is the program's as soon as the kernel has its socket and the barrier is behind it.
     pub(super) fn accepted_unhooked(&mut self, id: SessionId) {
-        if self.config.hooked || !self.live.get(&id).is_some_and(|l| !l.attached && l.stage != Stage::Probing) {
+        if self.config.hooked || !self.live.get(&id).is_some_and(|l| !l.attached && !l.lost && l.stage != Stage::Probing) {
             return;
         }
         self.recount(id, |live| {

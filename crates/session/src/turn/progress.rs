@@ -6,6 +6,8 @@ use crate::tuple::SessionId;
 
 /// No open turn has touched the session.
 pub(super) const NO_GROUP: u32 = u32::MAX;
+/// Offsets travel as their low 32 bits: what is kept of a stream must stay below 2^31.
+const MOST_UNANSWERED: u64 = 1 << 30;
 
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -16,6 +18,9 @@ pub(super) struct Progress {
     pub scanner: Option<Box<Scanner>>,
     /// Input offset up to which the application has read.
     pub in_read: u64,
+    /// The same, as the hooks tell it. What the kernel says is a floor of `in_read`, and not added to this: a read that it
+    /// counted may be told afterwards.
+    pub told: u64,
     /// Input offset up to which what was read was answered.
     answered: u64,
     /// Where `tcpr_consume` has come to, once it was used.
@@ -54,10 +59,11 @@ impl Progress {
         let out_base = out_base.min(out_done);
         Progress {
             unanswered: policy.unanswered,
-            max_unanswered: policy.max_unanswered_bytes,
+            max_unanswered: policy.max_unanswered_bytes.min(MOST_UNANSWERED),
             independent: policy.independent,
             scanner: policy.framing.is_set().then(|| Box::new(Scanner::new(policy.framing, in_done))),
             in_read: in_done,
+            told: in_done,
             answered: in_done,
             consumed: None,
             written: out_base,
@@ -78,7 +84,12 @@ impl Progress {
     }
 
     pub fn read(&mut self, n: u64) {
-        self.in_read = self.in_read.saturating_add(n);
+        self.told = self.told.saturating_add(n);
+        self.in_read = self.in_read.max(self.told);
+    }
+
+    pub fn read_around(&mut self, upto: u64) {
+        self.in_read = self.in_read.max(upto);
     }
 
     /// More is read but not committed than a session may keep.
@@ -136,6 +147,7 @@ impl Progress {
     /// The process died: its successor starts from what is committed.
     pub fn roll_back(&mut self) {
         self.in_read = self.done.in_done;
+        self.told = self.done.in_done;
         self.answered = self.done.in_done;
         self.consumed = None;
         self.written = self.done.out_base;

@@ -1,5 +1,278 @@
 use super::*;
 
+/// A hostile (or confused) process says that it has read more than ever came: nobody knows what it has made of it.
+#[test]
+fn a_process_that_reads_more_than_there_is_tears_its_session_and_no_more() {
+    for n in [5, 1000, 1 << 40, u64::MAX] {
+        let mut r = Rig::open();
+        r.peer(say(ACK, 0, 0, b"ping"));
+        r.stored();
+        r.read(n);
+        r.read(u64::MAX);
+        r.write(b"x");
+        r.wait();
+        r.stored();
+        assert!(r.session().torn);
+        assert_eq!(r.f.counters().lost_track, 1);
+        // The connection goes on all the same, by its packets.
+        r.kernel(say(ACK, 0, 4, b"x"));
+        let told = r.stored();
+        assert!(r.passes(&told), "{told:?}");
+        r.peer(say(ACK, 4, 1, b"more"));
+        r.kernel(say(ACK, 1, 8, b"y"));
+        let told = r.stored();
+        assert!(r.passes(&told), "{told:?}");
+        assert!(r.session().torn && r.session().input.is_empty());
+        // Its end as well: the process lives, and closes.
+        r.close();
+        r.wait();
+        r.kernel(say(ACK | FIN, 2, 8, b""));
+        let told = r.stored();
+        assert!(r.passes(&told), "{told:?}");
+    }
+}
+
+/// The same of a process that dies: nobody asked for its FIN.
+#[test]
+fn the_end_of_a_session_that_we_lost_track_of_is_withheld_if_its_process_dies() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.read(100);
+    r.stored();
+    r.kernel(say(ACK | FIN, 0, 4, b""));
+    assert!(r.pass(ms(60)).contains(&Action::AskAlive(CHANNEL)));
+    r.f.process_gone(r.now, CHANNEL);
+    assert!(r.drain().contains(&Action::DropOut(r.id)));
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.read(100);
+    r.stored();
+    r.kernel(say(ACK | FIN, 0, 4, b""));
+    assert!(r.pass(ms(60)).contains(&Action::AskAlive(CHANNEL)));
+    r.f.process_alive(r.now, CHANNEL);
+    let told = r.stored();
+    assert!(r.passes(&told), "{told:?}");
+}
+
+/// Whoever spoils its channel is heard no more.
+#[test]
+fn a_process_that_is_cut_off_keeps_its_connections_and_they_are_torn() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.read(4);
+    // Announced, and the kernel has sent a part.
+    r.write(b"pong, and what was never sent");
+    r.kernel(say(ACK, 0, 4, b"pong"));
+    r.f.cut_off(r.now, CHANNEL);
+    r.drain();
+    let told = r.stored();
+    assert!(r.passes(&told), "{told:?}");
+    assert_eq!((r.session().torn, r.session().out_done), (true, 4));
+    // Whatever it said.
+    r.write(b"nothing");
+    r.read(1000);
+    r.attach();
+    r.wait();
+    assert_eq!(r.f.counters().lost_track, 1);
+    r.peer(say(ACK, 4, 4, b"again"));
+    r.kernel(say(ACK, 4, 9, b"other"));
+    let told = r.stored();
+    assert!(r.passes(&told), "{told:?}");
+    assert_eq!(r.session().out_done, 9);
+    r.f.process_gone(r.now, CHANNEL);
+    let actions = r.kernel(say(ACK | FIN, 9, 9, b""));
+    assert!(actions.contains(&Action::DropOut(r.id)), "{actions:?}");
+}
+
+/// It reads with hooks and answers around them (dprintf). The kernel is asked between its read(2) and the event that tells.
+#[test]
+fn a_read_that_is_told_after_the_kernel_was_asked_counts_once() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"one.two."));
+    r.stored();
+    r.read(4);
+    r.unread = 0;
+    r.kernel(say(ACK, 0, 8, b"ONE."));
+    r.read(4);
+    let id = r.session().open.session;
+    assert_eq!(r.f.turns().in_read(id), Some(8), "bytes read, of 8 that ever came");
+    // The answer to the second, through the hooks this time.
+    r.write(b"TWO.");
+    r.wait();
+    r.kernel(say(ACK, 4, 8, b"TWO."));
+    r.stored();
+    assert_eq!((r.session().in_done, r.session().out_done, r.session().torn), (8, 8, false));
+    assert_eq!(r.f.counters().lost_track, 0);
+    // And once more with one that nobody tells: the kernel says it when it is asked again.
+    r.peer(say(ACK, 8, 8, b"3333444455556666"));
+    r.unread = 8;
+    r.kernel(say(ACK, 8, 24, b"3"));
+    assert_eq!(r.f.turns().in_read(id), Some(16));
+    r.read(4);
+    r.unread = 4;
+    r.drain();
+    assert_eq!(r.f.turns().in_read(id), Some(20));
+}
+
+/// The rules were flushed while a request and its answer went by. What is known when they are back is not enough to go on
+/// elsewhere; the connection goes on here.
+#[test]
+fn a_session_whose_packets_went_around_the_queue_is_torn_and_goes_on() {
+    for hooks in [false, true] {
+        let mut r = Rig::with_timestamps();
+        if hooks {
+            r.read(100);
+            r.write(&[1; 50]);
+            r.wait();
+        }
+        // Input 0..100 and output 0..50 went by. Then the kernel goes on.
+        let mut all = r.kernel(Say { ts: Some((300, 300)), ..say(ACK, 50, 100, b"next") });
+        for _ in 0..50 {
+            all.extend(r.stored());
+            all.extend(r.pass(ms(100)));
+        }
+        assert!(r.passes(&all), "{all:?}");
+        assert!(r.session().torn);
+        assert_eq!(r.f.counters().lost_track, 1);
+        let actions = r.peer(Say { ts: Some((301, 300)), ..say(ACK, 100, 54, b"again") });
+        assert!(r.passes(&actions));
+        assert_eq!(r.session().out_acked, 50);
+        r.pass(ms(20));
+        assert_eq!(r.session().out_acked, 54);
+        r.kernel(Say { ts: Some((302, 301)), ..say(ACK, 54, 105, b"answer") });
+        let actions = r.stored();
+        assert!(r.passes(&actions));
+    }
+}
+
+/// The same, and the peer speaks first: it acknowledges what never came by here.
+#[test]
+fn a_peer_that_acknowledges_what_went_around_the_queue_is_heard_in_the_end() {
+    // Through the hooks all that was written is known; else it is not.
+    for (hooks, exact) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut r = if exact { Rig::open() } else { Rig::with_timestamps() };
+        let ts = |a, b| if exact { None } else { Some((a, b)) };
+        let at = if exact { 0 } else { 100 };
+        if hooks {
+            r.write(&[1; 50]);
+            r.wait();
+            r.stored();
+        }
+        let ask = |r: &mut Rig| r.peer(Say { ts: ts(301, 200), ..say(ACK, at, 50, b"more") });
+        let first = ask(&mut r);
+        assert!(!r.passes(&first), "nobody knows yet that it ever left");
+        r.pass(ms(1000));
+        ask(&mut r);
+        r.pass(ms(3000));
+        let then = ask(&mut r);
+        assert!(r.passes(&then), "{hooks} {exact}: {then:?}");
+        assert_eq!(r.session().torn, !hooks, "{hooks} {exact}");
+        r.pass(ms(20));
+        r.stored();
+        assert_eq!(r.session().out_acked, 50);
+    }
+    // A stranger that guesses a number in the window tears nothing.
+    let mut r = Rig::with_timestamps();
+    for _ in 0..10 {
+        r.peer(Say { ts: Some((301, 1 << 30)), ..say(ACK, 100, 50, b"evil") });
+        r.peer(say(ACK, 100, 50, b"evil"));
+        r.pass(ms(1000));
+    }
+    assert!(!r.session().torn);
+}
+
+/// The peer sends what the local TCP acknowledges too early once more: that was explained.
+#[test]
+fn an_acknowledgement_that_is_explained_in_time_tears_nothing() {
+    let mut r = Rig::open();
+    r.kernel(say(ACK, 0, 5, b""));
+    r.pass(ms(1000));
+    r.peer(say(ACK, 0, 0, b"hello"));
+    r.pass(ms(5000));
+    assert_eq!((r.session().torn, r.f.counters().lost_track), (false, 0));
+}
+
+/// More sessions than a record has room for: a chat with everybody in it.
+#[test]
+fn a_turn_over_very_many_sessions_is_committed() {
+    let mut r = Rig::new();
+    let sessions = 70_000u32;
+    let t = |i: u32| FourTuple { local: "192.0.2.200:5555".parse().unwrap(), peer: (std::net::Ipv4Addr::from(0x0a00_0000 | i >> 8), (1024 + (i & 255)) as u16).into() };
+    for i in 0..sessions {
+        for (from_peer, flags, ack) in [(true, SYN, 0), (false, SYN | ACK, 1), (true, ACK, 1)] {
+            let (t, mut packet) = (t(i), Vec::new());
+            let (source, destination) = if from_peer { (t.peer, t.local) } else { (t.local, t.peer) };
+            let seq = Seq(if flags == ACK { 1 } else { 0 });
+            Build { source, destination, seq, ack: Seq(ack), flags, window: 60_000, timestamps: None, payload: &[] }.write(&mut packet);
+            if from_peer { r.f.packet_in(r.now, i, &packet, true) } else { r.f.packet_out(r.now, i, &packet) }
+        }
+        r.f.attach(r.now, CHANNEL, i, Origin::Accepted, &t(i));
+    }
+    assert_eq!(r.f.store().len(), sessions as usize);
+    r.stored();
+    for i in 0..sessions {
+        r.f.write_out(r.now, CHANNEL, THREAD, i, b"hi all", false);
+    }
+    r.f.turn_end(r.now, CHANNEL, THREAD);
+    r.f.run_commits(r.now);
+    r.stored();
+    assert!(r.f.store().iter().all(|s| s.out_done == 6 && !s.torn));
+}
+
+/// What a process makes up is bounded, or costs it its session.
+#[test]
+fn what_a_process_makes_up_costs_the_manager_no_memory() {
+    let mut r = Rig::open();
+    for thread in 0..200_000 {
+        r.f.write_out(r.now, CHANNEL, thread, HANDLE, b"x", false);
+    }
+    assert!(r.f.in_turn.len() <= 1 << 16);
+    for _ in 0..100_000 {
+        r.close();
+        r.attach();
+    }
+    assert!(r.f.closing.len() < 10);
+    let mut r = Rig::open();
+    let large = vec![1; 256 << 10];
+    for _ in 0..2000 {
+        r.write(&large);
+        r.wait();
+    }
+    assert!(r.session().torn && r.session().output.len() <= 256 << 20);
+}
+
+/// Reads that go around the hooks, and no answer: the store would keep it all for ever.
+#[test]
+fn input_that_is_read_around_the_hooks_is_not_kept_for_ever() {
+    for attached in [true, false] {
+        let mut r = Rig::new();
+        r.handshake(false);
+        if attached {
+            r.attach();
+        }
+        r.unread = 0;
+        let piece = [1; 60_000];
+        for i in 0..400u64 {
+            r.peer(say(ACK, i * 60_000, 0, &piece));
+            r.kernel(say(ACK, 0, (i + 1) * 60_000, b""));
+            r.stored();
+        }
+        assert!(r.session().input.len() < 12 << 20 && r.session().torn, "{}", r.session().input.len());
+        assert_eq!(r.session().in_end(), 400 * 60_000);
+    }
+    // A program that does not read has all of it in its socket.
+    let mut r = Rig::open();
+    r.unread = 24_000_000;
+    let piece = [1; 60_000];
+    for i in 0..400u64 {
+        r.unread = (i + 1) * 60_000;
+        r.peer(say(ACK, i * 60_000, 0, &piece));
+        r.kernel(say(ACK, 0, (i + 1) * 60_000, b""));
+        r.stored();
+    }
+    assert_eq!((r.session().input.len(), r.session().torn), (24_000_000, false));
+}
+
 #[test]
 fn output_waits_for_its_turn_and_the_replica() {
     let mut r = Rig::open();

@@ -171,3 +171,74 @@ fn nothing_waits_for_a_replica_in_contact() {
     let told = r.stored();
     assert!(r.passes(&told));
 }
+
+/// Blind, a stranger can say anything; it moves nothing, and the peer's own proof counts.
+#[test]
+fn what_a_stranger_makes_up_proves_nothing() {
+    let far = [(9 + (1 << 29), 4), (9, 4 + (1 << 29)), (9 + (1 << 25), 4 + (1 << 25)), (9 + (1 << 25), 4), (9, 4 + (1 << 25))];
+    for (at, ack) in far {
+        let mut r = lost();
+        let actions = r.peer(say(ACK, at, ack, b"evil"));
+        assert!(!actions.contains(&Action::Probed(id(&r))), "{at} {ack}");
+        let all = r.pass(ms(3000));
+        assert!(!all.contains(&Action::Probed(id(&r))), "{at} {ack}");
+        assert!(r.peer(say(ACK, 9, 4, b"")).contains(&Action::Probed(id(&r))));
+        let s = r.session();
+        assert_eq!((s.in_done, s.in_end(), s.out_done, r.f.counters().adopted_sessions), (4, 9, 4, 0));
+    }
+    // Old numbers: as if all was there.
+    let mut r = lost();
+    r.peer(say(ACK, 30, 4, b""));
+    let actions = r.peer(Say { ..say(ACK, 9u64.wrapping_sub(1 << 29), 4, b"evil") });
+    assert!(!actions.contains(&Action::Probed(id(&r))));
+}
+
+/// A peer that echoes a timestamp of ours may be far ahead: what was lost may be much. Its clock counts only then.
+#[test]
+fn whoever_echoes_our_timestamp_may_be_far_ahead() {
+    let ahead = 100_000_000u64;
+    for (echo, believed) in [(201, true), (201 + 5000, true), (201 + (1 << 20), false), (201u32.wrapping_sub(1 << 30), false)] {
+        let mut r = Rig::with_timestamps();
+        r.peer(Say { ts: Some((102, 201)), ..say(ACK, 0, 0, b"ping") });
+        r.stored();
+        let mut f = Filter::new(FilterConfig { asynchronous: true, ..config() });
+        let mut snapshot = Vec::new();
+        r.f.snapshot(&mut snapshot);
+        f.replica_apply(&snapshot).unwrap();
+        f.take_over(r.now);
+        r.f = f;
+        let session = id(&r);
+        r.peer(Say { ts: Some((150, echo)), ..say(ACK, ahead, ahead, b"") });
+        let all = r.pass(ms(1000));
+        assert_eq!(all.contains(&Action::Probed(session)), believed, "{echo}");
+        assert_eq!(r.session().in_done, if believed { ahead } else { 0 });
+        r.pass(ms(20));
+        r.f.take_batch(&mut Vec::new());
+        assert_eq!(r.session().ts_recent, if believed { 150 } else { 102 });
+    }
+}
+
+/// Behind an end there is nothing, whatever is acknowledged or sent: such a record would not fit the store.
+#[test]
+fn nothing_is_adopted_behind_an_end() {
+    let mut r = Rig::open();
+    r.peer(say(ACK | FIN, 0, 0, b"ping"));
+    r.read(4);
+    r.write(b"pong");
+    r.f.shutdown(r.now, CHANNEL, THREAD, HANDLE);
+    r.wait();
+    r.kernel(say(ACK | FIN, 0, 5, b"pong"));
+    r.stored();
+    let mut f = Filter::new(FilterConfig { asynchronous: true, ..config() });
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    f.replica_apply(&snapshot).unwrap();
+    f.take_over(r.now);
+    r.f = f;
+    r.peer(say(ACK, 20, 5, b"more"));
+    r.peer(say(ACK, 5, 9, b""));
+    assert!(!r.pass(ms(1000)).contains(&Action::Probed(id(&r))));
+    assert!(r.peer(say(ACK, 5, 5, b"")).contains(&Action::Probed(id(&r))));
+    let s = r.session();
+    assert_eq!((s.in_end(), s.in_fin, s.out_done, s.out_fin), (4, true, 4, true));
+}

@@ -25,14 +25,14 @@ impl Rig {
         r
     }
 
-    fn splice(&mut self) -> Vec<Action> {
+    pub(super) fn splice(&mut self) -> Vec<Action> {
         let id = self.session().open.session;
         self.f.splice(self.now, id);
         self.drain()
     }
 
     /// The replica has taken over with engine `splice`.
-    fn taken_over(mut self, hooked: bool) -> Rig {
+    pub(super) fn taken_over(mut self, hooked: bool) -> Rig {
         self.stored();
         let mut f = splicing(hooked);
         f.demote();
