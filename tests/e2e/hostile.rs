@@ -333,7 +333,7 @@ fn the_store_has_what_the_kernel_has() {
 }
 
 /// Resident memory of all processes of a host, in KiB.
-fn resident(host: &Host) -> u64 {
+pub fn resident(host: &Host) -> u64 {
     let of = |pid: i32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?.trim().strip_suffix("kB")?.trim().parse().ok();

@@ -17,7 +17,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// The replication protocol that this code speaks; it accepts the one before, too. Version 2 has `Alone`.
+/// The replication protocol that this code speaks; it accepts the one before, too. Version 2 has `Alone`, and a snapshot that
+/// comes in steps, with the log between them.
 pub const PROTOCOL: u16 = 2;
 /// The oldest protocol that it speaks.
 const OLDEST: u16 = PROTOCOL - 1;
@@ -44,10 +45,11 @@ pub struct LinkConfig {
     pub key: Key,
     /// Protocol versions that are accepted.
     pub versions: RangeInclusive<u16>,
-    /// Bytes that may wait to be sent before `send` fails.
+    /// Bytes that may wait to be sent before `send` fails of anything but records.
     pub send_limit: usize,
-    /// Unacknowledged data older than this ends a connection. Heartbeats find a dead partner much sooner; this one
-    /// ends a connection whose retransmission timer has backed off on a path that works again.
+    /// Unacknowledged data older than this ends a connection, and so does a window that is closed for as long. Heartbeats
+    /// find a dead partner much sooner; this one ends a connection whose retransmission timer has backed off on a path that
+    /// works again.
     pub user_timeout: Duration,
 }
 
@@ -60,7 +62,7 @@ impl LinkConfig {
             key,
             versions: OLDEST..=PROTOCOL,
             send_limit: 64 << 20,
-            user_timeout: Duration::from_secs(1),
+            user_timeout: Duration::from_secs(3),
         }
     }
 

@@ -265,6 +265,14 @@ impl Filter {
                 // Nobody knows which of the two the local TCP would keep.
                 self.drop_in(id);
             }
+            Judgement::Believed(b) if self.overloaded && brings_news(s, b.offset, segment) => {
+                // What it acknowledges counts all the same.
+                self.apply_in(now, session, segment, &b);
+                if b.ack.is_some() && self.live.contains_key(&session) {
+                    self.inject(session, self.live[&session].kernel_ack, flags::ACK, &[]);
+                }
+                self.drop_in(id);
+            }
             Judgement::Believed(b) => {
                 let ack = self.apply_in(now, session, segment, &b);
                 if !self.live.contains_key(&session) {
@@ -607,6 +615,12 @@ fn offset_in(s: &Session, segment: &Segment<'_>) -> i64 {
 /// The peer's window in bytes.
 fn scaled(s: &Session, segment: &Segment<'_>) -> u32 {
     u32::from(segment.window()) << s.open.shifts.map_or(0, |(theirs, _)| theirs)
+}
+
+/// Whether a segment has bytes that are not in the store.
+fn brings_news(s: &Session, offset: i64, segment: &Segment<'_>) -> bool {
+    let payload = segment.payload();
+    !payload.is_empty() && offset + payload.len() as i64 > s.in_end() as i64
 }
 
 /// Whether a segment says the same as those before it, wherever the local TCP may not have these yet. What it has it
