@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use libc::{c_int, c_void};
 use tcpr_node::channel::client::{Bypass, Client};
-use tcpr_node::channel::ring::Sent;
+use tcpr_node::channel::ring::{Sent, EASE, STOP};
 use tcpr_node::channel::Event;
 
-use crate::{ffi, process};
+use crate::{ffi, process, real};
 
 /// What a thread did since it last waited.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,6 +120,20 @@ pub fn write(
     let sent = client.write(thread(), handle, asked, len, fill, send);
     touched(Dirty::Wrote);
     sent
+}
+
+/// Before a write: where the log is too far ahead of the replica it waits, as for room in the socket. A turn that has begun to
+/// write is stopped later than one that has not. This is a cancellation point.
+#[inline]
+pub fn before_write(client: &Client) {
+    let least = if DIRTY.with(Cell::get) == Dirty::Wrote { STOP } else { EASE };
+    while client.is_pressed(least) && !client.is_gone() {
+        // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
+        unsafe { real::pthread_testcancel() };
+        if !ffi::guarded(false, || client.await_replica(least)) {
+            return;
+        }
+    }
 }
 
 /// Before a write waits in its middle: what is written so far must leave, or nobody makes room.

@@ -133,6 +133,7 @@ fn transmit(
     }
     let mut patience = None;
     while source.left > 0 {
+        turn::before_write(client);
         let written = total - source.left;
         let chunk = source.left.min(MAX_PAYLOAD);
         let sent = inside(None, || {

@@ -20,7 +20,7 @@ fn a_chat_goes_on_over_a_bad_network_of_ipv6() {
 
 fn chat_over_a_bad_network(over: &Over) {
     let mut w = (over.new)("bad", Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"]);
-    let bad = Impairment { loss: 10, reorder: 10, duplicate: 10 };
+    let bad = Impairment { loss: 10, reorder: 10, duplicate: 10, rate: 0 };
     let _shim = Shim::start(&w.peer, PORT, bad, w.rng.next_u64()).expect("a shim");
     let clients = ChatClients::start(&w.peer, w.pair.addr(), &ChatOptions::new(6, w.rng.next_u64())).expect("clients");
     let faults = w.faults(over.failovers);
@@ -33,7 +33,7 @@ fn chat_over_a_bad_network(over: &Over) {
 fn bulk_transfers_go_on_over_a_bad_network() {
     let service = Service::new("echo", PORT).port_key("independent", "true");
     let mut w = World::new("bulk", service, &[&built("echo_server"), "5555"]);
-    let bad = Impairment { loss: 10, reorder: 10, duplicate: 0 };
+    let bad = Impairment { loss: 10, reorder: 10, duplicate: 0, rate: 0 };
     let _shim = Shim::start(&w.peer, PORT, bad, w.rng.next_u64()).expect("a shim");
     let mut options = EchoOptions::new(256, w.rng.next_u64()).rate(Rate::new((1, 16_384), (0, 100)));
     options.max_outstanding = 64 << 10;
@@ -66,7 +66,7 @@ fn peers_without_options_and_with_small_segments_go_on() {
             w.peer.sysctl(name, value).expect("sysctl");
         }
         w.peer.ip_cmd(&format!("link set eth0 mtu {mtu}")).expect("mtu");
-        let bad = Impairment { loss: 3, reorder: 20, duplicate: 10 };
+        let bad = Impairment { loss: 3, reorder: 20, duplicate: 10, rate: 0 };
         let _shim = Shim::start(&w.peer, PORT, bad, w.rng.next_u64()).expect("a shim");
         let mut options = EchoOptions::new(3, w.rng.next_u64()).rate(Rate::new((1, 4000), (1, 20)));
         options.max_outstanding = 24 << 10;

@@ -11,20 +11,20 @@ use crate::requests::connect;
 use crate::world::{built, Fault, World, PATIENCE, PORT};
 
 /// A client of the server.
-struct Asker(BufReader<TcpStream>);
+pub struct Asker(BufReader<TcpStream>);
 
 impl Asker {
-    fn new(w: &World) -> Asker {
+    pub fn new(w: &World) -> Asker {
         let stream = w.peer.enter(|| connect(w.pair.addr())).expect("connected");
         stream.set_nodelay(true).expect("no delay");
         Asker(BufReader::new(stream))
     }
 
-    fn say(&mut self, bytes: &[u8]) {
+    pub fn say(&mut self, bytes: &[u8]) {
         self.0.get_mut().write_all(bytes).expect("sent");
     }
 
-    fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).expect("an answer");
         line.trim_end().to_owned()
@@ -36,7 +36,7 @@ impl Asker {
     }
 
     /// Asks for numbered bytes; those of places `from..to` are to come, and then the line.
-    fn numbered(&mut self, question: &str, from: usize, to: usize) {
+    pub fn numbered(&mut self, question: &str, from: usize, to: usize) {
         self.say(format!("{question}\n").as_bytes());
         let mut got = vec![0; to - from];
         self.0.read_exact(&mut got).expect("all bytes");

@@ -72,18 +72,20 @@ pub fn status(common: &Common) -> Result<u8, String> {
     Ok(u8::from(!protected))
 }
 
-/// `tcpr sessions`: of the manager, or what a dead one has left.
+/// `tcpr sessions`: what the manager has, or a dead one has left. It is read from the session table: a manager that had to say
+/// it would be busy with that for as long as there are sessions.
 pub fn sessions(common: &Common) -> Result<u8, String> {
     let config = load(common.config.as_ref())?;
-    let answer = match ask(&config, &ControlRequest::Sessions) {
-        Ok(answer) => answer,
-        Err(why) => {
-            let path = table::path(&config.service.state_dir);
-            let (pid, rows) = table::read(&path).map_err(|e| format!("{why}; and no record of one: {e}"))?;
-            eprintln!("tcpr: {why}; this is what the last one (pid {pid}) held, from {}", path.display());
-            serde_json::json!({ "member": config.me().name, "manager": false, "sessions": rows })
-        }
-    };
+    let path = table::path(&config.service.state_dir);
+    let runs = ask(&config, &ControlRequest::Status);
+    let (pid, rows) = table::read(&path).map_err(|e| match &runs {
+        Ok(_) => format!("no session table at {} (see the manager's log): {e}", path.display()),
+        Err(why) => format!("{why}; and no record of one: {e}"),
+    })?;
+    if let Err(why) = &runs {
+        eprintln!("tcpr: {why}; this is what the last one (pid {pid}) held, from {}", path.display());
+    }
+    let answer = serde_json::json!({ "member": config.me().name, "manager": runs.is_ok(), "sessions": rows });
     if common.json {
         println!("{answer}");
         return Ok(0);

@@ -1,5 +1,7 @@
-//! A bad network: loses, reorders and doubles the segments of a port, by a queue of our own (there need be no netem).
+//! A bad network: loses, reorders, doubles or slows down the segments of a port, by a queue of our own (there need be no
+//! netem).
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::process::Command;
@@ -18,7 +20,7 @@ use crate::{Host, Rng};
 /// The queue in the host's namespace; tcpr's own hosts are others.
 const QUEUE: u16 = 77;
 
-/// What happens to segments, each in thousandths and independent of the others, in both directions.
+/// What happens to segments, in both directions: all but the rate in thousandths, and independent of the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Impairment {
     /// Never arrive.
@@ -27,6 +29,8 @@ pub struct Impairment {
     pub reorder: u64,
     /// Arrive twice.
     pub duplicate: u64,
+    /// Bytes a second that get through in each direction; 0: all. So much as half a second's waits, and no more.
+    pub rate: u64,
 }
 
 /// An impairment that is in force until this is dropped.
@@ -34,6 +38,7 @@ pub struct Shim {
     host: Host,
     rules: Vec<String>,
     stop: Arc<AtomicBool>,
+    stalled: Arc<AtomicBool>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
@@ -42,16 +47,24 @@ impl Shim {
     pub fn start(host: &Host, port: u16, impairment: Impairment, seed: u64) -> io::Result<Shim> {
         let (queue, sender) = host.enter(|| Ok::<_, io::Error>((Queue::open(QUEUE)?, RawSender::open()?)))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let mut worker = Worker { queue, sender, impairment, rng: Rng::new(seed), late: Vec::new() };
+        let stalled = Arc::new(AtomicBool::new(false));
+        let slow = [Slow::new(), Slow::new()];
+        let told = stalled.clone();
+        let mut worker = Worker { queue, sender, impairment, rng: Rng::new(seed), late: Vec::new(), slow, stalled: told };
         let told = stop.clone();
         let thread = std::thread::spawn(move || worker.run(&told));
-        let mut shim = Shim { host: host.clone(), rules: Vec::new(), stop, thread: Some(thread) };
+        let mut shim = Shim { host: host.clone(), rules: Vec::new(), stop, stalled, thread: Some(thread) };
         for (chain, which) in [("INPUT", "--sport"), ("OUTPUT", "--dport")] {
             let rule = format!("{chain} -p tcp {which} {port} -m mark ! --mark {MARK} -j NFQUEUE --queue-num {QUEUE}");
             iptables(host, "-I", &rule)?;
             shim.rules.push(rule);
         }
         Ok(shim)
+    }
+
+    /// Lets nothing through of what has a rate, until told otherwise.
+    pub fn stall(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::Relaxed);
     }
 }
 
@@ -90,14 +103,30 @@ struct Worker {
     impairment: Impairment,
     rng: Rng,
     late: Vec<(Instant, u32)>,
+    slow: [Slow; 2],
+    stalled: Arc<AtomicBool>,
+}
+
+/// One direction of a slow line.
+struct Slow {
+    waiting: VecDeque<(u32, usize)>,
+    bytes: usize,
+    free: Instant,
+}
+
+impl Slow {
+    fn new() -> Slow {
+        Slow { waiting: VecDeque::new(), bytes: 0, free: Instant::now() }
+    }
 }
 
 impl Worker {
     fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
         while !stop.load(Ordering::Relaxed) {
-            let wait = if self.late.is_empty() { 50 } else { 1 };
+            let idle = self.late.is_empty() && self.slow.iter().all(|slow| slow.waiting.is_empty());
+            let wait = if idle { 50 } else { 1 };
             sys::wait_readable(self.queue.as_fd(), Duration::from_millis(wait))?;
-            let Worker { queue, sender, impairment, rng, late } = self;
+            let Worker { queue, sender, impairment, rng, late, slow, stalled } = self;
             queue.recv_batch_with(|packet, verdicts| {
                 if rng.range(1, 1000) <= impairment.loss {
                     return verdicts.drop_packet(packet.id);
@@ -112,9 +141,27 @@ impl Worker {
                     let due = Instant::now() + rng.duration(Duration::from_millis(1), Duration::from_millis(20));
                     return late.push((due, packet.id));
                 }
-                verdicts.accept(packet.id);
+                if impairment.rate == 0 {
+                    return verdicts.accept(packet.id);
+                }
+                let slow = &mut slow[usize::from(packet.hook == libc::NF_INET_LOCAL_OUT as u8)];
+                if slow.bytes > impairment.rate as usize / 2 {
+                    return verdicts.drop_packet(packet.id);
+                }
+                slow.bytes += packet.wire_len;
+                slow.waiting.push_back((packet.id, packet.wire_len));
             })?;
             let now = Instant::now();
+            for slow in slow.iter_mut().filter(|_| !stalled.load(Ordering::Relaxed)) {
+                while slow.free <= now {
+                    let Some((id, length)) = slow.waiting.pop_front() else { break };
+                    queue.accept(id);
+                    slow.bytes -= length;
+                    // What was not used for a moment is made up for.
+                    let from = slow.free.max(now - Duration::from_millis(5));
+                    slow.free = from + Duration::from_secs_f64(length as f64 / impairment.rate as f64);
+                }
+            }
             late.retain(|(due, id)| {
                 if *due <= now {
                     queue.accept(*id);
@@ -125,6 +172,9 @@ impl Worker {
         }
         // The rules are gone; what is still here goes on.
         for (_, id) in self.late.drain(..) {
+            self.queue.accept(id);
+        }
+        for (id, _) in self.slow.iter_mut().flat_map(|slow| slow.waiting.drain(..)) {
             self.queue.accept(id);
         }
         self.queue.flush()

@@ -52,8 +52,6 @@ pub struct Link {
     state: State,
     inbox: Inbox,
     outbox: Outbox,
-    /// What may wait to be sent beyond the configured limit, until all is sent: a snapshot.
-    allowance: usize,
     /// Writing failed with this; what the partner sent before may still be read.
     write_failed: Option<CloseReason>,
     closed: Option<CloseReason>,
@@ -102,7 +100,6 @@ impl Link {
             state,
             inbox: Inbox::new(UNTRUSTED_READ),
             outbox: Outbox::new(),
-            allowance: 0,
             write_failed: None,
             closed: None,
         }
@@ -195,7 +192,8 @@ impl Link {
             // The reader will find out; until then the partner's last words must not be lost.
             return Ok(());
         }
-        if self.outbox.waiting() >= self.config.send_limit.saturating_add(self.allowance) {
+        // The log is bounded by whoever writes it: a partner that is slow is a partner.
+        if self.outbox.waiting() >= self.config.send_limit && !matches!(message, Message::Records { .. }) {
             return Err(SendError::Full);
         }
         let noise = match &mut self.state {
@@ -203,11 +201,6 @@ impl Link {
             _ => None,
         };
         self.outbox.push(message, noise).map_err(SendError::Malformed)
-    }
-
-    /// Lets this many bytes wait beyond the configured limit, until nothing waits: a snapshot is as long as it is.
-    pub fn allow(&mut self, bytes: usize) {
-        self.allowance = bytes;
     }
 
     /// Sends what is queued, as far as the kernel takes it, and not more than a piece that leaves the caller time
@@ -229,9 +222,6 @@ impl Link {
             } else {
                 self.fail(reason);
             }
-        }
-        if self.outbox.waiting() == 0 {
-            self.allowance = 0;
         }
     }
 

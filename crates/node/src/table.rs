@@ -1,13 +1,15 @@
 //! The local record: a memory-mapped table of the sessions, updated in place without a system call. `tcpr sessions`
-//! reads it when no manager answers, to tell what a dead one held.
+//! reads it: it costs a manager nothing, and tells what a dead one held.
 //!
-//! The file has a header of 64 bytes and slots of 128, native byte order (it never leaves the machine). A slot
-//! begins with a counter that is odd while the slot is written.
+//! The file has a header of 64 bytes (magic, process id, generation) and slots of 128, native byte order (it never leaves
+//! the machine). A slot begins with a counter that is odd while the slot is written; what is of another generation than
+//! the header's is no session any more.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{fence, Ordering};
 
@@ -25,6 +27,10 @@ const SLOT: usize = 128;
 const FIRST: usize = 256;
 /// Most slots that a reader believes in.
 const MOST: usize = 1 << 24;
+/// How much of it is read at a time.
+const CHUNK: usize = 512 * SLOT;
+/// How often a slot is read again that changes all the time.
+const AGAIN: usize = 10_000;
 
 const USED: u8 = 1;
 const ESTABLISHED: u8 = 2;
@@ -48,7 +54,8 @@ struct Slot {
     in_stored: u64,
     out_acked: u64,
     out_done: u64,
-    unused: [u8; SLOT - 80],
+    generation: u32,
+    unused: [u8; SLOT - 84],
 }
 
 /// What is shown of a session.
@@ -115,7 +122,7 @@ fn address(octets: [u8; 16], family: u8) -> IpAddr {
 }
 
 impl Slot {
-    fn of(row: &SessionRow, sequence: u32) -> Slot {
+    fn of(row: &SessionRow, generation: u32, sequence: u32) -> Slot {
         let flags = [
             (row.established, ESTABLISHED),
             (row.peer_finished, IN_FIN),
@@ -136,13 +143,14 @@ impl Slot {
             in_stored: row.in_stored,
             out_acked: row.out_acked,
             out_done: row.out_done,
-            unused: [0; SLOT - 80],
+            generation,
+            unused: [0; SLOT - 84],
         }
     }
 
     fn row(&self) -> Option<SessionRow> {
         let has = |flag| self.flags & flag != 0;
-        (has(USED) && self.sequence.is_multiple_of(2)).then(|| SessionRow {
+        has(USED).then(|| SessionRow {
             session: self.session,
             local: SocketAddr::new(address(self.local, self.family), self.local_port),
             peer: SocketAddr::new(address(self.peer, self.family), self.peer_port),
@@ -171,6 +179,7 @@ pub struct Table {
     map: MmapMut,
     slots: BySession<u32>,
     free: Vec<u32>,
+    generation: u32,
     touched: Vec<SessionId>,
 }
 
@@ -188,7 +197,7 @@ impl Table {
         map[8..12].copy_from_slice(&std::process::id().to_ne_bytes());
         map[..8].copy_from_slice(&MAGIC);
         let free = (0..FIRST as u32).rev().collect();
-        Ok(Table { path, file, map, slots: BySession::default(), free, touched: Vec::new() })
+        Ok(Table { path, file, map, slots: BySession::default(), free, generation: 0, touched: Vec::new() })
     }
 
     /// Records were applied to the store: writes what they changed.
@@ -224,10 +233,12 @@ impl Table {
         written
     }
 
-    /// The store was emptied.
+    /// The store was emptied: whatever its size, a word is written.
     pub fn clear(&mut self) {
-        let all: Vec<SessionId> = self.slots.keys().copied().collect();
-        all.into_iter().for_each(|id| self.remove(id));
+        self.generation = self.generation.wrapping_add(1);
+        self.map[12..16].copy_from_slice(&self.generation.to_ne_bytes());
+        self.slots = BySession::default();
+        self.free = (0..((self.map.len() - HEADER) / SLOT) as u32).rev().collect();
     }
 
     /// An orderly end: nothing is left to tell.
@@ -247,7 +258,8 @@ impl Table {
                 slot
             }
         };
-        self.put(slot, |sequence| Slot::of(row, sequence));
+        let generation = self.generation;
+        self.put(slot, |sequence| Slot::of(row, generation, sequence));
         Ok(())
     }
 
@@ -291,20 +303,71 @@ fn reserve(file: &File, slots: usize) -> io::Result<MmapMut> {
     unsafe { MmapMut::map_mut(file) }
 }
 
-/// What the manager that wrote this table last said of its sessions, by number; and its process id.
+/// What the manager that writes this table, or wrote it last, says of its sessions, by number; and its process id. It may
+/// go on writing meanwhile: each row is whole.
 ///
 /// # Errors
 /// There is no table, or it is none.
 pub fn read(path: &Path) -> io::Result<(u32, Vec<SessionRow>)> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take((HEADER + MOST * SLOT) as u64).read_to_end(&mut bytes)?;
-    let Some((header, slots)) = bytes.split_at_checked(HEADER).filter(|(header, _)| header[..8] == MAGIC) else {
+    let file = File::open(path)?;
+    let mut header = [0; HEADER];
+    let whole = read_at(&file, &mut header, 0)? == HEADER;
+    if !whole || header[..8] != MAGIC {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} is no session table", path.display())));
-    };
-    let slots = slots.chunks_exact(SLOT).filter_map(|slot| Slot::read_from_bytes(slot).ok());
-    let mut rows: Vec<SessionRow> = slots.filter_map(|slot| slot.row()).collect();
+    }
+    let mut rows: Vec<SessionRow> = Vec::new();
+    let generation = header[12..16].to_owned();
+    let (mut before, mut slots, mut after) = (vec![0; CHUNK], vec![0; CHUNK], vec![0; CHUNK]);
+    for chunk in 0..MOST * SLOT / CHUNK {
+        let at = HEADER + chunk * CHUNK;
+        let mut length = read_stable(&file, at, [&mut before, &mut slots, &mut after])?;
+        length -= length % SLOT;
+        for from in (0..length).step_by(SLOT) {
+            let mut bytes = slots[from..from + SLOT].to_owned();
+            let mut sequences = [&before, &slots, &after].map(|read| read[from..from + 4].to_owned());
+            // One that is being written now is read again by itself.
+            for _ in 0..AGAIN {
+                if sequences[0] == sequences[1] && sequences[1] == sequences[2] && sequences[0][0] & 1 == 0 {
+                    break;
+                }
+                let (mut a, mut b) = ([0; SLOT], [0; SLOT]);
+                bytes.resize(SLOT, 0);
+                read_stable(&file, at + from, [&mut a, &mut bytes, &mut b])?;
+                sequences = [&a[..4], &bytes[..4], &b[..4]].map(<[u8]>::to_owned);
+            }
+            let slot = Slot::read_from_bytes(&bytes).ok().filter(|slot| slot.generation.to_ne_bytes()[..] == generation[..]);
+            rows.extend(slot.and_then(|slot| slot.row()));
+        }
+        if length < CHUNK {
+            break;
+        }
+    }
     rows.sort_unstable_by_key(|row| row.session);
     Ok((u32::from_ne_bytes([header[8], header[9], header[10], header[11]]), rows))
+}
+
+/// Reads the same three times, each after the one before is over: a slot whose counter is even and the same in all of them was
+/// not written while the second read it. Returns how much there is.
+fn read_stable(file: &File, at: usize, buffers: [&mut [u8]; 3]) -> io::Result<usize> {
+    let mut least = usize::MAX;
+    for buffer in buffers {
+        least = least.min(read_at(file, buffer, at)?);
+    }
+    Ok(least)
+}
+
+/// Reads as much as there is.
+fn read_at(file: &File, buffer: &mut [u8], at: usize) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read_at(&mut buffer[length..], (at + length) as u64) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(length)
 }
 
 #[cfg(test)]
@@ -339,6 +402,94 @@ mod tests {
         }
         .encode(&mut bytes);
         bytes
+    }
+
+    /// The counter of a slot shows that it changed while it was read: no row is ever half the old and half the new.
+    #[test]
+    fn rows_are_whole_while_they_are_written() {
+        let dir = std::env::temp_dir().join(format!("tcpr-table-busy-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let mut table = Table::new(&dir).expect("a table");
+        let (mut store, mut opens) = (Store::new(), Vec::new());
+        (1..=100).for_each(|session| opens.extend(open(session)));
+        store.apply_batch(&opens).expect("fits");
+        table.note(&store, &opens).expect("written");
+        let row = |session: SessionId, n: u64| SessionRow {
+            in_done: n,
+            in_stored: n,
+            out_acked: n,
+            out_done: n,
+            ..SessionRow::of(store.get(session).expect("there"))
+        };
+        (1..=100).for_each(|session| table.write(&row(session, 0)).expect("written"));
+        let reads = std::thread::scope(|threads| {
+            let (done, at) = (std::sync::atomic::AtomicBool::new(false), path(&dir));
+            let reader = threads.spawn(|| {
+                let mut reads = 0;
+                while reads < 200 {
+                    let (_, rows) = read(&at).expect("read");
+                    assert_eq!(rows.len(), 100);
+                    for r in rows {
+                        assert!([r.in_done, r.in_stored, r.out_acked] == [r.out_done; 3], "{r:?}");
+                    }
+                    reads += 1;
+                }
+                done.store(true, Ordering::Relaxed);
+                reads
+            });
+            let mut n = 0;
+            while !done.load(Ordering::Relaxed) && !reader.is_finished() {
+                n += 1;
+                (1..=100).for_each(|session| table.write(&row(session, n)).expect("written"));
+            }
+            reader.join().expect("no torn row")
+        });
+        assert_eq!(reads, 200);
+        // Emptied: nothing is left to see, and the slots are used again.
+        table.clear();
+        assert_eq!(read(&path(&dir)).expect("read").1, []);
+        table.note(&store, &open(7)).expect("written");
+        assert_eq!(read(&path(&dir)).expect("read").1, [SessionRow::of(store.get(7).expect("there"))]);
+        std::fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    /// To list the sessions costs a manager nothing, and the table costs it what changes, whatever the number of sessions.
+    #[test]
+    fn the_table_of_a_large_service_costs_what_changes() {
+        const SESSIONS: u32 = 100_000;
+        let dir = std::env::temp_dir().join(format!("tcpr-table-large-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let mut table = Table::new(&dir).expect("a table");
+        let (mut store, mut opens) = (Store::new(), Vec::new());
+        for session in 1..=SESSIONS {
+            let mut bytes = open(session);
+            // A port of its own is not enough for so many: the address in the record tells them apart.
+            let peer = SocketAddr::from(([10, (session >> 16) as u8, (session >> 8) as u8, session as u8], 1024));
+            let Ok(Some(Record::Open(mut o))) = record::decode(&mut &bytes[..]) else { panic!("an opening") };
+            o.tuple = FourTuple { local: ([192, 0, 2, 200], 5555).into(), peer };
+            bytes.clear();
+            o.encode(&mut bytes);
+            opens.extend(bytes);
+        }
+        store.apply_batch(&opens).expect("fits");
+        table.note(&store, &opens).expect("written");
+        let differ = |a: &[u8], b: &[u8]| a.chunks(SLOT).zip(b.chunks(SLOT)).filter(|(a, b)| a != b).count();
+        let whole = table.map.to_vec();
+        let mut more = Vec::new();
+        [5, 70_000].into_iter().for_each(|session| encode_end(session, EndReason::Closed, &mut more));
+        record::encode_input(99, 7, b"hello", false, &mut more);
+        store.apply_batch(&more).expect("fits");
+        table.note(&store, &more).expect("written");
+        // Slots do not begin where chunks of the same size do: each is in two of them.
+        assert!(differ(&whole, &table.map) <= 6);
+        let rows = read(&path(&dir)).expect("read").1;
+        assert_eq!(rows.len(), SESSIONS as usize - 2);
+        assert!(rows.iter().all(|row| *row == SessionRow::of(store.get(row.session).expect("there"))));
+        let whole = table.map.to_vec();
+        table.clear();
+        assert_eq!(whole.iter().zip(table.map.iter()).filter(|(a, b)| a != b).count(), 1);
+        assert_eq!(read(&path(&dir)).expect("read").1, []);
+        std::fs::remove_dir_all(&dir).expect("removed");
     }
 
     #[test]

@@ -126,24 +126,34 @@ impl Client {
         let _inside = Bypass::enter();
         let deadline = Instant::now() + patience;
         let name = wire::socket_name(service);
-        let socket = loop {
-            match sys::seqpacket_connect(&name) {
-                Ok(socket) => break sys::move_high(socket),
-                Err(e) if Instant::now() >= deadline => {
-                    let text = format!("no manager of service \"{service}\" answers: {e}");
-                    return Err(ClientError { errno: libc::ENOTCONN, text });
-                }
-                Err(_) => nap(Duration::from_millis(10)),
-            }
-        };
-        let mut requesting = Requesting { socket, number: 0 };
         let hello = Hello {
             version: wire::PROTOCOL_VERSION,
             pid: std::process::id(),
             token: token.to_owned(),
             linked,
         };
-        let (reply, fds) = requesting.ask(hello, &[], deadline.max(Instant::now() + Duration::from_millis(100)))?;
+        let (requesting, reply, fds) = loop {
+            let socket = match sys::seqpacket_connect(&name) {
+                Ok(socket) => sys::move_high(socket),
+                Err(e) if Instant::now() >= deadline => {
+                    let text = format!("no manager of service \"{service}\" answers: {e}");
+                    return Err(ClientError { errno: libc::ENOTCONN, text });
+                }
+                Err(_) => {
+                    nap(Duration::from_millis(10));
+                    continue;
+                }
+            };
+            let mut requesting = Requesting { socket, number: 0 };
+            match requesting.ask(&hello, &[], deadline.max(Instant::now() + Duration::from_millis(100))) {
+                // The manager has died, or strangers have pushed us out before it heard us.
+                Err(e) if e.errno == libc::ENOTCONN && Instant::now() < deadline => nap(Duration::from_millis(10)),
+                answer => {
+                    let (reply, fds) = answer?;
+                    break (requesting, reply, fds);
+                }
+            }
+        };
         let welcome = match reply {
             Reply::Welcome(welcome) => welcome,
             Reply::Error { errno, text } => return Err(ClientError { errno, text }),
@@ -331,6 +341,24 @@ impl Client {
             3 => ChannelRole::Fenced,
             _ => ChannelRole::Starting,
         }
+    }
+
+    /// Whether the log is so far ahead of the replica that a write waits, as for a full buffer. See [`super::ring::EASE`].
+    #[inline]
+    pub fn is_pressed(&self, least: u32) -> bool {
+        self.mapping.header().pressure.load(Ordering::Acquire) >= least
+    }
+
+    /// Waits for a moment, or until that is over. False: nobody is there who could say so.
+    pub fn await_replica(&self, least: u32) -> bool {
+        let _inside = Bypass::enter();
+        let word = &self.mapping.header().pressure;
+        let value = word.load(Ordering::Acquire);
+        if value >= least {
+            sys::futex_wait(word, value, Some(WATCH_NAP));
+        }
+        self.look_for_manager();
+        !self.is_gone()
     }
 
     /// The number of the epoch.

@@ -73,7 +73,14 @@ pub(super) struct Header {
     pub(super) epoch: AtomicU64,
     pub(super) recovered: [RecoveredSlot; SLOTS],
     pub(super) doorbells: [AtomicU32; SLOTS],
+    /// How far the log is ahead of the replica (futex word): 0, or [`EASE`], or [`STOP`].
+    pub(super) pressure: AtomicU32,
 }
+
+/// Who has not begun to write waits.
+pub const EASE: u32 = 1;
+/// Whoever writes waits.
+pub const STOP: u32 = 2;
 
 /// Recovered sessions of one listening port that nobody has accepted yet.
 #[repr(C)]

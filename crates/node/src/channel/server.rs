@@ -100,11 +100,10 @@ impl ChannelListener {
         let Some(socket) = sys::accept(self.socket.as_fd())? else {
             return Ok(None);
         };
-        let pid = sys::peer_pid(socket.as_fd())?;
-        let process = sys::pidfd(socket.as_fd(), pid)?;
+        let (pid, uid) = sys::peer(socket.as_fd())?;
         let id = self.next;
         self.next += 1;
-        Ok(Some(Channel { id, pid, socket, process, greeting: self.greeting.clone(), joined: None }))
+        Ok(Some(Channel { id, pid, uid, socket, greeting: self.greeting.clone(), joined: None }))
     }
 }
 
@@ -127,8 +126,8 @@ pub enum Incoming {
 pub struct Channel {
     id: u32,
     pid: u32,
+    uid: u32,
     socket: OwnedFd,
-    process: OwnedFd,
     greeting: Arc<Greeting>,
     joined: Option<Joined>,
 }
@@ -137,6 +136,7 @@ struct Joined {
     mapping: Arc<Mapping>,
     consumer: Consumer,
     kick: OwnedFd,
+    process: OwnedFd,
 }
 
 impl Channel {
@@ -156,9 +156,15 @@ impl Channel {
         self.socket.as_fd()
     }
 
-    /// A pidfd: readable when the process is dead, whoever has copies of its descriptors. Drain once more then.
-    pub fn process_fd(&self) -> BorrowedFd<'_> {
-        self.process.as_fd()
+    /// Its user when it connected, by the kernel's word.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// A pidfd: readable when the process is dead, whoever has copies of its descriptors. Drain once more then. Present
+    /// once it has joined.
+    pub fn process_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.joined.as_ref().map(|j| j.process.as_fd())
     }
 
     /// Readable when the process kicked; present once it has joined.
@@ -217,6 +223,7 @@ impl Channel {
         if !same(hello.token.as_bytes(), self.greeting.token.as_bytes()) {
             return refuse(libc::EACCES, "wrong token: the program was not started by this manager".into());
         }
+        let process = sys::pidfd(self.socket.as_fd(), self.pid)?;
         let memory = sys::memory(ring::MEMORY_BYTES)?;
         let mapping = Arc::new(Mapping::new(memory.as_fd())?);
         ring::initialise(&mapping);
@@ -236,7 +243,7 @@ impl Channel {
         };
         send(self.socket.as_fd(), number, Reply::Welcome(welcome), &[memory.as_fd(), kick.as_fd()])?;
         let consumer = Consumer::new(mapping.clone());
-        self.joined = Some(Joined { mapping, consumer, kick });
+        self.joined = Some(Joined { mapping, consumer, kick, process });
         Ok(hello)
     }
 
@@ -294,6 +301,16 @@ impl Channel {
             let word = &joined.mapping.header().role;
             word.store(role as u32, Ordering::Release);
             sys::futex_wake(word);
+        }
+    }
+
+    /// Publishes how far the log is ahead of the replica ([`ring::EASE`], [`ring::STOP`], 0) and wakes those who wait.
+    pub fn set_pressure(&self, pressure: u32) {
+        if let Some(joined) = &self.joined {
+            let word = &joined.mapping.header().pressure;
+            if word.swap(pressure, Ordering::Release) > pressure {
+                sys::futex_wake(word);
+            }
         }
     }
 

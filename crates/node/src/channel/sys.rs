@@ -206,8 +206,8 @@ pub(super) fn unkick(eventfd: BorrowedFd<'_>) {
     unsafe { libc::syscall(libc::SYS_read, eventfd.as_raw_fd(), count.as_mut_ptr(), count.len()) };
 }
 
-/// The process at the other end of a Unix socket, as this process numbers it.
-pub(super) fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+/// The process at the other end of a Unix socket, as this process numbers it, and its user.
+pub(super) fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = mem::size_of_val(&credentials) as libc::socklen_t;
     // SAFETY: credentials is live, writable and of the given length.
@@ -220,7 +220,7 @@ pub(super) fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<u32> {
             &mut length,
         )
     })?;
-    Ok(credentials.pid as u32)
+    Ok((credentials.pid as u32, credentials.uid))
 }
 
 /// A descriptor that becomes readable when the process ends.

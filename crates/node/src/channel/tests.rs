@@ -356,7 +356,7 @@ fn death_and_departure_are_told_apart() {
     assert!(matches!(incoming(&mut channel), Err(ChannelError::Gone)));
     // What was told before is still there, and the process lives.
     assert_eq!(drained(&mut channel).len(), 1);
-    assert_eq!(sys::poll(channel.process_fd(), libc::POLLIN, Duration::ZERO).unwrap(), 0);
+    assert_eq!(sys::poll(channel.process_fd().unwrap(), libc::POLLIN, Duration::ZERO).unwrap(), 0);
     assert!(channel.socket_fd().as_raw_fd() >= 0);
 }
 

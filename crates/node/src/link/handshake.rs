@@ -17,8 +17,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// The replication protocol that this code speaks; it accepts the one before, too.
-pub const PROTOCOL: u16 = 1;
+/// The replication protocol that this code speaks; it accepts the one before, too. Since 2 a snapshot comes in steps, with the
+/// log between them.
+pub const PROTOCOL: u16 = 2;
 /// The oldest protocol that it speaks. There was none before 1.
 const OLDEST: u16 = if PROTOCOL > 1 { PROTOCOL - 1 } else { PROTOCOL };
 
@@ -44,10 +45,11 @@ pub struct LinkConfig {
     pub key: Key,
     /// Protocol versions that are accepted.
     pub versions: RangeInclusive<u16>,
-    /// Bytes that may wait to be sent before `send` fails.
+    /// Bytes that may wait to be sent before `send` fails of anything but records.
     pub send_limit: usize,
-    /// Unacknowledged data older than this ends a connection. Heartbeats find a dead partner much sooner; this one
-    /// ends a connection whose retransmission timer has backed off on a path that works again.
+    /// Unacknowledged data older than this ends a connection, and so does a window that is closed for as long. Heartbeats
+    /// find a dead partner much sooner; this one ends a connection whose retransmission timer has backed off on a path that
+    /// works again.
     pub user_timeout: Duration,
 }
 
@@ -60,7 +62,7 @@ impl LinkConfig {
             key,
             versions: OLDEST..=PROTOCOL,
             send_limit: 64 << 20,
-            user_timeout: Duration::from_secs(1),
+            user_timeout: Duration::from_secs(3),
         }
     }
 

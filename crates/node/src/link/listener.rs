@@ -4,7 +4,7 @@ use super::handshake::{Fault, LinkConfig};
 use super::socket::Epoll;
 use super::{is_temporary, CloseReason, Link};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use tcpr_session::Now;
@@ -20,6 +20,8 @@ pub struct Listener {
     epoll: Epoll,
     half_open: Vec<Link>,
     config: Arc<LinkConfig>,
+    /// The partner dials from here: strangers give way to it, and never it to them.
+    expected: Option<IpAddr>,
     rejections: Rejections,
     last_rejection: Option<(SocketAddr, CloseReason)>,
 }
@@ -74,9 +76,15 @@ impl Listener {
             epoll,
             half_open: Vec::with_capacity(MAX_HALF_OPEN),
             config,
+            expected: None,
             rejections: Rejections::default(),
             last_rejection: None,
         })
+    }
+
+    /// Where the partner dials from.
+    pub fn expect(&mut self, partner: IpAddr) {
+        self.expected = Some(partner);
     }
 
     /// The descriptor to watch for readable: it stands for the listening socket and all half-open links.
@@ -160,7 +168,13 @@ impl Listener {
             };
             if self.half_open.len() == MAX_HALF_OPEN {
                 self.rejections.crowded += 1;
-                let oldest = self.half_open.remove(0);
+                let stranger = |link: &Link| self.expected.is_some_and(|partner| link.partner().ip() != partner);
+                let oldest = self.half_open.iter().position(stranger);
+                if oldest.is_none() && stranger(&link) {
+                    self.epoll.remove(link.fd());
+                    continue;
+                }
+                let oldest = self.half_open.remove(oldest.unwrap_or(0));
                 self.epoll.remove(oldest.fd());
             }
             self.half_open.push(link);

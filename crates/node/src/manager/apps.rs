@@ -1,10 +1,11 @@
 //! Channels to the applications' hooks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use tcpr_session::filter::{Filter, Origin, PROGRAM};
 use tcpr_session::role::{Role, RoleInput};
@@ -18,6 +19,35 @@ use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
 use crate::channel::{self, Event};
 use crate::outgoing;
 use crate::vip::Vip;
+
+/// Most that have connected and not said who they are: any local user can connect, and each costs a descriptor.
+const STRANGERS: usize = 64;
+/// How many are accepted, and how many requests of one process answered, before others have their turn.
+const STRANGERS_AT_ONCE: usize = 32;
+const REQUESTS_AT_ONCE: usize = 32;
+/// How long they have to say it: the library says it at once.
+const HELLO_WAIT: Duration = Duration::from_secs(2);
+/// What is refused is written to the log no more often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// Processes that have connected and not joined, oldest first.
+#[derive(Default)]
+pub(super) struct Strangers {
+    waiting: VecDeque<(Now, Channel)>,
+    turned_away: u64,
+    complain_at: Now,
+}
+
+impl Strangers {
+    pub(super) fn poll_timeout(&self) -> Option<Now> {
+        self.waiting.front().map(|(since, _)| *since + HELLO_WAIT)
+    }
+
+    fn take(&mut self, id: u32) -> Option<(Now, Channel)> {
+        let at = self.waiting.iter().position(|(_, channel)| channel.id() == id)?;
+        self.waiting.remove(at)
+    }
+}
 
 /// A process whose hooks are joined.
 pub(super) struct App {
@@ -112,43 +142,102 @@ impl Manager {
         }
     }
 
+    /// Takes processes that want to join, a few at a time. What each says first is heard at once if it is there: that of
+    /// the library is, and strangers keep nobody out.
     pub(super) fn accept_apps(&mut self) {
-        loop {
+        for _ in 0..STRANGERS_AT_ONCE {
             match self.channels.accept() {
                 Ok(Some(channel)) => {
                     let id = channel.id();
-                    let watched = self
-                        .poller
-                        .add(channel.socket_fd().as_raw_fd(), Token::Channel(id))
-                        .and_then(|()| self.poller.add(channel.process_fd().as_raw_fd(), Token::Process(id)));
-                    match watched {
-                        Ok(()) => {
-                            self.apps.insert(id, App { channel, broken: false });
-                        }
-                        Err(error) => log::error!("cannot watch an application: {error}"),
+                    if let Err(error) = self.poller.add(channel.socket_fd().as_raw_fd(), Token::Channel(id)) {
+                        log::error!("cannot watch an application: {error}");
+                        continue;
+                    }
+                    let now = self.now();
+                    self.strangers.waiting.push_back((now, channel));
+                    self.hear_stranger(id);
+                    if self.strangers.waiting.len() > STRANGERS {
+                        self.push_out_stranger();
                     }
                 }
                 Ok(None) => return,
-                Err(error) => return log::warn!("an application was turned away: {}", describe(&error)),
+                Err(error) => {
+                    // With no descriptor left it would be tried for ever.
+                    self.push_out_stranger();
+                    return self.turned_away(&describe(&error));
+                }
+            }
+        }
+    }
+
+    /// One makes room: the oldest of the user who has most of them.
+    fn push_out_stranger(&mut self) {
+        let all = &self.strangers.waiting;
+        let of = |uid: u32| all.iter().filter(|(_, channel)| channel.uid() == uid).count();
+        let Some(oldest) = all.iter().rev().max_by_key(|(_, c)| of(c.uid())).map(|(_, c)| c.id()) else { return };
+        self.hear_stranger(oldest);
+        if let Some((_, channel)) = self.strangers.take(oldest) {
+            self.turned_away(&format!("it is one of many, of user {}, that say nothing", channel.uid()));
+        }
+    }
+
+    /// Those that have said nothing in time.
+    pub(super) fn strangers_timers(&mut self, now: Now) {
+        while self.strangers.waiting.front().is_some_and(|(since, _)| now >= *since + HELLO_WAIT) {
+            let (_, channel) = self.strangers.waiting.pop_front().expect("in front");
+            self.turned_away(&format!("it said nothing (process {} of user {})", channel.pid(), channel.uid()));
+        }
+    }
+
+    /// One line for as many as come in a while.
+    fn turned_away(&mut self, why: &str) {
+        let now = self.now();
+        self.strangers.turned_away += 1;
+        if now >= self.strangers.complain_at {
+            self.strangers.complain_at = now + COMPLAIN_EVERY;
+            log::warn!("an application was turned away: {why} ({} so far)", self.strangers.turned_away);
+        }
+    }
+
+    /// What somebody says who has not joined.
+    fn hear_stranger(&mut self, id: u32) {
+        let Some((_, channel)) = self.strangers.waiting.iter_mut().find(|(_, c)| c.id() == id) else { return };
+        match channel.receive() {
+            Ok(None) => {}
+            Ok(Some(Incoming::Joined(hello))) => {
+                log::info!("application {} joined", channel.pid());
+                log::debug!("{hello:?}");
+                let channel = self.strangers.take(id).expect("found").1;
+                let watched = [(channel.kick_fd(), Token::Kick(id)), (channel.process_fd(), Token::Process(id))];
+                for (fd, token) in watched {
+                    if let Err(error) = fd.map_or(Ok(()), |fd| self.poller.add(fd.as_raw_fd(), token)) {
+                        log::error!("cannot watch an application: {error}");
+                    }
+                }
+                channel.set_pressure(self.partner.pressure);
+                self.apps.insert(id, App { channel, broken: false });
+                self.publish_role();
+                self.publish_pending();
+            }
+            // Nothing else is said by who has not joined.
+            Ok(Some(Incoming::Request(..))) | Err(ChannelError::Gone) => drop(self.strangers.take(id)),
+            Err(error) => {
+                let why = describe(&error);
+                drop(self.strangers.take(id));
+                self.turned_away(&why);
             }
         }
     }
 
     pub(super) fn app_request(&mut self, id: u32) {
-        loop {
+        if !self.apps.contains_key(&id) {
+            self.hear_stranger(id);
+        }
+        // What has come since wakes the loop again.
+        for _ in 0..REQUESTS_AT_ONCE {
             let Some(app) = self.apps.get_mut(&id) else { return };
             match app.channel.receive() {
-                Ok(Some(Incoming::Joined(hello))) => {
-                    log::info!("application {} joined", app.channel.pid());
-                    log::debug!("{hello:?}");
-                    if let Some(kick) = app.channel.kick_fd() {
-                        if let Err(error) = self.poller.add(kick.as_raw_fd(), Token::Kick(id)) {
-                            log::error!("cannot watch an application: {error}");
-                        }
-                    }
-                    self.publish_role();
-                    self.publish_pending();
-                }
+                Ok(Some(Incoming::Joined(_))) => {}
                 Ok(Some(Incoming::Request(number, request, socket))) => self.answer(id, number, request, socket),
                 Ok(None) => return,
                 Err(ChannelError::Gone) => {
@@ -185,9 +274,8 @@ impl Manager {
         let now = self.now();
         let Some(app) = self.apps.remove(&id) else { return };
         self.poller.remove(app.channel.socket_fd().as_raw_fd());
-        self.poller.remove(app.channel.process_fd().as_raw_fd());
-        if let Some(kick) = app.channel.kick_fd() {
-            self.poller.remove(kick.as_raw_fd());
+        for fd in [app.channel.process_fd(), app.channel.kick_fd()].into_iter().flatten() {
+            self.poller.remove(fd.as_raw_fd());
         }
         self.filter.process_gone(now, id);
         self.takeover.app_gone(id);

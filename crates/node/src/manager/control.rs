@@ -1,10 +1,11 @@
-//! The control socket: one JSON object a line in, one out. `tcpr status`, `sessions`, `switchover` and
-//! `restart` speak it.
+//! The control socket: one JSON object a line in, one out. `tcpr status`, `switchover` and `restart` speak it. What is asked
+//! for costs the same whatever the number of sessions: `tcpr sessions` reads the session table.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,6 @@ use tcpr_session::filter::{Engine, Mode};
 use tcpr_session::role::{Role, RoleInput};
 
 use super::{Manager, Token};
-use crate::table::SessionRow;
 
 /// Most connections at once; an older one gives way.
 const MAX_ASKERS: usize = 32;
@@ -27,8 +27,6 @@ const MAX_REQUEST: usize = 4096;
 pub enum ControlRequest {
     /// What this member is and does.
     Status,
-    /// Its sessions.
-    Sessions,
     /// Hand the service over to the partner.
     Switchover,
     /// Kill the program and start it again.
@@ -38,8 +36,57 @@ pub enum ControlRequest {
 pub(super) struct Control {
     listener: UnixListener,
     path: PathBuf,
-    askers: HashMap<u32, (UnixStream, Vec<u8>)>,
+    askers: HashMap<u32, Asker>,
     next: u32,
+}
+
+/// One who asks.
+struct Asker {
+    stream: UnixStream,
+    /// What was asked and not answered yet.
+    asked: Vec<u8>,
+    answer: Vec<u8>,
+    /// How much of the answer was taken.
+    told: usize,
+    /// It is watched for room for more.
+    writes: bool,
+}
+
+impl Asker {
+    /// Gives on the answer, or takes what came. Returns the next request, if all is answered and one is there.
+    fn turn(&mut self) -> io::Result<Option<Vec<u8>>> {
+        self.tell()?;
+        if !self.answer.is_empty() {
+            return Ok(None);
+        }
+        if !self.asked.contains(&b'\n') {
+            let mut chunk = [0; 1024];
+            match self.stream.read(&mut chunk) {
+                Ok(n) if n > 0 && self.asked.len() + n <= MAX_REQUEST => self.asked.extend_from_slice(&chunk[..n]),
+                Err(e) if is_temporary(&e) => {}
+                _ => return Err(io::ErrorKind::ConnectionAborted.into()),
+            }
+        }
+        let end = self.asked.iter().position(|c| *c == b'\n');
+        Ok(end.map(|end| self.asked.drain(..=end).collect()))
+    }
+
+    /// Writes as much of the answer as there is room for.
+    fn tell(&mut self) -> io::Result<()> {
+        while self.told < self.answer.len() {
+            match self.stream.write(&self.answer[self.told..]) {
+                Ok(n) => self.told += n,
+                Err(e) if is_temporary(&e) => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        self.answer = Vec::new();
+        Ok(())
+    }
+}
+
+fn is_temporary(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Where the control socket of a service is.
@@ -58,7 +105,13 @@ impl Control {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(context(e)),
             _ => {}
         }
-        let listener = UnixListener::bind(&path).map_err(context)?;
+        // Under its name only when it is for this user alone: whoever can connect can have the service moved.
+        let next = path.with_extension("new");
+        let _not_there = fs::remove_file(&next);
+        let listener = UnixListener::bind(&next)
+            .and_then(|listener| fs::set_permissions(&next, Permissions::from_mode(0o600)).map(|()| listener))
+            .and_then(|listener| fs::rename(&next, &path).map(|()| listener))
+            .map_err(context)?;
         listener.set_nonblocking(true)?;
         Ok(Control { listener, path, askers: HashMap::new(), next: 0 })
     }
@@ -76,7 +129,8 @@ impl Control {
 
 impl Manager {
     pub(super) fn accept_asker(&mut self) {
-        while let Ok((stream, _)) = self.control.listener.accept() {
+        for _ in 0..MAX_ASKERS {
+            let Ok((stream, _)) = self.control.listener.accept() else { return };
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
@@ -88,51 +142,46 @@ impl Manager {
             self.control.next += 1;
             let id = self.control.next;
             if self.poller.add(stream.as_raw_fd(), Token::Asker(id)).is_ok() {
-                self.control.askers.insert(id, (stream, Vec::new()));
+                let asker = Asker { stream, asked: Vec::new(), answer: Vec::new(), told: 0, writes: false };
+                self.control.askers.insert(id, asker);
+                // Most have asked already: heard at once, they are not pushed out by those who say nothing.
+                self.asker_ready(id);
             }
         }
     }
 
+    /// Hears a request, or goes on with an answer: one of them at a time, and never waiting for whoever asked.
     pub(super) fn asker_ready(&mut self, id: u32) {
-        let Some((stream, buffer)) = self.control.askers.get_mut(&id) else { return };
-        let mut chunk = [0; 1024];
-        let n = match stream.read(&mut chunk) {
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => 0,
+        let Some(asker) = self.control.askers.get_mut(&id) else { return };
+        let request = match asker.turn() {
+            Ok(request) => request,
+            Err(_) => return drop(self.control.askers.remove(&id)),
         };
-        buffer.extend_from_slice(&chunk[..n]);
-        if n == 0 || buffer.len() > MAX_REQUEST {
-            self.control.askers.remove(&id);
-            return;
-        }
-        while let Some((stream, line)) = self.control.askers.get_mut(&id).and_then(|(s, b)| {
-            let end = b.iter().position(|c| *c == b'\n')?;
-            Some((s.try_clone(), b.drain(..=end).collect::<Vec<u8>>()))
-        }) {
+        if let Some(line) = request {
             let reply = match serde_json::from_slice(&line) {
                 Ok(request) => self.control_reply(&request),
                 Err(error) => json!({ "error": format!("not a request: {error}") }),
             };
-            let mut text = reply.to_string();
-            text.push('\n');
-            let sent = stream.and_then(|mut s| {
-                s.set_nonblocking(false)?;
-                s.set_write_timeout(Some(std::time::Duration::from_millis(200)))?;
-                let sent = s.write_all(text.as_bytes());
-                s.set_nonblocking(true)?;
-                sent
-            });
-            if sent.is_err() {
-                self.control.askers.remove(&id);
+            let Some(asker) = self.control.askers.get_mut(&id) else { return };
+            asker.answer = format!("{reply}\n").into_bytes();
+            asker.told = 0;
+            if asker.tell().is_err() {
+                return drop(self.control.askers.remove(&id));
             }
+        }
+        let Some(asker) = self.control.askers.get_mut(&id) else { return };
+        // The next request is heard when the answer is out, and comes by itself if it is here already.
+        let writes = !asker.answer.is_empty() || asker.asked.contains(&b'\n');
+        if std::mem::replace(&mut asker.writes, writes) != writes
+            && self.poller.set(asker.stream.as_raw_fd(), Token::Asker(id), !writes, writes).is_err()
+        {
+            self.control.askers.remove(&id);
         }
     }
 
     fn control_reply(&mut self, request: &ControlRequest) -> serde_json::Value {
         match request {
             ControlRequest::Status => self.status(),
-            ControlRequest::Sessions => self.sessions(),
             ControlRequest::Switchover => match self.role.can_switch_over() {
                 Ok(()) => {
                     self.role.handle(self.start.elapsed(), RoleInput::SwitchoverRequested);
@@ -176,11 +225,5 @@ impl Manager {
             "counters": self.filter.counters(),
             "queue_overruns": [self.queue_in.overruns(), self.queue_out.overruns()],
         })
-    }
-
-    fn sessions(&self) -> serde_json::Value {
-        let mut list: Vec<_> = self.filter.store().iter().map(SessionRow::of).collect();
-        list.sort_unstable_by_key(|row| row.session);
-        json!({ "member": self.config.me().name, "manager": true, "sessions": list })
     }
 }

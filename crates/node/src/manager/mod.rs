@@ -99,6 +99,7 @@ pub struct Manager {
     token: String,
     channels: ChannelListener,
     apps: HashMap<u32, apps::App>,
+    strangers: apps::Strangers,
     program: Option<program::Program>,
 
     partner: partner::Partner,
@@ -266,6 +267,7 @@ impl Manager {
             token,
             channels,
             apps: HashMap::new(),
+            strangers: apps::Strangers::default(),
             program,
             partner,
             takeover: takeover::Takeover::new(ours, hooked),
@@ -388,6 +390,7 @@ impl Manager {
             self.role.poll_timeout(),
             self.partner.poll_timeout(),
             self.takeover.poll_timeout(),
+            self.strangers.poll_timeout(),
             self.program.as_ref().and_then(program::Program::poll_timeout),
             master.then_some(self.vip_renew),
             // While we may not, the renewal wakes us.
@@ -399,6 +402,9 @@ impl Manager {
         .into_iter()
         .flatten()
         .min();
+        if self.partner.has_more_to_send() {
+            return Duration::ZERO;
+        }
         due.map_or(Duration::from_millis(200), |t| t.saturating_sub(now)).min(Duration::from_millis(200))
     }
 
@@ -433,6 +439,7 @@ impl Manager {
         self.takeover_timers(now);
         self.vip_timers(now);
         self.program_timers(now);
+        self.strangers_timers(now);
         self.stop_timers(now);
         self.sweep(now);
     }
@@ -447,6 +454,7 @@ impl Manager {
                 break;
             }
         }
+        self.go_on_with_snapshot();
         let now = self.now();
         self.note_done(now);
         self.flush_verdicts();

@@ -10,10 +10,12 @@ use std::time::Duration;
 use serde_json::json;
 use tcpr_session::record;
 use tcpr_session::role::{Epoch, PartnerView, Role, RoleInput};
+use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
 
 use super::poller::{Poller, Token};
 use super::Manager;
+use crate::channel::ring;
 use crate::config::Config;
 use crate::heartbeat::{Codec, HeartbeatBody, HeartbeatSocket};
 use crate::key::{self, Key};
@@ -34,6 +36,20 @@ const PIECE: usize = 256 << 10;
 const CAUGHT_UP: u64 = 256 << 10;
 /// It waits all the same this long after the snapshot: the log is written faster than the replica stores it.
 const CATCH_UP: Duration = Duration::from_secs(10);
+
+/// The protocol version since which a snapshot may come in steps.
+const SNAPSHOT_IN_STEPS: u16 = 2;
+/// So much may wait on the link before the log waits here, and a snapshot for the log.
+const OUTBOX: usize = 1 << 20;
+/// A snapshot goes in steps of so many sessions, or bytes: packets and heartbeats do not wait for it.
+const STEP: usize = 256;
+/// The log is late if it was written so long ago, and more than this of it is not stored; it is far ahead in any case if more
+/// than that is not. Four times, or twice as much, stops everybody who writes.
+const LATE: Duration = Duration::from_millis(300);
+const LATE_BYTES: u64 = 1 << 20;
+const FAR: u64 = 16 << 20;
+/// When each so much of the log was written is noted.
+const MARK: u64 = 64 << 10;
 
 /// Everything about the other member.
 pub(super) struct Partner {
@@ -66,7 +82,16 @@ pub(super) struct Partner {
     /// As master: the log is shipped over the link from this position on.
     shipping: bool,
     snapshot: Option<Snapshot>,
+    /// What was taken from the filter, for its memory.
+    fresh: Vec<u8>,
+    /// Log that was taken and not given to the link, from `batch_at` on, behind the first `batch_sent` bytes.
     batch: Vec<u8>,
+    batch_sent: usize,
+    batch_at: u64,
+    /// Log positions, and when they were reached.
+    marks: VecDeque<(u64, Now)>,
+    /// What applications have been told of how far the log is ahead of the replica.
+    pub(super) pressure: u32,
     /// As backup: the snapshot is being received, and how far the log is stored.
     receiving: bool,
     pub(super) followed: Option<Epoch>,
@@ -83,8 +108,11 @@ pub(super) struct Partner {
 /// A snapshot on its way to the partner.
 struct Snapshot {
     begun: Now,
-    /// Log position that it stands for.
-    position: u64,
+    /// Log position that it stands for, once all of it was sent.
+    position: Option<u64>,
+    /// The sessions that are yet to be sent, as they are when their turn comes: the log that was written until then goes
+    /// before them, and the replica passes over what it says of sessions that it does not have.
+    left: Vec<SessionId>,
     /// When the log behind it may be under way no more.
     catch_up_until: Option<Now>,
 }
@@ -102,9 +130,10 @@ impl Partner {
             (1 - me, p.name.clone(), SocketAddr::new(p.address, config.replication.port))
         });
         let (listener, heartbeat) = if partner.is_some() {
-            let listener = Listener::listen(local, link_config.clone()).map_err(|e| {
+            let mut listener = Listener::listen(local, link_config.clone()).map_err(|e| {
                 io::Error::new(e.kind(), format!("replication cannot listen on {local}: {e}; is the address on this machine, and the port free?"))
             })?;
+            partner.iter().for_each(|(_, _, at)| listener.expect(at.ip()));
             (Some(listener), Some(heartbeat_socket(config, key)?))
         } else {
             (None, None)
@@ -144,7 +173,12 @@ impl Partner {
             complain_at: [now; 4],
             shipping: false,
             snapshot: None,
+            fresh: Vec::new(),
             batch: Vec::new(),
+            batch_sent: 0,
+            batch_at: 0,
+            marks: VecDeque::new(),
+            pressure: 0,
             receiving: false,
             followed: None,
             stored: 0,
@@ -190,6 +224,12 @@ impl Partner {
                 link.flush();
             }
         }
+    }
+
+    /// Whether the link has room for what waits here: nothing else wakes the loop for it.
+    pub(super) fn has_more_to_send(&self) -> bool {
+        let waits = self.batch_sent < self.batch.len() || self.snapshot.as_ref().is_some_and(|s| s.position.is_none());
+        waits && self.link.as_ref().is_some_and(|link| link.established() && link.buffered() < OUTBOX)
     }
 
     /// Whether inbound packets go on to a new master.
@@ -546,6 +586,7 @@ impl Manager {
             Message::SnapshotEnd { epoch, position } => {
                 if self.partner.followed == Some(epoch) && self.role.role() == Role::Backup {
                     self.partner.receiving = false;
+                    self.partner.stored = position;
                     *acked = Some((epoch, position));
                 }
             }
@@ -645,53 +686,147 @@ impl Manager {
 
     // ---- the log -------------------------------------------------------------------------------------
 
-    /// Sends the log that was written, if it is time.
+    /// Sends the log that was written, if it is time and the link takes it.
     pub(super) fn ship_if_due(&mut self) {
         if self.filter.has_batch(self.now()) {
-            self.ship();
+            self.collect();
         }
+        self.send_log(OUTBOX);
+        self.press();
     }
 
     /// The same, whether anybody waits for it or not.
     pub(super) fn ship(&mut self) {
-        let mut batch = std::mem::take(&mut self.partner.batch);
-        batch.clear();
-        let mut position = self.filter.take_batch(&mut batch);
-        self.note_records(&batch);
-        if self.partner.shipping {
-            let epoch = self.role.epoch();
-            for piece in pieces(&batch) {
-                self.partner.send(&Message::Records { epoch, position, bytes: piece });
-                position += piece.len() as u64;
+        self.collect();
+        self.send_log(usize::MAX);
+    }
+
+    /// Takes the log that was written.
+    fn collect(&mut self) {
+        let mut fresh = std::mem::take(&mut self.partner.fresh);
+        fresh.clear();
+        let position = self.filter.take_batch(&mut fresh);
+        self.note_records(&fresh);
+        let p = &mut self.partner;
+        if p.shipping {
+            if p.batch_sent == p.batch.len() {
+                (p.batch_at, p.batch_sent) = (position, 0);
+                std::mem::swap(&mut p.batch, &mut fresh);
+            } else {
+                p.batch.extend_from_slice(&fresh);
             }
         }
-        self.partner.batch = batch;
+        p.fresh = fresh;
+    }
+
+    /// Gives the log to the link as long as no more than this waits there.
+    fn send_log(&mut self, most: usize) {
+        let p = &mut self.partner;
+        if p.batch_sent == p.batch.len() {
+            return;
+        }
+        let batch = std::mem::take(&mut p.batch);
+        for piece in pieces(&batch[p.batch_sent..]) {
+            if p.link.as_ref().is_none_or(|link| link.buffered() >= most) {
+                break;
+            }
+            let position = p.batch_at + p.batch_sent as u64;
+            p.send(&Message::Records { epoch: self.role.epoch(), position, bytes: piece });
+            p.batch_sent += piece.len();
+        }
+        p.batch = batch;
+        if p.batch_sent > FAR as usize / 4 {
+            p.batch.drain(..p.batch_sent);
+            p.batch_at += std::mem::take(&mut p.batch_sent) as u64;
+        }
+    }
+
+    /// Those who write the log wait where it is far ahead of the replica: the link is as fast as it is.
+    fn press(&mut self) {
+        let now = self.now();
+        let p = &mut self.partner;
+        let end = self.filter.log_end();
+        let pressure = if p.shipping {
+            // While the replica is not complete nothing waits for it, but what the link does not take stays here.
+            let sent = p.batch_at + p.batch_sent as u64;
+            let waiting = if p.batch_sent < p.batch.len() { sent } else { end };
+            let stored = if self.filter.needs_replica() { self.filter.replica_position() } else { waiting };
+            p.marks.retain(|(position, _)| *position > stored && *position <= end);
+            if end > p.marks.back().map_or(stored, |mark| mark.0) + MARK {
+                p.marks.push_back((end, now));
+            }
+            let late = p.marks.front().is_some_and(|(_, at)| now > *at + LATE);
+            match end.saturating_sub(stored) {
+                behind if behind > 2 * FAR || late && behind > 4 * LATE_BYTES => ring::STOP,
+                behind if behind > FAR || late && behind > LATE_BYTES => ring::EASE,
+                _ => 0,
+            }
+        } else {
+            p.marks.clear();
+            0
+        };
+        if std::mem::replace(&mut p.pressure, pressure) != pressure {
+            self.apps.values().for_each(|app| app.channel.set_pressure(pressure));
+            self.filter.set_overloaded(now, pressure == ring::STOP);
+        }
     }
 
     pub(super) fn start_pairing(&mut self) {
         self.ship();
+        self.stop_shipping();
         let epoch = self.role.epoch();
-        let mut snapshot = Vec::new();
-        self.filter.snapshot(&mut snapshot);
-        self.ship();
         let position = self.filter.log_end();
-        log::info!("sending a snapshot of {} sessions, {} bytes", self.filter.store().len(), snapshot.len());
-        if let Some(link) = &mut self.partner.link {
-            link.allow(snapshot.len());
-        }
+        let left = self.filter.sessions();
+        log::info!("sending a snapshot of {} sessions", left.len());
         self.partner.send(&Message::SnapshotBegin { epoch, position });
-        for piece in pieces(&snapshot) {
+        self.partner.shipping = true;
+        self.partner.snapshot = Some(Snapshot { begun: self.now(), position: None, left, catch_up_until: None });
+        if self.partner.link.as_ref().and_then(Link::version).is_none_or(|version| version < SNAPSHOT_IN_STEPS) {
+            // To this partner it stands for the log position of its beginning: all of it at once.
+            while self.snapshot_step() {}
+        }
+    }
+
+    /// Sends the next part of a snapshot, if one is under way and the link takes it. Returns whether there is more.
+    fn snapshot_step(&mut self) -> bool {
+        if self.partner.snapshot.as_ref().is_none_or(|snapshot| snapshot.position.is_some()) {
+            return false;
+        }
+        self.ship();
+        let (epoch, position) = (self.role.epoch(), self.filter.log_end());
+        let Some(snapshot) = &mut self.partner.snapshot else { return false };
+        let mut bytes = Vec::new();
+        for _ in 0..STEP {
+            if bytes.len() >= PIECE {
+                break;
+            }
+            let Some(session) = snapshot.left.pop() else { break };
+            self.filter.store().snapshot(session, &mut bytes);
+        }
+        let more = !snapshot.left.is_empty();
+        if !more {
+            snapshot.position = Some(position);
+        }
+        for piece in pieces(&bytes) {
             self.partner.send(&Message::Records { epoch, position, bytes: piece });
         }
-        self.partner.send(&Message::SnapshotEnd { epoch, position });
-        self.partner.shipping = true;
-        self.partner.snapshot = Some(Snapshot { begun: self.now(), position, catch_up_until: None });
+        if !more {
+            self.partner.send(&Message::SnapshotEnd { epoch, position });
+        }
+        more
+    }
+
+    /// Goes on with a snapshot where the link has room for it.
+    pub(super) fn go_on_with_snapshot(&mut self) {
+        if self.partner.has_more_to_send() && self.partner.batch_sent == self.partner.batch.len() {
+            self.snapshot_step();
+        }
     }
 
     /// The replica holds the snapshot; nothing may wait for it before it has most of what was written since.
     fn catch_up(&mut self, now: Now) {
         let Some(snapshot) = &mut self.partner.snapshot else { return };
-        if self.partner.stored < snapshot.position {
+        if snapshot.position.is_none_or(|position| self.partner.stored < position) {
             return;
         }
         let behind = self.filter.log_end() - self.partner.stored;
@@ -707,6 +842,8 @@ impl Manager {
     pub(super) fn stop_shipping(&mut self) {
         self.partner.shipping = false;
         self.partner.snapshot = None;
+        self.partner.batch.clear();
+        self.partner.batch_sent = 0;
         self.partner.receiving = false;
         self.partner.frozen_sent = false;
     }

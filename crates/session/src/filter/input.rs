@@ -200,6 +200,14 @@ impl Filter {
                 self.counters.disbelieved += 1;
                 self.drop_in(id);
             }
+            Judgement::Believed(b) if self.overloaded && brings_news(s, b.offset, segment) => {
+                // What it acknowledges counts all the same.
+                self.apply_in(now, session, segment, &b);
+                if b.ack.is_some() {
+                    self.inject(session, self.live[&session].kernel_ack, flags::ACK, &[]);
+                }
+                self.drop_in(id);
+            }
             Judgement::Believed(b) => {
                 let ack = self.apply_in(now, session, segment, &b);
                 let stored = self.store_input(now, session, b.offset, segment);
@@ -433,6 +441,12 @@ impl Filter {
 /// Offset of a segment's first byte, as near to what is expected as it can be.
 fn offset_in(s: &Session, segment: &Segment<'_>) -> i64 {
     i64::from(segment.seq().since(s.in_seq(s.in_ackable()))) + s.in_ackable() as i64
+}
+
+/// Whether a segment has bytes that are not in the store.
+fn brings_news(s: &Session, offset: i64, segment: &Segment<'_>) -> bool {
+    let payload = segment.payload();
+    !payload.is_empty() && offset + payload.len() as i64 > s.in_end() as i64
 }
 
 /// Whether a segment says the same as those before it, wherever the local TCP may not have these yet. What it has it

@@ -152,6 +152,26 @@ impl Filter {
         self.answer_kept(now);
     }
 
+    /// The replica does not keep up, and the log may not grow by what can wait: input that comes now is dropped, and its peer
+    /// sends it again, ever slower; output that no hook announced stays in its queue. What hooks announce is stopped by them.
+    pub fn set_overloaded(&mut self, now: Now, overloaded: bool) {
+        self.overloaded = overloaded;
+        if overloaded || self.deferred.is_empty() {
+            return;
+        }
+        self.clock = now;
+        let mut deferred = std::mem::take(&mut self.deferred);
+        deferred.sort_unstable();
+        deferred.dedup();
+        deferred.into_iter().for_each(|session| self.judge_held(now, session));
+    }
+
+    /// The numbers of all sessions, for a snapshot in steps.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<SessionId> {
+        self.store.iter().map(|s| s.open.session).collect()
+    }
+
     /// As a backup: forget the store, a snapshot begins.
     pub fn replica_reset(&mut self) {
         assert!(self.mode == Mode::Passive, "only a backup takes a snapshot");

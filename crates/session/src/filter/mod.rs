@@ -218,6 +218,10 @@ pub struct Filter {
     awaited: usize,
     /// Torn sessions that this takeover has reset, while strangers are not answered otherwise.
     resets: BTreeSet<FourTuple>,
+    /// The log is too far ahead of the replica to grow: see [`Filter::set_overloaded`].
+    overloaded: bool,
+    /// Sessions whose output was not adopted for that reason.
+    deferred: Vec<SessionId>,
     /// Writes whose outcome the process has not told yet.
     intents: Vec<(u32, u32)>,
     /// Threads whose turn is open, for the end of a process ends them all.
@@ -277,6 +281,8 @@ impl Filter {
             probing: 0,
             awaited: 0,
             resets: BTreeSet::new(),
+            overloaded: false,
+            deferred: Vec::new(),
             intents: Vec::new(),
             in_turn: BTreeSet::new(),
             closing: Vec::new(),
@@ -412,6 +418,7 @@ impl Filter {
         self.calls = Calls::default();
         self.readers.clear();
         self.asked.clear();
+        self.deferred.clear();
         self.intents.clear();
         self.in_turn.clear();
         self.closing.clear();

@@ -239,6 +239,10 @@ impl Filter {
         let payload_end = h.end - u64::from(h.fin).min(h.end);
         let announced = s.out_done + live.pending.len() as u64;
         if payload_end > announced && h.start <= announced && !s.out_fin && !h.rst {
+            if self.overloaded {
+                self.deferred.push(session);
+                return false;
+            }
             if live.attached && !std::mem::take(&mut live.unread_known) {
                 // What it has read went around the hooks as well: the kernel knows.
                 if !std::mem::replace(&mut live.unread_asked, true) {

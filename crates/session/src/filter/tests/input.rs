@@ -242,3 +242,54 @@ fn an_ack_from_beyond_a_window_that_was_taken_back_is_heard() {
     assert_eq!(r.peer(say(ACK, 15, 2, b"")).len(), 1);
     assert_eq!(r.peer(say(ACK, 10, 2, b"")).len(), 1);
 }
+
+#[test]
+fn new_input_waits_while_the_replica_does_not_keep_up_and_what_it_acknowledges_does_not() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"ask"));
+    r.read(3);
+    r.write(b"answer");
+    r.wait();
+    r.stored();
+    r.kernel(say(ACK, 0, 3, b"answer"));
+    r.f.set_overloaded(r.now, true);
+    let records = r.f.counters().records;
+    let actions = r.peer(say(ACK, 3, 6, b"more"));
+    assert!(actions.contains(&Action::DropIn(r.id)) && !r.passes(&actions));
+    assert_eq!((r.f.counters().records, r.session().in_end()), (records, 3));
+    let told = actions.iter().find_map(|a| match a {
+        Action::Inject(packet) => Some(offsets(packet, true)),
+        _ => None,
+    });
+    // The local TCP sends on.
+    assert!(told.is_some_and(|(at, ack, segment)| (at, ack) == (3, 6) && segment.payload().is_empty()));
+    // What says nothing new goes on: acknowledgements, what was sent again, the end.
+    let actions = r.peer(say(ACK, 0, 6, b"ask"));
+    assert!(r.passes(&actions));
+    let actions = r.peer(say(ACK, 3, 6, b""));
+    assert!(r.passes(&actions));
+    // Out of order it would be kept in memory.
+    r.peer(say(ACK, 100, 6, b"far"));
+    r.f.set_overloaded(r.now, false);
+    let actions = r.peer(say(ACK, 3, 6, b"more"));
+    assert!(r.passes(&actions));
+    assert_eq!(input_of(r.session()), b"more");
+    r.stored();
+}
+
+#[test]
+fn output_that_no_hook_announced_is_adopted_when_the_replica_keeps_up() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"ask"));
+    r.f.set_overloaded(r.now, true);
+    let records = r.f.counters().records;
+    assert_eq!(r.kernel(say(ACK, 0, 3, b"around")), []);
+    r.pass(ms(500));
+    assert_eq!((r.f.counters().adopted_bytes, r.session().out_done), (0, 0));
+    assert!(r.f.counters().records <= records + 2, "nothing of it is in the log");
+    r.f.set_overloaded(r.now, false);
+    r.wait();
+    let actions = r.stored();
+    assert!(r.passes(&actions) || r.actions.contains(&Action::AcceptOut(r.id)));
+    assert_eq!(r.f.counters().adopted_bytes, 6);
+}
