@@ -422,8 +422,8 @@ mod tests {
             ..SessionRow::of(store.get(session).expect("there"))
         };
         (1..=100).for_each(|session| table.write(&row(session, 0)).expect("written"));
+        let (done, at) = (std::sync::atomic::AtomicBool::new(false), path(&dir));
         let reads = std::thread::scope(|threads| {
-            let (done, at) = (std::sync::atomic::AtomicBool::new(false), path(&dir));
             let reader = threads.spawn(|| {
                 let mut reads = 0;
                 while reads < 200 {

@@ -273,14 +273,6 @@ impl Filter {
                 }
                 self.drop_in(id);
             }
-            Judgement::Believed(b) if self.overloaded && brings_news(s, b.offset, segment) => {
-                // What it acknowledges counts all the same.
-                self.apply_in(now, session, segment, &b);
-                if b.ack.is_some() {
-                    self.inject(session, self.live[&session].kernel_ack, flags::ACK, &[]);
-                }
-                self.drop_in(id);
-            }
             Judgement::Believed(b) => {
                 let ack = self.apply_in(now, session, segment, &b);
                 if !self.live.contains_key(&session) {
