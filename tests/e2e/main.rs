@@ -13,6 +13,7 @@ mod life;
 mod local;
 mod network;
 mod other_tcp;
+mod proxies;
 mod requests;
 mod responses;
 mod servers;

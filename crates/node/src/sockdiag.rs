@@ -60,6 +60,8 @@ pub struct TcpSocket {
     pub received: Option<u64>,
     /// Inode of the socket, as in /proc/PID/fd; 0 if no process has it (orphan, TIME_WAIT, not yet accepted).
     pub inode: u32,
+    /// Its number as in SO_COOKIE, never used again.
+    pub cookie: u64,
 }
 
 /// Which connections are the service's.
@@ -284,6 +286,7 @@ fn parse(body: &[u8]) -> Option<TcpSocket> {
         wqueue: u32_ne(&body[60..]),
         received: received(attributes),
         inode: u32_ne(&body[68..]),
+        cookie: u64::from(u32_ne(&body[44..])) | u64::from(u32_ne(&body[48..])) << 32,
     })
 }
 
@@ -330,7 +333,7 @@ mod tests {
                 body.extend_from_slice(&n.to_ne_bytes());
             }
             let socket = parse(&body).unwrap();
-            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, received: None, inode: 5 };
+            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, received: None, inode: 5, cookie: u64::MAX };
             assert_eq!(socket, expected);
             assert!(parse(&body[..ANSWER - 1]).is_none());
         }

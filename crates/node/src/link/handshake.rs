@@ -18,9 +18,11 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// The replication protocol that this code speaks; it accepts the one before, too.
-pub const PROTOCOL: u16 = 1;
-/// The oldest protocol that it speaks. There was none before 1.
-const OLDEST: u16 = if PROTOCOL > 1 { PROTOCOL - 1 } else { PROTOCOL };
+pub const PROTOCOL: u16 = 2;
+/// The first that has records of what made the application connect.
+pub const CAUSES: u16 = 2;
+/// The oldest protocol that it speaks.
+const OLDEST: u16 = PROTOCOL - 1;
 
 /// Length of the authentication tag of every Noise message.
 pub(crate) const TAG_LEN: usize = 16;

@@ -10,12 +10,14 @@
 //! - `app`: what the hooks tell; turns; processes that die
 //! - `recovery`: takeover: probes, restore, barrier, injection
 //! - `calling`: connections that the application makes, and makes again after a takeover
+//! - `causes`: what made it connect: after a takeover the same cause has the same connection back
 //! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
 //! - `proof`: what peers prove after a takeover where nothing waited for the replica
 //! - `unhooked`: programs that tell nothing
 
 mod app;
 mod calling;
+mod causes;
 mod early;
 mod input;
 mod live;
@@ -42,6 +44,7 @@ use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
 use crate::Now;
 use calling::Calls;
+use causes::Causes;
 use live::{HeldIn, Live, Spares, Stage, Waiting};
 use opening::Handshakes;
 use splicing::Splices;
@@ -98,6 +101,8 @@ pub enum Action {
     /// Ask the kernel how much input it has taken and how much of it the application has not read, then call
     /// [`Filter::unread`].
     AskUnread(SessionId),
+    /// Remove the local TCP's connection of this name, which a process holds: its session is over.
+    Destroy(FourTuple),
     /// A session ended; its record is deleted.
     Ended(SessionId, FourTuple, EndReason),
 }
@@ -139,6 +144,9 @@ pub struct Counters {
     pub torn: u64,
     /// Those among them that have timestamps where this kernel is told to have none.
     pub unspliceable: u64,
+    /// Sessions that were reset at a takeover because it was not known which connection of the application belongs to which
+    /// peer's; or that had lost the other one.
+    pub unpaired: u64,
     /// Records written to the log.
     pub records: u64,
     /// Bytes written to the log, payload included.
@@ -183,6 +191,9 @@ pub struct Filter {
     handshakes: Handshakes,
     splices: Splices,
     calls: Calls,
+    causes: Causes,
+    /// The replica knows no records of causes.
+    plain_log: bool,
     /// Without hooks: sessions with input of which it is not known that it was read.
     readers: BTreeSet<SessionId>,
     /// Those that were asked about before the output that is judged now.
@@ -252,6 +263,8 @@ impl Filter {
             handshakes: Handshakes::default(),
             splices: Splices::default(),
             calls: Calls::default(),
+            causes: Causes::default(),
+            plain_log: false,
             readers: BTreeSet::new(),
             asked: Vec::new(),
             held_syns: Vec::new(),
@@ -352,6 +365,7 @@ impl Filter {
     pub fn thaw(&mut self, now: Now) {
         if self.mode == Mode::Frozen {
             self.mode = self.thaw_to;
+            self.late_causes();
         }
         self.run_commits(now);
         self.release_stored(now);
@@ -410,6 +424,7 @@ impl Filter {
         self.resets.clear();
         self.splices = Splices::default();
         self.calls = Calls::default();
+        self.causes.forget_sessions();
         self.readers.clear();
         self.asked.clear();
         self.intents.clear();
@@ -474,6 +489,7 @@ impl Filter {
     /// Deletes a session everywhere. What waits for the replica may still leave; what waits for more is dropped.
     fn end_session(&mut self, now: Now, id: SessionId, reason: EndReason) {
         let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
+        let partners = self.partners(id);
         self.write(0, |out| record::encode_end(id, reason, out));
         self.turns.close(id);
         if let Some(mut live) = self.live.remove(&id) {
@@ -497,11 +513,15 @@ impl Filter {
         self.forget_expiries();
         self.suspects.remove(&id);
         self.deaths.remove(&id);
+        self.forget_cause(id);
         self.counters.ended += 1;
         self.actions.push(Action::Ended(id, tuple, reason));
         self.run_commits(now);
         self.barrier_met(now);
         self.answer_kept(now);
+        for partner in partners {
+            self.lose(now, partner);
+        }
     }
 
     /// The sessions that the kernel should have a socket of.

@@ -195,9 +195,22 @@ impl Filter {
         sent.into_iter().for_each(|id| self.send_local_syn(id));
     }
 
-    fn open_halves(&mut self, now: Now) {
+    pub(super) fn open_halves(&mut self, now: Now) {
         while self.splices.under_way < if self.splices.listening { MOST } else { 1 } {
-            let Some(id) = self.splices.queue.pop_front() else { return };
+            if self.splices.queue.is_empty() {
+                return;
+            }
+            // One that makes the application connect comes alone: the connect is known for its.
+            if let Some(until) = self.gate(now) {
+                let first = self.splices.queue[0];
+                return self.timers.push(Reverse((until, first)));
+            }
+            let alone = self.splices.queue.iter().position(|id| self.connects(*id));
+            if alone.is_some() && self.splices.under_way > 0 {
+                return;
+            }
+            let Some(id) = self.splices.queue.remove(alone.unwrap_or(0)) else { return };
+            self.handed_out(now, id);
             let Some(live) = self.live.get_mut(&id).filter(|l| l.recovery.handshake == Some(Handshake::Queued)) else { continue };
             live.recovery.make().handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
             self.splices.under_way += 1;
@@ -290,6 +303,7 @@ impl Filter {
         let next = now + AGAIN;
         self.recount(id, |live| live.recovery.make().handshake = Some(Handshake::Answered { next, tries: 1 }));
         self.timers.push(Reverse((next, id)));
+        self.handed_out(now, id);
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if !live.outgoing {
             self.splices.under_way -= 1;
