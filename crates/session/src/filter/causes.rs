@@ -98,7 +98,8 @@ struct Served {
     /// When all that was read of it had gone somewhere.
     settled: u64,
     read: bool,
-    called: bool,
+    /// When the application connected for it last.
+    called: u64,
 }
 
 /// An outgoing session of which it is not known whose it is.
@@ -338,11 +339,15 @@ impl Filter {
         match outs {
             [out] if matches!(self.store.get(*out).and_then(|s| s.cause), Some(Cause::Unclear { .. })) => self.narrow(now, *out, &[to]),
             _ => {
+                // One of which it is not known whose it is may be this one's: then it says nothing of the others.
+                let known = outs.iter().all(|out| self.root(*out).is_some());
                 for out in outs {
-                    if let Some(owner) = self.root(*out) {
-                        self.share(*out, [owner, to].into_iter());
-                    } else {
-                        self.contradict(now, *out, to);
+                    match self.root(*out) {
+                        Some(owner) if known => self.share(*out, [owner, to].into_iter()),
+                        Some(_) => {}
+                        None => {
+                            self.contradict(now, *out, to);
+                        }
                     }
                 }
             }
@@ -495,11 +500,9 @@ impl Filter {
             }
             Caller::Of { session, .. } => {
                 self.not_fresh(*session);
-                let settled = self.causes.tick();
-                let served = self.causes.served.entry(*session).or_default();
-                (served.settled, served.called) = (settled, true);
+                let called = self.causes.tick();
+                self.causes.served.entry(*session).or_default().called = called;
                 if let Some(worker) = self.causes.workers.get_mut(&key) {
-                    worker.ins.remove(session);
                     worker.called_for = Some(*session);
                 }
             }
@@ -526,6 +529,10 @@ impl Filter {
         let worker = self.causes.workers.get(&thread);
         let life = worker.map_or(Life::None, |w| w.life);
         let (ins, outs) = self.sources(thread);
+        // What it connected for has had its consequence.
+        let since = |id: &SessionId| worker.and_then(|w| w.ins.get(id)).copied().unwrap_or(0);
+        let due = |id: &SessionId| self.causes.served.get(id).is_none_or(|s| s.called < since(id));
+        let ins: Vec<SessionId> = ins.into_iter().filter(due).collect();
         let mut among: BTreeSet<SessionId> = ins.iter().copied().collect();
         for out in outs {
             match (self.root(out), self.causes.unclear.get(&out).map(|u| &u.among)) {
@@ -537,7 +544,7 @@ impl Filter {
         }
         if let ([one], Life::One(only)) = (&ins[..], life) {
             // A thread of its own: what others have accepted meanwhile is for other threads.
-            let first = self.causes.served.get(one).is_some_and(|s| s.read && !s.called);
+            let first = self.causes.served.get(one).is_some_and(|s| s.read && s.called == 0);
             if *one == only && among.len() == 1 && first {
                 return of(only, true);
             }
