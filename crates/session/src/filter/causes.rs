@@ -617,7 +617,7 @@ impl Filter {
         };
         let number = self.causes.tick();
         // Each may be another thread's.
-        self.note_call(tuple, Call { number, thread: number, aloof: false, caller });
+        self.note_call(tuple, Call { number, thread: number, aloof: true, caller });
     }
 
     /// The application has made this connection.
