@@ -703,7 +703,7 @@ impl Filter {
     pub(super) fn stuck(&self, id: SessionId) -> bool {
         let Some(s) = self.store.get(id) else { return false };
         let Some(Cause::Of { session, .. }) = s.cause else { return false };
-        let asks = self.store.get(session).is_none_or(|s| s.input.len() > 0);
+        let asks = self.store.get(session).is_none_or(|s| !s.input.is_empty());
         (!s.input.is_empty() || s.in_fin) && !asks && self.live.get(&session).is_some_and(|l| l.attached && l.stage == Stage::Live)
     }
 
