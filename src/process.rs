@@ -264,7 +264,7 @@ fn connect(manager: &Manager, patience: Duration) -> Result<Client, ClientError>
 fn attach_inherited(client: &Client) {
     for (&handle, connection) in lock(&CONNECTIONS).iter().flatten() {
         let tuple = connection.tuple;
-        client.push(&Event::Attach { handle, origin: Origin::Inherited, tuple });
+        client.push(&Event::Attach { thread: turn::thread(), handle, origin: Origin::Inherited, tuple });
     }
     for (fd, entry) in table::range(0, u32::MAX) {
         if let Entry::Listener { port } = entry {
@@ -332,7 +332,7 @@ pub fn attach(client: &Client, fd: c_int, tuple: FourTuple, origin: Origin, swal
     let connection = Connection { tuple, origin, descriptors: 1, swallow, muted, shared: false };
     lock(&CONNECTIONS).get_or_insert_default().insert(handle, connection);
     // Told before the descriptor is used: the attachment precedes every other event of it.
-    client.push(&Event::Attach { handle, origin, tuple });
+    turn::attached(client, handle, origin, tuple);
     let stale = table::set(fd, Some(Entry::Connection { handle }));
     forget_entry(stale);
 }

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use libc::{c_int, c_void};
 use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::ring::{Sent, EASE, STOP};
-use tcpr_node::channel::Event;
+use tcpr_node::channel::{Event, Origin};
+use tcpr_session::tuple::FourTuple;
 
 use crate::{ffi, process, real};
 
@@ -100,6 +101,14 @@ fn wait(zero_timeout: bool) {
             client.push(&Event::Wait { thread: thread(), zero_timeout });
         }
     });
+}
+
+/// A connection is this process's. Where the application connects, too, accepting may be the reason.
+pub fn attached(client: &Client, handle: u32, origin: Origin, tuple: FourTuple) {
+    client.push(&Event::Attach { thread: thread(), handle, origin, tuple });
+    if !client.welcome().outgoing.is_empty() {
+        touched(Dirty::Read);
+    }
 }
 
 /// After a successful read.

@@ -83,7 +83,7 @@ fn calls(fd: c_int, to: SocketAddr, candidate: bool) -> Call {
     };
     // SAFETY: the caller has given it to us as an open socket; it is borrowed for one request.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-    match client.call(to, socket) {
+    match client.call(to, turn::thread(), socket) {
         Ok(()) => Call::Protected,
         Err(e) => Call::Refused(e.into()),
     }

@@ -1,5 +1,6 @@
-/* caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll|greet [ADDRESS]: a program that connects. It keeps COUNT connections
- * to an upstream, and sends back every line that the upstream says; it does the same for whoever connects to PORT. One
+/* caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll|ports|greet [ADDRESS]: a program that connects. It keeps COUNT
+ * connections to an upstream: one that polls makes all of them to one port, in order; else the i-th goes to the i-th port
+ * from there, for nobody could tell which thread's is the first. It sends back every line that the upstream says; it does the same for whoever connects to PORT. One
  * that greets says hello when it has connected. With ADDRESS it binds its sockets to that first, as a program does that
  * no library helps, and to the same COUNT ports each time it runs, but not in the same order: one that comes back has the port
  * that another one had. */
@@ -21,7 +22,7 @@ enum { ROOM = 1 << 16, MOST = 256 };
 
 static struct sockaddr_storage upstream, from;
 static socklen_t upstream_size, from_size;
-static int nonblocking, greets, count;
+static int nonblocking, greets, own_ports, count;
 
 static socklen_t resolve(const char *host, const char *port, struct sockaddr_storage *to)
 {
@@ -63,8 +64,13 @@ static int call(int i)
         perror("socket");
         exit(1);
     }
+    struct sockaddr_storage to = upstream;
+    if (own_ports) {
+        in_port_t *port = to.ss_family == AF_INET ? &((struct sockaddr_in *)&to)->sin_port : &((struct sockaddr_in6 *)&to)->sin6_port;
+        *port = htons((uint16_t)(ntohs(*port) + i));
+    }
     int refused = from_size > 0 && take_port(fd, i) < 0;
-    refused = refused || (connect(fd, (struct sockaddr *)&upstream, upstream_size) < 0 && errno != EINPROGRESS);
+    refused = refused || (connect(fd, (struct sockaddr *)&to, upstream_size) < 0 && errno != EINPROGRESS);
     if (refused) {
         close(fd);
         return -1;
@@ -127,7 +133,7 @@ static void *keep_one(void *arg)
 int main(int argc, char **argv)
 {
     if (argc < 6) {
-        fprintf(stderr, "usage: caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll|greet [ADDRESS]\n");
+        fprintf(stderr, "usage: caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll|ports|greet [ADDRESS]\n");
         return 2;
     }
     int on = 1, own = 0;
@@ -135,7 +141,8 @@ int main(int argc, char **argv)
     upstream_size = resolve(argv[2], argv[3], &upstream);
     if (argc > 6)
         from_size = resolve(argv[6], "0", &from);
-    nonblocking = strcmp(argv[5], "poll") == 0;
+    own_ports = strcmp(argv[5], "poll") != 0;
+    nonblocking = strcmp(argv[5], "poll") == 0 || strcmp(argv[5], "ports") == 0;
     greets = strcmp(argv[5], "greet") == 0;
 
     static struct link *links[MOST];

@@ -30,23 +30,25 @@ struct Upstream {
 impl Upstream {
     /// Listens on this host, and says lines of so many bytes at most. `greeted`: whoever connects says hello first.
     fn new(on: &Host, at: SocketAddr, greeted: bool, most: u64) -> Upstream {
-        let listener = on.enter(|| TcpListener::bind(at)).expect("the upstream listens");
-        listener.set_nonblocking(true).expect("non-blocking");
+        let at = |i: usize| SocketAddr::new(at.ip(), at.port() + i as u16);
+        let listen = |i| on.enter(|| TcpListener::bind(at(i))).expect("the upstream listens");
+        let listeners: Vec<TcpListener> = (0..COUNT).map(listen).collect();
+        listeners.iter().for_each(|l| l.set_nonblocking(true).expect("non-blocking"));
         let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let answered: Arc<Vec<AtomicUsize>> = Arc::new((0..COUNT).map(|_| AtomicUsize::new(0)).collect());
         let (s, a, n) = (stop.clone(), accepted.clone(), answered.clone());
         let thread = std::thread::spawn(move || {
             let mut talks = Vec::new();
             while !s.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok((stream, _)) => {
+                match listeners.iter().find_map(|l| l.accept().ok()) {
+                    Some((stream, _)) => {
                         let i = a.fetch_add(1, Ordering::Relaxed);
                         if i < COUNT {
                             let (s, n) = (s.clone(), n.clone());
                             talks.push(std::thread::spawn(move || talk(i, stream, (greeted, most), &s, &n[i])));
                         }
                     }
-                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                    None => std::thread::sleep(Duration::from_millis(5)),
                 }
             }
             talks.into_iter().filter_map(|t| t.join().expect("no panic").err()).collect()
@@ -110,13 +112,19 @@ fn talk(i: usize, mut stream: TcpStream, (greeted, most): (bool, u64), stop: &At
 
 fn service(to: SocketAddr, mode: &str) -> Service {
     let greeting = if mode == "greet" { "absorb" } else { "pass" };
-    let outgoing = format!("[[service.outgoing]]\naddress = \"{to}\"\nframing = \"lines\"\ngreeting = \"{greeting}\"");
-    Service::new("calls", PORT).lines().extra(&outgoing)
+    let keys = format!("framing = \"lines\"\ngreeting = \"{greeting}\"");
+    Service::new("calls", PORT).lines().extra(&outgoing(to, &keys))
+}
+
+/// Every port of the upstream.
+fn outgoing(to: SocketAddr, keys: &str) -> String {
+    let one = |i: usize| format!("[[service.outgoing]]\naddress = \"{}\"\n{keys}\n", SocketAddr::new(to.ip(), to.port() + i as u16));
+    (0..COUNT).map(one).collect()
 }
 
 /// Of a program that no library enters more is promised where a connection's input is done by its answer alone.
 fn unhooked_service(to: SocketAddr) -> Service {
-    Service::new("calls", PORT).extra(&format!("[[service.outgoing]]\naddress = \"{to}\""))
+    Service::new("calls", PORT).extra(&outgoing(to, ""))
 }
 
 fn command<'a>(program: &'a str, upstream: &'a str, mode: &'a str) -> Vec<&'a str> {
@@ -149,7 +157,8 @@ fn called(label: &str, program: &str, mode: &str, by: Hosted, addresses: [&str; 
     let u = Upstream::new(&w.peer, to, mode == "greet", if unhooked { 1000 } else { 3000 });
     u.is_called(&w.pair);
     // Only now: before it listened, the upstream refused.
-    let capture = w.peer.capture(CaptureOptions::port(UPSTREAM)).expect("capture");
+    let captured = |i: usize| w.peer.capture(CaptureOptions::port(UPSTREAM + i as u16)).expect("capture");
+    let captures: Vec<_> = (0..COUNT).map(captured).collect();
     u.goes_on(20, "before", &w.pair);
     for fault in faults(&mut w, by, 10) {
         w.fail_over(fault);
@@ -159,8 +168,10 @@ fn called(label: &str, program: &str, mode: &str, by: Hosted, addresses: [&str; 
     let faults = faults(&mut w, by, 2);
     answered_through(&mut w, &faults, 2, 20, 1000);
     u.goes_on(20, "at last", &w.pair);
-    capture.complete().expect("a whole capture");
-    capture.no_fin_rst(&SegFilter::port(UPSTREAM)).expect("no FIN and no RST on the wire");
+    for capture in captures {
+        capture.complete().expect("a whole capture");
+        capture.no_fin_rst(&SegFilter::any()).expect("no FIN and no RST on the wire");
+    }
     assert_eq!(u.end(), Vec::<String>::new());
     w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }
@@ -188,7 +199,7 @@ fn connections_of_a_linked_program_go_on() {
 
 #[test]
 fn connections_of_a_static_program_go_on() {
-    called("callstat", "static_caller", "poll", Hosted::ByRunUnhooked, FOUR);
+    called("callstat", "static_caller", "ports", Hosted::ByRunUnhooked, FOUR);
 }
 
 /// What such a program asks for beyond plain TCP nobody hears of.

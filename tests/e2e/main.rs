@@ -15,6 +15,7 @@ mod local;
 mod network;
 mod options;
 mod other_tcp;
+mod proxies;
 mod requests;
 mod responses;
 mod servers;

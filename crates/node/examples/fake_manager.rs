@@ -113,7 +113,7 @@ impl Fake {
                     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]);
                     println!("{id} Write {{ thread: {thread}, handle: {handle}, taken: {taken}, short: {short} }} {text:?}");
                 }
-                Event::Attach { handle, origin, tuple } => {
+                Event::Attach { handle, origin, tuple, .. } => {
                     if origin == Origin::Recovered {
                         *pending = pending.saturating_sub(1);
                     }

@@ -7,17 +7,26 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::repair::with_sockaddr;
 
+/// A socket that was made ready.
+#[derive(Clone, Copy, Debug)]
+pub struct Lent {
+    /// Its number in the kernel, never used again.
+    pub cookie: u64,
+    /// The application has bound it to a port of its choice.
+    pub bound: bool,
+}
+
 /// Gives a socket the virtual IP as its address, and lets it connect from there although the machine may not have it: on a
 /// backup it calls all the same, and is answered when the member takes over. Its port is chosen when it connects. One that
 /// is bound to the virtual IP stays as it is. Needs CAP_NET_ADMIN.
 ///
 /// # Errors
 /// It is no TCP socket; it is bound to another address, or to a port of all addresses.
-pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<()> {
+pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<Lent> {
     let fd = socket.as_raw_fd();
     let refused = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     // Multipath TCP is plain TCP in the end: nothing more is negotiated.
-    if !matches!(get(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)?, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) {
+    if !matches!(get::<libc::c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)?, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) {
         return refused("it is no TCP socket".into());
     }
     let v6 = match get(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)? {
@@ -35,8 +44,9 @@ pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<()> {
     }
     let at = TcpStream::from(socket.try_clone()?).local_addr()?;
     let ip = at.ip().to_canonical();
+    let cookie = get(fd, libc::SOL_SOCKET, libc::SO_COOKIE)?;
     if ip == vip {
-        return Ok(());
+        return Ok(Lent { cookie, bound: at.port() != 0 && !is_ephemeral(at.port()) });
     }
     if !ip.is_unspecified() || at.port() != 0 {
         return refused(format!("it is bound to {at}: bind it to {vip}, or leave it unbound"));
@@ -48,7 +58,15 @@ pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<()> {
         other => other,
     };
     // SAFETY: the pointer and the length are those of an address, good for the call, which only reads it.
-    with_sockaddr(&SocketAddr::new(ip, 0), |address, length| check(unsafe { libc::bind(fd, address, length) }))
+    with_sockaddr(&SocketAddr::new(ip, 0), |address, length| check(unsafe { libc::bind(fd, address, length) }))?;
+    Ok(Lent { cookie, bound: false })
+}
+
+/// Whether the kernel gives such ports to whoever asks for any.
+fn is_ephemeral(port: u16) -> bool {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = range.split_whitespace().map(str::parse::<u16>);
+    matches!((ends.next(), ends.next()), (Some(Ok(low)), Some(Ok(high))) if (low..=high).contains(&port))
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
@@ -68,13 +86,18 @@ fn set_to(fd: i32, level: i32, option: i32, value: libc::c_int) -> io::Result<()
     check(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), length) })
 }
 
-fn get(fd: i32, level: i32, option: i32) -> io::Result<libc::c_int> {
-    let mut value: libc::c_int = 0;
+fn get<T: Number>(fd: i32, level: i32, option: i32) -> io::Result<T> {
+    let mut value = T::default();
     let mut length = mem::size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the pointer and length describe `value`, and any int is a valid one.
+    // SAFETY: the pointer and length describe `value`, and any bits are a valid number.
     check(unsafe { libc::getsockopt(fd, level, option, (&raw mut value).cast(), &raw mut length) })?;
     Ok(value)
 }
+
+/// The value of an option.
+trait Number: Default {}
+impl Number for libc::c_int {}
+impl Number for u64 {}
 
 #[cfg(test)]
 mod tests {

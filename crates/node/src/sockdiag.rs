@@ -61,8 +61,8 @@ pub struct TcpSocket {
     pub received: Option<u64>,
     /// Inode of the socket, as in /proc/PID/fd; 0 if no process has it (orphan, TIME_WAIT, not yet accepted).
     pub inode: u32,
-    /// The kernel's own number of it, which no other socket has or will have.
-    pub cookie: [u8; 8],
+    /// Its number as in SO_COOKIE, never used again.
+    pub cookie: u64,
 }
 
 /// Which connections are the service's.
@@ -178,7 +178,9 @@ impl SockDiag {
     /// The same for this very socket: `Ok(false)` also if another one has its addresses by now.
     pub fn destroy_this(&mut self, socket: &TcpSocket) -> io::Result<bool> {
         let mut id = socket_id(socket.local, socket.peer);
-        id[COOKIE..].copy_from_slice(&socket.cookie);
+        for (at, half) in [(COOKIE, socket.cookie as u32), (COOKIE + 4, (socket.cookie >> 32) as u32)] {
+            id[at..at + 4].copy_from_slice(&half.to_ne_bytes());
+        }
         self.destroy_id(socket.local, &id)
     }
 
@@ -298,7 +300,7 @@ fn parse(body: &[u8]) -> Option<TcpSocket> {
         wqueue: u32_ne(&body[60..]),
         received: received(attributes),
         inode: u32_ne(&body[68..]),
-        cookie: *body[4 + COOKIE..].first_chunk().expect("within the answer"),
+        cookie: u64::from(u32_ne(&body[4 + COOKIE..])) | u64::from(u32_ne(&body[8 + COOKIE..])) << 32,
     })
 }
 
@@ -345,7 +347,7 @@ mod tests {
                 body.extend_from_slice(&n.to_ne_bytes());
             }
             let socket = parse(&body).unwrap();
-            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, received: None, inode: 5, cookie: [0xff; 8] };
+            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, received: None, inode: 5, cookie: u64::MAX };
             assert_eq!(socket, expected);
             assert!(parse(&body[..ANSWER - 1]).is_none());
         }

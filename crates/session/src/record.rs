@@ -12,6 +12,7 @@
 //! | input, output | 12 + payload | bytes of a stream |
 //! | commit | 4 + 18 a session | the end of a turn |
 //! | end | 8 | the session is over |
+//! | cause | 16 | it is known what made the application connect, or that nobody can know |
 //! | adopted | 32 | a takeover has learnt from the peer what the log did not tell (`durability = "async"`) |
 
 use std::net::{IpAddr, SocketAddr};
@@ -33,6 +34,7 @@ const OUTPUT: u8 = 5;
 const COMMIT: u8 = 6;
 const END: u8 = 7;
 const ADOPTED: u8 = 8;
+const CAUSE: u8 = 9;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -111,6 +113,18 @@ struct AdoptedWire {
     in_done: U64,
     out_done: U64,
     out_base: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct CauseWire {
+    kind: u8,
+    what: u8,
+    flags: u8,
+    reserved: u8,
+    session: U32,
+    of: U32,
+    nth: U32,
 }
 
 const FIN: u8 = 1;
@@ -254,12 +268,47 @@ pub enum Record<'a> {
     Commit(&'a [CommitWire]),
     /// A takeover has learnt from the peer what the log did not tell.
     Adopted(Adopted),
+    /// What an outgoing session is tied to; of a peer's session: that it may be tied to one of which that is not known.
+    Cause {
+        /// Number of the session.
+        session: SessionId,
+        /// None: no longer.
+        cause: Option<Cause>,
+    },
     /// A session is over.
     End {
         /// Number of the session.
         session: SessionId,
         /// Why.
         reason: EndReason,
+    },
+}
+
+/// What made the application open a connection (see `filter/causes.rs`). After a takeover the same cause, and nothing else,
+/// has it back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// No peer's connection: it was made before the process had any. The how-manyth of those to its destination.
+    Own {
+        /// From 1.
+        nth: u32,
+    },
+    /// A peer's connection, which was accepted or read from.
+    Of {
+        /// Number of that session.
+        session: SessionId,
+        /// The how-manyth that it caused to this destination, from 1.
+        nth: u32,
+        /// That session had been read from by then; else it was made when that was accepted.
+        read: bool,
+    },
+    /// The program had bound the socket to a port of its choice.
+    Bound,
+    /// It cannot be told; `all`: any peer's connection may be tied to it. Said of a peer's connection: it may be tied to
+    /// one of those.
+    Unclear {
+        /// Of an outgoing one.
+        all: bool,
     },
 }
 
@@ -481,6 +530,19 @@ pub fn encode_adopted(a: &Adopted, out: &mut Vec<u8>) {
     out.extend_from_slice(wire.as_bytes());
 }
 
+/// Appends what an outgoing session is tied to.
+pub fn encode_cause(session: SessionId, cause: Option<Cause>, out: &mut Vec<u8>) {
+    let (what, on, of, nth) = match cause {
+        None => (0, false, 0, 0),
+        Some(Cause::Own { nth }) => (1, false, 0, nth),
+        Some(Cause::Of { session, nth, read }) => (2, read, session, nth),
+        Some(Cause::Bound) => (3, false, 0, 0),
+        Some(Cause::Unclear { all }) => (4, all, 0, 0),
+    };
+    let wire = CauseWire { kind: CAUSE, what, flags: on.into(), reserved: 0, session: session.into(), of: of.into(), nth: nth.into() };
+    out.extend_from_slice(wire.as_bytes());
+}
+
 /// Appends the end of a session.
 pub fn encode_end(session: SessionId, reason: EndReason, out: &mut Vec<u8>) {
     out.extend_from_slice(
@@ -532,6 +594,19 @@ pub fn decode<'a>(bytes: &mut &'a [u8]) -> Result<Option<Record<'a>>, Malformed>
                 return Err(Malformed);
             }
             (Record::Adopted(Adopted { session: w.session.get(), in_done, out_done, out_base }), rest)
+        }
+        CAUSE => {
+            let (w, rest) = CauseWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+            let (on, nth) = (w.flags & 1 != 0, w.nth.get());
+            let cause = match w.what {
+                0 => None,
+                1 => Some(Cause::Own { nth }),
+                2 => Some(Cause::Of { session: w.of.get(), nth, read: on }),
+                3 => Some(Cause::Bound),
+                4 => Some(Cause::Unclear { all: on }),
+                _ => return Err(Malformed),
+            };
+            (Record::Cause { session: w.session.get(), cause }, rest)
         }
         COMMIT => {
             let (w, rest) = CommitHead::ref_from_prefix(bytes).map_err(|_| Malformed)?;
@@ -600,6 +675,19 @@ mod tests {
     }
 
     #[test]
+    fn a_cause_survives() {
+        let of = |read| Some(Cause::Of { session: u32::MAX, nth: 7, read });
+        let unclear = |all| Some(Cause::Unclear { all });
+        for cause in [None, Some(Cause::Own { nth: 1 << 20 }), of(true), of(false), Some(Cause::Bound), unclear(true), unclear(false)] {
+            let mut out = Vec::new();
+            encode_cause(9, cause, &mut out);
+            assert_eq!(out.len(), 16);
+            let Ok(Some(Record::Cause { session: 9, cause: back })) = decode(&mut &out[..]) else { panic!() };
+            assert_eq!(back, cause);
+        }
+    }
+
+    #[test]
     fn long_input_is_split_and_the_fin_stands_last() {
         let bytes = vec![5u8; MAX_PAYLOAD + 10];
         let mut out = Vec::new();
@@ -616,7 +704,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_is_an_error_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..9) {
+        fn garbage_is_an_error_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..10) {
             let mut bytes = bytes;
             if let Some(b) = bytes.first_mut() { *b = kind; }
             let mut rest = &bytes[..];

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::record::{self, Adopted, Committed, EndReason, Malformed, Open, Record, Sync, MAX_OPEN};
+use crate::record::{self, Adopted, Cause, Committed, EndReason, Malformed, Open, Record, Sync, MAX_OPEN};
 use crate::seldom::{Seldom, Spare};
 use crate::seq::{self, Seq};
 use crate::tuple::{BySession, ByTuple, FourTuple, SessionId};
@@ -45,6 +45,8 @@ pub struct Session {
     pub ts_recent: u32,
     /// Our newest timestamp value.
     pub ts_value: u32,
+    /// What it is tied to, where it is the application's own; of a peer's: `Unclear`, or nothing.
+    pub cause: Option<Cause>,
 }
 
 impl Session {
@@ -65,6 +67,7 @@ impl Session {
             window: open.window,
             ts_recent: open.ts_recent,
             ts_value: open.ts_value,
+            cause: None,
             // What moves lives above; the opening record's copy would only make equal sessions differ.
             open: Open { established: false, window: 0, ts_recent: 0, ts_value: 0, in_done: 0, out_acked: 0, ..open },
         }
@@ -222,6 +225,8 @@ pub struct Store {
     // Boxed: a map has room for up to twice as many as it holds.
     sessions: BySession<Box<Session>>,
     by_tuple: ByTuple,
+    /// The application's own connections that a session has caused.
+    caused: BySession<Vec<SessionId>>,
     spare: Spare<VecDeque<u8>>,
 }
 
@@ -270,6 +275,13 @@ impl Store {
     pub fn clear(&mut self) {
         self.sessions.clear();
         self.by_tuple.clear();
+        self.caused.clear();
+    }
+
+    /// The application's own connections that this one has caused.
+    #[must_use]
+    pub fn caused_by(&self, id: SessionId) -> &[SessionId] {
+        self.caused.get(&id).map_or(&[], |list| list)
     }
 
     /// Applies a batch of records.
@@ -324,12 +336,40 @@ impl Store {
                 Ok(())
             }
             Record::Adopted(adopted) => self.adopt(adopted),
+            Record::Cause { session, cause } => {
+                self.set_cause(session, cause);
+                Ok(())
+            }
             Record::End { session, .. } => {
+                self.set_cause(session, None);
                 if let Some(s) = self.sessions.remove(&session) {
                     self.by_tuple.remove(&s.open.tuple);
                 }
+                // Another session may have this number one day: what it had caused is nobody's.
+                for id in self.caused.remove(&session).unwrap_or_default() {
+                    if let Some(s) = self.sessions.get_mut(&id) {
+                        s.cause = Some(Cause::Unclear { all: false });
+                    }
+                }
                 Ok(())
             }
+        }
+    }
+
+    fn set_cause(&mut self, id: SessionId, cause: Option<Cause>) {
+        let Some(s) = self.sessions.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut s.cause, cause);
+        if let Some(Cause::Of { session, .. }) = before {
+            if let Some(list) = self.caused.get_mut(&session) {
+                list.retain(|other| *other != id);
+                if list.is_empty() {
+                    self.caused.remove(&session);
+                }
+            }
+        }
+        if let Some(Cause::Of { session, .. }) = cause {
+            let list = self.caused.entry(session).or_default();
+            list.insert(list.partition_point(|other| *other < id), id);
         }
     }
 

@@ -315,8 +315,8 @@ impl Client {
     }
 
     /// Prepares a socket for its connection to a protected destination; see [`Request::Call`].
-    pub fn call(&self, to: SocketAddr, socket: BorrowedFd<'_>) -> Result<(), ClientError> {
-        match self.request_with(Request::Call { to }, &[socket])?.0 {
+    pub fn call(&self, to: SocketAddr, thread: u32, socket: BorrowedFd<'_>) -> Result<(), ClientError> {
+        match self.request_with(Request::Call { to, thread }, &[socket])?.0 {
             Reply::Ok => Ok(()),
             _ => Err(protocol("an unexpected reply")),
         }

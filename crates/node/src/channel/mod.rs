@@ -64,6 +64,8 @@ impl Origin {
 pub enum Event<'a> {
     /// The process holds a protected connection.
     Attach {
+        /// Who came by it.
+        thread: u32,
         /// The connection.
         handle: u32,
         /// How the process came by it.

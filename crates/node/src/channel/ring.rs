@@ -273,9 +273,9 @@ impl Producer {
         let mut payload = [0u8; TUPLE_BYTES];
         let mut raw = Raw::default();
         match *event {
-            Event::Attach { handle, origin, tuple } => {
+            Event::Attach { thread, handle, origin, tuple } => {
                 encode_tuple(&tuple, &mut payload);
-                raw = Raw { kind: KIND_ATTACH, flags: origin.code(), handle, ..raw };
+                raw = Raw { kind: KIND_ATTACH, flags: origin.code(), thread, handle, ..raw };
                 raw.payload_len = TUPLE_BYTES as u32;
             }
             Event::Write { .. } => unreachable!("writes go through Producer::write"),
@@ -529,7 +529,7 @@ fn event<'a>(
             copy_payload(mapping, head, TUPLE_BYTES, copy);
             let origin = Origin::from_code(raw.flags).ok_or(Corrupt("an unknown origin"))?;
             let tuple = decode_tuple(copy).ok_or(Corrupt("impossible addresses"))?;
-            Event::Attach { handle, origin, tuple }
+            Event::Attach { thread, handle, origin, tuple }
         }
         KIND_WRITE => {
             let taken = raw.state & !(CLOSED | FAILED);

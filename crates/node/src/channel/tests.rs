@@ -116,8 +116,8 @@ fn events_arrive_in_order_and_whole() {
         peer: "[2001:db8::2]:40000".parse().unwrap(),
     };
     let events = [
-        Event::Attach { handle: 1, origin: Origin::Accepted, tuple: tuple(40_000) },
-        Event::Attach { handle: 2, origin: Origin::Recovered, tuple: v6 },
+        Event::Attach { thread: 3, handle: 1, origin: Origin::Accepted, tuple: tuple(40_000) },
+        Event::Attach { thread: 3, handle: 2, origin: Origin::Recovered, tuple: v6 },
         Event::Read { thread: 1, handle: 1, n: u64::MAX },
         Event::Absorbed { thread: 1, handle: 2, n: 12 },
         Event::Consume { thread: 1, handle: 1, n: 7 },
@@ -406,7 +406,7 @@ proptest! {
         let (file, mut producer, mut consumer) = shared();
         for i in 0..events as u32 {
             let _ = match i % 4 {
-                0 => producer.push(&Event::Attach { handle: i, origin: Origin::Accepted, tuple: tuple(1) }),
+                0 => producer.push(&Event::Attach { thread: 3, handle: i, origin: Origin::Accepted, tuple: tuple(1) }),
                 1 => producer.push(&Event::Read { thread: 1, handle: i, n: 5 }),
                 2 => producer
                     .write(1, i, 50, 50, |to| to.fill(1), |b| Sent::Taken(b.len()))

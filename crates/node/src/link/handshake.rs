@@ -20,6 +20,8 @@ use std::time::Duration;
 /// The replication protocol that this code speaks; it accepts the one before, too. Version 2 has `Alone`, and a snapshot that
 /// comes in steps, with the log between them.
 pub const PROTOCOL: u16 = 2;
+/// The first that has records of what made the application connect.
+pub const CAUSES: u16 = 2;
 /// The oldest protocol that it speaks.
 const OLDEST: u16 = PROTOCOL - 1;
 

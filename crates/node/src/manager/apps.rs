@@ -87,7 +87,7 @@ fn describe(error: &ChannelError) -> String {
 
 fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
     match event {
-        Event::Attach { handle, origin, tuple } => {
+        Event::Attach { thread, handle, origin, tuple } => {
             let origin = match origin {
                 channel::Origin::Accepted => Origin::Accepted,
                 channel::Origin::Connected => Origin::Connected,
@@ -95,6 +95,7 @@ fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
                 channel::Origin::Inherited => Origin::Inherited,
             };
             filter.attach(now, id, handle, origin, &tuple);
+            filter.taken(id, thread, handle, origin);
         }
         Event::Write { thread, handle, short, bytes, .. } => filter.write_out(now, id, thread, handle, bytes, short),
         Event::Read { thread, handle, n } => filter.read(now, id, thread, handle, n),
@@ -357,8 +358,8 @@ impl Manager {
                 self.reply(id, number, Reply::Ok);
                 self.listening(id, port);
             }
-            Request::Call { to } => {
-                let reply = match socket.map_or(Ok(()), |socket| self.prepare_call(to, &socket)) {
+            Request::Call { to, thread } => {
+                let reply = match socket.map_or(Ok(()), |socket| self.prepare_call(id, thread, to, &socket)) {
                     Ok(()) => Reply::Ok,
                     Err(error) => {
                         log::warn!("a connection to {to} cannot be protected: {error}");
@@ -409,13 +410,17 @@ impl Manager {
         }
     }
 
-    fn prepare_call(&self, to: SocketAddr, socket: &OwnedFd) -> io::Result<()> {
+    fn prepare_call(&mut self, channel: u32, thread: u32, to: SocketAddr, socket: &OwnedFd) -> io::Result<()> {
         let refused = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
         if !self.config.service.outgoing.iter().any(|o| o.address == to) {
             return Err(refused("it is not among service.outgoing"));
         }
         let vip = self.vips.iter().map(Vip::addr).find(|vip| vip.is_ipv4() == to.is_ipv4());
-        outgoing::prepare(socket, vip.ok_or_else(|| refused("there is no virtual IP of its family"))?)
+        let lent = outgoing::prepare(socket, vip.ok_or_else(|| refused("there is no virtual IP of its family"))?)?;
+        // What the application did before is why it connects.
+        self.drain_apps();
+        self.filter.lend(channel, thread, lent.cookie, to, lent.bound);
+        Ok(())
     }
 
     pub(super) fn reply(&mut self, id: u32, number: u32, reply: Reply) {

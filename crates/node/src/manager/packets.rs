@@ -69,10 +69,17 @@ impl Manager {
     pub(super) fn receive_out(&mut self) -> bool {
         for _ in 0..BATCHES {
             let now = self.start.elapsed();
-            let Manager { queue_out, filter, apps, .. } = self;
+            let Manager { queue_out, filter, apps, sockdiag, .. } = self;
             let received = queue_out.recv_batch(|packet| {
                 // What a packet carries was announced before it was sent: the announcement is read first.
                 apps::drain(apps, filter, now);
+                if let Some(tuple) = filter.asks_caller(packet.payload) {
+                    let socket = sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
+                        log::warn!("the kernel does not say whose the connection {tuple} is: {error}");
+                        None
+                    });
+                    filter.called_by(tuple, socket.map(|s| s.cookie));
+                }
                 filter.packet_out(now, packet.id, packet.payload);
             });
             match received {
@@ -107,6 +114,9 @@ impl Manager {
         self.actions = actions;
         while let Some(tuple) = self.filter.poll_stranger() {
             self.reset_stranger(&tuple);
+        }
+        if any {
+            self.next_pair();
         }
         any
     }
@@ -152,6 +162,11 @@ impl Manager {
             Action::Probed(session) => self.restore_probed(session),
             Action::AskAlive(channel) => self.ask_alive(channel),
             Action::AskUnread(session) => self.ask_unread(session),
+            Action::Destroy(tuple) => {
+                if let Err(error) = self.sockdiag.destroy(tuple.local, tuple.peer) {
+                    log::warn!("cannot end {tuple} for the application: {error}");
+                }
+            }
             Action::Ended(session, tuple, reason) => {
                 log::debug!("session {session} {tuple} ended: {reason:?}");
                 self.takeover.forget(session);

@@ -20,7 +20,7 @@ use crate::channel::ring;
 use crate::config::Config;
 use crate::heartbeat::{Codec, HeartbeatBody, HeartbeatSocket};
 use crate::key::{self, Key};
-use crate::link::{CloseReason, Fault, Hello, Link, LinkConfig, Listener, Message, PROTOCOL};
+use crate::link::{CloseReason, Fault, Hello, Link, LinkConfig, Listener, Message, CAUSES, PROTOCOL};
 use crate::reach::Reach;
 
 /// How often the dialing member tries.
@@ -524,8 +524,10 @@ impl Manager {
 
     fn greet(&mut self) {
         let view = self.role.view();
+        let protocol = self.partner.link.as_ref().and_then(Link::version).unwrap_or(PROTOCOL);
+        self.filter.set_plain_log(protocol < CAUSES);
         let hello = Hello {
-            protocol: self.partner.link.as_ref().and_then(Link::version).unwrap_or(PROTOCOL),
+            protocol,
             service: self.config.service.name.clone(),
             member: self.partner.me,
             boot: self.partner.boot,

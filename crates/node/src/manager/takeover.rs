@@ -82,6 +82,10 @@ pub(super) struct Takeover {
     /// How many sockets there were when no more could be made.
     most_ready: usize,
     doorbells: HashMap<u16, TcpStream>,
+    /// The next session waits for the connect that the last one makes, until then at the longest.
+    gate_until: Option<Now>,
+    /// Sessions of which it was said that they were reset for want of their other half.
+    unpaired_said: u64,
     /// Local ports of the doorbells, newest first.
     rung: Vec<u16>,
     spent: Duration,
@@ -111,6 +115,8 @@ impl Takeover {
             most_files: 0,
             most_ready: 0,
             doorbells: HashMap::new(),
+            gate_until: None,
+            unpaired_said: 0,
             rung: Vec::new(),
             spent: Duration::ZERO,
             report: Report::default(),
@@ -121,7 +127,7 @@ impl Takeover {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Now> {
-        [self.probe_until, self.barrier_until, self.doorbell_at, self.accepted_at, self.files_at].into_iter().flatten().min()
+        [self.probe_until, self.barrier_until, self.doorbell_at, self.accepted_at, self.files_at, self.gate_until].into_iter().flatten().min()
     }
 
     pub(super) fn handover_under_way(&self) -> bool {
@@ -165,6 +171,7 @@ impl Takeover {
         self.waiting.clear();
         self.files_at = None;
         self.doorbells.clear();
+        self.gate_until = None;
         self.probe_until = None;
         self.barrier_until = None;
         self.doorbell_at = None;
@@ -481,7 +488,16 @@ impl Manager {
         let queue = self.takeover.ready.entry(port).or_default();
         // One of several processes may have enough, and leave to the others what it has not fetched.
         let alone = self.takeover.listeners.get(&port).is_none_or(|l| l.len() == 1);
-        let n = queue.len().min(if alone { max as usize } else { 1 }).min(MAX_RECOVERED);
+        let mut n = queue.len().min(if alone { max as usize } else { 1 }).min(MAX_RECOVERED);
+        // One that makes the application connect comes alone, before the others: the connect is known for its.
+        let connects = queue.iter().position(|r| self.filter.connects(r.info.session));
+        self.takeover.gate_until = self.filter.gate(now);
+        if self.takeover.gate_until.is_some() {
+            n = 0;
+        } else if let Some(next) = connects.filter(|_| n > 0) {
+            queue.swap(0, next);
+            n = 1;
+        }
         let out: Vec<Ready> = queue.drain(..n).collect();
         let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
         let more = !queue.is_empty() || self.takeover.waiting.keys().any(of_port);
@@ -495,12 +511,34 @@ impl Manager {
             log::error!("cannot hand sessions over: {error:?}");
             self.takeover.ready.entry(port).or_default().extend(out);
         } else if n > 0 {
+            out.iter().for_each(|r| self.filter.handed_out(now, r.info.session));
             drop(out);
             let most = self.takeover.started.map_or(now, |started| started + BARRIER_UNTIL_LISTENING);
             self.takeover.barrier_until = self.takeover.barrier_until.map(|until| until.max((now + BARRIER).min(most)));
             self.restore_waiting(now);
         }
         self.publish_pending();
+    }
+
+    /// The session that was handed out last has made its connects: the next one may come.
+    pub(super) fn next_pair(&mut self) {
+        let now = self.now();
+        let unpaired = self.filter.counters().unpaired;
+        if unpaired != self.takeover.unpaired_said {
+            let more = unpaired - std::mem::replace(&mut self.takeover.unpaired_said, unpaired);
+            log::warn!(
+                "reset {more} sessions: it is not known which connection of the program belongs to which client, or that \
+                 was not made again; see \"Connections that the program makes\" in docs/guarantees.md"
+            );
+        }
+        if self.takeover.gate_until.is_none() || self.filter.gate(now).is_some() {
+            return;
+        }
+        self.takeover.gate_until = None;
+        self.publish_pending();
+        // Whoever found nothing has taken the doorbell off.
+        self.takeover.doorbells.retain(|_, bell| doorbell::waits(bell));
+        self.ring_doorbells(now);
     }
 
     /// After hook events: has the application got everything?
@@ -542,6 +580,9 @@ impl Manager {
         }
         if self.takeover.doorbell_at.is_some_and(|t| now >= t) {
             self.ring_doorbells(now);
+        }
+        if self.takeover.gate_until.is_some_and(|t| now >= t) {
+            self.next_pair();
         }
         if self.takeover.files_at.is_some_and(|t| now >= t) {
             self.restore_waiting(now);

@@ -34,7 +34,7 @@ const MOST_ENTRIES: usize = u16::MAX as usize;
 /// In place of the channel of a process that has ended in order.
 pub(super) const IN_ORDER: u32 = u32::MAX;
 
-fn thread_key(channel: u32, thread: u32) -> Thread {
+pub(super) fn thread_key(channel: u32, thread: u32) -> Thread {
     Thread::from(channel) << 32 | Thread::from(thread)
 }
 
@@ -140,6 +140,7 @@ impl Filter {
         live.pending.lend(&mut self.spares.pending).extend(bytes);
         let thread = self.turn_of(channel, thread);
         self.turns.write(now, thread, session, bytes.len() as u64, short);
+        self.note_write(now, channel, thread as u32, session, !short);
     }
 
     /// Bytes that the application wrote again after a failover, and that the hook swallowed.
@@ -147,6 +148,7 @@ impl Filter {
         if let Some(session) = self.session_of(channel, handle) {
             let thread = self.turn_of(channel, thread);
             self.turns.write(now, thread, session, n, false);
+            self.note_write(now, channel, thread as u32, session, true);
         }
     }
 
@@ -166,6 +168,7 @@ impl Filter {
                 self.actions.push(Action::AskUnread(session));
             }
         }
+        self.note_read(channel, thread, session);
         let thread = self.turn_of(channel, thread);
         self.turns.read(now, thread, session, n.min(there));
     }
@@ -180,6 +183,11 @@ impl Filter {
 
     /// A thread waits, or said commit: its turn is over.
     pub fn turn_end(&mut self, now: Now, channel: u32, thread: u32) {
+        self.note_wait(channel, thread);
+        self.end_turn(now, channel, thread);
+    }
+
+    fn end_turn(&mut self, now: Now, channel: u32, thread: u32) {
         if self.mode == Mode::Passive {
             return;
         }
@@ -210,7 +218,7 @@ impl Filter {
         let key = thread_key(channel, thread);
         let closes = self.closing.iter().any(|&(t, _)| t == key);
         if closes || self.mode != Mode::Passive && ends(&mut self.turns, key) {
-            self.turn_end(now, channel, thread);
+            self.end_turn(now, channel, thread);
         }
     }
 
@@ -237,6 +245,7 @@ impl Filter {
             return self.close_unattached(now, channel, handle, shared);
         };
         self.handles.remove(&(channel, handle));
+        self.note_close(channel, session);
         let live = self.live.get_mut(&session).expect("live");
         live.owners.retain(|&c| c != channel);
         if !live.owners.is_empty() {
@@ -460,6 +469,7 @@ impl Filter {
             }
         }
         self.turns.process_gone(channel);
+        self.causes.process_gone(channel);
         // What the policy has to say of turns that the dead one shared with the living comes first.
         self.run_commits(now);
         self.forget_process(channel);

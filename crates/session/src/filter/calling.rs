@@ -24,6 +24,8 @@ const MAX_CALLS: usize = 1024;
 const KEPT: Duration = Duration::from_secs(70);
 /// How long a session waits for the application to connect again before its peer is told that it is over.
 const UNCALLED: Duration = Duration::from_secs(60);
+/// How long it waits at the least, if it has something to say and the client that it belongs to has nothing.
+const STUCK: Duration = Duration::from_secs(5);
 /// How long the input of a session that was called for stays behind the barrier: an application that listens only after
 /// it has heard from this peer would wait for itself.
 const BARRIER: Duration = Duration::from_secs(1);
@@ -63,6 +65,7 @@ impl Filter {
         if syn.flags() & (flags::SYN | flags::ACK | flags::RST) != flags::SYN || !self.is_outgoing(&tuple) {
             return;
         }
+        self.note_unhooked_call(tuple);
         self.calls.kept.retain(|(since, t, _)| *t != tuple && now < *since + KEPT);
         if self.calls.kept.len() == MAX_CALLS {
             self.calls.kept.pop_front();
@@ -119,12 +122,12 @@ impl Filter {
         let of_it = |f: &Filter, session: SessionId| {
             f.store.get(session).is_some_and(|s| s.open.tuple.peer == tuple.peer && s.open.tuple.local.ip() == tuple.local.ip())
         };
+        self.note_unhooked_call(tuple);
         if now < self.calls.until {
-            let uncalled = self.live.iter().filter(|(id, live)| live.uncalled() && of_it(self, **id));
-            let same_port = |id: SessionId| self.store.get(id).is_some_and(|s| s.open.tuple == tuple);
-            if let Some(session) = uncalled.map(|(id, _)| *id).min_by_key(|id| (!same_port(*id), *id)) {
+            if let Some(session) = self.had_before(&tuple) {
                 self.drop_out(id);
-                return self.spliced(now, session, syn);
+                self.spliced(now, session, syn);
+                return self.open_halves(now);
             }
         }
         let probed = self.probing == 0;
@@ -236,7 +239,7 @@ impl Filter {
             live.recovery.make().handshake = Some(Handshake::Uncalled { until });
         });
         self.calls.until = until;
-        self.timers.push(Reverse((until, id)));
+        self.timers.push(Reverse((now + STUCK, id)));
     }
 
     /// The SYN-ACK to the application's SYN, in the peer's name and numbers; they are corrected like all others.
@@ -270,10 +273,11 @@ impl Filter {
     pub(super) fn called_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
         if let Some(Handshake::Uncalled { until }) = live.recovery.handshake {
-            if now < until {
-                return Some(until);
+            let stuck = now + UNCALLED >= until + STUCK && self.stuck(id);
+            if now < until && !stuck {
+                return Some(until.min(now + STUCK));
             }
-            self.restore_failed(now, id);
+            self.unpair(now, id);
             return None;
         }
         let until = live.recovery.barrier_until?;

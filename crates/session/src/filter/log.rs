@@ -2,7 +2,7 @@
 
 use super::recovery::Alone;
 use super::{Filter, Mode, SYNC_DELAY};
-use crate::record::Sync;
+use crate::record::{self, Cause, Record, Sync};
 use crate::store::StoreError;
 use crate::tuple::SessionId;
 use crate::Now;
@@ -87,6 +87,19 @@ impl Filter {
         self.counters.payload_bytes += payload as u64;
         self.end += written;
         self.batch_due.get_or_insert(self.clock + SYNC_DELAY);
+        self.end
+    }
+
+    /// Whether the replica is of the version before, which knows no causes of outgoing sessions.
+    pub fn set_plain_log(&mut self, plain: bool) {
+        self.plain_log = plain;
+    }
+
+    pub(super) fn write_cause(&mut self, id: SessionId, cause: Option<Cause>) -> u64 {
+        if !self.plain_log {
+            return self.write(0, |out| record::encode_cause(id, cause, out));
+        }
+        self.store.apply(Record::Cause { session: id, cause }).expect("a cause fits always");
         self.end
     }
 
@@ -199,6 +212,9 @@ impl Filter {
         self.write_syncs();
         for s in self.store.iter() {
             self.store.snapshot(s.open.session, out);
+            if s.cause.is_some() && !self.plain_log {
+                record::encode_cause(s.open.session, s.cause, out);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@
 //! - `app`: what the hooks tell; turns; processes that die
 //! - `recovery`: takeover: probes, restore, barrier, injection
 //! - `calling`: connections that the application makes, and makes again after a takeover
+//! - `causes`: what made it connect: after a takeover the same cause has the same connection back
 //! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
 //! - `proof`: what peers prove after a takeover where nothing waited for the replica
 //! - `unhooked`: programs that tell nothing
@@ -18,6 +19,7 @@
 mod app;
 mod astray;
 mod calling;
+mod causes;
 mod early;
 mod input;
 mod live;
@@ -44,6 +46,7 @@ use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
 use crate::Now;
 use calling::Calls;
+use causes::Causes;
 use early::AllEarly;
 use live::{HeldIn, Live, Spares, Stage, Waiting};
 use opening::Handshakes;
@@ -101,6 +104,8 @@ pub enum Action {
     /// Ask the kernel how much input it has taken and how much of it the application has not read, then call
     /// [`Filter::unread`].
     AskUnread(SessionId),
+    /// Remove the local TCP's connection of this name, which a process holds: its session is over.
+    Destroy(FourTuple),
     /// A session ended; its record is deleted.
     Ended(SessionId, FourTuple, EndReason),
 }
@@ -154,6 +159,9 @@ pub struct Counters {
     pub unrecorded: u64,
     /// Those among the torn that have timestamps where this kernel is told to have none.
     pub unspliceable: u64,
+    /// Sessions that were reset at a takeover because it was not known which connection of the application belongs to which
+    /// peer's; or that had lost the other one.
+    pub unpaired: u64,
     /// Records written to the log.
     pub records: u64,
     /// Bytes written to the log, payload included.
@@ -198,6 +206,9 @@ pub struct Filter {
     handshakes: Handshakes,
     splices: Splices,
     calls: Calls,
+    causes: Causes,
+    /// The replica knows no records of causes.
+    plain_log: bool,
     /// Without hooks: sessions with input of which it is not known that it was read.
     readers: BTreeSet<SessionId>,
     /// Those that were asked about before the output that is judged now.
@@ -276,6 +287,8 @@ impl Filter {
             handshakes: Handshakes::default(),
             splices: Splices::default(),
             calls: Calls::default(),
+            causes: Causes::default(),
+            plain_log: false,
             readers: BTreeSet::new(),
             asked: Vec::new(),
             early: AllEarly::default(),
@@ -383,6 +396,7 @@ impl Filter {
     pub fn thaw(&mut self, now: Now) {
         if self.mode == Mode::Frozen {
             self.mode = self.thaw_to;
+            self.late_causes();
         }
         self.run_commits(now);
         self.release_stored(now);
@@ -442,6 +456,7 @@ impl Filter {
         self.resets.clear();
         self.splices = Splices::default();
         self.calls = Calls::default();
+        self.causes.forget_sessions();
         self.readers.clear();
         self.early = AllEarly::default();
         self.asked.clear();
@@ -512,6 +527,7 @@ impl Filter {
         if self.live.get(&id).is_some_and(|l| l.alone) {
             self.alone.ended(&open);
         }
+        let partners = self.partners(id);
         self.write(0, |out| record::encode_end(id, reason, out));
         self.turns.close(id);
         self.forget_early(id);
@@ -540,12 +556,16 @@ impl Filter {
         self.forget_expiries();
         self.suspects.remove(&id);
         self.deaths.remove(&id);
+        self.forget_cause(id);
         self.counters.ended += 1;
         self.actions.push(Action::Ended(id, tuple, reason));
         self.run_commits(now);
         self.barrier_met(now);
         self.answer_kept(now);
         self.open_halves(now);
+        for partner in partners {
+            self.unpair(now, partner);
+        }
     }
 
     /// The sessions that the kernel should have a socket of.

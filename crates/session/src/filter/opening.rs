@@ -190,6 +190,8 @@ impl Filter {
             let open = settled(id, tuple, isn_in, h.isn, theirs, h.options, window, true);
             let internal_port = self.inner(&tuple).local.port();
             self.open_session(now, Open { internal_port, ..open }, u64::from(h.window), h.signed);
+            self.record_cause(id);
+            self.live.get_mut(&id).expect("just opened").base_pos = self.end;
             return Some(id);
         }
         let h = self.handshakes.find(&tuple, completes(segment))?;

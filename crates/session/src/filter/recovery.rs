@@ -157,7 +157,10 @@ impl Filter {
         self.clock = now;
         let mut ids: Vec<SessionId> = self.store.iter().map(|s| s.open.session).collect();
         ids.sort_unstable();
-        let (torn, whole): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| self.store.get(*id).is_some_and(|s| s.torn));
+        let unpaired = self.unpaired();
+        self.counters.unpaired += unpaired.len() as u64;
+        let lost = |id: &SessionId| unpaired.binary_search(id).is_ok();
+        let (torn, whole): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| lost(id) || self.store.get(*id).is_some_and(|s| s.torn));
         for id in whole {
             let s = self.store.get(id).expect("listed");
             let mut live = Live::new(s);
@@ -509,6 +512,7 @@ impl Filter {
                 live.recovery.tidy();
             }
         }
+        self.open_halves(now);
     }
 
     /// Input that the local TCP has not acknowledged is injected again. Returns when to look again.

@@ -220,22 +220,42 @@ impl Filter {
     /// Asks for as many sessions as may be asked for at once. To be called whenever one has come to the end of that, whatever
     /// the end: its answer, its session's end, or that it was in somebody's hands before.
     pub(super) fn open_halves(&mut self, now: Now) {
-        let mut asked = Vec::new();
-        for listener in self.splices.listeners.values_mut().filter(|listener| !listener.queue.is_empty()) {
-            let live = &mut self.live;
-            listener.under_way.retain(|id| live.get(id).is_some_and(|l| matches!(l.recovery.handshake, Some(Handshake::Sent { .. }))));
-            while listener.under_way.len() < if listener.listening { MOST } else { 1 } {
-                let Some(id) = listener.queue.pop_front() else { break };
-                let Some(live) = live.get_mut(&id).filter(|l| l.recovery.handshake == Some(Handshake::Queued)) else { continue };
+        let waiting = self.splices.listeners.iter().filter(|(_, listener)| !listener.queue.is_empty());
+        let waiting: Vec<SocketAddr> = waiting.map(|(local, _)| *local).collect();
+        for local in waiting {
+            while let Some(id) = self.next_half(now, local) {
+                let Some(live) = self.live.get_mut(&id).filter(|l| l.recovery.handshake == Some(Handshake::Queued)) else { continue };
                 live.recovery.make().handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
-                listener.under_way.insert(id);
-                asked.push(id);
+                self.splices.listeners.entry(local).or_default().under_way.insert(id);
+                self.handed_out(now, id);
+                self.timers.push(Reverse((now + AGAIN, id)));
+                self.send_local_syn(id);
             }
         }
-        for id in asked {
-            self.timers.push(Reverse((now + AGAIN, id)));
-            self.send_local_syn(id);
+    }
+
+    /// Whom this listener is to be asked for next.
+    fn next_half(&mut self, now: Now, local: SocketAddr) -> Option<SessionId> {
+        let (live, listener) = (&self.live, self.splices.listeners.get_mut(&local)?);
+        listener.under_way.retain(|id| live.get(id).is_some_and(|l| matches!(l.recovery.handshake, Some(Handshake::Sent { .. }))));
+        let (first, under_way) = (*listener.queue.front()?, listener.under_way.len());
+        if under_way >= if listener.listening { MOST } else { 1 } {
+            return None;
         }
+        let mut at = 0;
+        if self.follows() {
+            // One that makes the application connect comes alone: the connect is known for its.
+            if let Some(until) = self.gate(now) {
+                self.timers.push(Reverse((until, first)));
+                return None;
+            }
+            let alone = self.splices.listeners[&local].queue.iter().position(|id| self.connects(*id));
+            if alone.is_some() && under_way > 0 {
+                return None;
+            }
+            at = alone.unwrap_or(0);
+        }
+        self.splices.listeners.get_mut(&local)?.queue.remove(at)
     }
 
     /// A SYN as if the peer connected.
@@ -331,6 +351,7 @@ impl Filter {
         let next = now + AGAIN;
         self.recount(id, |live| live.recovery.make().handshake = Some(Handshake::Answered { next, tries: 1 }));
         self.timers.push(Reverse((next, id)));
+        self.handed_out(now, id);
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if !live.outgoing {
             self.splices.listeners.entry(s.open.tuple.local).or_default().listening = true;

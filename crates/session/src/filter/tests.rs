@@ -1,6 +1,7 @@
 //! Packet scripts: one connection, each packet by hand. `tests/world.rs` does it by the million.
 
 mod calling;
+mod causes;
 mod input;
 mod opening;
 mod output;
@@ -190,6 +191,12 @@ impl Rig {
 
     fn out(&mut self, packet: &[u8]) -> Vec<Action> {
         self.id += 1;
+        if let Some(tuple) = self.f.asks_caller(packet) {
+            // Each SYN is that of a socket of its own, and of one thread.
+            let socket = u64::from(self.id) << 32;
+            self.f.lend(CHANNEL, THREAD, socket, tuple.peer, false);
+            self.f.called_by(tuple, Some(socket));
+        }
         self.f.packet_out(self.now, self.id, packet);
         self.drain()
     }

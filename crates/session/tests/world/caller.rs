@@ -26,7 +26,11 @@ impl Node {
             return;
         }
         app.calling.push(tuple);
+        let channel = app.channel;
         let isn = self.next_isn();
+        // By a thread that does nothing else.
+        self.filter.lend(channel, 1, u64::from(isn), tuple.peer, false);
+        self.filter.called_by(tuple, Some(u64::from(isn)));
         self.sockets.insert(tuple, Tcp::connect(now, tuple.local, tuple.peer, Seq(isn), self.setup, isn >> 3));
         self.collect(&tuple);
     }

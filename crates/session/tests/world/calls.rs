@@ -22,7 +22,7 @@ impl World {
         self.login = self.rng.percent(50);
         self.call_pause = if self.rng.percent(50) { FAST_US } else { self.rng.range(FAST_US, 600_000) };
         self.give_up = if self.rng.percent(30) { 20 } else { 1 };
-        for c in 0..self.rng.range(1, 2) as u8 {
+        for c in 0..self.rng.range(1, 4) as u8 {
             let me: SocketAddr = ([198, 51, 100, 9 + c], 179).into();
             let setup = self.peer_setup();
             self.callees.push(Callee::new(me, setup));
@@ -32,7 +32,9 @@ impl World {
     /// What they will have to say.
     pub(super) fn plan_calls(&mut self) {
         for c in 0..self.callees.len() {
-            for _ in 0..self.rng.range(1, 3) {
+            // One each: the program's own connections to one destination come back in the order in which they were made, and
+            // this one makes them in any.
+            {
                 let index = self.peers.len();
                 let ending = match self.rng.below(10) {
                     0..=1 => Ending::Stays,

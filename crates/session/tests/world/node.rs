@@ -583,6 +583,9 @@ impl Node {
                         let (received, unread) = socket.map_or((0, 0), |s| (s.taken(), s.received.len() as u64));
                         self.filter.unread(now, session, received, unread);
                     }
+                    Action::Destroy(tuple) => {
+                        self.sockets.remove(&tuple);
+                    }
                     Action::Ended(_, tuple, reason) => {
                         if reason == tcpr_session::record::EndReason::Torn {
                             self.torn.insert(tuple);

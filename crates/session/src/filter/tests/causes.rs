@@ -1,0 +1,471 @@
+//! Proxies: whose an outgoing connection is, and who has it back after a takeover.
+
+use super::*;
+use crate::record::Cause;
+
+fn upstream() -> SocketAddr {
+    "198.51.100.9:7777".parse().unwrap()
+}
+
+fn out_tuple(port: u16) -> FourTuple {
+    FourTuple { local: ([192, 0, 2, 200], port).into(), peer: upstream() }
+}
+
+fn proxying(hooked: bool) -> Filter {
+    let outgoing = vec![(upstream(), PortPolicy::default())];
+    let engine = if hooked { Engine::Repair } else { Engine::Splice };
+    Filter::new(FilterConfig { outgoing, engine, hooked, ..config() })
+}
+
+/// A proxy's master, and what the tests do in its name. Handles are the ports of the connections.
+struct Proxy {
+    r: Rig,
+    socket: u64,
+    channel: u32,
+}
+
+impl Proxy {
+    fn new() -> Proxy {
+        let mut r = Rig::new();
+        r.f = proxying(true);
+        r.replica = proxying(true);
+        r.f.activate();
+        r.f.hold_for_replica(0);
+        Proxy { r, socket: 0, channel: CHANNEL }
+    }
+
+    fn id(&self, port: u16) -> u32 {
+        let at = if port >= 30_000 { out_tuple(port) } else { tuple(port) };
+        self.r.f.store().find(&at).expect("a session")
+    }
+
+    fn cause(&self, port: u16) -> Option<Cause> {
+        self.r.f.store().get(self.id(port)).unwrap().cause
+    }
+
+    /// A client connects, and this thread accepts it.
+    fn accepts(&mut self, port: u16, thread: u32) {
+        self.r.port = port;
+        self.r.handshake(false);
+        self.holds(port, thread, Origin::Accepted);
+    }
+
+    fn holds(&mut self, port: u16, thread: u32, origin: Origin) {
+        self.r.f.attach(self.r.now, self.channel, u32::from(port), origin, &tuple(port));
+        self.r.f.taken(self.channel, thread, u32::from(port), origin);
+    }
+
+    /// A client says something, which this thread reads.
+    fn reads(&mut self, port: u16, thread: u32) {
+        self.r.port = port;
+        let at = self.r.f.store().get(self.id(port)).unwrap().in_end();
+        let from = self.r.f.store().get(self.id(port)).unwrap().out_acked;
+        self.r.peer(say(ACK, at, from, b"word\n"));
+        self.r.f.read(self.r.now, self.channel, thread, u32::from(port), 5);
+    }
+
+    /// The backend says something.
+    fn hears(&mut self, port: u16, thread: u32) {
+        let s = self.r.f.store().get(self.id(port)).unwrap();
+        let packet = packet(port, false, ACK, s.in_seq(s.in_end()), s.out_seq(s.out_acked), b"echo\n");
+        self.r.inp(&packet);
+        self.r.f.read(self.r.now, self.channel, thread, u32::from(port), 5);
+    }
+
+    fn writes(&mut self, port: u16, thread: u32) {
+        self.r.f.write_out(self.r.now, self.channel, thread, u32::from(port), b"word\n", false);
+    }
+
+    fn waits(&mut self, thread: u32) {
+        self.r.f.turn_end(self.r.now, self.channel, thread);
+        self.r.f.run_commits(self.r.now);
+        self.r.drain();
+    }
+
+    /// This thread connects from that port. What came of its SYN.
+    fn calls(&mut self, port: u16, thread: u32) -> Vec<Action> {
+        self.socket += 1;
+        self.r.f.lend(self.channel, thread, self.socket, upstream(), false);
+        self.r.f.called_by(out_tuple(port), Some(self.socket));
+        let syn = packet(port, true, SYN, isn(port), Seq(0), b"");
+        self.r.id += 1;
+        self.r.f.packet_out(self.r.now, self.r.id, &syn);
+        self.r.drain()
+    }
+
+    /// The same, and the backend accepts it.
+    fn connects(&mut self, port: u16, thread: u32) {
+        self.calls(port, thread);
+        self.answered(port);
+    }
+
+    fn answered(&mut self, port: u16) {
+        self.r.inp(&packet(port, false, SYN | ACK, Seq(u32::from(port) + 7), isn(port).add(1), b""));
+        self.r.stored();
+        self.r.f.attach(self.r.now, self.channel, u32::from(port), Origin::Connected, &out_tuple(port));
+    }
+
+    /// The replica takes over; its program is another process.
+    fn taken_over(&mut self) {
+        self.r.stored();
+        let mut snapshot = Vec::new();
+        self.r.f.snapshot(&mut snapshot);
+        let mut f = proxying(true);
+        f.replica_apply(&snapshot).unwrap();
+        assert!(f.store() == self.r.replica.store(), "I5");
+        self.r.f = f;
+        self.channel += 1;
+        self.r.f.take_over(self.r.now);
+        self.r.drain();
+        for id in self.r.f.unrestored() {
+            if self.r.f.splices(id) {
+                self.r.f.splice(self.r.now, id);
+            } else {
+                let spec = self.r.f.restore_spec(id, true, 0).expect("a socket");
+                self.r.f.restored(self.r.now, id, spec.sent.len());
+            }
+        }
+        self.r.drain();
+        self.r.actions.clear();
+    }
+
+    /// The new program calls from a port of its own, and has this one back; None: it makes a new one.
+    fn has_back(&mut self, port: u16, thread: u32) -> Option<u16> {
+        let came = self.calls(port, thread);
+        let injected = came.iter().any(|a| matches!(a, Action::Inject(p) if Segment::parse(p).unwrap().flags() == SYN | ACK));
+        injected.then(|| self.r.f.outer(&out_tuple(port)).expect("known").local.port())
+    }
+
+    fn sessions(&self) -> usize {
+        self.r.f.store().len()
+    }
+}
+
+fn isn(port: u16) -> Seq {
+    Seq(u32::from(port) * 1000)
+}
+
+fn packet(port: u16, out: bool, flags: u8, seq: Seq, ack: Seq, payload: &[u8]) -> Vec<u8> {
+    let t = out_tuple(port);
+    let (source, destination) = if out { (t.local, t.peer) } else { (t.peer, t.local) };
+    let mut packet = Vec::new();
+    Build { source, destination, seq, ack, flags, window: 60_000, timestamps: None, payload }.write(&mut packet);
+    packet
+}
+
+const ALICE: u16 = 1001;
+const BOB: u16 = 1002;
+const TO_ALICES: u16 = 40_001;
+const TO_BOBS: u16 = 40_002;
+
+/// A thread for each client, which connects when its client has said something: bob's is first.
+fn of_threads() -> Proxy {
+    let mut p = Proxy::new();
+    p.accepts(ALICE, 1);
+    p.accepts(BOB, 1);
+    p.waits(1);
+    for (client, to, thread) in [(BOB, TO_BOBS, 3), (ALICE, TO_ALICES, 2)] {
+        p.reads(client, thread);
+        p.connects(to, thread);
+        p.writes(to, thread);
+        p.waits(thread);
+    }
+    p
+}
+
+#[test]
+fn each_client_has_its_own_connection_back() {
+    let mut p = of_threads();
+    p.taken_over();
+    for client in [ALICE, BOB] {
+        p.holds(client, 1, Origin::Recovered);
+    }
+    p.r.f.lift_barrier(p.r.now);
+    // Alice is first this time.
+    p.reads(ALICE, 5);
+    assert_eq!(p.has_back(50_001, 5), Some(TO_ALICES));
+    p.reads(BOB, 6);
+    assert_eq!(p.has_back(50_002, 6), Some(TO_BOBS));
+    assert_eq!((p.sessions(), p.r.f.counters().unpaired), (4, 0));
+}
+
+#[test]
+fn what_a_client_caused_nobody_else_gets() {
+    let mut p = of_threads();
+    p.taken_over();
+    p.holds(ALICE, 1, Origin::Recovered);
+    p.holds(BOB, 1, Origin::Recovered);
+    p.r.f.lift_barrier(p.r.now);
+    p.reads(ALICE, 5);
+    assert_eq!(p.has_back(50_001, 5), Some(TO_ALICES));
+    assert_eq!(p.has_back(50_002, 5), None, "it may be bob's, and may not");
+    assert!(p.r.f.store().find(&tuple(BOB)).is_some());
+    // Bob says nothing for a minute. Then neither he nor his connection is there any more.
+    p.r.pass(ms(61_000));
+    assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none());
+    assert_eq!(p.r.f.counters().unpaired, 2);
+    assert!(p.r.f.store().find(&tuple(ALICE)).is_some());
+}
+
+#[test]
+fn a_program_that_connects_when_it_accepts_is_given_one_client_at_a_time() {
+    let mut p = Proxy::new();
+    for (client, to) in [(ALICE, TO_ALICES), (BOB, TO_BOBS)] {
+        p.accepts(client, 1);
+        p.connects(to, 1);
+    }
+    let of = |p: &Proxy, client| Some(Cause::Of { session: p.id(client), nth: 1, read: false });
+    assert_eq!((p.cause(TO_ALICES), p.cause(TO_BOBS)), (of(&p, ALICE), of(&p, BOB)));
+    p.taken_over();
+    let (alice, bob) = (p.id(ALICE), p.id(BOB));
+    assert!(p.r.f.connects(alice) && p.r.f.connects(bob) && p.r.f.gate(p.r.now).is_none());
+    p.r.f.handed_out(p.r.now, bob);
+    assert!(p.r.f.gate(p.r.now).is_some());
+    p.holds(BOB, 1, Origin::Recovered);
+    assert_eq!(p.has_back(50_002, 1), Some(TO_BOBS));
+    assert!(p.r.f.gate(p.r.now).is_none());
+    p.r.f.handed_out(p.r.now, alice);
+    assert!(p.r.f.gate(p.r.now).is_some() && p.r.f.gate(p.r.now + ms(1000)).is_none(), "not for ever");
+    p.holds(ALICE, 1, Origin::Recovered);
+    assert_eq!(p.has_back(50_001, 1), Some(TO_ALICES));
+    assert_eq!(p.r.f.counters().unpaired, 0);
+}
+
+/// Two clients are accepted in one turn, then the program connects twice.
+fn accepted_together() -> Proxy {
+    let mut p = Proxy::new();
+    p.accepts(ALICE, 1);
+    p.accepts(BOB, 1);
+    p.connects(TO_BOBS, 1);
+    p.connects(TO_ALICES, 1);
+    p
+}
+
+#[test]
+fn whose_it_is_not_is_known_is_reset_and_so_is_whoever_it_may_belong_to() {
+    let mut p = accepted_together();
+    p.accepts(1003, 9);
+    p.reads(1003, 9);
+    for port in [ALICE, BOB, TO_ALICES, TO_BOBS] {
+        assert_eq!(p.cause(port), Some(Cause::Unclear { all: false }), "{port}");
+    }
+    p.taken_over();
+    assert_eq!((p.sessions(), p.r.f.counters().torn, p.r.f.counters().unpaired), (1, 4, 4));
+    assert!(p.r.f.store().find(&tuple(1003)).is_some(), "it has nothing to do with them");
+}
+
+#[test]
+fn bytes_that_flow_show_whose_it_is() {
+    let mut p = accepted_together();
+    p.waits(1);
+    p.reads(BOB, 1);
+    p.writes(TO_BOBS, 1);
+    p.waits(1);
+    assert_eq!(p.cause(TO_BOBS), Some(Cause::Of { session: p.id(BOB), nth: 1, read: false }));
+    // The other way round. Both were known to be one of these two's.
+    p.hears(TO_ALICES, 1);
+    p.writes(ALICE, 1);
+    p.waits(1);
+    assert_eq!(p.cause(TO_ALICES), Some(Cause::Of { session: p.id(ALICE), nth: 1, read: false }));
+    assert_eq!((p.cause(ALICE), p.cause(BOB)), (None, None));
+    p.taken_over();
+    assert_eq!((p.sessions(), p.r.f.counters().unpaired), (4, 0));
+}
+
+/// As HTTP proxies do with connections that they keep.
+#[test]
+fn what_serves_more_than_one_client_is_nobodys() {
+    for answer in [false, true] {
+        let mut p = of_threads();
+        if answer {
+            p.hears(TO_BOBS, 8);
+            p.writes(ALICE, 8);
+        } else {
+            p.waits(3);
+            p.reads(ALICE, 3);
+            p.writes(TO_BOBS, 3);
+        }
+        assert_eq!(p.cause(TO_BOBS), Some(Cause::Unclear { all: false }));
+        p.taken_over();
+        // Alice's other connection goes with her.
+        assert_eq!((p.sessions(), p.r.f.counters().unpaired), (0, 4), "{answer}");
+    }
+}
+
+#[test]
+fn what_outlives_its_client_is_reset() {
+    let mut p = of_threads();
+    p.r.port = BOB;
+    let at = p.r.f.store().get(p.id(BOB)).unwrap().in_end();
+    p.r.peer(say(RST, at, 0, b""));
+    assert_eq!(p.cause(TO_BOBS), Some(Cause::Unclear { all: false }));
+    p.taken_over();
+    assert_eq!((p.sessions(), p.r.f.counters().unpaired), (2, 1));
+}
+
+#[test]
+fn a_client_that_goes_takes_along_what_waits_for_it() {
+    let mut p = of_threads();
+    p.taken_over();
+    p.r.port = BOB;
+    let at = p.r.f.store().get(p.id(BOB)).unwrap().in_end();
+    p.r.peer(say(RST, at, 0, b""));
+    assert!(p.r.f.store().find(&out_tuple(TO_BOBS)).is_none());
+    assert_eq!(p.sessions(), 2);
+}
+
+#[test]
+fn a_backend_that_goes_before_it_is_called_again_takes_its_client_along() {
+    let mut p = of_threads();
+    p.taken_over();
+    p.holds(BOB, 1, Origin::Recovered);
+    let s = p.r.f.store().get(p.id(TO_BOBS)).unwrap();
+    let gone = packet(TO_BOBS, false, RST, s.in_seq(s.in_end()), Seq(0), b"");
+    let came = p.r.inp(&gone);
+    assert!(p.r.f.store().find(&tuple(BOB)).is_none(), "it would talk to another one");
+    assert!(came.contains(&Action::Destroy(tuple(BOB))), "and its program is told: {came:?}");
+    assert_eq!(p.sessions(), 2);
+}
+
+#[test]
+fn a_client_that_is_given_another_connection_than_its_own_does_not_go_on() {
+    let mut p = of_threads();
+    p.taken_over();
+    p.holds(ALICE, 1, Origin::Recovered);
+    p.holds(BOB, 1, Origin::Recovered);
+    p.r.f.lift_barrier(p.r.now);
+    // Some other thread connects for bob, and nobody knows.
+    p.reads(ALICE, 7);
+    p.reads(BOB, 7);
+    assert_eq!(p.has_back(50_009, 7), None);
+    p.answered(50_009);
+    p.waits(7);
+    p.waits(8);
+    p.hears(50_009, 8);
+    p.writes(BOB, 8);
+    assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none());
+    assert!(p.r.f.store().find(&tuple(ALICE)).is_some());
+}
+
+#[test]
+fn a_thread_that_another_one_hands_a_client_to_is_not_taken_for_its_last_ones() {
+    let mut p = of_threads();
+    // Accepted by one thread, and served by bob's.
+    p.accepts(1003, 1);
+    p.connects(40_003, 3);
+    assert_eq!((p.cause(40_003), p.cause(BOB)), (Some(Cause::Unclear { all: false }), Some(Cause::Unclear { all: false })));
+    p.waits(3);
+    p.reads(1003, 3);
+    p.writes(40_003, 3);
+    assert_eq!(p.cause(40_003), Some(Cause::Of { session: p.id(1003), nth: 1, read: false }));
+    assert_eq!(p.cause(BOB), None);
+}
+
+#[test]
+fn a_forked_process_connects_for_the_client_that_it_inherits() {
+    let mut p = Proxy::new();
+    p.accepts(ALICE, 1);
+    p.channel += 10;
+    p.holds(ALICE, 1, Origin::Inherited);
+    p.connects(TO_ALICES, 1);
+    assert_eq!(p.cause(TO_ALICES), Some(Cause::Of { session: p.id(ALICE), nth: 1, read: false }));
+    p.accepts(BOB, 1);
+    // Of two it may be either's.
+    p.channel += 10;
+    p.holds(ALICE, 1, Origin::Inherited);
+    p.holds(BOB, 1, Origin::Inherited);
+    p.connects(TO_BOBS, 1);
+    assert_eq!(p.cause(TO_BOBS), Some(Cause::Unclear { all: false }));
+}
+
+#[test]
+fn what_a_program_makes_when_it_starts_it_has_back_in_that_order() {
+    let mut p = Proxy::new();
+    p.connects(40_001, 1);
+    p.connects(40_002, 1);
+    p.taken_over();
+    assert_eq!(p.has_back(50_009, 4), Some(40_001));
+    assert_eq!(p.has_back(50_001, 4), Some(40_002));
+    assert_eq!(p.has_back(50_002, 4), None);
+}
+
+#[test]
+fn of_threads_that_connect_when_a_program_starts_nobody_knows_which_is_first() {
+    let mut p = Proxy::new();
+    p.connects(40_001, 1);
+    p.connects(40_002, 2);
+    p.taken_over();
+    assert_eq!((p.sessions(), p.r.f.counters().unpaired), (0, 2));
+    // One alone is no matter of order.
+    let mut p = Proxy::new();
+    p.connects(40_001, 1);
+    p.accepts(ALICE, 2);
+    p.taken_over();
+    p.holds(ALICE, 2, Origin::Recovered);
+    assert_eq!(p.has_back(50_001, 7), Some(40_001));
+}
+
+#[test]
+fn the_second_one_that_a_client_caused_is_not_given_for_the_first() {
+    let mut p = of_threads();
+    p.connects(40_003, 3);
+    assert_eq!(p.cause(40_003), Some(Cause::Of { session: p.id(BOB), nth: 2, read: true }));
+    let s = p.r.f.store().get(p.id(TO_BOBS)).unwrap();
+    let gone = packet(TO_BOBS, false, RST, s.in_seq(s.in_end()), Seq(0), b"");
+    p.r.inp(&gone);
+    p.taken_over();
+    p.holds(BOB, 1, Origin::Recovered);
+    p.r.f.lift_barrier(p.r.now);
+    p.reads(BOB, 5);
+    assert_eq!(p.has_back(50_001, 5), None);
+    p.answered(50_001);
+    assert_eq!(p.has_back(50_002, 5), Some(40_003));
+}
+
+#[test]
+fn a_port_of_its_choice_says_which_one_it_is() {
+    let mut p = Proxy::new();
+    for port in [2001, 2002] {
+        p.socket += 1;
+        p.r.f.lend(CHANNEL, 1, p.socket, upstream(), true);
+        p.r.f.called_by(out_tuple(port), Some(p.socket));
+        p.r.f.packet_out(p.r.now, 77, &packet(port, true, SYN, isn(port), Seq(0), b""));
+        p.r.drain();
+        p.r.inp(&packet(port, false, SYN | ACK, Seq(u32::from(port) + 7), isn(port).add(1), b""));
+    }
+    p.taken_over();
+    for port in [2002, 2001] {
+        p.socket += 1;
+        p.r.f.lend(p.channel, 1, p.socket, upstream(), true);
+        p.r.f.called_by(out_tuple(port), Some(p.socket));
+        p.r.f.packet_out(p.r.now, 77, &packet(port, true, SYN, Seq(5), Seq(0), b""));
+        let came = p.r.drain();
+        assert!(came.iter().any(|a| matches!(a, Action::Inject(_))), "{port}: {came:?}");
+        assert_eq!(p.r.f.outer(&out_tuple(port)), Some(out_tuple(port)));
+    }
+}
+
+#[test]
+fn a_replica_of_the_version_before_hears_of_no_causes() {
+    let mut p = Proxy::new();
+    p.r.f.set_plain_log(true);
+    p.accepts(ALICE, 1);
+    let before = p.r.f.log_end();
+    let mut batch = Vec::new();
+    p.r.f.take_batch(&mut batch);
+    p.calls(TO_ALICES, 1);
+    p.r.inp(&packet(TO_ALICES, false, SYN | ACK, Seq(7), isn(TO_ALICES).add(1), b""));
+    batch.clear();
+    p.r.f.take_batch(&mut batch);
+    assert!(p.cause(TO_ALICES).is_some() && p.r.f.log_end() > before);
+    let mut rest = &batch[..];
+    while let Some(record) = crate::record::decode(&mut rest).unwrap() {
+        assert!(!matches!(record, crate::record::Record::Cause { .. }));
+    }
+    let mut snapshot = Vec::new();
+    p.r.f.snapshot(&mut snapshot);
+    let mut rest = &snapshot[..];
+    while let Some(record) = crate::record::decode(&mut rest).unwrap() {
+        assert!(!matches!(record, crate::record::Record::Cause { .. }));
+    }
+}
