@@ -11,8 +11,7 @@ use std::time::Duration;
 use tcpr_lab::client::{EchoClients, EchoOptions, End};
 use tcpr_lab::flags::{ACK, SYN};
 use tcpr_lab::member::{Hosted, Service};
-use tcpr_lab::raw_peer::{RawPeer, SynFlood};
-use tcpr_lab::{wait_for, Host, Rng, SegFilter};
+use tcpr_lab::{wait_for, Host, RawPeer, Rng, Said, SegFilter, SynFlood};
 
 use crate::requests::through;
 use crate::world::{built, Fault, World, FOUR, PATIENCE, PORT, SIX};
@@ -179,7 +178,7 @@ fn in_a_flood_of_syns_nobody_is_left_without_a_word() {
     let mut rng = Rng::new(w.rng.next_u64());
     let mut burst = |n: u32| {
         for i in 0..n {
-            flood.syn(rng.range(10_000, 30_000) as u16, rng.next_u64() as u32).expect("sent");
+            flood.syn(rng.range(6_000, 65_500) as u16, rng.next_u64() as u32).expect("sent");
             if i % 200 == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -189,10 +188,10 @@ fn in_a_flood_of_syns_nobody_is_left_without_a_word() {
     // These have their SYN answered past the bound, and the flood goes on before they say anything.
     let mut half: Vec<RawPeer> =
         (0..20).map(|i| RawPeer::half_open(&w.peer, 5000 + i, to, 77 + u32::from(i), PATIENCE).expect("answered")).collect();
-    burst(60_000);
+    burst(100_000);
     let mut told = [0; 2];
     for peer in &mut half {
-        let said = tcpr_lab::raw_peer::Said { flags: ACK, at: 0, ack: 0, bytes: b"hello" };
+        let said = Said { flags: ACK, at: 0, ack: 0, bytes: b"hello" };
         let done = wait_for(PATIENCE, || {
             peer.say(said).expect("sent");
             peer.listen(Duration::from_millis(200)).expect("listened");
@@ -208,7 +207,7 @@ fn in_a_flood_of_syns_nobody_is_left_without_a_word() {
         for (i, peer) in half.iter_mut().filter(|p| p.wrong.is_none()).enumerate() {
             let at = peer.got.len() as i64;
             let done = wait_for(PATIENCE, || {
-                peer.say(tcpr_lab::raw_peer::Said { flags: ACK, at, ack: at, bytes: b"again" }).expect("sent");
+                peer.say(Said { flags: ACK, at, ack: at, bytes: b"again" }).expect("sent");
                 peer.listen(Duration::from_millis(200)).expect("listened");
                 peer.got.len() as i64 == at + 5
             });

@@ -561,7 +561,7 @@ fn parse(d: &[u8], t: Duration, outgoing: bool) -> Option<Seg> {
         dst: SocketAddr::new(dst, u16_at(d, tcp_at + 2)?),
         seq: u32_at(d, tcp_at + 4)?,
         ack: u32_at(d, tcp_at + 8)?,
-        flags: *d.get(tcp_at + 13)? & 0x3f,
+        flags: *d.get(tcp_at + 13)?,
         window: u16_at(d, tcp_at + 14)?,
         payload_len: end.saturating_sub(tcp_at + header) as u32,
         tsval: None,

@@ -27,6 +27,7 @@ const MAX_HELD_SYNS: usize = 1024;
 /// Of strangers that the kernel may know it is asked no more often: a flood of ACKs would cost more than it is worth. Whoever
 /// is one sends again.
 const STRANGERS_EVERY: Duration = Duration::from_millis(1);
+const MAX_STRANGERS: usize = 64;
 /// Most packets held of one session while it is restored; later ones are dropped and come again.
 const MAX_HELD_IN: usize = 4096;
 /// Most segments that wait for the kernel to say what it has taken.
@@ -188,7 +189,7 @@ impl Filter {
         }
         // Last words of a connection that is over; or of one of which the kernel may know and no store. What it says beside
         // its bytes is answered as ever, and the bytes are acknowledged by nobody (I1).
-        if segment.has(flags::ACK) && now >= self.next_stranger {
+        if segment.has(flags::ACK) && now >= self.next_stranger && self.strangers.len() < MAX_STRANGERS {
             self.next_stranger = now + STRANGERS_EVERY;
             self.strangers.push(tuple);
         }

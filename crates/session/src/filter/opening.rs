@@ -1,6 +1,6 @@
 //! Handshakes: who may become a session, and what becomes of one that is half open.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::live::{seconds, Held, Live, Stage};
@@ -55,19 +55,21 @@ struct Answer {
     signed: bool,
 }
 
-/// Handshakes that began, in a ring: a flood costs no more than forgetting the oldest.
+/// Handshakes that began, in their order: a flood costs no more than forgetting the oldest.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes {
-    by_tuple: HashMap<FourTuple, (usize, Vec<Handshake>)>,
-    ring: Vec<FourTuple>,
-    next: usize,
+    by_tuple: HashMap<FourTuple, (u64, Vec<Handshake>)>,
+    /// Some are over; those in front are not.
+    order: VecDeque<(u64, FourTuple)>,
+    serial: u64,
 }
 
 impl Handshakes {
     fn note(&mut self, tuple: FourTuple, handshake: Handshake) {
         if let Some((_, known)) = self.by_tuple.get_mut(&tuple) {
-            let same = |h: &&mut Handshake| (h.isn, h.by_us) == (handshake.isn, handshake.by_us) && h.answer.is_none_or(|a| Some(a) == handshake.answer);
-            match known.iter_mut().find(same) {
+            let isn_out = handshake.answer.map(|a| a.isn);
+            let same = |h: &Handshake| (h.isn, h.by_us) == (handshake.isn, handshake.by_us) && h.answer.is_none_or(|a| Some(a.isn) == isn_out);
+            match known.iter_mut().find(|h| same(h)) {
                 Some(h) => *h = handshake,
                 None => {
                     if known.len() == MAX_OF_ONE {
@@ -79,17 +81,19 @@ impl Handshakes {
             }
             return;
         }
-        let slot = self.next;
-        self.next = (self.next + 1) % MAX_HANDSHAKES;
-        if slot < self.ring.len() {
-            let old = std::mem::replace(&mut self.ring[slot], tuple);
-            if self.by_tuple.get(&old).is_some_and(|(s, _)| *s == slot) {
-                self.by_tuple.remove(&old);
+        self.serial += 1;
+        self.by_tuple.insert(tuple, (self.serial, vec![handshake]));
+        self.order.push_back((self.serial, tuple));
+        while let Some((serial, tuple)) = self.order.front() {
+            let over = self.by_tuple.get(tuple).is_none_or(|(known, _)| known != serial);
+            if !over && self.order.len() <= MAX_HANDSHAKES {
+                return;
             }
-        } else {
-            self.ring.push(tuple);
+            if !over {
+                self.by_tuple.remove(tuple);
+            }
+            self.order.pop_front();
         }
-        self.by_tuple.insert(tuple, (slot, vec![handshake]));
     }
 
     fn find(&self, tuple: &FourTuple, which: impl Fn(&Handshake) -> bool) -> Option<Handshake> {
@@ -220,6 +224,7 @@ impl Filter {
     fn replace_session(&mut self, now: Now, id: SessionId, tuple: FourTuple) {
         let kept = self.handshakes.by_tuple.remove(&tuple);
         self.end_session(now, id, EndReason::Closed);
+        // With its place among them.
         self.handshakes.by_tuple.extend(kept.map(|kept| (tuple, kept)));
     }
 

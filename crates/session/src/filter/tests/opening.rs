@@ -576,3 +576,41 @@ fn a_connection_whose_handshake_was_forgotten_is_reset_and_not_left_alone() {
     assert_eq!((there.destination(), there.seq()), (t.peer, ISN_OUT.add(1)));
     assert_eq!(r.f.counters().unrecorded, 1);
 }
+
+/// A SYN that waited for a takeover, or that the former master has passed on; and a call of a backup's application.
+#[test]
+fn what_has_waited_asks_for_no_more_than_the_rest() {
+    let plain = |packet: &[u8]| {
+        let s = Segment::parse(packet).unwrap();
+        assert!(s.checksum_ok());
+        (s.flags(), s.payload().len(), kinds(&s)) == (SYN, 0, vec![2])
+    };
+    let mut r = Rig::open();
+    r.stored();
+    r.fail_over();
+    assert_eq!(r.f.mode(), Mode::Restoring);
+    r.port = 1001;
+    let syn = opener(&r, true, SYN | flags::ECE | flags::CWR, &[&COOKIE[..], &[30, 4, 1, 1]].concat(), b"hello");
+    assert_eq!(r.inp(&syn), []);
+    let id = r.id;
+    r.f.lift_barrier(r.now);
+    let actions = r.drain();
+    assert!(actions.iter().any(|a| matches!(a, Action::ModifyIn(n, packet) if *n == id && plain(packet))), "{actions:?}");
+    r.f.forwarded_in(r.now, &syn);
+    let actions = r.drain();
+    assert!(matches!(&actions[..], [Action::Inject(packet)] if plain(packet)), "{actions:?}");
+
+    let to = "198.51.100.9:179".parse().unwrap();
+    let mut f = Filter::new(FilterConfig { outgoing: vec![(to, PortPolicy::default())], ..config() });
+    let mut call = Vec::new();
+    Build {
+        source: "192.0.2.200:4000".parse().unwrap(), destination: to, seq: Seq(5), ack: Seq(0),
+        flags: SYN | flags::ECE | flags::CWR, window: 60_000, timestamps: None, payload: b"hello",
+    }
+    .write_with(&[&[2, 4, 5, 0xb4][..], &COOKIE].concat(), &mut call);
+    f.packet_out(ms(1000), 1, &call);
+    f.take_over(ms(1001));
+    let mut actions = Vec::new();
+    f.drain_actions(&mut actions);
+    assert!(actions.iter().any(|a| matches!(a, Action::SendPeer(packet) if plain(packet))), "{actions:?}");
+}
