@@ -27,7 +27,7 @@
 //!    holding    PairedAcked                                    paired
 //!    held*      link lost, or partner suspected                stalled     Stall, ProbeReach..
 //!    stalled    partner back, same link                        held
-//!    stalled    partner starting (its replica is gone)         solo        [CloseLink], GoSolo{n+1}
+//!    held*      link lost, partner starting (replica gone)     solo        [CloseLink], GoSolo{n+1}
 //!    stalled    link lost, partner still backup in our epoch,
 //!                 and link up again or solo_after passed       announced   Announce{n+1}
 //!    announced  partner is backup in the announced epoch       solo        [CloseLink], GoSolo
@@ -740,7 +740,9 @@ impl RoleMachine {
                     self.unfence();
                 }
                 let fenced = self.role() == Role::Fenced;
-                let gone = view.role == Role::Starting && m.held();
+                // Over the connection of a life that has a replica nobody starts: that was said before.
+                let anew = !self.link_up || m.link_lost;
+                let gone = view.role == Role::Starting && m.held() && anew;
                 let follows = view.role == Role::Backup && m.announced && view.epoch == self.epoch;
                 if !fenced && (gone || follows) {
                     self.go_solo(false);

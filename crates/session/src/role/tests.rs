@@ -1004,3 +1004,42 @@ fn epochs_are_ordered_by_number_then_member() {
     assert!(ep(1, B) < ep(2, A) && ep(2, A) < ep(2, B));
     assert_eq!(ep(7, 1).to_string(), "7.1");
 }
+
+/// The replay window admits a heartbeat that was overtaken by up to 63 others (a second and more on one path; a slower
+/// second path is always behind). The partner said `Starting` in this epoch before it followed and was paired.
+#[test]
+fn a_heartbeat_that_was_overtaken_ends_no_pairing() {
+    let mut t = Lone::paired_master();
+    t.put(RoleInput::Heartbeat(says(Role::Starting, ep(1, A))));
+    assert_eq!(t.take(), [], "a paired master lets everything go without its replica");
+    assert!(t.machine.protected());
+    // Its next life says so over a connection of its own, or when the old one is known to be lost.
+    t.put(RoleInput::LinkDown { reset: false });
+    t.put(RoleInput::LinkUp);
+    t.put(RoleInput::Heartbeat(says(Role::Starting, ep(1, A))));
+    assert!(matches!(t.take()[..], [RoleAction::Stall, .., RoleAction::GoSolo { doubtful: false, .. }]));
+}
+
+/// The master hears nothing of us from 0 on and goes solo at 300 ms. We are paused
+/// from 0 to 245, read at 245 what had come by then, are cut off from 220 to 496, and hear a neighbour before the master.
+#[test]
+fn a_pause_and_a_cut_off_in_a_row_make_a_replica_stale() {
+    let mut t = Lone::full_backup();
+    t.machine.cfg.solo_after = ms(300);
+    t.partner = None;
+    t.reach = None;
+    let began = t.now;
+    t.pause(245);
+    // Sent before the cable was out, read now.
+    t.put(RoleInput::Heartbeat(says(Role::Master, ep(1, A))));
+    for at in [309, 376, 439] {
+        t.run((began + ms(at) - t.now).as_millis() as u64);
+        t.put(RoleInput::Reach(false));
+    }
+    t.run((began + ms(503) - t.now).as_millis() as u64);
+    t.log.clear();
+    // Plugged in again: this answer comes a moment before the master's next heartbeat (epoch 2.0, solo since 300 ms).
+    t.put(RoleInput::Reach(true));
+    let took = t.take();
+    assert!(!took.iter().any(|a| matches!(a, RoleAction::BecomeMaster { take_over: true, .. })), "after 503 ms without a word of ours to the master: {took:?}");
+}
