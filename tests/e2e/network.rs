@@ -2,7 +2,7 @@
 
 use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
 use tcpr_lab::member::Service;
-use tcpr_lab::{Impairment, Shim};
+use tcpr_lab::{Impairment, Router, Shim};
 
 use crate::ipv6::{Over, V4, V6};
 use crate::world::{built, Fault, World, PORT};
@@ -75,4 +75,41 @@ fn peers_without_options_and_with_small_segments_go_on() {
         w.survive(&clients, &[Fault::KillAll, Fault::Cut, random]);
         w.end(clients);
     }
+}
+
+/// Downloads to a peer behind a router whose way takes less than either end knows. `heard`: what the router says of that
+/// is; else the members' TCP has to find out by itself.
+fn behind_a_router(over: &Over, label: &str, mtu: u32, heard: bool) {
+    let mut w = (over.new)(label, Service::new("echo", PORT), &[&built("echo_server"), "5555", over.any]);
+    let router = Router::new(w.lab(), over.any == V6.any, mtu, &[w.pair.host(0), w.pair.host(1)]).expect("a router");
+    if !heard {
+        router.mute().expect("a rule");
+        for i in 0..2 {
+            w.pair.host(i).sysctl("net.ipv4.tcp_mtu_probing", "1").expect("sysctl");
+        }
+    }
+    // Enough that there is always old output, and in full segments.
+    let mut options = EchoOptions::new(4, w.rng.next_u64()).rate(Rate::new((4000, 16_000), (0, 10)));
+    options.max_outstanding = 48 << 10;
+    let clients = EchoClients::start(router.peer(), w.pair.addr(), &options).expect("clients");
+    w.survive(&clients, &[Fault::KillAll, Fault::Switchover, Fault::Cut]);
+    w.end(clients);
+}
+
+#[test]
+fn downloads_go_on_behind_a_router_with_a_small_mtu() {
+    behind_a_router(&V4, "mtu1400", 1400, true);
+    behind_a_router(&V4, "mtu1280", 1280, true);
+}
+
+#[test]
+fn downloads_go_on_behind_a_router_with_a_small_mtu_of_ipv6() {
+    behind_a_router(&V6, "mtu1400six", 1400, true);
+    behind_a_router(&V6, "mtu1280six", 1280, true);
+}
+
+#[test]
+fn downloads_go_on_behind_a_router_that_is_not_heard() {
+    behind_a_router(&V4, "mute1400", 1400, false);
+    behind_a_router(&V6, "mute1280six", 1280, false);
 }

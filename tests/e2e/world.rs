@@ -120,6 +120,11 @@ impl World {
         w
     }
 
+    /// Where further hosts can be made.
+    pub fn lab(&self) -> &Lab {
+        &self._lab
+    }
+
     /// Waits until the pair is protected; tells who is master.
     pub fn protected(&self) -> usize {
         self.pair.wait_protected(PATIENCE).unwrap_or_else(|e| panic!("{e}"))

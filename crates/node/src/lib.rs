@@ -10,6 +10,7 @@ pub mod link;
 pub mod manager;
 pub mod nfqueue;
 pub mod outgoing;
+pub mod pathmtu;
 pub mod rawsock;
 pub mod reach;
 pub mod repair;

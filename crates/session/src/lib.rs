@@ -5,6 +5,7 @@
 pub mod bytes;
 pub mod filter;
 pub mod framing;
+mod icmp;
 pub mod record;
 pub mod segment;
 pub mod seldom;

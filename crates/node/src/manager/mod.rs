@@ -44,6 +44,7 @@ use crate::channel::server::{ChannelListener, Greeting};
 use crate::channel::wire::{OutgoingInfo, PortInfo};
 use crate::config::{self, Config, Durability};
 use crate::nfqueue::Queue;
+use crate::pathmtu::PathMtu;
 use crate::rawsock::RawSender;
 use crate::rules::Rules;
 use crate::sockdiag::{Ours, SockDiag};
@@ -86,6 +87,7 @@ pub struct Manager {
     rules: Rules,
     raw: RawSender,
     raw_local: RawSender,
+    path_mtu: PathMtu,
     sockdiag: SockDiag,
     arp: Arp,
     vips: Vec<Vip>,
@@ -256,6 +258,7 @@ impl Manager {
             rules,
             raw,
             raw_local,
+            path_mtu: PathMtu::open(),
             sockdiag,
             arp,
             vips,
@@ -297,6 +300,7 @@ impl Manager {
         p.add(self.queue_out.as_raw_fd(), Token::QueueOut)?;
         p.add(self.channels.as_fd().as_raw_fd(), Token::Channels)?;
         p.add(self.control.fd(), Token::Control)?;
+        self.path_mtu.fds().try_for_each(|fd| p.add(fd, Token::PathMtu))?;
         if let Some(signals) = &self.signals {
             p.add(signals.fd(), Token::Signal)?;
         }
@@ -425,6 +429,7 @@ impl Manager {
             Token::Process(id) => self.app_died(id),
             Token::Program => self.program_ended(),
             Token::Signal => self.signalled(),
+            Token::PathMtu => self.receive_path_mtu(),
         }
     }
 

@@ -15,6 +15,8 @@ use crate::sockdiag::{state, Ours, SockDiag, TcpSocket};
 const BATCHES: usize = 8;
 /// After so many actions in a row the partner is shown that we live: a takeover of very many sessions asks all peers at once.
 const MANY: usize = 64;
+/// Most messages of routers taken before something else has its turn.
+const MESSAGES: usize = 64;
 /// How long a manager that leaves still serves what is under way.
 const LINGER: Duration = Duration::from_millis(50);
 
@@ -177,7 +179,19 @@ impl Manager {
     pub(super) fn send_raw(&mut self, packet: &[u8]) {
         if let Err(error) = self.raw.send(packet) {
             log::debug!("raw packet: {error}");
+            if error.raw_os_error() == Some(libc::EMSGSIZE) {
+                // Longer than our own interface takes.
+                let now = self.now();
+                self.filter.too_long(now, packet, 0);
+            }
         }
+    }
+
+    /// What routers say of packets that were too long for them.
+    pub(super) fn receive_path_mtu(&mut self) {
+        let now = self.now();
+        let Manager { path_mtu, filter, .. } = self;
+        path_mtu.receive(MESSAGES, |quoted, mtu| filter.too_long(now, quoted, mtu));
     }
 
     pub(super) fn flush_verdicts(&mut self) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::live::{Live, Stage};
 use super::marks::Marks;
 use super::output::TIMESTAMP_LEAD_MS;
+use super::tail::room_after;
 use super::{Action, Engine, Filter, Mode};
 use crate::bytes;
 use crate::record::{EndReason, Open};
@@ -545,12 +546,13 @@ impl Filter {
         }
         live.recovery.make().resend = RESEND.get(step as usize + 1).map(|wait| (now + *wait, step + 1, una));
         let next = live.recovery.resend.map(|r| r.0);
-        self.resend_first(id);
+        self.resend_first(id, step);
         next
     }
 
-    /// Sends the first unacknowledged output again, by ourselves.
-    fn resend_first(&mut self, id: SessionId) {
+    /// Sends the first unacknowledged output again, by ourselves, and less of it after each of the `losses`: the path may
+    /// take less than the peer does.
+    fn resend_first(&mut self, id: SessionId, losses: u32) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
         // Only what the release rule has let go before.
         let end = live.released.min(s.out_done);
@@ -558,7 +560,7 @@ impl Filter {
         if live.acked >= end || !self.may_leave(live.all_pos()) {
             return;
         }
-        let room = (end - live.acked).min(u64::from(s.open.mss.max(64)) - 12) as usize;
+        let room = (end - live.acked).min(room_after(s, losses)) as usize;
         let from = (live.acked - start) as usize;
         let bytes = bytes::copy(&s.output, from..from + room);
         let packet = self.segment_to_peer(id, flags::ACK | flags::PSH, s.out_seq(live.acked), &bytes);

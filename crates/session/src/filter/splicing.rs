@@ -441,7 +441,9 @@ impl Filter {
 /// will read, which is at `from`. `acknowledges`: our number and timestamp.
 pub(super) fn peers_syn(s: &Session, live: &Live, from: u64, bits: u8, acknowledges: (Seq, u32)) -> Vec<u8> {
     let mut options = vec![2, 4];
-    options.extend_from_slice(&s.open.mss.to_be_bytes());
+    // Nor longer segments than get through, as far as we know by now.
+    let mss = live.recovery.tail.map_or(s.open.mss, |tail| s.open.mss.min(tail.mss(s)));
+    options.extend_from_slice(&mss.to_be_bytes());
     if let Some((theirs, _)) = s.open.shifts {
         options.extend_from_slice(&[1, 3, 3, theirs]);
     }

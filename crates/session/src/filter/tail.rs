@@ -1,14 +1,21 @@
 //! Output of a session's former life that its peer has yet to acknowledge, where the local half is new and does not have
 //! it (engine `splice`): sent by ourselves, in order, within the peer's window and what the network seems to take
 //! (RFC 5681, RFC 6582). What the new half says waits until all of it is acknowledged.
+//!
+//! Nothing is known of the path either. What a router says of packets that are too long for it is heard here, for what we
+//! send ourselves and, corrected, for what the halves send; where no router says so, what is lost again and again is sent
+//! in shorter ones (RFC 4821).
 
 use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::{Action, Filter};
 use crate::bytes;
+use crate::icmp::{shorter, Quoted};
 use crate::segment::flags;
-use crate::tuple::SessionId;
+use crate::seq;
+use crate::store::Session;
+use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
 /// When the first segment is sent again: nothing is known of the way yet, and most are short.
@@ -24,6 +31,9 @@ const MAX_CWND: u64 = 1 << 20;
 /// So many acknowledgements of the same mean that a segment is lost.
 const DUPLICATES: u32 = 3;
 
+/// Every so many timeouts in a row with nothing acknowledged between them, shorter packets are tried.
+const LOST: u32 = 2;
+
 /// How far it is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tail {
@@ -38,12 +48,21 @@ pub(super) struct Tail {
     duplicates: u32,
     next: Now,
     tries: u32,
+    /// Timeouts since something was acknowledged.
+    lost: u32,
+    /// Longest packet.
+    longest: u32,
 }
 
 impl Tail {
     /// What the peer was shown of our numbers, as far as we know: what it has is not far from that.
     pub fn shown(&self) -> u64 {
         self.highest
+    }
+
+    /// The longest segment that seems to get through, options included.
+    pub fn mss(&self, s: &Session) -> u16 {
+        (self.longest - headers(&s.open.tuple)) as u16
     }
 }
 
@@ -56,7 +75,9 @@ impl Filter {
             return;
         }
         let (nxt, cwnd, next) = (live.acked, INITIAL * u64::from(s.open.mss), now + EARLY[0]);
-        live.recovery.make().tail = Some(Tail { end, nxt, highest: nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0 });
+        let longest = longest(s);
+        let tail = Tail { end, nxt, highest: nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0, lost: 0, longest };
+        live.recovery.make().tail = Some(tail);
         self.timers.push(Reverse((next, id)));
         self.send_tail(id);
     }
@@ -87,7 +108,8 @@ impl Filter {
             return at;
         }
         let start = s.out_acked.min(s.out_done);
-        let most = u64::from(s.open.mss.max(64)) - if s.open.timestamps { 12 } else { 0 };
+        let Some(tail) = live.recovery.tail else { return at };
+        let most = u64::from(tail.mss(s)) - if s.open.timestamps { 12 } else { 0 };
         let end = (at + most).min(limit).min(s.out_done);
         let payload = bytes::copy(&s.output, (at.min(end) - start) as usize..(end - start) as usize);
         let fin = s.out_fin && end == s.out_done && limit > s.out_done;
@@ -114,7 +136,7 @@ impl Filter {
         }
         if fresh > 0 {
             tail.cwnd = (tail.cwnd + fresh).min(MAX_CWND);
-            (tail.duplicates, tail.tries, tail.next) = (0, EARLY.len() as u32, now + RTO);
+            (tail.duplicates, tail.tries, tail.next, tail.lost) = (0, EARLY.len() as u32, now + RTO, 0);
             if acked < tail.recover {
                 // The next hole.
                 self.resend_piece(id);
@@ -144,6 +166,12 @@ impl Filter {
         tail.recover = 0;
         tail.duplicates = 0;
         tail.cwnd = AFTER_LOSS * u64::from(s.open.mss);
+        if live.window > 0 {
+            tail.lost += 1;
+            if tail.lost % LOST == 0 {
+                tail.longest = tail.longest.min(shorter(tail.longest, s.open.tuple.local.is_ipv4()));
+            }
+        }
         let next = tail.next;
         if live.window == 0 {
             // An old byte asks whether it has opened: a new one would be beyond it.
@@ -153,4 +181,54 @@ impl Filter {
         }
         Some(next)
     }
+
+    /// A router (or this host, of its own interface) says that a packet was too long: `quoted` is how that began, and `mtu`
+    /// what would fit, or 0. Anybody can say so, and guess four addresses and ports: it counts for what is on its way to the
+    /// peer (RFC 5927, section 4.1), and nobody is believed that less fits than any path takes.
+    pub fn too_long(&mut self, now: Now, quoted: &[u8], mtu: u32) {
+        self.clock = now;
+        if !self.mode.serves() || self.fenced {
+            return;
+        }
+        let Some(quoted) = Quoted::parse(quoted) else { return };
+        let (Some(fits), Some(id)) = (quoted.fits(mtu), self.store.find(&quoted.tuple)) else { return };
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
+        let Some(at) = seq::offset(s.open.isn_out, quoted.seq, live.acked).filter(|at| *at >= live.acked) else { return };
+        let (acked, released) = (live.acked, live.released);
+        if let Some(tail) = live.recovery.there().and_then(|r| r.tail.as_mut()).filter(|tail| at < tail.highest) {
+            if fits < tail.longest {
+                tail.longest = fits;
+                tail.nxt = acked;
+                self.send_tail(id);
+            }
+            return;
+        }
+        // A TCP whose numbers are the peer's has heard it, too.
+        let Some(splice) = self.splices.get(&quoted.tuple).filter(|_| at < released) else { return };
+        let local = (quoted.tuple.local.ip(), splice.ports.0).into();
+        let seq = quoted.seq.add(u64::from(splice.output.seq.wrapping_neg()));
+        let inner = Quoted { tuple: FourTuple { local, ..quoted.tuple }, seq, ..quoted };
+        self.actions.push(Action::Inject(inner.message(fits)));
+    }
+}
+
+/// The IP header, and TCP's without options.
+fn headers(tuple: &FourTuple) -> u32 {
+    if tuple.local.is_ipv4() { 40 } else { 60 }
+}
+
+/// The longest packet that the peer takes.
+fn longest(s: &Session) -> u32 {
+    (headers(&s.open.tuple) + u32::from(s.open.mss.max(64))).min(u32::from(u16::MAX))
+}
+
+/// How long the bytes may be of a segment that was lost so many times before, in packets that get shorter (as in
+/// [`Tail`], but sooner: there are few).
+pub(super) fn room_after(s: &Session, losses: u32) -> u64 {
+    let v4 = s.open.tuple.local.is_ipv4();
+    let mut longest = longest(s);
+    for _ in 0..losses {
+        longest = longest.min(shorter(longest, v4));
+    }
+    u64::from(longest - headers(&s.open.tuple)) - 12
 }

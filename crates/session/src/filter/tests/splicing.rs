@@ -492,3 +492,136 @@ fn a_port_without_a_listener_keeps_no_other_waiting() {
     let asked: Vec<SocketAddr> = injected(&asked).into_iter().map(|p| Segment::parse(p).unwrap()).filter(|p| p.has(SYN)).map(|p| p.destination()).collect();
     assert_eq!(asked.into_iter().collect::<BTreeSet<_>>(), locals.into_iter().collect());
 }
+
+/// A download of 5,000 bytes of which the peer has acknowledged none; what it takes of timestamps is 12 bytes a segment.
+fn download(ts: bool) -> Rig {
+    let mut r = if ts { Rig::with_timestamps() } else { Rig::open() };
+    let stamp = |value| ts.then_some((value, 200));
+    r.peer(Say { ts: stamp(110), ..say(ACK, 0, 0, b"get") });
+    r.read(3);
+    r.write(&[7; 5000]);
+    r.wait();
+    r.stored();
+    r.kernel(Say { ts: ts.then_some((210, 110)), ..say(ACK, 0, 3, &[7; 1448]) });
+    r.peer(Say { ts: stamp(120), ..say(ACK, 3, 0, b"") });
+    r
+}
+
+/// The lengths of what was sent from this output offset on.
+fn lengths_at(actions: &[Action], at: u64) -> Vec<usize> {
+    let sent = left(actions).into_iter().filter(|p| Segment::parse(p).unwrap().seq() == seq::at(ISN_OUT, at));
+    sent.map(<[u8]>::len).filter(|n| *n > 100).collect()
+}
+
+#[test]
+fn old_output_gets_through_a_narrow_path() {
+    // It takes packets of 1400 bytes, and no router says so.
+    let mut r = download(false).spliced_over(true, 0);
+    assert_eq!(lengths_at(&r.actions, 0), [1500]);
+    let all = r.pass(ms(2000));
+    let lengths = lengths_at(&all, 0);
+    assert!(lengths.iter().position(|n| *n <= 1400).is_some_and(|i| i < 2), "{lengths:?}");
+    assert!(lengths.is_sorted_by(|a, b| a >= b) && lengths.iter().all(|n| *n >= 552), "{lengths:?}");
+    // Even of a peer with timestamps, and however long it is lost.
+    let mut r = download(true).spliced_over(true, 0);
+    let all = r.pass(ms(120_000));
+    assert_eq!((lengths_at(&all, 0).first(), lengths_at(&all, 0).last()), (Some(&1500), Some(&552)));
+    // A peer whose window is shut is asked, and loses nothing.
+    let mut r = download(false).taken_over(true);
+    r.peer(Say { window: 0, ..say(ACK, 3, 0, b"") });
+    r.splice();
+    r.pass(ms(5000));
+    r.actions.clear();
+    r.peer(say(ACK, 3, 0, b""));
+    r.pass(ms(4000));
+    assert_eq!(lengths_at(&r.actions, 0)[0], 1500);
+}
+
+#[test]
+fn what_has_got_through_is_not_made_shorter_again() {
+    let mut r = download(false).spliced_over(true, 0);
+    r.pass(ms(100));
+    r.actions.clear();
+    // 1280 it is, and one more of them was lost, once.
+    r.peer(say(ACK, 3, 1240, b""));
+    let all = r.pass(ms(200));
+    assert!(!lengths_at(&all, 1240).is_empty());
+    assert!(lengths_at(&all, 1240).iter().all(|n| *n == 1280), "{:?}", lengths_at(&all, 1240));
+}
+
+/// A router's words on a packet.
+fn routers(packet: &[u8], mtu: u32) -> (Vec<u8>, u32) {
+    (packet[..28].to_vec(), mtu)
+}
+
+#[test]
+fn a_router_is_heard_about_what_we_send_ourselves() {
+    let mut r = download(false).spliced_over(true, 0);
+    let actions = r.actions.clone();
+    let sent: Vec<Vec<u8>> = left(&actions).into_iter().filter(|p| p.len() > 1000).map(<[u8]>::to_vec).collect();
+    assert_eq!(sent.len(), 3);
+    let (quoted, mtu) = routers(&sent[0], 1400);
+    r.f.too_long(r.now, &quoted, mtu);
+    let again = r.drain();
+    // All of it, at once, in packets that fit.
+    assert_eq!(left(&again).iter().map(|p| p.len()).collect::<Vec<_>>(), [1400, 1400, 1400, 5000 - 3 * 1360 + 40]);
+    assert_eq!(offsets(left(&again)[0], false).0, 0);
+    // About the others of that flight it says the same.
+    r.f.too_long(r.now, &routers(&sent[1], 1400).0, 1400);
+    assert_eq!(r.drain(), []);
+    // The half is told that no more fits.
+    r.f.listening(r.now);
+    let asked = r.drain();
+    let syn = injected(&asked).into_iter().map(|p| Segment::parse(p).unwrap()).find(|p| p.has(SYN)).unwrap();
+    assert_eq!(syn.options().mss, Some(1360));
+    // One of old, which does not say what fits.
+    r.f.too_long(r.now, &quoted, 0);
+    assert_eq!(left(&r.drain()).first().map(|p| p.len()), Some(1280));
+}
+
+#[test]
+fn a_router_is_heard_by_the_half_whose_packet_it_was() {
+    let mut r = busy(true).spliced_over(true, 4);
+    r.half_syn_ack();
+    r.attach();
+    r.read(5);
+    r.write(&[9; 3000]);
+    r.wait();
+    let out = r.half(ACK, 0, 9, &[9; 1448], HALF_CLOCK + 7);
+    let [packet] = left(&out)[..] else { panic!("{out:?}") };
+    let (quoted, mtu) = routers(packet, 1400);
+    r.f.too_long(r.now, &quoted, mtu);
+    let told = r.drain();
+    let [message] = injected(&told)[..] else { panic!("{told:?}") };
+    // From the peer's side to here: ICMP, fragmentation needed, 1400; about a packet in the half's own numbers.
+    assert_eq!((message[9], &message[12..16], &message[16..20]), (1, &[192, 0, 2, 9][..], &[192, 0, 2, 200][..]));
+    assert_eq!((&message[20..22], &message[26..28]), (&[3, 4][..], &1400u16.to_be_bytes()[..]));
+    let inner = crate::icmp::Quoted::parse(&message[28..]).unwrap();
+    assert_eq!((inner.tuple, inner.seq, inner.length), (tuple(r.port), ISN_HALF.add(1), packet.len() as u32));
+    // A stranger who guesses the connection has to guess what is on its way, too (RFC 5927, section 4.1).
+    for seq in [-1i64, 1448, 1 << 30, -(1 << 30)] {
+        let mut forged = quoted.clone();
+        let number = Segment::parse(packet).unwrap().seq().add(seq as u64);
+        forged[24..28].copy_from_slice(&number.0.to_be_bytes());
+        r.f.too_long(r.now, &forged, mtu);
+        assert_eq!(r.drain(), [], "{seq}");
+    }
+    // It gains little: nothing is made shorter than any path takes.
+    r.f.too_long(r.now, &quoted, 68);
+    let told = r.drain();
+    assert_eq!(&injected(&told)[0][26..28], &552u16.to_be_bytes());
+    // What says nothing says nothing.
+    for (quoted, mtu) in [(&quoted[..], 1500), (&quoted[..27], 1400), (&[][..], 1400)] {
+        r.f.too_long(r.now, quoted, mtu);
+        assert_eq!(r.drain(), []);
+    }
+    // Nor what has been acknowledged meanwhile.
+    r.peer(Say { ts: Some((510, 207)), ..say(ACK, 9, 4 + 1448, b"") });
+    r.f.too_long(r.now, &quoted, mtu);
+    assert!(injected(&r.drain()).is_empty());
+    // A member that is none any more says nothing.
+    r.f.demote();
+    r.drain();
+    r.f.too_long(r.now, &quoted, mtu);
+    assert_eq!(r.drain(), []);
+}

@@ -919,3 +919,25 @@ fn what_a_master_said_alone_it_names_even_when_the_session_is_over_or_its_progra
     r.kernel(say(ACK, 0, 0, b""));
     assert_eq!(r.f.named_alone(), []);
 }
+
+#[test]
+fn the_first_unacknowledged_segment_gets_through_a_narrow_path() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"get"));
+    r.read(3);
+    r.write(&[7; 5000]);
+    r.wait();
+    r.stored();
+    r.kernel(say(ACK, 0, 3, &[7; 4000]));
+    r.peer(say(ACK, 3, 0, b""));
+    r.fail_over();
+    r.restore(false);
+    r.recovered();
+    let sent = r.pass(ms(300));
+    let lengths: Vec<usize> = sent.iter().filter_map(|a| if let Action::SendPeer(p) = a { Some(p.len()) } else { None }).collect();
+    assert_eq!(lengths, [1488, 1268, 564]);
+    // What routers say of it the restored socket hears itself.
+    let Some(Action::SendPeer(packet)) = sent.first() else { panic!("{sent:?}") };
+    r.f.too_long(r.now, &packet[..28], 1400);
+    assert_eq!(r.drain(), []);
+}
