@@ -441,7 +441,9 @@ impl Case {
             5 => self.f.lift_barrier(now),
             6 => self.f.probes(),
             7 => self.restore(id, odd),
-            8 => drop(self.f.give_up_deadly(now, 1)),
+            8 => {
+                let _ = self.f.give_up_deadly(now, 1);
+            }
             9 => self.f.forget_deaths(),
             10 => {
                 let t = self.any_tuple();
