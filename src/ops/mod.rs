@@ -10,6 +10,7 @@ mod credentials;
 mod descriptors;
 mod input;
 mod output;
+mod passing;
 mod sockets;
 mod streams;
 

@@ -356,6 +356,15 @@ impl Store {
 
     /// Appends the records from which an empty store computes this session: its part of a snapshot.
     pub fn snapshot(&self, id: SessionId, out: &mut Vec<u8>) {
+        self.snapshot_as(id, true, out);
+    }
+
+    /// The same of a session that the application has not ended, whatever was said of it.
+    pub fn snapshot_open(&self, id: SessionId, out: &mut Vec<u8>) {
+        self.snapshot_as(id, false, out);
+    }
+
+    fn snapshot_as(&self, id: SessionId, ended: bool, out: &mut Vec<u8>) {
         let Some(s) = self.sessions.get(&id) else { return };
         let start = s.out_acked.min(s.out_done);
         Open {
@@ -391,8 +400,8 @@ impl Store {
                 out_done: s.out_done as u32,
                 // An open response may have begun before what the peer has acknowledged.
                 open: s.out_done - s.out_base,
-                fin: s.out_fin,
-                closed: s.closed,
+                fin: s.out_fin && ended,
+                closed: s.closed && ended,
                 torn: s.torn,
             }],
             out,

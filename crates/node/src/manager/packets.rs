@@ -134,6 +134,7 @@ impl Manager {
             Action::Probed(session) => self.restore_probed(session),
             Action::AskAlive(channel) => self.ask_alive(channel),
             Action::AskUnread(session) => self.ask_unread(session),
+            Action::AskClosed(session) => self.ask_closed(session),
             Action::Ended(session, tuple, reason) => {
                 log::debug!("session {session} {tuple} ended: {reason:?}");
                 self.takeover.forget(session);

@@ -98,6 +98,9 @@ pub enum Action {
     /// Ask the kernel how much input it has taken and how much of it the application has not read, then call
     /// [`Filter::unread`].
     AskUnread(SessionId),
+    /// Ask the kernel whether the connection, which hooks said was closed, is open all the same; then call
+    /// [`Filter::still_open`].
+    AskClosed(SessionId),
     /// A session ended; its record is deleted.
     Ended(SessionId, FourTuple, EndReason),
 }
@@ -495,6 +498,9 @@ impl Filter {
         }
         self.readers.remove(&id);
         self.forget_expiries();
+        while self.suspicious.front().is_some_and(|(_, id)| !self.live.contains_key(id)) {
+            self.suspicious.pop_front();
+        }
         self.suspects.remove(&id);
         self.deaths.remove(&id);
         self.counters.ended += 1;

@@ -583,6 +583,12 @@ impl Node {
                         let (received, unread) = socket.map_or((0, 0), |s| (s.taken(), s.received.len() as u64));
                         self.filter.unread(now, session, received, unread);
                     }
+                    Action::AskClosed(session) => {
+                        let tuple = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple));
+                        if tuple.and_then(|t| self.sockets.get(&t)).is_some_and(|s| s.state == State::Open && !s.is_closed()) {
+                            self.filter.still_open(now, session);
+                        }
+                    }
                     Action::Ended(_, tuple, reason) => {
                         if reason == tcpr_session::record::EndReason::Torn {
                             self.torn.insert(tuple);
