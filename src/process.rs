@@ -88,7 +88,7 @@ pub struct Connection {
     swallow: u64,
     /// `greeting = "absorb"`, and nothing has been read yet.
     muted: bool,
-    /// A process that we forked may hold it, too.
+    /// A process that we forked, or to which we passed it, may hold it, too.
     shared: bool,
 }
 
@@ -340,6 +340,19 @@ pub fn attach(client: &Client, fd: c_int, tuple: FourTuple, origin: Origin, swal
 /// A protected connection, for questions about it.
 pub fn connection(handle: u32) -> Option<Connection> {
     lock(&CONNECTIONS).as_ref()?.get(&handle).cloned()
+}
+
+/// A connection of this process with these addresses.
+pub fn holds(tuple: &FourTuple) -> Option<u32> {
+    let connections = lock(&CONNECTIONS);
+    connections.iter().flatten().find(|(_, connection)| connection.tuple == *tuple).map(|(handle, _)| *handle)
+}
+
+/// A descriptor is about to be passed to another process, which may hold the connection, too, from then on.
+pub fn passed(handle: u32) {
+    if let Some(connection) = lock(&CONNECTIONS).as_mut().and_then(|c| c.get_mut(&handle)) {
+        connection.shared = true;
+    }
 }
 
 /// A further descriptor of the same thing.

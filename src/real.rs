@@ -46,10 +46,12 @@ impl Lacking for () {
 
 macro_rules! real_functions {
     (
+        reads { $(fn $r_name:ident($($r_arg:ident: $r_type:ty),*) -> $r_ret:ty;)* }
         by_descriptor { $(fn $d_name:ident($($d_arg:ident: $d_type:ty),*) -> $d_ret:ty;)* }
         waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, looks $looks:expr;)* }
         always { $(fn $a_name:ident($($a_arg:ident: $a_type:ty),*) -> $a_ret:ty;)* }
     ) => {
+        $(real_functions! { @one $r_name($($r_arg: $r_type),*) -> $r_ret })*
         $(real_functions! { @one $d_name($($d_arg: $d_type),*) -> $d_ret })*
         $(real_functions! { @one $w_name($($w_arg: $w_type),*) -> $w_ret })*
         $(real_functions! { @one $a_name($($a_arg: $a_type),*) -> $a_ret })*

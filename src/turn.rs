@@ -29,6 +29,8 @@ enum Dirty {
 thread_local! {
     static DIRTY: Cell<Dirty> = const { Cell::new(Dirty::No) };
     static THREAD: Cell<u32> = const { Cell::new(0) };
+    /// It has read from a connection since its turn began, and from nothing else since that.
+    static HAS_READ: Cell<bool> = const { Cell::new(false) };
 }
 
 static NEXT_THREAD: AtomicU32 = AtomicU32::new(1);
@@ -60,12 +62,33 @@ pub fn before_wait(zero_timeout: impl FnOnce() -> bool) {
     }
 }
 
-/// Before a read or an accept: ends a turn that has written.
+/// Before a read or an accept: ends a turn that has written. Tells whether it had.
 #[inline]
-pub fn before_read() {
-    if DIRTY.with(Cell::get) == Dirty::Wrote {
+pub fn before_read() -> bool {
+    let wrote = DIRTY.with(Cell::get) == Dirty::Wrote;
+    if wrote {
         reads_on();
     }
+    wrote
+}
+
+/// After a read of anything but a connection of ours, or an accept: what is written next may follow from that.
+#[inline]
+pub fn read_other() {
+    if HAS_READ.with(Cell::get) {
+        tell_other();
+    }
+}
+
+#[cold]
+fn tell_other() {
+    ffi::guarded((), || {
+        let Some(_inside) = Bypass::enter_first() else { return };
+        HAS_READ.with(|has| has.set(false));
+        if let Some(client) = process::joined() {
+            client.push(&Event::ReadsOther { thread: thread() });
+        }
+    });
 }
 
 /// Before a read of a descriptor that is none of our connections: a turn that has written ends if it waits for others.
@@ -82,6 +105,7 @@ fn reads_on() {
         let Some(_inside) = Bypass::enter_first() else { return };
         // The turn may go on all the same: the manager knows.
         DIRTY.with(|d| d.set(Dirty::Read));
+        HAS_READ.with(|has| has.set(false));
         if let Some(client) = process::joined() {
             client.push(&Event::ReadsOn { thread: thread() });
         }
@@ -96,6 +120,8 @@ fn wait(zero_timeout: bool) {
     ffi::guarded((), || {
         let Some(_inside) = Bypass::enter_first() else { return };
         let before = DIRTY.with(|d| d.replace(if zero_timeout { Dirty::Looked } else { Dirty::No }));
+        // A look may leave the turn open.
+        HAS_READ.with(|has| has.set(has.get() && zero_timeout));
         let client = if before == Dirty::Orphaned { process::client() } else { process::joined() };
         if let Some(client) = client {
             client.push(&Event::Wait { thread: thread(), zero_timeout });
@@ -115,6 +141,12 @@ pub fn attached(client: &Client, handle: u32, origin: Origin, tuple: FourTuple) 
 pub fn read(client: &Client, handle: u32, n: u64) {
     client.push(&Event::Read { thread: thread(), handle, n });
     touched(Dirty::Read);
+    HAS_READ.with(|has| has.set(true));
+}
+
+/// A thread that had written looks for more input of a connection, and there is none.
+pub fn found_none(client: &Client, handle: u32) {
+    client.push(&Event::Read { thread: thread(), handle, n: 0 });
 }
 
 /// A round of a write; see [`Client::write`].
@@ -160,6 +192,7 @@ pub fn output(client: &Client, event: impl FnOnce(u32) -> Event<'static>) {
 pub fn commit(client: &Client) {
     client.push(&Event::Commit { thread: thread() });
     DIRTY.with(|d| d.set(Dirty::No));
+    HAS_READ.with(|has| has.set(false));
 }
 
 fn touched(how: Dirty) {
@@ -170,6 +203,7 @@ fn touched(how: Dirty) {
 /// nothing may come to wake it before.
 pub fn forget(orphaned: bool) {
     DIRTY.with(|d| d.set(if orphaned { Dirty::Orphaned } else { Dirty::No }));
+    HAS_READ.with(|has| has.set(false));
 }
 
 /// Makes the key by which the end of a thread is noticed. Once, when the process joins.

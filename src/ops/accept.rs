@@ -135,6 +135,7 @@ unsafe fn take(
             }),
         }
     };
+    turn::read_other();
     if let (false, Some(room)) = (to.is_null(), room) {
         // SAFETY: the caller's address has room for that many bytes.
         unsafe { peer.tell(fd, to, length, room) };

@@ -32,7 +32,7 @@ fn lingers(fd: c_int) -> bool {
 }
 
 /// One that has connected, and nothing was done with it since, is a connection from now on.
-fn arrive(fd: c_int) {
+pub(super) fn arrive(fd: c_int) {
     if matches!(table::get(fd), Some(Entry::Calling | Entry::Arriving)) {
         super::connection(fd);
     }

@@ -8,8 +8,8 @@ use libc::{
 };
 
 use super::options::low_water;
-use super::{connection, inside};
-use crate::{ffi, process, real, turn};
+use super::{connection, inside, passing};
+use crate::{ffi, process, real, table, turn};
 
 /// One read: `attempt` makes it without blocking (by number, with extra flags) and `block` as the caller asked.
 fn receive(
@@ -27,7 +27,11 @@ fn receive(
         if flags & MSG_DONTWAIT == 0 {
             turn::before_foreign_read(fd);
         }
-        return block();
+        let n = block();
+        if n > 0 {
+            turn::read_other();
+        }
+        return n;
     };
     // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
     unsafe { real::pthread_testcancel() };
@@ -40,7 +44,13 @@ fn receive(
         }
         n
     };
-    turn::before_read();
+    // What only peeks does not read on.
+    let wrote = turn::before_read() && flags & MSG_PEEK == 0;
+    let found_none = || {
+        if wrote {
+            inside((), || turn::found_none(client, handle));
+        }
+    };
     let saved = ffi::errno();
     let never_waits = flags & MSG_DONTWAIT != 0;
     // The kernel waits for more than a byte: it knows best for how long.
@@ -50,6 +60,9 @@ fn receive(
         if n >= 0 {
             ffi::set_errno(saved);
             return taken(n);
+        }
+        if ffi::errno() == libc::EAGAIN {
+            found_none();
         }
         match ffi::errno() {
             libc::EAGAIN if !never_waits && !ffi::is_nonblocking(fd) => {}
@@ -174,11 +187,23 @@ pub unsafe fn __recvfrom_chk(
     unsafe { recvfrom(fd, buffer, n, flags, address, length) }
 }
 
-/// As in the C library.
+/// As in the C library. Descriptors may come with it, also from a socket that is none of ours.
 ///
 /// # Safety
 /// As in the C library.
 pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    if table::is_plain(fd) {
+        // SAFETY: the caller's arguments.
+        let n = unsafe { real::recvmsg(fd, message, flags) };
+        if n > 0 {
+            turn::read_other();
+        }
+        if n >= 0 {
+            // SAFETY: the C library has filled the caller's message.
+            unsafe { passing::received(&*message) };
+        }
+        return n;
+    }
     // SAFETY: null, or the caller's message.
     let len = unsafe { message.as_ref() }.map_or(0, |m| {
         // SAFETY: the message's own vector.
@@ -230,7 +255,15 @@ pub unsafe fn recvmmsg(
 ) -> c_int {
     let Some((client, handle)) = connection(fd) else {
         // SAFETY: the caller's arguments.
-        return unsafe { real::recvmmsg(fd, messages, count, flags, timeout) };
+        let received = unsafe { real::recvmmsg(fd, messages, count, flags, timeout) };
+        for i in 0..received.max(0) as usize {
+            // SAFETY: the C library filled that many elements of the caller's array.
+            unsafe { passing::received(&(*messages.add(i)).msg_hdr) };
+        }
+        if received > 0 {
+            turn::read_other();
+        }
+        return received;
     };
     turn::before_read();
     // How many of its messages will block is not worth finding out: for TCP hardly anybody calls it.

@@ -11,6 +11,7 @@ mod descriptors;
 mod input;
 mod options;
 mod output;
+mod passing;
 mod sockets;
 mod streams;
 

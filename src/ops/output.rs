@@ -14,7 +14,7 @@ use tcpr_node::channel::client::Client;
 use tcpr_node::channel::ring::{Sent, MAX_PAYLOAD};
 use tcpr_node::channel::Event;
 
-use super::{connection, inside};
+use super::{connection, inside, passing};
 use crate::process::{self, Swallowed};
 use crate::{ffi, real, table, turn};
 
@@ -333,6 +333,11 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
     };
     // SAFETY: null, or the caller's message.
     let Some(m) = (unsafe { message.as_ref() }) else { return plain() };
+    // SAFETY: the caller's message.
+    unsafe { passing::sending(m) };
+    if table::is_plain(fd) {
+        return plain();
+    }
     let extra = (m.msg_controllen > 0 || !m.msg_name.is_null()).then_some(m);
     // SAFETY: the message's own vector, and the C library's function for it.
     unsafe { put(fd, m.msg_iov, m.msg_iovlen, flags, extra, plain) }
@@ -343,12 +348,16 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
 /// # Safety
 /// As in the C library.
 pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-    if connection(fd).is_none() || messages.is_null() {
+    // The kernel's own bound.
+    let count = count.min(libc::UIO_MAXIOV as c_uint);
+    if messages.is_null() || connection(fd).is_none() {
+        for i in (0..count).take_while(|_| !messages.is_null()) {
+            // SAFETY: the caller's array has count elements.
+            unsafe { passing::sending(&(*messages.add(i as usize)).msg_hdr) };
+        }
         // SAFETY: the caller's arguments.
         return unsafe { real::sendmmsg(fd, messages, count, flags) };
     }
-    // The kernel's own bound.
-    let count = count.min(libc::UIO_MAXIOV as c_uint);
     for i in 0..count {
         // SAFETY: the caller's array has count elements.
         let message = unsafe { &mut *messages.add(i as usize) };

@@ -2,6 +2,7 @@
 //!
 //! - `by_descriptor`: straight to the C library unless the first argument is a descriptor with an entry in
 //!   the table; else the function of the same name in `ops`
+//! - `reads`: the same; of what it reads elsewhere the turn is told
 //! - `waits`: ends the thread's turn, then the C library; `looks` says when it has a timeout of zero
 //! - `always`: the function of the same name in `ops` decides
 
@@ -9,8 +10,7 @@
 macro_rules! for_each_hook {
     ($callback:ident) => {
         $callback! {
-            by_descriptor {
-                // Input
+            reads {
                 fn read(fd: c_int, buffer: *mut c_void, n: size_t) -> ssize_t;
                 fn __read_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t) -> ssize_t;
                 fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t;
@@ -18,16 +18,13 @@ macro_rules! for_each_hook {
                 fn __recv_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t, flags: c_int) -> ssize_t;
                 fn recvfrom(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t;
                 fn __recvfrom_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t;
-                fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
-                fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
-
+            }
+            by_descriptor {
                 // Output
                 fn write(fd: c_int, buffer: *const c_void, n: size_t) -> ssize_t;
                 fn writev(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t;
                 fn send(fd: c_int, buffer: *const c_void, n: size_t, flags: c_int) -> ssize_t;
                 fn sendto(fd: c_int, buffer: *const c_void, n: size_t, flags: c_int, address: *const sockaddr, length: socklen_t) -> ssize_t;
-                fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
-                fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
                 fn sendfile(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) -> ssize_t;
                 fn sendfile64(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) -> ssize_t;
 
@@ -78,6 +75,10 @@ macro_rules! for_each_hook {
                 fn waitid(kind: idtype_t, id: id_t, info: *mut siginfo_t, options: c_int) -> c_int, looks options & libc::WNOHANG != 0;
             }
             always {
+                fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
+                fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
+                fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
+                fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
                 fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
                 fn bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
                 fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;

@@ -17,10 +17,30 @@ use crate::{ffi, ops, process, real, table, turn};
 
 macro_rules! exports {
     (
+        reads { $(fn $r_name:ident($r_fd:ident: c_int $(, $r_arg:ident: $r_type:ty)*) -> $r_ret:ty;)* }
         by_descriptor { $(fn $d_name:ident($d_fd:ident: c_int $(, $d_arg:ident: $d_type:ty)*) -> $d_ret:ty;)* }
         waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, looks $looks:expr;)* }
         always { $(fn $a_name:ident($($a_arg:ident: $a_type:ty),*) -> $a_ret:ty;)* }
     ) => {
+        $(
+            /// As in the C library.
+            ///
+            /// # Safety
+            /// As in the C library.
+            #[no_mangle]
+            pub unsafe extern "C-unwind" fn $r_name($r_fd: c_int $(, $r_arg: $r_type)*) -> $r_ret {
+                if table::is_plain($r_fd) {
+                    // SAFETY: the caller's arguments, as they came.
+                    let n = unsafe { real::$r_name($r_fd $(, $r_arg)*) };
+                    if n > 0 {
+                        turn::read_other();
+                    }
+                    return n;
+                }
+                // SAFETY: the caller's arguments, as they came.
+                unsafe { ops::$r_name($r_fd $(, $r_arg)*) }
+            }
+        )*
         $(
             /// As in the C library.
             ///

@@ -103,6 +103,131 @@ fn a_full_accept_queue_loses_nobody() {
     lines_of_clients_are_answered("lazy", World::new, 8, 3);
 }
 
+/// Connections that one process accepts, and passes to others as messages (SCM_RIGHTS).
+fn passed(way: &str, new: New) {
+    let mut w = new(way, Service::new("passer", PORT), &[&built("passer"), "5555", way]);
+    let faults = w.faults(5);
+    answered_through(&mut w, &faults, 4, 50, 1000);
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+#[test]
+fn passed_connections_are_answered() {
+    passed("plain", World::new);
+}
+
+#[test]
+fn passed_connections_are_answered_whose_sender_keeps_a_copy() {
+    passed("keep", World::new);
+}
+
+#[test]
+fn passed_connections_are_answered_that_were_copied_before() {
+    passed("dup", World::six);
+}
+
+#[test]
+fn passed_connections_are_answered_that_are_passed_twice() {
+    passed("twice", World::new);
+}
+
+#[test]
+fn passed_connections_are_answered_that_are_passed_by_sendmmsg() {
+    passed("many", World::six);
+}
+
+#[test]
+fn passed_connections_are_answered_whose_receiver_takes_them_late() {
+    passed("late", World::new);
+}
+
+#[test]
+fn passed_connections_are_answered_whose_receiver_forks() {
+    passed("fork", World::new);
+}
+
+#[test]
+fn passed_connections_are_answered_that_are_passed_on() {
+    passed("pass", World::new);
+}
+
+#[test]
+fn passed_connections_are_answered_that_were_read_from_before() {
+    passed("half", World::new);
+}
+
+/// A connection in a message that nobody reads ends with it; the others go on.
+#[test]
+fn a_connection_that_nobody_receives_ends() {
+    let w = World::new("drop", Service::new("passer", PORT), &[&built("passer"), "5555", "drop"]);
+    for i in 0..6 {
+        let mut stream = w.peer.enter(|| connect(w.pair.addr())).expect("connected");
+        let line = format!("line {i}\n");
+        let mut answer = String::new();
+        if i % 2 == 0 {
+            stream.write_all(line.as_bytes()).expect("sent");
+            BufReader::new(stream.try_clone().expect("cloned")).read_line(&mut answer).expect("answered");
+            assert_eq!(answer, line);
+        } else {
+            assert_eq!(stream.read_to_string(&mut answer).expect("ended in order"), 0);
+        }
+    }
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+/// No hook sees the message go, and the receivers' do not know what they write to: the kernel does.
+#[test]
+fn a_connection_that_was_passed_around_the_hooks_goes_on() {
+    passed("raw", World::new);
+}
+
+/// An event loop whose upstream is no session: one wait returns requests of some clients and replies for others.
+#[test]
+fn an_event_loop_with_an_upstream_answers() {
+    let mut w = World::new("proxy", Service::new("proxy", PORT), &[&built("event_loop"), "5555", "proxy"]);
+    let faults = w.faults(10);
+    answered_through(&mut w, &faults, 8, 200, 1000);
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+/// The same, and replies come in parts.
+#[test]
+fn an_independent_event_loop_relays_replies_in_parts() {
+    let service = Service::new("relay", PORT).port_key("independent", "true");
+    let mut w = World::new("relay", service, &[&built("event_loop"), "5555", "relay"]);
+    let faults = w.faults(10);
+    answered_through(&mut w, &faults, 8, 200, 1000);
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+/// Answers that come in parts, by a timer.
+#[test]
+fn an_independent_server_goes_on_with_answers_in_parts() {
+    let service = Service::new("parts", PORT).port_key("independent", "true");
+    let mut w = World::six("parts", service, &[&built("event_loop"), "5555", "parts"]);
+    let faults = w.faults(10);
+    let to = w.pair.addr();
+    through(&mut w, 6, &faults, |clients, mut rng| {
+        let mut stream = connect(to)?;
+        let mut answers = BufReader::new(stream.try_clone().expect("cloned"));
+        while !clients.stop.load(Relaxed) {
+            let n = rng.range(1, 100);
+            stream.write_all(format!("{n}\n").as_bytes()).map_err(|e| format!("request: {e}"))?;
+            for i in 1..=n {
+                let mut line = String::new();
+                answers.read_line(&mut line).map_err(|e| format!("part {i} of {n}: {e}"))?;
+                if line != format!("{i}\n") {
+                    return Err(format!("part {i} of {n}: {line:?}"));
+                }
+            }
+            clients.done.fetch_add(1, Relaxed);
+            pause(&mut rng, 100);
+        }
+        Ok(())
+    });
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
 /// The server closes first and keeps the connection in TIME_WAIT, while its client comes back from the same port.
 #[test]
 fn a_port_that_was_in_use_a_moment_ago_is_served() {

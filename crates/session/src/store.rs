@@ -117,6 +117,11 @@ impl Session {
 
     /// Appends the records from which an empty store computes this session: its part of a snapshot.
     pub(crate) fn snapshot(&self, out: &mut Vec<u8>) {
+        self.snapshot_as(true, out);
+    }
+
+    /// The same, or of a session that the application has not ended, whatever was said of it.
+    fn snapshot_as(&self, ended: bool, out: &mut Vec<u8>) {
         let (s, id) = (self, self.open.session);
         let start = s.out_acked.min(s.out_done);
         Open {
@@ -150,8 +155,8 @@ impl Session {
                     out_done: s.out_done as u32,
                     // An open response may have begun before what the peer has acknowledged.
                     open: s.out_done - s.out_base,
-                    fin: s.out_fin,
-                    closed: s.closed,
+                    fin: s.out_fin && ended,
+                    closed: s.closed && ended,
                     torn: s.torn,
                 }],
                 out,
@@ -470,6 +475,13 @@ impl Store {
     pub fn snapshot(&self, id: SessionId, out: &mut Vec<u8>) {
         if let Some(s) = self.sessions.get(&id) {
             s.snapshot(out);
+        }
+    }
+
+    /// The same of a session that the application has not ended, whatever was said of it.
+    pub fn snapshot_open(&self, id: SessionId, out: &mut Vec<u8>) {
+        if let Some(s) = self.sessions.get(&id) {
+            s.snapshot_as(false, out);
         }
     }
 

@@ -198,6 +198,13 @@ impl TurnPolicy {
         }
     }
 
+    /// The application has made this session's connection: what it reads there are replies, and what it writes requests.
+    pub fn called(&mut self, s: SessionId) {
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.called = true;
+        }
+    }
+
     /// In-order input as it is stored (also that which is stored when a session is opened). Needed for
     /// framed sessions only.
     pub fn input(&mut self, s: SessionId, offset: u64, bytes: &[u8]) {
@@ -208,10 +215,10 @@ impl TurnPolicy {
         }
     }
 
-    /// The thread took `n` bytes of input from the socket (0: it saw the end).
+    /// The thread took `n` bytes of input from the socket (0: it looked for some, and there was none).
     pub fn read(&mut self, now: Now, t: Thread, s: SessionId, n: u64) {
         self.reads_next(t, s);
-        if !self.touch(t, s) {
+        if n == 0 || !self.touch(t, s) {
             return;
         }
         let (Some(p), Some(turn)) = (self.sessions.get_mut(&s), self.threads.get_mut(&t)) else {
@@ -224,6 +231,13 @@ impl TurnPolicy {
             self.start_clock(now, t);
         }
         self.bound(t);
+    }
+
+    /// The peer, which has all that is out, sends more: an open response was whole.
+    pub fn asked_anew(&mut self, s: SessionId) {
+        if self.sessions.get(&s).is_some_and(|p| p.independent && p.group == NO_GROUP) {
+            self.commit(&[s], |p| p.settle(true, false));
+        }
     }
 
     /// The application has read up to this offset at least, be it with or without a hook: the kernel says so. Reads that a
@@ -253,19 +267,35 @@ impl TurnPolicy {
         }
     }
 
+    /// The thread has something else from which its next output may follow: what it read from a descriptor that is no
+    /// session's, or a connection that it accepted.
+    pub fn reads_other(&mut self, t: Thread) {
+        if let Some(turn) = self.threads.get_mut(&t) {
+            turn.last_read = None;
+        }
+    }
+
     /// The thread wrote: the kernel took `taken` bytes (or they were absorbed), and not all if `short`.
     pub fn write(&mut self, now: Now, t: Thread, s: SessionId, taken: u64, short: bool) {
-        if taken == 0 && !short {
+        self.write_of(now, t, s, taken, taken.saturating_add(u64::from(short)));
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.left = 0;
+        }
+    }
+
+    /// The same, where it is known how many bytes the application had `asked` for.
+    pub fn write_of(&mut self, now: Now, t: Thread, s: SessionId, taken: u64, asked: u64) {
+        if asked == 0 {
             return;
         }
         self.writes_on(t, s);
         if !self.touch(t, s) {
             return;
         }
-        if let Some(p) = self.sessions.get_mut(&s) {
-            p.write(taken, short);
+        let follows = self.sessions.get_mut(&s).is_some_and(|p| p.write(taken, asked));
+        if follows {
+            self.answer(t, s);
         }
-        self.answer(t, s);
         self.start_clock(now, t);
         self.bound(t);
     }
@@ -279,6 +309,7 @@ impl TurnPolicy {
         if n == 0 {
             return;
         }
+        p.resume(true);
         let announced = p.pending();
         p.adopt(n);
         if p.group != NO_GROUP {
@@ -383,14 +414,11 @@ impl TurnPolicy {
 
     /// Reading on says that the response before it was whole.
     fn reads_next(&mut self, t: Thread, s: SessionId) {
-        let Some(turn) = self.threads.get(&t) else {
-            return;
-        };
-        if self.groups[turn.group as usize].dependent {
-            if turn.looked {
-                self.thread_gone(t);
-            }
-        } else if self.sessions.get(&s).is_some_and(|p| p.group == turn.group) {
+        let turn = self.threads.get(&t);
+        let group = turn.map_or(NO_GROUP, |turn| turn.group);
+        if turn.is_some_and(|turn| turn.looked && self.groups[group as usize].dependent) {
+            self.thread_gone(t);
+        } else if self.sessions.get(&s).is_some_and(|p| p.independent && (p.group == group || p.group == NO_GROUP)) {
             self.commit(&[s], |p| p.settle(true, false));
         }
     }
@@ -520,6 +548,23 @@ impl TurnPolicy {
         self.sessions.get(&s).is_some_and(|p| p.pending())
     }
 
+    /// Whether something that was read of the session waits for its answer, or an open turn has touched it.
+    pub fn unanswered(&self, s: SessionId) -> bool {
+        self.sessions.get(&s).is_some_and(|p| p.unanswered())
+    }
+
+    /// How much of what is out the application has yet to write again, after a failover.
+    pub fn unwritten(&self, s: SessionId) -> u64 {
+        self.sessions.get(&s).map_or(0, |p| p.unwritten())
+    }
+
+    /// The session is not closed after all: another process holds it.
+    pub fn reopen(&mut self, s: SessionId) {
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.reopen();
+        }
+    }
+
     /// Whether no open turn has touched the session and all that was read of it is done.
     pub fn quiescent(&self, s: SessionId) -> bool {
         self.sessions.get(&s).is_none_or(|p| p.quiescent())
@@ -541,7 +586,8 @@ impl TurnPolicy {
         let Some(p) = self.sessions.get_mut(&s) else {
             return false;
         };
-        p.channel = Some(channel_of(t));
+        let another = p.channel.replace(channel_of(t)) != Some(channel_of(t));
+        p.resume(another);
         let of_session = p.group;
         match self.threads.get(&t).map(|turn| turn.group) {
             Some(g) if g == of_session => {}
@@ -557,14 +603,16 @@ impl TurnPolicy {
         true
     }
 
-    /// The thread had output for `s`: that answers what it read last, be it of another session.
+    /// The thread had output for `s`: that answers what it read last, be it of another session. But what answers `s`
+    /// itself answers no other's request; a reply of an upstream may be passed on by it.
     fn answer(&mut self, t: Thread, s: SessionId) {
         let Some((r, upto)) = self.threads.get(&t).and_then(|turn| turn.last_read) else {
             return;
         };
-        let independent = self.sessions.get(&r).is_some_and(|p| p.independent);
+        let own = self.sessions.get(&s).is_some_and(|p| p.own);
+        let apart = self.sessions.get(&r).is_some_and(|p| p.independent || own && !p.called);
         // It may have left the group when an overlong turn was split.
-        if r != s && !independent && self.touch(t, r) {
+        if r != s && !apart && self.touch(t, r) {
             if let Some(p) = self.sessions.get_mut(&r) {
                 p.answer(upto);
             }
@@ -610,6 +658,7 @@ impl TurnPolicy {
         group.sessions.push(s);
         if let Some(p) = self.sessions.get_mut(&s) {
             p.group = g;
+            p.own = false;
             group.dependent |= !p.independent;
         }
     }
@@ -680,7 +729,7 @@ impl TurnPolicy {
 
     fn commit_group(&mut self, g: u32, timeout: bool) {
         let alone = !self.groups[g as usize].several;
-        self.settle_group(g, |p| p.settle(alone || p.independent, timeout));
+        self.settle_group(g, |p| p.settle(alone || p.independent, timeout || p.stays_open()));
     }
 
     fn settle_group(&mut self, g: u32, settle: impl Fn(&mut Progress) -> Settled) {

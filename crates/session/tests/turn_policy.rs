@@ -56,7 +56,17 @@ struct World {
     events: usize,
     short: usize,
     timeouts: bool,
+    /// A session may stand still after the crash, in the middle of a reply.
+    may_stop: bool,
     commit: Commit,
+}
+
+impl Wire {
+    /// It stands still in the middle of a reply, its request done.
+    fn stopped(&self, whole: &[u8]) -> bool {
+        let ends = self.out.last().is_none_or(|b| *b == b'\n');
+        !ends && self.read == self.arrived && self.out.len() < whole.len()
+    }
 }
 
 impl World {
@@ -71,6 +81,7 @@ impl World {
             events: 0,
             short,
             timeouts: false,
+            may_stop: false,
             commit: Commit::default(),
         };
         for (i, script) in scripts.into_iter().enumerate() {
@@ -153,6 +164,9 @@ impl World {
                 limit = w.paced[i - 1].0;
             }
             let upto = limit.min(w.arrived + n).max(w.arrived);
+            if upto > w.arrived && out == w.out.len() {
+                self.policy.asked_anew(i as u32);
+            }
             self.policy
                 .input(i as u32, w.arrived as u64, &w.script[w.arrived..upto]);
             w.arrived = upto;
@@ -198,9 +212,9 @@ impl World {
         }
         w.absorb -= absorbed;
         w.out.extend_from_slice(&bytes[absorbed..taken]);
+        let asked = bytes.len() as u64;
         bytes.drain(..taken);
-        self.policy
-            .write(self.now, t, s as u32, taken as u64, short);
+        self.policy.write_of(self.now, t, s as u32, taken as u64, asked);
         Ok(!short)
     }
 
@@ -245,6 +259,12 @@ impl World {
             self.fail_over();
             assert!(server(self).is_ok());
         }
+        if self.port.independent {
+            // They wait for more requests: what they have answered is whole.
+            for s in 0..self.wires.len() as u32 {
+                self.policy.read(self.now, 1, s, 0);
+            }
+        }
         self.store();
         assert!(!self.policy.has_uncommitted());
         for (s, w) in self.wires.iter().enumerate().filter(|(_, w)| !w.lost) {
@@ -252,7 +272,7 @@ impl World {
             assert_eq!(w.done.out_done as usize, w.out.len());
             assert!(!w.done.torn && w.done.out_base == w.done.out_done);
             // What could only be answered on a session that was lost stays unanswered.
-            if self.wires.iter().all(|w| !w.lost) {
+            if self.wires.iter().all(|w| !w.lost) && !self.may_stop {
                 assert_eq!(w.done.in_done as usize, w.script.len());
                 assert!(self.policy.quiescent(s as u32));
             }
@@ -368,6 +388,24 @@ fn check_loop(seed: u64, kind: Kind, paced: bool, port: PortPolicy, batch: usize
     }
 }
 
+/// Of a reply in parts, where sessions are not independent, the rest may be lost with a crash; nobody else's request is.
+fn check_proxy(seed: u64, port: PortPolicy, parts: bool, fuel: usize, short: usize) {
+    let mut rng = Rng(seed);
+    let n = 1 + rng.below(4);
+    let scripts = (0..n).map(|i| lines(&mut rng, i)).collect();
+    let mut w = World::new(seed, port, scripts, fuel, short);
+    w.may_stop = parts && !port.independent;
+    w.pace(answer);
+    w.run(|w| event_proxy(w, parts));
+    for wire in &w.wires {
+        let whole: Vec<u8> = wire.script.split_inclusive(|b| *b == b'\n').flat_map(answer).collect();
+        assert!(whole.starts_with(&wire.out));
+        assert!(!wire.lost || short > 0 && !port.independent);
+        let cut = wire.stopped(&whole);
+        assert!(wire.lost || wire.out == whole || w.may_stop && cut, "{} of {}", wire.out.len(), whole.len());
+    }
+}
+
 fn framed(unanswered: Unanswered) -> PortPolicy {
     PortPolicy {
         unanswered,
@@ -401,6 +439,57 @@ fn proxy(w: &mut World, by_line: bool) -> Result<(), Crash> {
                 w.write(1, to, &mut outputs[to])?;
             }
         }
+    }
+    Ok(())
+}
+
+/// An event loop whose requests are answered by somebody else, who is no session: an upstream, a pool of workers. Each time
+/// it waits it finds some requests and some replies, in whatever order; a reply may come in parts. It tells of what it reads
+/// there, as hooks do.
+fn event_proxy(w: &mut World, parts: bool) -> Result<(), Crash> {
+    let n = w.wires.len();
+    let mut inputs = vec![Vec::new(); n];
+    let mut outputs: Vec<Vec<u8>> = vec![Vec::new(); n];
+    let mut away: Vec<(usize, Vec<u8>)> = Vec::new();
+    let mut idle = 0;
+    while idle < 60 {
+        let before = w.events;
+        w.wait(1)?;
+        let mut events: Vec<usize> = (0..2 * n + 1).filter(|_| w.rng.chance(60)).collect();
+        for i in (1..events.len()).rev() {
+            let j = w.rng.below(i + 1);
+            events.swap(i, j);
+        }
+        for e in events {
+            if e < n {
+                if w.ready(e) {
+                    inputs[e].extend(w.read(1, e)?);
+                }
+                // One after the other: after a failover the one that was answered last may come with the next.
+                if away.iter().all(|(s, _)| *s != e) {
+                    away.extend(take_line(&mut inputs[e]).map(|line| (e, answer(&line))));
+                }
+            } else if e < 2 * n {
+                // There is room again.
+                let s = e - n;
+                if !outputs[s].is_empty() {
+                    w.write(1, s, &mut outputs[s])?;
+                }
+            } else if !away.is_empty() {
+                let at = w.rng.below(away.len());
+                let (s, mut bytes) = away.swap_remove(at);
+                if parts && w.rng.chance(50) {
+                    let rest = bytes.split_off(w.rng.below(bytes.len()));
+                    away.push((s, rest));
+                }
+                w.policy.reads_other(1);
+                outputs[s].extend(bytes);
+                if !outputs[s].is_empty() {
+                    w.write(1, s, &mut outputs[s])?;
+                }
+            }
+        }
+        idle = if w.events > before + 1 || !away.is_empty() { 0 } else { idle + 1 };
     }
     Ok(())
 }
@@ -551,6 +640,19 @@ proptest! {
             prop_assert!(wire.lost || from.lost || wire.out == from.script);
             prop_assert!(!wire.lost || short > 0);
         }
+    }
+
+    #[test]
+    fn an_event_loop_with_an_upstream(seed: u64, fuel in 0usize..160, short in 0usize..40) {
+        let short = if short < 20 { 0 } else { short };
+        check_proxy(seed, PortPolicy::default(), false, fuel, short);
+    }
+
+    #[test]
+    fn an_event_loop_with_an_upstream_that_replies_in_parts(seed: u64, fuel in 0usize..160, short in 0usize..40) {
+        let short = if short < 20 { 0 } else { short };
+        check_proxy(seed, PortPolicy { independent: true, ..PortPolicy::default() }, true, fuel, short);
+        check_proxy(seed, PortPolicy::default(), true, fuel, short);
     }
 
     #[test]

@@ -81,12 +81,12 @@ pub enum Event<'a> {
         handle: u32,
         /// How many bytes the kernel took.
         taken: u32,
-        /// Whether the application had asked for more.
-        short: bool,
+        /// How many the application had asked it to take.
+        asked: u64,
         /// Exactly the bytes that were taken.
         bytes: &'a [u8],
     },
-    /// The application took bytes from the kernel.
+    /// The application took bytes from the kernel; 0: it was about to, and there were none.
     Read {
         /// Who read.
         thread: u32,
@@ -105,6 +105,11 @@ pub enum Event<'a> {
     /// The thread has written, and is about to read.
     ReadsOn {
         /// Who reads.
+        thread: u32,
+    },
+    /// The thread, which had read from a connection, has read something else, or accepted a connection.
+    ReadsOther {
+        /// Who read.
         thread: u32,
     },
     /// The thread is about to wait until the kernel takes more of a write that is not whole.

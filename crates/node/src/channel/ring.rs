@@ -47,6 +47,7 @@ const KIND_EXIT: u8 = 9;
 const KIND_ABSORBED: u8 = 10;
 const KIND_BLOCKED: u8 = 11;
 const KIND_READS_ON: u8 = 12;
+const KIND_READS_OTHER: u8 = 13;
 
 /// State of a write: it is closed, and the low bits tell how much the kernel took.
 const CLOSED: u32 = 0x8000_0000;
@@ -284,6 +285,7 @@ impl Producer {
                 raw = Raw { kind: KIND_WAIT, thread, flags: zero_timeout.into(), ..raw };
             }
             Event::ReadsOn { thread } => raw = Raw { kind: KIND_READS_ON, thread, ..raw },
+            Event::ReadsOther { thread } => raw = Raw { kind: KIND_READS_OTHER, thread, ..raw },
             Event::Blocked { thread } => raw = Raw { kind: KIND_BLOCKED, thread, ..raw },
             Event::Consume { thread, handle, n } => {
                 raw = Raw { kind: KIND_CONSUME, thread, handle, a: n, ..raw };
@@ -540,11 +542,12 @@ fn event<'a>(
                 return Ok(None);
             }
             copy_payload(mapping, head, taken as usize, copy);
-            Event::Write { thread, handle, taken, short: u64::from(taken) < n, bytes: copy }
+            Event::Write { thread, handle, taken, asked: n, bytes: copy }
         }
         KIND_READ => Event::Read { thread, handle, n },
         KIND_WAIT => Event::Wait { thread, zero_timeout: raw.flags & 1 != 0 },
         KIND_READS_ON => Event::ReadsOn { thread },
+        KIND_READS_OTHER => Event::ReadsOther { thread },
         KIND_BLOCKED => Event::Blocked { thread },
         KIND_CONSUME => Event::Consume { thread, handle, n },
         KIND_COMMIT => Event::Commit { thread },

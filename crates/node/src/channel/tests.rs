@@ -125,6 +125,7 @@ fn events_arrive_in_order_and_whole() {
         Event::Wait { thread: 1, zero_timeout: true },
         Event::Wait { thread: 2, zero_timeout: false },
         Event::ReadsOn { thread: 3 },
+        Event::ReadsOther { thread: 3 },
         Event::Blocked { thread: 3 },
         Event::Shutdown { thread: 1, handle: 1 },
         Event::Close { thread: 1, handle: 1, shared: true },
@@ -149,15 +150,15 @@ fn a_write_tells_what_the_kernel_took() {
         Sent::Taken(3)
     });
     assert_eq!(result, Some(Sent::Taken(3)));
-    let expected = Event::Write { thread: 1, handle: 9, taken: 3, short: true, bytes: b"hel" };
+    let expected = Event::Write { thread: 1, handle: 9, taken: 3, asked: 10, bytes: b"hel" };
     assert_eq!(drained(&mut channel), [owned(expected)]);
     assert_eq!(channel.open_intent(), None);
 
     client.write(1, 9, 5, 5, fill, |_| Sent::Taken(5));
     client.write(1, 9, 5, 5, fill, |_| Sent::Failed(libc::EPIPE));
     client.write(1, 9, 5, 5, fill, |_| Sent::Taken(0));
-    let whole = Event::Write { thread: 1, handle: 9, taken: 5, short: false, bytes: b"hello" };
-    let full = Event::Write { thread: 1, handle: 9, taken: 0, short: true, bytes: b"" };
+    let whole = Event::Write { thread: 1, handle: 9, taken: 5, asked: 5, bytes: b"hello" };
+    let full = Event::Write { thread: 1, handle: 9, taken: 0, asked: 5, bytes: b"" };
     // Of a send that failed for good nothing is told.
     assert_eq!(drained(&mut channel), [owned(whole), owned(full)]);
 }

@@ -18,6 +18,7 @@ use crate::channel::server::{Channel, ChannelError, ChannelRole, Incoming};
 use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
 use crate::channel::{self, Event};
 use crate::outgoing;
+use crate::sockdiag::state;
 use crate::vip::Vip;
 
 /// Most that have connected and not said who they are: any local user can connect, and each costs a descriptor.
@@ -97,11 +98,12 @@ fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
             filter.attach(now, id, handle, origin, &tuple);
             filter.taken(id, thread, handle, origin);
         }
-        Event::Write { thread, handle, short, bytes, .. } => filter.write_out(now, id, thread, handle, bytes, short),
+        Event::Write { thread, handle, asked, bytes, .. } => filter.write_of(now, id, thread, handle, bytes, asked),
         Event::Read { thread, handle, n } => filter.read(now, id, thread, handle, n),
         Event::Wait { thread, zero_timeout: true } => filter.look(now, id, thread),
         Event::Wait { thread, .. } | Event::Commit { thread } => filter.turn_end(now, id, thread),
         Event::ReadsOn { thread } => filter.reads_on(now, id, thread),
+        Event::ReadsOther { thread } => filter.reads_other(id, thread),
         Event::Blocked { thread } => filter.blocked(id, thread),
         Event::Consume { thread, handle, n } => filter.consume(id, thread, handle, n),
         Event::Shutdown { thread, handle } => filter.shutdown(now, id, thread, handle),
@@ -336,6 +338,20 @@ impl Manager {
         self.filter.unread(now, session, received, u64::from(unread));
     }
 
+    /// Whether some process still has a connection that its holder closed.
+    pub(super) fn ask_closed(&mut self, session: SessionId) {
+        let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple)) else { return };
+        match self.sockdiag.find(tuple.local, tuple.peer) {
+            Ok(Some(socket)) if matches!(socket.state, state::ESTABLISHED | state::CLOSE_WAIT) => {
+                log::debug!("session {session}: closed by one process, and held by another");
+                let now = self.now();
+                self.filter.still_open(now, session);
+            }
+            Ok(_) => {}
+            Err(error) => log::warn!("session {session}: the kernel does not say whether it is closed: {error}"),
+        }
+    }
+
     pub(super) fn ask_alive(&mut self, id: u32) {
         let now = self.now();
         if id == PROGRAM {
@@ -389,7 +405,8 @@ impl Manager {
                 }
             }
             Request::SessionInfo { tuple } => {
-                let recovered = self.filter.recovered_info(&tuple);
+                let passed = || self.filter.passed_info(&tuple).map(|(absorb, greeted)| (absorb, greeted, false));
+                let recovered = self.filter.recovered_info(&tuple).or_else(passed);
                 let store = self.filter.store();
                 let session = self.filter.outer(&tuple).and_then(|tuple| store.find(&tuple));
                 let facts = session.and_then(|s| store.get(s)).map(|s| SessionFacts {

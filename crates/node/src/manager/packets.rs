@@ -169,6 +169,7 @@ impl Manager {
                     log::warn!("cannot end {tuple} for the application: {error}");
                 }
             }
+            Action::AskClosed(session) => self.ask_closed(session),
             Action::Ended(session, tuple, reason) => {
                 log::debug!("session {session} {tuple} ended: {reason:?}");
                 self.takeover.forget(session);

@@ -1,9 +1,10 @@
 //! What the hooks tell: descriptors, reads, writes, turns, and processes that end.
 
 use super::live::{Live, Stage};
+use super::output::SUSPICIOUS;
 use super::splicing::Handshake;
 use super::{Action, Filter, Mode};
-use crate::record::{self, Committed, MAX_OPEN};
+use crate::record::{self, Committed, EndReason, MAX_OPEN};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Thread, TurnPolicy};
@@ -67,6 +68,14 @@ impl Filter {
         if self.handles.len() >= MOST_HANDLES && many() {
             return;
         }
+        if origin == Origin::Inherited && self.live[&session].closed && self.mode.serves() {
+            // Whoever closed it had passed it on before, and what it told came first.
+            self.run_commits(now);
+            let (s, live) = (self.store.get(session).expect("found"), &self.live[&session]);
+            if live.only_told_closed(s) {
+                self.reopen(now, session);
+            }
+        }
         self.handles.insert((channel, handle), session);
         let (mut first, mut answered, mut made) = (false, false, false);
         self.recount(session, |live| {
@@ -102,6 +111,9 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let policy = self.policy(&s.open.tuple);
         self.turns.open(session, policy, s.in_done, s.out_done, s.out_base);
+        if self.live.get(&session).is_some_and(|l| l.outgoing) {
+            self.turns.called(session);
+        }
         self.input_again(session);
     }
 
@@ -114,6 +126,17 @@ impl Filter {
                 self.turns.input(session, offset, bytes);
             }
         }
+    }
+
+    /// What another process, to which a recovered session is passed, does not write again: so much of its output, and
+    /// whether a greeting.
+    #[must_use]
+    pub fn passed_info(&self, tuple: &FourTuple) -> Option<(u64, bool)> {
+        let id = self.store.find(&self.outer(tuple)?)?;
+        let (s, live) = (self.store.get(id)?, self.live.get(&id)?);
+        let greeted = s.out_base > 0 && self.turns.in_read(id) == Some(live.kernel_base);
+        let unwritten = self.turns.unwritten(id);
+        (live.attached && live.restored && (greeted || unwritten > 0)).then_some((unwritten, greeted))
     }
 
     fn session_of(&self, channel: u32, handle: u32) -> Option<SessionId> {
@@ -131,6 +154,12 @@ impl Filter {
 
     /// Bytes that the kernel took from the application; `short`: fewer than it offered.
     pub fn write_out(&mut self, now: Now, channel: u32, thread: u32, handle: u32, bytes: &[u8], short: bool) {
+        let asked = bytes.len() as u64 + u64::from(short);
+        self.write_of(now, channel, thread, handle, bytes, asked);
+    }
+
+    /// The same, where it is known how many bytes the application had `asked` for.
+    pub fn write_of(&mut self, now: Now, channel: u32, thread: u32, handle: u32, bytes: &[u8], asked: u64) {
         let Some(session) = self.session_of(channel, handle) else { return };
         let (s, live) = (self.store.get(session).expect("live"), self.live.get_mut(&session).expect("live"));
         let announced = s.out_done + (live.pending.len() + bytes.len()) as u64;
@@ -139,8 +168,8 @@ impl Filter {
         }
         live.pending.lend(&mut self.spares.pending).extend(bytes);
         let thread = self.turn_of(channel, thread);
-        self.turns.write(now, thread, session, bytes.len() as u64, short);
-        self.note_write(now, channel, thread as u32, session, !short);
+        self.turns.write_of(now, thread, session, bytes.len() as u64, asked);
+        self.note_write(now, channel, thread as u32, session, bytes.len() as u64 >= asked);
     }
 
     /// Bytes that the application wrote again after a failover, and that the hook swallowed.
@@ -152,7 +181,14 @@ impl Filter {
         }
     }
 
-    /// Bytes that the application has taken from the socket.
+    /// A thread has read something else than a session: see [`crate::turn::TurnPolicy::reads_other`].
+    pub fn reads_other(&mut self, channel: u32, thread: u32) {
+        if self.mode != Mode::Passive {
+            self.turns.reads_other(thread_key(channel, thread));
+        }
+    }
+
+    /// Bytes that the application has taken from the socket; 0: it looked for some, and there were none.
     pub fn read(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
         let Some(session) = self.session_of(channel, handle) else { return };
         let told = self.turns.told(session).unwrap_or(0);
@@ -251,7 +287,7 @@ impl Filter {
         if !live.owners.is_empty() {
             return;
         }
-        live.let_go = shared.then_some(channel);
+        live.let_go = Some(channel);
         if !shared {
             live.fin_asked = true;
             let before = std::mem::replace(&mut live.closed, true);
@@ -259,6 +295,8 @@ impl Filter {
             self.turns.shutdown(now, thread, session);
             if !before {
                 self.closing.push((thread, session));
+                // Another process may have it all the same, which no hook told: the kernel is asked, unless it ends it.
+                self.suspicious.push_back((now + SUSPICIOUS, session));
             }
         }
     }
@@ -271,6 +309,35 @@ impl Filter {
         if live.owners.is_empty() {
             self.closed_unasked(now, channel, session);
         }
+    }
+
+    /// The answer to [`Action::AskClosed`]: some process still has it.
+    pub fn still_open(&mut self, now: Now, session: SessionId) {
+        self.clock = now;
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { return };
+        if self.mode.serves() && s.closed && live.only_told_closed(s) {
+            self.reopen(now, session);
+        }
+    }
+
+    /// The kernel goes on with a connection that was closed by the process that held it: another one holds it, which got
+    /// it in a way that no hook saw. The end is taken back, for none is out; from now on the kernel's FIN tells.
+    pub(super) fn reopen(&mut self, now: Now, session: SessionId) {
+        let live = self.live.get_mut(&session).expect("listed");
+        live.closed = false;
+        live.fin_asked = false;
+        self.turns.reopen(session);
+        self.closing.retain(|(_, id)| *id != session);
+        if !self.store.get(session).is_some_and(|s| s.out_fin) {
+            return;
+        }
+        // An end is for ever, in the store: it is told anew what the session is.
+        let mut records = Vec::new();
+        record::encode_end(session, EndReason::Swept, &mut records);
+        self.store.snapshot_open(session, &mut records);
+        let position = self.write(0, |out| out.append(&mut records));
+        self.live.get_mut(&session).expect("live").base_pos = position;
+        self.judge_held(now, session);
     }
 
     /// A process exits in order: what it holds is closed by the kernel, as it asked for.
@@ -462,7 +529,9 @@ impl Filter {
         self.last_death = Some(now);
         for (&id, live) in self.live.iter().filter(|(_, live)| live.owners.contains(&channel)) {
             let Some(s) = self.store.get(id) else { continue };
-            if self.turns.in_read(id).is_some_and(|read| read > s.in_done) && live.attached {
+            // What another process holds is not read again.
+            let alone = live.owners.iter().all(|c| *c == channel);
+            if alone && live.attached && self.turns.unanswered(id) && self.turns.in_read(id).is_some_and(|read| read > s.in_done) {
                 let (from, deaths) = self.deaths.entry(id).or_insert((s.in_done, 0));
                 *deaths = if *from == s.in_done { *deaths + 1 } else { 1 };
                 *from = s.in_done;
@@ -476,7 +545,7 @@ impl Filter {
         let mut orphans = Vec::new();
         for (&id, live) in &mut self.live {
             let s = self.store.get(id).expect("live");
-            let held_it = live.owners.contains(&channel) || live.let_go == Some(channel);
+            let held_it = live.owners.contains(&channel) || live.let_go == Some(channel) && !s.closed;
             live.owners.retain(|&c| c != channel);
             // Closed in a turn that never came to its end.
             let unclosed = (live.fin_asked && !s.out_fin || live.closed && !s.closed) && !self.turns.pending(id);

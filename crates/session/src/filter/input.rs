@@ -436,6 +436,12 @@ impl Filter {
     }
 
     fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
+        let live = &self.live[&session];
+        if live.attached && !bytes.is_empty() && live.acked >= self.store.get(session).expect("known").out_done {
+            // A peer that has all that was answered asks for more.
+            self.turns.asked_anew(session);
+            self.run_commits(now);
+        }
         let position = self.write(bytes.len(), |out| record::encode_input(session, offset, bytes, fin, out));
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");

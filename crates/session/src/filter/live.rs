@@ -149,7 +149,8 @@ pub(super) struct Live {
     /// How much the kernel has for the application is asked; is known, for the packet that is judged now.
     pub unread_asked: bool,
     pub unread_known: bool,
-    /// Closed by the process of this channel, whose forked children may hold it, none of which has joined.
+    /// Closed by the process of this channel. Others may hold it, its forked children or whoever it was passed to, none of
+    /// which has joined.
     pub let_go: Option<u32>,
     /// Attached once: the turn policy knows it.
     pub attached: bool,
@@ -349,6 +350,12 @@ impl Live {
     /// A FIN or RST that nobody asked for.
     pub fn unasked(&self, h: &Held) -> bool {
         h.fin && !self.fin_asked || h.rst && !self.closed
+    }
+
+    /// The hooks said that it was closed, and no FIN or RST of the kernel has.
+    pub fn only_told_closed(&self, s: &Session) -> bool {
+        let silent = self.owners.is_empty() && !self.orphan && !self.mute && self.kernel_nxt <= s.out_done;
+        self.closed && silent && self.released <= s.out_done && self.acked <= s.out_done && !self.held.iter().any(|h| h.fin || h.rst)
     }
 
     /// Log position behind all that was written of this session.

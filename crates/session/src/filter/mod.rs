@@ -106,6 +106,9 @@ pub enum Action {
     AskUnread(SessionId),
     /// Remove the local TCP's connection of this name, which a process holds: its session is over.
     Destroy(FourTuple),
+    /// Ask the kernel whether the connection, which hooks said was closed, is open all the same; then call
+    /// [`Filter::still_open`].
+    AskClosed(SessionId),
     /// A session ended; its record is deleted.
     Ended(SessionId, FourTuple, EndReason),
 }
@@ -554,6 +557,9 @@ impl Filter {
         }
         self.readers.remove(&id);
         self.forget_expiries();
+        while self.suspicious.front().is_some_and(|(_, id)| !self.live.contains_key(id)) {
+            self.suspicious.pop_front();
+        }
         self.suspects.remove(&id);
         self.deaths.remove(&id);
         self.forget_cause(id);

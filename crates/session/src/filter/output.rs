@@ -17,7 +17,7 @@ use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
 /// How long a FIN or RST that nobody announced waits before we ask whether its process lives.
-const SUSPICIOUS: Duration = Duration::from_millis(50);
+pub(super) const SUSPICIOUS: Duration = Duration::from_millis(50);
 /// Our timestamps may be this much ahead (in ms) of what the replica has stored.
 pub(super) const TIMESTAMP_LEAD_MS: u32 = 500;
 /// A window that moved less than this is told with the next thing that moves: a restored socket opens more.
@@ -155,6 +155,7 @@ impl Filter {
         };
         let (mut dirty, mut leap, mut lost) = (false, false, false);
         let mut ts = None;
+        let told_closed = s.closed && live.only_told_closed(s);
         if !rst {
             lost = contradicts(s, live, start, segment.payload());
             self.counters.contradicted += u64::from(lost);
@@ -203,6 +204,7 @@ impl Filter {
         let bytes = keep.then(|| bytes.to_vec());
         let held = Held { id, start, end, ack, lowered, ahead, ts, fin, rst, corrected, bytes, since: now };
         let swallowed = live.mute && start != end && !rst;
+        let goes_on = told_closed && end > announced && !fin && !rst && start <= announced;
         if !swallowed {
             live.held.lend(&mut self.spares.held).push_back(held);
         }
@@ -221,6 +223,9 @@ impl Filter {
         if !self.live.contains_key(&session) {
             self.actions.extend(swallowed.then_some(Action::DropOut(id)));
             return;
+        }
+        if goes_on {
+            self.reopen(now, session);
         }
         if swallowed {
             self.swallow(id, session, end);
@@ -318,7 +323,10 @@ impl Filter {
                 break;
             }
             self.suspicious.pop_front();
-            let Some(live) = self.live.get_mut(&session) else { continue };
+            let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { continue };
+            if s.closed && live.only_told_closed(s) {
+                self.actions.push(Action::AskClosed(session));
+            }
             live.suspected = false;
             if !live.held.iter().any(|h| live.unasked(h)) {
                 continue;

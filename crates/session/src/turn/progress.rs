@@ -30,6 +30,14 @@ pub(super) struct Progress {
     fin_asked: bool,
     /// The last write was short: what it left over is in the application's memory only.
     short: bool,
+    /// How much that was, less what was written of it since; 0 where it is not known.
+    pub left: u32,
+    /// The application made the connection: it asks there, and what it reads are replies.
+    pub called: bool,
+    /// What is written in this turn answers its own input.
+    pub own: bool,
+    /// What a process that died had done with it; `None` if nobody goes on with that.
+    dead: Option<Box<Dead>>,
     /// Torn for good.
     lost: bool,
     /// As last committed.
@@ -38,6 +46,15 @@ pub(super) struct Progress {
     pub group: u32,
     /// The process that touched it last.
     pub channel: Option<u32>,
+}
+
+/// What a process that died had done with a session, and no commit says.
+#[derive(Debug)]
+struct Dead {
+    in_read: u64,
+    written: u64,
+    consumes: bool,
+    pending: bool,
 }
 
 /// What a commit found to say about a session.
@@ -69,6 +86,10 @@ impl Progress {
             written: out_base,
             fin_asked: false,
             short: false,
+            left: 0,
+            called: false,
+            own: false,
+            dead: None,
             lost: false,
             done: CommitEntry {
                 session,
@@ -101,10 +122,39 @@ impl Progress {
         self.answered = self.answered.max(upto.min(self.in_read));
     }
 
-    pub fn write(&mut self, taken: u64, short: bool) {
+    /// The kernel took `taken` of the `asked` bytes of a write. Whether that can follow from another session's input: not if
+    /// it only goes on with what an earlier write left over.
+    pub fn write(&mut self, taken: u64, asked: u64) -> bool {
+        let left = u64::from(self.left);
+        let goes_on = asked <= left;
+        self.left = u32::try_from(if goes_on { left } else { asked }.saturating_sub(taken)).unwrap_or(u32::MAX);
+        self.own |= !self.called && self.outstanding();
         self.written = self.written.saturating_add(taken);
-        self.short = short;
+        self.short = taken < asked;
         self.answered = self.in_read;
+        !goes_on
+    }
+
+    /// A request of its own was read and not answered.
+    fn outstanding(&self) -> bool {
+        let done = self.done.in_done;
+        match (&self.scanner, self.consumed) {
+            // It answers nothing, or something else than it is asked.
+            _ if self.unanswered == Unanswered::Discard => false,
+            (_, Some(consumed)) => self.in_read > consumed.max(done),
+            (Some(scanner), None) => scanner.last_end(self.in_read).is_some_and(|end| end > self.answered.max(done)),
+            (None, None) => self.in_read > self.answered.max(done),
+        }
+    }
+
+    /// Something that was read was not answered, and nobody will.
+    pub fn unanswered(&self) -> bool {
+        self.group != NO_GROUP || self.in_read > self.answered.max(self.done.in_done)
+    }
+
+    /// What is out that the application has yet to write again.
+    pub fn unwritten(&self) -> u64 {
+        self.done.out_done.saturating_sub(self.written)
     }
 
     pub fn adopt(&mut self, n: u64) {
@@ -144,8 +194,13 @@ impl Progress {
         self.group == NO_GROUP && !self.pending() && self.in_read == self.done.in_done
     }
 
-    /// The process died: its successor starts from what is committed.
+    /// The process died: its successor starts from what is committed. Another one that holds the connection does not.
     pub fn roll_back(&mut self) {
+        let (in_read, written, pending) = (self.in_read, self.written, self.pending());
+        if self.dead.is_none() && (pending || in_read > self.done.in_done) {
+            let consumes = self.consumed.is_some();
+            self.dead = Some(Box::new(Dead { in_read, written, consumes, pending }));
+        }
         self.in_read = self.done.in_done;
         self.told = self.done.in_done;
         self.answered = self.done.in_done;
@@ -153,7 +208,36 @@ impl Progress {
         self.written = self.done.out_base;
         self.fin_asked = self.done.fin;
         self.short = false;
+        self.left = 0;
         self.group = NO_GROUP;
+    }
+
+    /// `another`: not the process that touched it last. It goes on with a connection that a dead one had held. What that one had read nobody reads again,
+    /// before a failover: it is done when it is answered. What it had written in a turn that had not ended is in the socket,
+    /// and can neither be taken back nor told apart.
+    pub fn resume(&mut self, another: bool) {
+        let Some(dead) = self.dead.take().filter(|_| another) else { return };
+        self.in_read = self.in_read.max(dead.in_read);
+        self.written = self.written.max(dead.written);
+        if dead.consumes {
+            self.consumed.get_or_insert(self.done.in_done);
+        }
+        if dead.pending {
+            self.tear();
+        }
+    }
+
+    /// It is not closed: another process holds it.
+    pub fn reopen(&mut self) {
+        self.fin_asked = false;
+        self.done.fin = false;
+    }
+
+    /// Whether the response is open at the end of a turn, too: what is written follows from what was read, and there may be
+    /// more of it at any time, until the application reads on.
+    pub fn stays_open(&self) -> bool {
+        let inferred = self.unanswered == Unanswered::Redeliver && self.consumed.is_none();
+        self.independent && inferred && !self.oversized() && self.target() > self.done.in_done
     }
 
     /// How far the input would be done if the turn was whole.

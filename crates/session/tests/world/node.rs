@@ -586,6 +586,12 @@ impl Node {
                     Action::Destroy(tuple) => {
                         self.sockets.remove(&tuple);
                     }
+                    Action::AskClosed(session) => {
+                        let tuple = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple));
+                        if tuple.and_then(|t| self.sockets.get(&t)).is_some_and(|s| s.state == State::Open && !s.is_closed()) {
+                            self.filter.still_open(now, session);
+                        }
+                    }
                     Action::Ended(_, tuple, reason) => {
                         if reason == tcpr_session::record::EndReason::Torn {
                             self.torn.insert(tuple);

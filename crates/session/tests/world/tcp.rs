@@ -247,6 +247,11 @@ impl Tcp {
         self.state = State::Gone;
     }
 
+    /// The application has closed it.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// TIME_WAIT, and a SYN that is no old duplicate (RFC 6191).
     pub fn may_be_replaced_by(&self, syn: &Segment<'_>) -> bool {
         matches!(self.state, State::TimeWait(_)) && syn.seq().after(seq::at(self.irs, self.rcv))

@@ -627,11 +627,211 @@ fn a_forked_process_may_outlive_a_parent_that_ended_in_order() {
     assert!(r.passes(&actions));
 }
 
+/// A process reads a request, hands it to another one that holds the connection too, and dies; the other answers.
 #[test]
-fn writing_behind_the_end_that_another_process_asked_for_tears_the_session() {
+fn a_request_read_by_a_process_that_died_and_answered_by_another_is_not_read_again() {
+    // The other one has joined before, or joins when the first is dead.
+    for joined in [true, false] {
+        let mut r = Rig::open();
+        let t = tuple(r.port);
+        if joined {
+            r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &t);
+        }
+        r.peer(say(ACK, 0, 0, b"ping"));
+        r.read(4);
+        r.wait();
+        r.stored();
+        r.f.process_gone(r.now, CHANNEL);
+        r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &t);
+        r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"pong", false);
+        r.f.turn_end(r.now, CHANNEL + 1, THREAD);
+        r.f.run_commits(r.now);
+        r.drain();
+        r.kernel(say(ACK, 0, 4, b"pong"));
+        let actions = r.stored();
+        assert!(r.passes(&actions), "{actions:?}");
+        let s = r.session();
+        assert_eq!((s.in_done, s.out_done, s.out_base, s.torn), (4, 4, 4, false));
+    }
+}
+
+/// The dead one had begun to answer: what it wrote is in the socket, and the other one's words come behind it.
+#[test]
+fn an_answer_begun_by_a_process_that_died_and_ended_by_another_is_torn() {
+    let mut r = Rig::open();
+    let t = tuple(r.port);
+    r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &t);
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.read(4);
+    r.write(b"po");
+    r.f.process_gone(r.now, CHANNEL);
+    r.stored();
+    r.kernel(say(ACK, 0, 4, b"po"));
+    let s = r.session();
+    assert_eq!((s.in_done, s.out_done, s.torn), (0, 0, false), "who takes over now reads and answers it");
+    r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"ng", false);
+    r.f.turn_end(r.now, CHANNEL + 1, THREAD);
+    r.f.run_commits(r.now);
+    r.kernel(say(ACK, 2, 4, b"ng"));
+    let actions = r.stored();
+    assert!(r.passes(&actions), "{actions:?}");
+    assert_eq!((r.session().out_done, r.session().torn), (4, true));
+}
+
+/// A process accepts, gives the connection to another one as a message (SCM_RIGHTS) and closes its own copy. The kernel
+/// sends no FIN; the other process, whose hooks know nothing of it, answers.
+#[test]
+fn a_connection_that_was_passed_as_a_message_goes_on() {
+    // The kernel is asked before, or is not.
+    for asked in [false, true] {
+        let mut r = Rig::open();
+        r.close();
+        r.wait();
+        r.stored();
+        assert!(r.session().closed);
+        let id = r.session().open.session;
+        r.peer(say(ACK, 0, 0, b"ping"));
+        if asked {
+            assert_eq!(r.pass(ms(60)), [Action::AskClosed(id)]);
+            r.f.still_open(r.now, id);
+            assert!(!r.session().closed && !r.session().out_fin, "a takeover must not end it");
+            r.stored();
+        }
+        let mut all = r.kernel(say(ACK | flags::PSH, 0, 4, b"pong"));
+        all.extend(r.stored());
+        assert!(r.passes(&all), "its answer never leaves: {all:?}");
+        let s = r.session();
+        assert_eq!((s.in_done, s.out_done, s.out_fin, s.closed, s.torn), (4, 4, false, false, false));
+        // When that process closes it, the kernel's FIN tells.
+        r.kernel(say(ACK | FIN, 4, 4, b""));
+        assert!(r.pass(ms(60)).contains(&Action::AskAlive(CHANNEL)));
+        r.f.process_alive(r.now, CHANNEL);
+        let actions = r.stored();
+        assert!(r.passes(&actions), "{actions:?}");
+        assert!(r.session().closed && r.session().out_fin);
+    }
+}
+
+/// The new holder joins when the sender has told that it closes its own, or has ended that turn, or its end is stored.
+#[test]
+fn whoever_was_passed_a_connection_may_join_after_its_sender_closed() {
+    for told in 0..4 {
+        let mut r = Rig::open();
+        let t = tuple(r.port);
+        r.close();
+        match told {
+            0 => {}
+            1 => r.f.turn_end(r.now, CHANNEL, THREAD),
+            _ => drop(r.wait()),
+        }
+        if told == 3 {
+            r.stored();
+        }
+        r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &t);
+        r.wait();
+        r.stored();
+        r.peer(say(ACK, 0, 0, b"ping"));
+        r.f.read(r.now, CHANNEL + 1, THREAD, HANDLE, 4);
+        r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"pong", false);
+        r.f.turn_end(r.now, CHANNEL + 1, THREAD);
+        r.f.run_commits(r.now);
+        r.kernel(say(ACK, 0, 4, b"pong"));
+        let actions = r.stored();
+        assert!(r.passes(&actions), "{told}: {actions:?}");
+        let s = r.session();
+        assert_eq!((s.in_done, s.out_done, s.out_fin, s.closed, s.torn), (4, 4, false, false, false), "{told}");
+    }
+}
+
+/// What the kernel is asked of a connection that was closed changes nothing where it was.
+#[test]
+fn a_close_is_not_taken_back_once_the_kernel_has_ended_it() {
     let mut r = Rig::open();
     r.close();
     r.wait();
+    r.stored();
+    let id = r.session().open.session;
+    r.kernel(say(ACK | FIN, 0, 0, b""));
+    assert!(!r.pass(ms(60)).contains(&Action::AskClosed(id)));
+    r.f.still_open(r.now, id);
+    assert!(r.session().closed && r.session().out_fin);
+    // Nor of one with output that the kernel has yet to send: it says that it was closed, and nothing is answered.
+    let mut r = Rig::open();
+    r.write(&[1; 3000]);
+    r.close();
+    r.wait();
+    r.stored();
+    let id = r.session().open.session;
+    let actions = r.kernel(say(ACK, 0, 0, &[1; 1000]));
+    assert!(r.passes(&actions));
+    assert_eq!(r.pass(ms(60)), [Action::AskClosed(id)]);
+    assert!(r.session().closed && r.session().out_fin);
+}
+
+/// A server whose answers follow from the request alone sends one in parts. It is whole when its peer, who has all of it,
+/// asks for more, or when the server looks for more: nothing tells that there is no further part.
+#[test]
+fn an_independent_answer_in_parts_is_whole_when_its_peer_asks_on() {
+    let mut config = config();
+    config.ports[0].1.independent = true;
+    let mut r = Rig { f: Filter::new(config), ..Rig::new() };
+    r.f.activate();
+    r.f.hold_for_replica(0);
+    r.handshake(false);
+    r.attach();
+    r.peer(say(ACK, 0, 0, b"get."));
+    r.read(4);
+    for (i, part) in [b"one.", b"two."].into_iter().enumerate() {
+        r.write(part);
+        r.wait();
+        r.kernel(say(ACK, 4 * i as u64, 4, part));
+        let actions = r.stored();
+        assert!(r.passes(&actions), "{actions:?}");
+        let s = r.session();
+        assert_eq!((s.in_done, s.out_done, s.out_base), (0, 4 * (i as u64 + 1), 0));
+    }
+    // It has not seen the second part when it sends this.
+    r.peer(say(ACK, 4, 4, b"ge"));
+    assert_eq!(r.session().out_base, 0);
+    r.peer(say(ACK, 6, 8, b""));
+    r.peer(say(ACK, 6, 8, b"t."));
+    let s = r.session();
+    assert_eq!((s.in_done, s.out_done, s.out_base, input_of(s)), (4, 8, 8, b"get.".to_vec()));
+    r.stored();
+}
+
+/// Told in order: passed on, closed here, and the other process joins.
+#[test]
+fn a_connection_that_was_passed_and_joined_is_its_new_holders() {
+    let mut r = Rig::open();
+    let t = tuple(r.port);
+    r.f.close(r.now, CHANNEL, THREAD, HANDLE, true);
+    r.wait();
+    r.stored();
+    assert!(!r.session().closed && !r.session().out_fin);
+    // Its former holder's death is none of its.
+    r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &t);
+    r.f.process_gone(r.now, CHANNEL);
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.f.read(r.now, CHANNEL + 1, THREAD, HANDLE, 4);
+    r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"pong", false);
+    r.f.close(r.now, CHANNEL + 1, THREAD, HANDLE, false);
+    r.f.turn_end(r.now, CHANNEL + 1, THREAD);
+    r.f.run_commits(r.now);
+    r.kernel(say(ACK | FIN, 0, 4, b"pong"));
+    let actions = r.stored();
+    assert!(r.passes(&actions), "{actions:?}");
+    assert_eq!((r.session().in_done, r.session().out_done, r.session().closed), (4, 4, true));
+}
+
+#[test]
+fn writing_behind_the_end_that_another_process_asked_for_tears_the_session() {
+    // By shutdown, that is: what is closed may have been passed on.
+    let mut r = Rig::open();
+    r.f.shutdown(r.now, CHANNEL, THREAD, HANDLE);
+    r.close();
+    r.wait();
+    r.kernel(say(ACK | FIN, 0, 0, b""));
     let t = tuple(r.port);
     r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &t);
     r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"late", false);
