@@ -28,7 +28,7 @@ fn thread_key(channel: u32, thread: u32) -> Thread {
     Thread::from(channel) << 32 | Thread::from(thread)
 }
 
-fn as_it_is(s: &Session) -> Committed {
+pub(super) fn as_it_is(s: &Session) -> Committed {
     Committed {
         session: s.open.session,
         in_done: s.in_done as u32,
@@ -259,15 +259,22 @@ impl Filter {
                 let open = out_done.saturating_sub(e.out_base);
                 // Output that is nowhere, or a response longer than a record can say: it cannot be told any more.
                 live.lost |= taken < fresh || open > MAX_OPEN;
+                let (lost, in_end) = (live.lost, s.in_end());
+                if e.in_done > in_end {
+                    self.claims_more(e.session, e.in_done);
+                }
+                let in_done = e.in_done.min(in_end);
+                let around = self.still_around(e.session, in_done, out_done);
+                let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get(&e.session)) else { continue };
                 entries.push(Committed {
                     session: e.session,
-                    in_done: e.in_done as u32,
+                    in_done: in_done as u32,
                     out_done: out_done as u32,
                     open: open.min(MAX_OPEN),
                     fin: e.fin,
                     // Not by a turn that has yet to come to its end.
                     closed: s.closed || live.closed && e.fin && !self.closing.iter().any(|(_, id)| *id == e.session),
-                    torn: e.torn || live.lost,
+                    torn: e.torn || lost || around,
                 });
                 self.write_output(e.session, from, taken as usize);
             }
@@ -293,7 +300,7 @@ impl Filter {
         self.write_commit(now, &[entry]);
     }
 
-    fn write_commit(&mut self, now: Now, entries: &[Committed]) {
+    pub(super) fn write_commit(&mut self, now: Now, entries: &[Committed]) {
         // A record has room for 65,535 sessions; a turn over more of them is beyond any server.
         assert!(entries.len() <= usize::from(u16::MAX), "a turn over too many sessions");
         if entries.is_empty() {
@@ -330,7 +337,8 @@ impl Filter {
             torn: false,
         };
         self.write_output(session, from, pending);
-        self.write_commit(now, &[entry]);
+        let torn = self.still_around(session, in_done, from + pending as u64);
+        self.write_commit(now, &[Committed { torn, ..entry }]);
     }
 
     /// Writes the first `n` announced bytes to the log.

@@ -77,6 +77,11 @@ impl Early {
         true
     }
 
+    /// Where the first piece begins.
+    pub fn first(&self) -> Option<u64> {
+        self.pieces.first_key_value().map(|(start, _)| *start)
+    }
+
     /// Appends what continues a stream that reaches to `at`, and forgets what lies before its new end. Returns whether
     /// the stream ends there.
     pub fn join(&mut self, mut at: u64, stream: &mut Vec<u8>) -> bool {

@@ -348,7 +348,7 @@ impl Filter {
         true
     }
 
-    fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
+    pub(super) fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
         let position = self.write(bytes.len(), |out| record::encode_input(session, offset, bytes, fin, out));
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");

@@ -163,6 +163,8 @@ impl Filter {
         if ahead {
             self.counters.ack_beyond_store += 1;
             live.ack_ahead |= !empty;
+            // Packets may have gone around the queues.
+            self.around_asked.insert(session);
         }
         // What TCP has and no store: an empty segment acknowledges as much as there is, so that the peer sends
         // the rest again; anything else waits for it.
@@ -238,7 +240,8 @@ impl Filter {
         let h = &live.held[at];
         let payload_end = h.end - u64::from(h.fin).min(h.end);
         let announced = s.out_done + live.pending.len() as u64;
-        if payload_end > announced && h.start <= announced && !s.out_fin && !h.rst {
+        let gap = h.start > announced && !self.config.hooked && live.clamp > h.start;
+        if payload_end > announced && (h.start <= announced || gap) && !s.out_fin && !h.rst {
             if live.attached && !std::mem::take(&mut live.unread_known) {
                 // What it has read went around the hooks as well: the kernel knows.
                 if !std::mem::replace(&mut live.unread_asked, true) {
@@ -247,6 +250,16 @@ impl Filter {
                 }
                 return false;
             }
+            if gap {
+                let start = h.start;
+                self.sent_around(now, session, start);
+                return true;
+            }
+            if !self.config.hooked {
+                // What was sent is known again.
+                live.clamp = 0;
+            }
+            let h = &live.held[at];
             let Some(bytes) = h.bytes.as_deref() else { return false };
             let payload = Segment::parse(bytes).expect("parsed before").payload();
             let fresh = &payload[(announced - h.start) as usize..];
