@@ -67,8 +67,9 @@ impl Manager {
     pub(super) fn receive_out(&mut self) -> bool {
         for _ in 0..BATCHES {
             let now = self.start.elapsed();
-            let Manager { queue_out, filter, apps, .. } = self;
+            let Manager { queue_out, filter, apps, host, .. } = self;
             let received = queue_out.recv_batch(|packet| {
+                host.note_handshake(filter, packet.payload);
                 // What a packet carries was announced before it was sent: the announcement is read first.
                 apps::drain(apps, filter, now);
                 filter.packet_out(now, packet.id, packet.payload);
@@ -77,6 +78,7 @@ impl Manager {
                 Ok(0) => return true,
                 Ok(n) => {
                     self.filter_actions();
+                    self.track_handshakes();
                     self.flush_verdicts();
                     if n < nfqueue::BATCH {
                         return true;

@@ -39,6 +39,8 @@ pub enum Token {
     Program,
     /// Signals to ourselves.
     Signal,
+    /// What became of what is ours on this host.
+    Guard,
 }
 
 impl Token {
@@ -58,6 +60,7 @@ impl Token {
             Token::Process(id) => (12, id),
             Token::Program => (13, 0),
             Token::Signal => (14, 0),
+            Token::Guard => (15, 0),
         };
         kind << 32 | u64::from(id)
     }
@@ -78,6 +81,7 @@ impl Token {
             11 => Token::Kick(id),
             12 => Token::Process(id),
             13 => Token::Program,
+            15 => Token::Guard,
             _ => Token::Signal,
         }
     }
