@@ -7,6 +7,7 @@ mod cost;
 mod durability;
 mod embedded;
 mod endings;
+mod host;
 mod hostile;
 mod ipv6;
 mod life;
