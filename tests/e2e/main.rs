@@ -8,6 +8,7 @@ mod durability;
 mod embedded;
 mod endings;
 mod handshakes;
+mod host;
 mod hostile;
 mod ipv6;
 mod life;

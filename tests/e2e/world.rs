@@ -52,7 +52,7 @@ pub struct World {
     pub capture: Capture,
     pub peer: Host,
     pub rng: Rng,
-    _lab: Lab,
+    lab: Lab,
 }
 
 /// The engine that all tests restore with: `make test` runs them with each.
@@ -112,7 +112,7 @@ impl World {
         prepare(&pair);
         pair.start_both(program).expect("both members start");
         let capture = peer.capture(CaptureOptions::port(PORT)).expect("capture");
-        let w = World { pair, capture, peer, rng: Rng::new(seed), _lab: lab };
+        let w = World { pair, capture, peer, rng: Rng::new(seed), lab };
         w.protected();
         for i in 0..2 {
             wait_listening(w.pair.host(i), PORT, PATIENCE).expect("the server listens");
@@ -120,9 +120,9 @@ impl World {
         w
     }
 
-    /// Where further hosts can be made.
+    /// The lab, for more hosts.
     pub fn lab(&self) -> &Lab {
-        &self._lab
+        &self.lab
     }
 
     /// Waits until the pair is protected; tells who is master.

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::json;
+use tcpr_node::conntrack::Conntrack;
 use tcpr_node::manager::control::ControlRequest;
 use tcpr_node::nfqueue::Queue;
 use tcpr_node::rawsock::RawSender;
@@ -89,29 +90,33 @@ fn changed_packets() -> Finding {
     Err("this is a user namespace, from which newer kernels take no changed packets (engine \"splice\", --no-preload, and now and then an acknowledgement); run in the host's own, with CAP_NET_ADMIN".to_owned())
 }
 
-/// A rule that drops what conntrack calls INVALID, in front of ours: a new master's conntrack has not seen the connections
-/// begin, and windows that it has not followed look wrong to it.
+/// Rules that ask for a state of connection tracking, which has not seen the connections begin that a new master takes over. It
+/// is told of them, where it listens; else these rules decide.
 fn conntrack() -> Finding {
     let said = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok()?;
         String::from_utf8(output.stdout).ok()
     };
-    let rules = [said("iptables-save", &[]), said("ip6tables-save", &[]), said("nft", &["list", "ruleset"])];
-    let drops = |line: &str| {
+    let rules = [said("iptables-save", &[]), said("iptables-legacy-save", &[]), said("ip6tables-save", &[]), said("ip6tables-legacy-save", &[]), said("nft", &["list", "ruleset"])];
+    let lines = || rules.iter().flatten().flat_map(|text| text.lines()).map(str::trim);
+    let asks = |line: &&str| ["ctstate", "--state", "ct state"].iter().any(|words| line.contains(words));
+    let Some(rule) = lines().find(asks) else { return Ok(String::new()) };
+    let untold = match Conntrack::open().and_then(|mut conntrack| conntrack.probe()) {
+        Ok(()) => return Ok(format!("taken-over connections are made known to it, and \"{rule}\" takes them for what they are")),
+        Err(error) => format!("connection tracking cannot be told of taken-over connections ({error}; try `modprobe nf_conntrack_netlink`), and"),
+    };
+    let setting = |name: &str| fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).unwrap_or_default().trim().to_owned();
+    if setting("nf_conntrack_tcp_loose") == "0" {
+        return Err(format!("{untold} to \"{rule}\" they are none, with nf_conntrack_tcp_loose = 0; sysctl net.netfilter.nf_conntrack_tcp_loose=1, or exempt the virtual IP"));
+    }
+    let drops = |line: &&str| {
         let line = line.to_ascii_lowercase();
         line.contains("invalid") && (line.contains("drop") || line.contains("reject"))
     };
-    let Some(rule) = rules.iter().flatten().flat_map(|text| text.lines()).find(|line| drops(line)) else {
-        return Ok(String::new());
-    };
-    let setting = |name: &str| fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).unwrap_or_default().trim().to_owned();
-    if setting("nf_conntrack_tcp_be_liberal") == "1" && setting("nf_conntrack_tcp_loose") != "0" {
-        return Ok(format!("\"{}\" lets taken-over connections pass", rule.trim()));
+    match lines().find(drops) {
+        Some(rule) => Err(format!("{untold} \"{rule}\" would drop them; exempt the virtual IP and `-i lo` from it")),
+        None => Ok(format!("{untold} it takes them up in their middle")),
     }
-    Err(format!(
-        "\"{}\" would drop connections that were taken over; exempt the virtual IP from it, or: sysctl net.netfilter.nf_conntrack_tcp_be_liberal=1 net.netfilter.nf_conntrack_tcp_loose=1",
-        rule.trim()
-    ))
 }
 
 /// Options that both members must have: a session keeps those that it began with.

@@ -22,6 +22,7 @@
 
 mod capture;
 pub mod client;
+mod firewall;
 mod host;
 pub mod member;
 mod netlink;
@@ -35,6 +36,7 @@ mod sys;
 mod wire;
 
 pub use capture::{flags, Capture, CaptureOptions, Seg, SegFilter};
+pub use firewall::Firewall;
 pub use host::{check_privileges, Host, Lab};
 pub use process::Process;
 pub use raw_peer::{RawPeer, Said, SynFlood};

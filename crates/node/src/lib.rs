@@ -4,6 +4,8 @@
 pub mod arp;
 pub mod channel;
 pub mod config;
+pub mod conntrack;
+pub mod guard;
 pub mod heartbeat;
 pub mod key;
 pub mod link;

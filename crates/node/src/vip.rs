@@ -4,6 +4,12 @@
 //! the partner, which takes it over, must not meet it on the wire a second time. The kernel counts
 //! lifetimes in seconds, so one second is the least.
 //!
+//! It is added as an address alone (/32, /128), not as one of its network. As one of its network it would be *secondary* to the
+//! member's own address, or, if that is removed and put back (DHCP, netplan), the other way round: the kernel then removes the
+//! member's address with the virtual IP. And in IPv6 the route of the member's network would end with the virtual IP's
+//! lifetime. The network of the virtual IP gets a route of its own, behind all others: it is needed where the member has no
+//! address in that network.
+//!
 //! The netlink messages are written by hand: two requests and two answers do not earn a library that
 //! is loaded into other people's processes.
 
@@ -34,6 +40,14 @@ const IFINFOMSG: usize = 16;
 /// From linux/rtnetlink.h.
 const RTMSG: usize = 12;
 const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_EXPIRES: u16 = 23;
+/// Whose routes they are, as `ip route` shows it: nobody else has this number.
+const PROTOCOL: u8 = 84;
+/// The metric of the route to the virtual IP's network: any other is better.
+const METRIC: u32 = 65_000;
 
 /// The state of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +80,8 @@ pub struct Vip {
     interface: String,
     index: u32,
     addr: IpAddr,
+    /// That of its network.
     prefix: u8,
-    no_prefix_route: bool,
     sequence: u32,
 }
 
@@ -80,17 +94,10 @@ impl Vip {
             index: 0,
             addr,
             prefix,
-            no_prefix_route: false,
             sequence: 0,
         };
         vip.index = vip.link()?.index;
         Ok(vip)
-    }
-
-    /// Leaves the route to the address's network to others (`noprefixroute`).
-    pub fn without_prefix_route(mut self) -> Vip {
-        self.no_prefix_route = true;
-        self
     }
 
     /// The address.
@@ -107,6 +114,7 @@ impl Vip {
             result = self.set(lifetime_s);
         }
         result.map_err(|e| self.context("cannot add", e))?;
+        self.set_route(lifetime_s);
         if self.addr.is_ipv6() {
             self.await_route();
         }
@@ -128,10 +136,15 @@ impl Vip {
 
     /// Whether what is sent to the address stays on this machine. That an address is there, and is chosen as the source of
     /// what is sent to it, does not say so: the kernel looks at its addresses for that, not at its routes.
-    fn is_local(&mut self) -> io::Result<bool> {
-        let octets = octets(self.addr);
+    pub fn is_local(&mut self) -> io::Result<bool> {
+        self.is_here(self.addr)
+    }
+
+    /// The same of any address.
+    pub fn is_here(&mut self, address: IpAddr) -> io::Result<bool> {
+        let octets = octets(address);
         let mut body = vec![0u8; RTMSG];
-        body[0] = family(self.addr);
+        body[0] = family(address);
         body[1] = 8 * octets.len() as u8;
         attribute(&mut body, RTA_DST, &octets);
         let mut local = false;
@@ -152,20 +165,69 @@ impl Vip {
         }
         self.set(lifetime_s)
             .map_err(|e| self.context("cannot renew", e))?;
+        self.set_route(lifetime_s);
         Ok(true)
     }
 
     /// Deletes the address. False: it was not there.
     pub fn remove(&mut self) -> io::Result<bool> {
-        let mut body = self.ifaddrmsg();
-        attribute(&mut body, IFA_LOCAL, &octets(self.addr));
-        match self.change(libc::RTM_DELADDR, 0, &body) {
-            Ok(()) => Ok(true),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) => {
-                Ok(false)
+        let mut any = false;
+        // Somebody may have added it with a prefix of his own, beside ours.
+        while let Some(there) = self.find()? {
+            let mut body = self.ifaddrmsg(there.prefix);
+            attribute(&mut body, IFA_LOCAL, &octets(self.addr));
+            attribute(&mut body, IFA_ADDRESS, &octets(self.addr));
+            match self.change(libc::RTM_DELADDR, 0, &body) {
+                Ok(()) => any = true,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) => break,
+                Err(e) => return Err(self.context("cannot remove", e)),
             }
-            Err(e) => Err(self.context("cannot remove", e)),
         }
+        // That of IPv4 went with its address.
+        if any && self.addr.is_ipv6() && self.prefix < self.full() {
+            let body = self.route(0);
+            if let Err(error) = self.change(libc::RTM_DELROUTE, 0, &body) {
+                log::debug!("the route to the network of {}: {error}", self.addr);
+            }
+        }
+        Ok(any)
+    }
+
+    /// The route to the network of the address, for as long as the address is there.
+    fn set_route(&mut self, lifetime_s: u32) {
+        if self.prefix == self.full() {
+            return;
+        }
+        let body = self.route(lifetime_s.max(1));
+        // Only where the member has no address in that network it matters; on an interface that is down there is none.
+        if let Err(error) = self.change(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &body) {
+            log::debug!("the route to the network of {}: {error}", self.addr);
+        }
+    }
+
+    fn route(&self, lifetime_s: u32) -> Vec<u8> {
+        let mut network = octets(self.addr);
+        for (i, byte) in network.iter_mut().enumerate() {
+            let kept = usize::from(self.prefix).saturating_sub(8 * i).min(8);
+            *byte &= (0xff00u16 >> kept) as u8;
+        }
+        let scope = if self.addr.is_ipv4() { libc::RT_SCOPE_LINK } else { libc::RT_SCOPE_UNIVERSE };
+        let mut body = vec![family(self.addr), self.prefix, 0, 0, libc::RT_TABLE_MAIN, PROTOCOL, scope, libc::RTN_UNICAST];
+        body.resize(RTMSG, 0);
+        attribute(&mut body, RTA_DST, &network);
+        attribute(&mut body, RTA_OIF, &self.index.to_ne_bytes());
+        attribute(&mut body, RTA_PRIORITY, &METRIC.to_ne_bytes());
+        if self.addr.is_ipv4() {
+            // It ends with the address.
+            attribute(&mut body, RTA_PREFSRC, &octets(self.addr));
+        } else if lifetime_s > 0 {
+            attribute(&mut body, RTA_EXPIRES, &lifetime_s.to_ne_bytes());
+        }
+        body
+    }
+
+    fn full(&self) -> u8 {
+        if self.addr.is_ipv4() { 32 } else { 128 }
     }
 
     /// Whether the interface has the address.
@@ -268,19 +330,19 @@ impl Vip {
     }
 
     fn set(&mut self, lifetime_s: u32) -> io::Result<()> {
-        let mut body = self.ifaddrmsg();
+        let mut body = self.ifaddrmsg(self.full());
         attribute(&mut body, IFA_LOCAL, &octets(self.addr));
         attribute(&mut body, IFA_ADDRESS, &octets(self.addr));
         let s = lifetime_s.max(1).to_ne_bytes();
         let mut cacheinfo = [0u8; 16];
-        cacheinfo[0..4].copy_from_slice(&s);
+        // Deprecated at once in IPv6: else it would be the nearest address to much, and this host speak in its name.
+        if self.addr.is_ipv4() {
+            cacheinfo[0..4].copy_from_slice(&s);
+        }
         cacheinfo[4..8].copy_from_slice(&s);
         attribute(&mut body, IFA_CACHEINFO, &cacheinfo);
         let nodad = if self.addr.is_ipv6() { IFA_F_NODAD } else { 0 };
-        let flags = nodad | if self.no_prefix_route { IFA_F_NOPREFIXROUTE } else { 0 };
-        if flags != 0 {
-            attribute(&mut body, IFA_FLAGS, &flags.to_ne_bytes());
-        }
+        attribute(&mut body, IFA_FLAGS, &(nodad | IFA_F_NOPREFIXROUTE).to_ne_bytes());
         self.change(
             libc::RTM_NEWADDR,
             libc::NLM_F_CREATE | libc::NLM_F_REPLACE,
@@ -288,8 +350,8 @@ impl Vip {
         )
     }
 
-    fn ifaddrmsg(&self) -> Vec<u8> {
-        let mut body = vec![family(self.addr), self.prefix, 0, libc::RT_SCOPE_UNIVERSE];
+    fn ifaddrmsg(&self, prefix: u8) -> Vec<u8> {
+        let mut body = vec![family(self.addr), prefix, 0, libc::RT_SCOPE_UNIVERSE];
         body.extend(self.index.to_ne_bytes());
         body
     }
@@ -482,7 +544,7 @@ mod tests {
             assert!(!vip.present().unwrap());
             vip.add(5).unwrap();
             let p = vip.find().unwrap().unwrap();
-            assert_eq!(p.prefix, 24);
+            assert_eq!(p.prefix, 32);
             assert!(p.remaining_s.unwrap() <= 5);
             assert!(vip.renew(30).unwrap());
             assert!(vip.find().unwrap().unwrap().remaining_s.unwrap() > 5);
@@ -522,7 +584,7 @@ mod tests {
             // Not tentative: a bind would fail.
             std::net::TcpListener::bind((address, 5555)).unwrap();
             let p = vip.find().unwrap().unwrap();
-            assert_eq!(p.prefix, 64);
+            assert_eq!(p.prefix, 128);
             assert!(p.remaining_s.unwrap() <= 5);
             assert!(vip.renew(30).unwrap());
             assert!(vip.find().unwrap().unwrap().remaining_s.unwrap() > 5);
@@ -531,13 +593,76 @@ mod tests {
         });
     }
 
+    fn shown(what: &str) -> String {
+        let out = std::process::Command::new("ip").args(what.split(' ')).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Whichever of the two comes and goes, the other stays, and so does the way to their network.
+    #[test]
+    fn the_members_own_address_comes_and_goes_beside_it() {
+        in_netns(|| {
+            ip("link add v0 type veth peer name v1\nlink set v0 up\nlink set v1 up");
+            for (address, network, own, peer, prefix) in [
+                ("192.0.2.200", "192.0.2.0/24", "192.0.2.1/24", "192.0.2.9", 24),
+                ("2001:db8::200", "2001:db8::/64", "2001:db8::1/64 nodad", "2001:db8::9", 64),
+            ] {
+                let bare = own.split(' ').next().unwrap();
+                let there = |what: &str| shown("addr show dev v0").contains(what);
+                let way = || shown(&format!("route get {peer}"));
+                for promote in ["0", "1"] {
+                    std::fs::write("/proc/sys/net/ipv4/conf/v0/promote_secondaries", promote).unwrap();
+                    let mut vip = Vip::new("v0", address.parse().unwrap(), prefix).unwrap();
+                    ip(&format!("addr add {own} dev v0"));
+                    vip.add(5).unwrap();
+                    assert!(way().contains(bare.split('/').next().unwrap()), "the own address speaks: {}", way());
+                    // Removed and put back: now the virtual IP was there first.
+                    ip(&format!("addr del {bare} dev v0"));
+                    assert!(vip.present().unwrap() && vip.is_local().unwrap());
+                    assert!(way().contains("dev v0"), "the network is in reach all the while: {}", way());
+                    ip(&format!("addr add {own} dev v0"));
+                    assert!(vip.renew(5).unwrap());
+                    assert!(vip.remove().unwrap());
+                    assert!(there(bare), "{}", shown("addr show dev v0"));
+                    assert!(way().contains("dev v0"), "{}", way());
+                    assert!(!shown(&format!("-{} route show", if prefix == 24 { 4 } else { 6 })).contains("65000"), "no route is left");
+                    // With none of its own the member reaches that network by the virtual IP's.
+                    ip(&format!("addr del {bare} dev v0"));
+                    assert!(!way().contains("dev v0"), "{}", way());
+                    vip.add(1).unwrap();
+                    assert!(way().contains("dev v0") && way().contains(address), "{}", way());
+                    // An operator's copy goes with it.
+                    ip(&format!("addr add {address}/{prefix} dev v0"));
+                    vip.remove().unwrap();
+                    assert!(!there(address), "{}", shown("addr show dev v0"));
+                    assert!(!shown("route show").contains(network), "{}", shown("route show"));
+                }
+            }
+        });
+    }
+
+    /// A manager that was killed leaves the member as it was.
+    #[test]
+    fn the_members_network_outlives_an_address_that_expires() {
+        in_netns(|| {
+            ip("link add v0 type veth peer name v1\nlink set v0 up\nlink set v1 up\naddr add 192.0.2.1/24 dev v0\naddr add 2001:db8::1/64 dev v0 nodad");
+            for (address, prefix) in [("192.0.2.200", 24), ("2001:db8::200", 64)] {
+                let mut vip = Vip::new("v0", address.parse().unwrap(), prefix).unwrap();
+                vip.add(1).unwrap();
+                assert!(vip.renew(1).unwrap());
+                testnet::eventually("it expires", || !vip.present().unwrap());
+            }
+            testnet::eventually("its route does, too", || !shown("-6 route show").contains("65000") && !shown("route show").contains("65000"));
+            assert!(shown("route get 192.0.2.9").contains("dev v0"));
+            assert!(shown("-6 route get 2001:db8::9").contains("dev v0"));
+        });
+    }
+
     #[test]
     fn link_state_and_carrier() {
         in_netns(|| {
             ip("link add v0 type veth peer name v1\nlink set v0 up\nlink set v1 up");
-            let mut vip = Vip::new("v0", "192.0.2.200".parse().unwrap(), 32)
-                .unwrap()
-                .without_prefix_route();
+            let mut vip = Vip::new("v0", "192.0.2.200".parse().unwrap(), 32).unwrap();
             let before = vip.link().unwrap();
             assert!(before.up && before.carrier, "{before:?}");
             ip("link set v1 down");

@@ -543,6 +543,11 @@ impl TurnPolicy {
         self.sessions.get(&s).map(|p| p.told)
     }
 
+    /// The last commit of the session, if it is known.
+    pub fn done(&self, s: SessionId) -> Option<CommitEntry> {
+        self.sessions.get(&s).map(|p| p.done)
+    }
+
     /// Whether the session has output (or its end) that no commit covers yet.
     pub fn pending(&self, s: SessionId) -> bool {
         self.sessions.get(&s).is_some_and(|p| p.pending())

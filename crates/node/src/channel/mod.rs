@@ -16,6 +16,7 @@ mod sys;
 pub mod wire;
 
 pub use sys::descriptor_limit;
+pub(crate) use sys::hold_name;
 
 #[cfg(test)]
 mod tests;

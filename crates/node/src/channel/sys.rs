@@ -54,6 +54,15 @@ pub(super) fn seqpacket_listen(name: &str) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Takes an abstract name for as long as the socket lives. `AddrInUse`: somebody has it.
+pub(crate) fn hold_name(name: &str) -> io::Result<OwnedFd> {
+    let (address, length) = abstract_address(name)?;
+    let socket = seqpacket(0)?;
+    // SAFETY: address is a live sockaddr_un of which length bytes are valid.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(socket)
+}
+
 pub(super) fn seqpacket_connect(name: &str) -> io::Result<OwnedFd> {
     let (address, length) = abstract_address(name)?;
     let socket = seqpacket(0)?;

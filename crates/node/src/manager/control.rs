@@ -116,6 +116,18 @@ impl Control {
         Ok(Control { listener, path, askers: HashMap::new(), next: 0 })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its name again, which somebody has removed.
+    pub(super) fn name_again(&mut self) -> io::Result<()> {
+        let run_dir = self.path.parent().unwrap_or(Path::new("/"));
+        let again = Control::new(run_dir)?;
+        self.listener = again.listener;
+        Ok(())
+    }
+
     pub(super) fn fd(&self) -> RawFd {
         self.listener.as_raw_fd()
     }
@@ -210,7 +222,8 @@ impl Manager {
             "role": role,
             "epoch": epoch.number,
             "epoch_member": self.config.members.get(usize::from(epoch.member)).map(|m| m.name.clone()),
-            "protected": self.role.protected(),
+            "protected": self.role.protected() && self.host.whole(&self.filter),
+            "host": self.host.status(&self.filter),
             "partner": self.partner_status(),
             "sessions": self.filter.store().len(),
             "restoring": self.filter.mode() == Mode::Restoring,

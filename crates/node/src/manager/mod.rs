@@ -8,6 +8,7 @@
 //! - `partner`: heartbeats, reach, replication
 //! - `roles`: what the role machine decides; a program that dies or is replaced
 //! - `takeover`: restoring sessions and handing them over
+//! - `host`: what tcpr has put on the host, and what follows when it was taken away
 //! - `virtual_ip`: holding it, and telling the network
 //! - `sweep`: connections that the kernel has given up
 //! - `control`: `tcpr status` and its like
@@ -19,6 +20,7 @@ pub mod control;
 mod disk;
 mod doorbell;
 mod embedded;
+mod host;
 mod packets;
 mod partner;
 mod poller;
@@ -43,6 +45,7 @@ use crate::arp::Arp;
 use crate::channel::server::{ChannelListener, Greeting};
 use crate::channel::wire::{OutgoingInfo, PortInfo};
 use crate::config::{self, Config, Durability};
+use crate::guard::{Claim, Guard};
 use crate::nfqueue::Queue;
 use crate::pathmtu::PathMtu;
 use crate::rawsock::RawSender;
@@ -91,6 +94,7 @@ pub struct Manager {
     sockdiag: SockDiag,
     arp: Arp,
     vips: Vec<Vip>,
+    host: host::Host,
     vip_up: bool,
     vip_renew: Now,
     vip_remove: Option<Now>,
@@ -112,6 +116,7 @@ pub struct Manager {
     sweep: sweep::Sweep,
     epochs: disk::EpochFile,
     _lock: disk::Lock,
+    _claims: Vec<Claim>,
 
     signals: Option<signals::Signals>,
     stopping: Option<Stopping>,
@@ -163,7 +168,9 @@ impl Manager {
         let poller = Poller::new()?;
 
         let mut vips = Vec::new();
+        let mut claims = Vec::new();
         for v in &service.virtual_ips {
+            claims.push(Claim::take(v.addr)?);
             vips.push(Vip::new(&service.interface, v.addr, v.prefix)?);
         }
         let queue_in = Queue::open(service.queues.0)?;
@@ -248,7 +255,10 @@ impl Manager {
         let busy_poll = config.replication.busy_poll.unwrap_or(if several { BUSY_POLL } else { Duration::ZERO });
         packets::destroy_sockets(&mut sockdiag, &ours);
 
+        let guard = Guard::new(rules.clone(), control.path().to_owned()).map_err(context("cannot watch the packet rules"))?;
+
         let manager = Manager {
+            host: host::Host::new(guard),
             poller,
             filter,
             role,
@@ -280,6 +290,7 @@ impl Manager {
             sweep: sweep::Sweep::default(),
             epochs,
             _lock: lock,
+            _claims: claims,
             signals,
             stopping: None,
             exit: None,
@@ -301,6 +312,9 @@ impl Manager {
         p.add(self.channels.as_fd().as_raw_fd(), Token::Channels)?;
         p.add(self.control.fd(), Token::Control)?;
         self.path_mtu.fds().try_for_each(|fd| p.add(fd, Token::PathMtu))?;
+        if let Some(guard) = self.host.fd() {
+            p.add(guard, Token::Guard)?;
+        }
         if let Some(signals) = &self.signals {
             p.add(signals.fd(), Token::Signal)?;
         }
@@ -402,6 +416,7 @@ impl Manager {
             self.garp_due.first().copied().filter(|_| master && self.role.announces()),
             self.tell_due.first().copied().filter(|_| master && self.role.announces()),
             self.vip_remove,
+            self.host.poll_timeout(now),
             self.stopping.map(|s| s.since + Duration::from_millis(100)).filter(|t| *t > now),
         ]
         .into_iter()
@@ -430,6 +445,7 @@ impl Manager {
             Token::Program => self.program_ended(),
             Token::Signal => self.signalled(),
             Token::PathMtu => self.receive_path_mtu(),
+            Token::Guard => self.host_told(),
         }
     }
 
@@ -447,6 +463,7 @@ impl Manager {
         self.program_timers(now);
         self.strangers_timers(now);
         self.stop_timers(now);
+        self.host_timers(now);
         self.sweep(now);
     }
 
@@ -590,6 +607,8 @@ impl Manager {
         self.linger();
         self.partner.say_bye("the service ended");
         self.vip_drop();
+        // Before the rules go: it would put them back.
+        self.host.leave();
         if let Err(error) = self.rules.remove() {
             log::error!("{error}");
         }

@@ -71,8 +71,9 @@ impl Manager {
     pub(super) fn receive_out(&mut self) -> bool {
         for _ in 0..BATCHES {
             let now = self.start.elapsed();
-            let Manager { queue_out, filter, apps, sockdiag, .. } = self;
+            let Manager { queue_out, filter, apps, sockdiag, host, .. } = self;
             let received = queue_out.recv_batch(|packet| {
+                host.note_handshake(filter, packet.payload);
                 // What a packet carries was announced before it was sent: the announcement is read first.
                 apps::drain(apps, filter, now);
                 if let Some(tuple) = filter.asks_caller(packet.payload) {
@@ -88,6 +89,7 @@ impl Manager {
                 Ok(0) => return true,
                 Ok(n) => {
                     self.filter_actions();
+                    self.track_handshakes();
                     self.flush_verdicts();
                     if n < nfqueue::BATCH {
                         return true;

@@ -41,6 +41,8 @@ pub enum Token {
     Signal,
     /// Routers' words on packets that were too long.
     PathMtu,
+    /// What became of what is ours on this host.
+    Guard,
 }
 
 impl Token {
@@ -61,6 +63,7 @@ impl Token {
             Token::Program => (13, 0),
             Token::Signal => (14, 0),
             Token::PathMtu => (15, 0),
+            Token::Guard => (16, 0),
         };
         kind << 32 | u64::from(id)
     }
@@ -82,6 +85,7 @@ impl Token {
             12 => Token::Process(id),
             13 => Token::Program,
             15 => Token::PathMtu,
+            16 => Token::Guard,
             _ => Token::Signal,
         }
     }

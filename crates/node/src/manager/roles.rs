@@ -44,8 +44,12 @@ impl Manager {
                     self.partner.send(&Message::HandoverAck { epoch });
                     self.partner.flush();
                 }
+                // A peer that came in around the rules would be reset.
+                self.host.look_before_takeover();
                 self.vip_add(now);
-                if take_over {
+                if take_over && !self.host.may_take_address() {
+                    self.host.takeover_waits = true;
+                } else if take_over {
                     self.begin_takeover(now);
                 } else {
                     if !self.filter.store().is_empty() {
@@ -158,6 +162,7 @@ impl Manager {
             self.partner.forward_until = Some(now + FORWARD_FOR);
             self.vip_remove = Some(now + FORWARD_FOR);
             self.vip_up = false;
+            self.host.no_address();
             self.garp_due.clear();
             self.tell_due.clear();
             self.takeover.farewells = self.filter.take_farewells();

@@ -192,7 +192,8 @@ impl Manager {
     /// yet (a handover is under way, or this member is cut off) it is done when it can.
     pub(super) fn recover_here(&mut self, now: Now) {
         let serves = matches!(self.filter.mode(), Mode::Active | Mode::Restoring);
-        self.takeover.died = self.filter.mode() != Mode::Passive && (!serves || self.role.role() != Role::Master);
+        let held_up = self.role.role() != Role::Master || !self.host.may_take_address();
+        self.takeover.died = self.filter.mode() != Mode::Passive && (!serves || held_up);
         if !serves || self.takeover.died {
             return;
         }
@@ -223,6 +224,7 @@ impl Manager {
         let listening = self.config.service.ports.iter().all(|p| t.has_listener(p.port));
         t.barrier_until = Some(now + if listening { BARRIER } else { BARRIER_UNTIL_LISTENING });
         t.accepted_at = (!t.hooked).then_some(now);
+        self.track_sessions();
         self.filter.probes();
         self.filter_actions();
         // The last of many has as long to answer as the first.

@@ -16,10 +16,11 @@ const VIP_RENEW: Duration = Duration::from_millis(500);
 impl Manager {
     pub(super) fn vip_add(&mut self, now: Now) {
         self.vip_remove = None;
+        if !self.host.may_take_address() {
+            return;
+        }
         for vip in &mut self.vips {
-            if let Err(error) = vip.add(VIP_LIFETIME_S) {
-                log::error!("{error}");
-            }
+            self.host.address(vip.add(VIP_LIFETIME_S), vip.addr());
         }
         self.vip_up = true;
         self.vip_renew = now + VIP_RENEW;
@@ -36,6 +37,7 @@ impl Manager {
     pub(super) fn vip_drop(&mut self) {
         self.vip_up = false;
         self.vip_remove = None;
+        self.host.no_address();
         self.garp_due.clear();
         self.tell_due.clear();
         for vip in &mut self.vips {
@@ -55,17 +57,27 @@ impl Manager {
         let announces = self.role.announces();
         if now >= self.vip_renew {
             self.vip_renew = now + if announces { VIP_RENEW } else { self.config.failover.heartbeat };
+            let mut back = false;
             for vip in &mut self.vips {
                 match vip.renew(VIP_LIFETIME_S) {
-                    // It vanished: we were paused, and are master all the same, or about to hear that we are not.
+                    // It vanished: we were paused, and are master all the same, or about to hear that we are not. Or somebody
+                    // removed it.
                     Ok(false) if announces => {
-                        if let Err(error) = vip.add(VIP_LIFETIME_S) {
-                            log::error!("{error}");
-                        }
+                        log::warn!("{} was not on {} any more", vip.addr(), self.config.service.interface);
+                        back |= self.host.address_again(vip.add(VIP_LIFETIME_S), vip.addr());
                     }
-                    Ok(_) => {}
-                    Err(error) => log::error!("{error}"),
+                    // The route that makes it ours is gone, or another leads elsewhere.
+                    Ok(true) if announces && vip.running().unwrap_or(false) && !vip.is_local().unwrap_or(true) => {
+                        log::warn!("what is sent to {} did not come here any more", vip.addr());
+                        let again = vip.remove().and_then(|_| vip.add(VIP_LIFETIME_S));
+                        back |= self.host.address_again(again, vip.addr());
+                    }
+                    Ok(_) => self.host.address(Ok(()), vip.addr()),
+                    Err(error) => self.host.address(Err(error), vip.addr()),
                 }
+            }
+            if back {
+                return self.vip_announce(now);
             }
         }
         if !announces {

@@ -152,6 +152,11 @@ pub(super) fn views(family: Family) -> io::Result<Vec<View>> {
 }
 
 impl Tool {
+    /// Of the kernel's older tables, not of nftables.
+    pub fn legacy(&self) -> bool {
+        self.legacy
+    }
+
     /// Applies a script; each table in it is one transaction. Other rules stay.
     pub(super) fn restore(&self, script: &str) -> io::Result<()> {
         run(
@@ -233,9 +238,9 @@ pub(super) fn run(program: &Path, args: &[&str], input: &str) -> io::Result<Stri
     let errors = String::from_utf8_lossy(&errors);
     let failed = match child.wait() {
         Ok(status) => !status.success(),
-        // In a foreign process that ignores SIGCHLD, or waits for any child, the status is lost. iptables
-        // says nothing when all is well.
-        Err(e) if e.raw_os_error() == Some(libc::ECHILD) => !errors.trim().is_empty(),
+        // In a foreign process that ignores SIGCHLD, or waits for any child, the status is lost, as it is where the manager's
+        // own thread does. iptables complains of nothing when all is well, but may warn (of tables of the other kind).
+        Err(e) if e.raw_os_error() == Some(libc::ECHILD) => errors.lines().any(|l| !l.trim().is_empty() && !l.starts_with('#')),
         Err(e) => return Err(e),
     };
     if failed {

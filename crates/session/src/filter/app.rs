@@ -1,5 +1,6 @@
 //! What the hooks tell: descriptors, reads, writes, turns, and processes that end.
 
+use super::around;
 use super::live::{Live, Stage};
 use super::output::SUSPICIOUS;
 use super::splicing::Handshake;
@@ -39,7 +40,7 @@ pub(super) fn thread_key(channel: u32, thread: u32) -> Thread {
     Thread::from(channel) << 32 | Thread::from(thread)
 }
 
-fn as_it_is(s: &Session) -> Committed {
+pub(super) fn as_it_is(s: &Session) -> Committed {
     Committed {
         session: s.open.session,
         in_done: s.in_done as u32,
@@ -195,7 +196,10 @@ impl Filter {
         let there = self.store.get(session).expect("live").in_end().saturating_sub(told);
         if n > there && self.mode.serves() {
             // More than ever came through here.
-            return self.lose(now, session);
+            if n > there.saturating_add(around::MOST) {
+                return self.lose(now, session);
+            }
+            self.claims_more(session, told.saturating_add(n));
         }
         if self.turns.in_read(session) > Some(told) && self.config.hooked {
             // Either the kernel had counted this one before it was told, or it had counted one that is told by nobody.
@@ -206,7 +210,7 @@ impl Filter {
         }
         self.note_read(channel, thread, session);
         let thread = self.turn_of(channel, thread);
-        self.turns.read(now, thread, session, n.min(there));
+        self.turns.read(now, thread, session, n);
     }
 
     /// `tcpr_consume`.
@@ -402,7 +406,13 @@ impl Filter {
                 let open = out_done.saturating_sub(e.out_base);
                 let in_done = e.in_done.clamp(s.in_done, s.in_end());
                 // Output that is nowhere, or a response longer than a record can say: it cannot be told any more.
-                live.lost |= taken < fresh || open > MAX_OPEN || in_done != e.in_done;
+                live.lost |= taken < fresh || open > MAX_OPEN || e.in_done < s.in_done;
+                let (lost, in_end) = (live.lost, s.in_end());
+                if e.in_done > in_end {
+                    self.claims_more(e.session, e.in_done);
+                }
+                let around = self.still_around(e.session, in_done, out_done);
+                let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get(&e.session)) else { continue };
                 entries.push(Committed {
                     session: e.session,
                     in_done: in_done as u32,
@@ -411,7 +421,7 @@ impl Filter {
                     fin: e.fin,
                     // Not by a turn that has yet to come to its end.
                     closed: s.closed || live.closed && e.fin && !self.closing.iter().any(|(_, id)| *id == e.session),
-                    torn: e.torn || live.lost,
+                    torn: e.torn || lost || around,
                 });
                 self.write_output(e.session, from, taken as usize);
             }
@@ -437,7 +447,7 @@ impl Filter {
         self.write_commit(now, &[entry]);
     }
 
-    fn write_commit(&mut self, now: Now, entries: &[Committed]) {
+    pub(super) fn write_commit(&mut self, now: Now, entries: &[Committed]) {
         if entries.len() > MOST_ENTRIES {
             // More than one record tells of. Whatever the replica gets of them, none of these sessions goes on as if it had got
             // all: each is torn until its own part is there.
@@ -483,7 +493,8 @@ impl Filter {
             torn: live.lost,
         };
         self.write_output(session, from, pending);
-        self.write_commit(now, &[entry]);
+        let torn = self.still_around(session, in_done, from + pending as u64);
+        self.write_commit(now, &[Committed { torn: torn || entry.torn, ..entry }]);
     }
 
     /// Writes the first `n` announced bytes to the log.

@@ -109,6 +109,11 @@ impl Early {
         true
     }
 
+    /// Where the first piece begins.
+    pub fn first(&self) -> Option<u64> {
+        self.pieces.first_key_value().map(|(start, _)| *start)
+    }
+
     /// Appends what continues a stream that reaches to `at`, and forgets what lies before its new end, be it the same or not:
     /// what came in order counts, as it does for the local TCP. Returns whether the stream ends there.
     fn join(&mut self, mut at: u64, stream: &mut Vec<u8>) -> bool {

@@ -435,7 +435,7 @@ impl Filter {
         true
     }
 
-    fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
+    pub(super) fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
         let live = &self.live[&session];
         if live.attached && !bytes.is_empty() && live.acked >= self.store.get(session).expect("known").out_done {
             // A peer that has all that was answered asks for more.

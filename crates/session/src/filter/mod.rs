@@ -9,6 +9,7 @@
 //! - `output`: segments of the local TCP, held until they may leave
 //! - `app`: what the hooks tell; turns; processes that die
 //! - `recovery`: takeover: probes, restore, barrier, injection
+//! - `around`: packets that nobody showed us
 //! - `calling`: connections that the application makes, and makes again after a takeover
 //! - `causes`: what made it connect: after a takeover the same cause has the same connection back
 //! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
@@ -18,6 +19,7 @@
 
 mod app;
 mod astray;
+mod around;
 mod calling;
 mod causes;
 mod early;
@@ -145,6 +147,10 @@ pub struct Counters {
     pub refusals_withheld: u64,
     /// Segments of the local TCP whose ACK covers input that is not in the store: held, or the ACK lowered.
     pub ack_beyond_store: u64,
+    /// Sessions whose input went around the queues in part (the packet rules were gone), and such that could not go on.
+    pub around: u64,
+    /// See `around`.
+    pub around_reset: u64,
     /// Sessions opened.
     pub opened: u64,
     /// Sessions ended.
@@ -264,6 +270,9 @@ pub struct Filter {
     closed: Vec<SessionId>,
     /// Input that was read and not answered when a process died: where it begins, and how often.
     deaths: HashMap<SessionId, (u64, u32)>,
+    /// Sessions of which packets went around the queues, until that matters no more, and those to ask the kernel about.
+    around: BySession<around::Around>,
+    around_asked: BTreeSet<SessionId>,
     /// When a process died last.
     last_death: Option<Now>,
     alone: recovery::Alone,
@@ -327,6 +336,8 @@ impl Filter {
             closing: Vec::new(),
             closed: Vec::new(),
             deaths: HashMap::new(),
+            around: BySession::default(),
+            around_asked: BTreeSet::new(),
             last_death: None,
             alone: recovery::Alone::default(),
             clock: Duration::ZERO,
@@ -464,6 +475,8 @@ impl Filter {
         self.early = AllEarly::default();
         self.asked.clear();
         self.deferred.clear();
+        self.around.clear();
+        self.around_asked.clear();
         self.intents.clear();
         self.in_turn.clear();
         self.closing.clear();
@@ -556,6 +569,8 @@ impl Filter {
             self.splice_over(now, &tuple);
         }
         self.readers.remove(&id);
+        self.around.remove(&id);
+        self.around_asked.remove(&id);
         self.forget_expiries();
         while self.suspicious.front().is_some_and(|(_, id)| !self.live.contains_key(id)) {
             self.suspicious.pop_front();

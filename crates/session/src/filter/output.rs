@@ -194,6 +194,10 @@ impl Filter {
         if ahead {
             self.counters.ack_beyond_store += 1;
             live.ack_ahead |= !empty;
+            // Packets may have gone around the queues; unless we have forgotten it ourselves.
+            if live.recovery.astray.is_none() {
+                self.around_asked.insert(session);
+            }
         }
         // What TCP has and no store: an empty segment acknowledges as much as there is, so that the peer sends
         // the rest again; anything else waits for it.
@@ -279,7 +283,8 @@ impl Filter {
         let h = &live.held[at];
         let payload_end = h.end - u64::from(h.fin).min(h.end);
         let announced = s.out_done + live.pending.len() as u64;
-        if payload_end > announced && h.start <= announced && !s.out_fin && !h.rst {
+        let gap = h.start > announced && !self.config.hooked && live.clamp > h.start;
+        if payload_end > announced && (h.start <= announced || gap) && !s.out_fin && !h.rst {
             if self.overloaded {
                 self.deferred.push(session);
                 return false;
@@ -292,6 +297,16 @@ impl Filter {
                 }
                 return false;
             }
+            if gap {
+                let start = h.start;
+                self.sent_around(now, session, start);
+                return true;
+            }
+            if !self.config.hooked {
+                // What was sent is known again.
+                live.clamp = 0;
+            }
+            let h = &live.held[at];
             let Some(bytes) = h.bytes.as_deref() else { return false };
             let payload = Segment::parse(bytes).expect("parsed before").payload();
             let fresh = &payload[(announced - h.start) as usize..];

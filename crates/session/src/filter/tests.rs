@@ -1,5 +1,6 @@
 //! Packet scripts: one connection, each packet by hand. `tests/world.rs` does it by the million.
 
+mod around;
 mod calling;
 mod causes;
 mod input;

@@ -1,0 +1,188 @@
+//! Packets that went around the queues, because the rules were gone for a while: what the local TCP took meanwhile no store
+//! holds, and what it sent nobody released. When the rules are back the kernel is asked of every session how far it has come.
+//!
+//! Bytes of input that only the local TCP has seen are nobody's to give again. Their place in the store is taken (the stream
+//! must go on behind them), and the session is torn until the application has done with them, and until its output that may
+//! have left is committed. After that it is as good as any other: nothing of it would be needed by the next master.
+
+use super::app::as_it_is;
+use super::live::Stage;
+use super::{Action, Filter};
+use crate::framing::Framing;
+use crate::record::{self, Adopted, Committed, EndReason, MAX_OPEN};
+use crate::segment::flags;
+use crate::seldom::Blank;
+use crate::store::Session;
+use crate::tuple::SessionId;
+use crate::Now;
+
+/// So much of a session's input is given a place; one that took more without us is reset.
+pub(super) const MOST: u64 = 64 << 20;
+/// A place is taken in pieces of this size.
+const PIECE: usize = 60 << 10;
+/// A program without hooks may have sent this much meanwhile that nobody knows of.
+const SENT: u64 = 1 << 30;
+
+/// What must be committed of a session until its state is known again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around {
+    pub input: u64,
+    pub output: u64,
+}
+
+impl Around {
+    /// With this committed it is.
+    pub fn over(self, in_done: u64, out_done: u64) -> bool {
+        in_done >= self.input && out_done >= self.output
+    }
+}
+
+impl Filter {
+    /// Something was said of a session that can only be true if packets went around the queues: the kernel is to be asked, and
+    /// [`Filter::went_around`] called.
+    pub fn poll_around(&mut self) -> Option<SessionId> {
+        self.around_asked.pop_first()
+    }
+
+    /// How many sessions would be lost with this member, because packets of theirs went around the queues.
+    #[must_use]
+    pub fn around(&self) -> usize {
+        self.around.len()
+    }
+
+    /// To be called for every session of [`Filter::with_sockets`] when packets may have gone around the queues, and go through
+    /// them again: how many bytes of input the kernel's socket has taken since it was made (with one for the end of it, if it
+    /// `ended`).
+    pub fn went_around(&mut self, now: Now, id: SessionId, received: u64, ended: bool) {
+        self.clock = now;
+        let serves = self.mode.serves();
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
+        if !serves || !live.established || matches!(live.stage, Stage::Embryo { .. } | Stage::Probing | Stage::Restored) {
+            return;
+        }
+        if live.loose() {
+            return;
+        }
+        let taken = (live.kernel_base + received).saturating_sub(u64::from(ended));
+        if self.around.get(&id).is_some_and(|around| around.input > taken.max(s.in_end())) {
+            // Its process says that it has read what no kernel gave it.
+            self.around.remove(&id);
+            return self.lose(now, id);
+        }
+        let announced = s.out_done + live.pending.len() as u64;
+        if live.recovery.tail.is_none() && !live.mute {
+            // All that was announced may have left, and what acknowledges it is no forgery.
+            let sent = announced + u64::from(live.fin_asked);
+            live.released = live.released.max(sent);
+            live.kernel_nxt = live.kernel_nxt.max(sent);
+            if !self.config.hooked {
+                live.clamp = live.clamp.max(announced + SENT);
+            }
+        }
+        let slipped = taken > s.in_end() || ended && !s.in_fin;
+        if slipped && (s.in_fin || taken > s.in_end() + MOST) {
+            self.counters.around_reset += 1;
+            return self.reset_lost(now, id);
+        }
+        let around = Around { input: if slipped { taken } else { 0 }, output: announced };
+        if !around.over(s.in_done, s.out_done) {
+            self.around.insert(id, around);
+            self.tear_for_now(now, id);
+        }
+        if slipped {
+            self.counters.around += 1;
+            self.take_place(now, id, taken, ended);
+        }
+        self.settle_around(now, id);
+    }
+
+    /// An application says that it has taken more input than is in the store.
+    pub(super) fn claims_more(&mut self, id: SessionId, input: u64) {
+        let around = self.around.entry(id).or_insert(Around { input: 0, output: 0 });
+        around.input = around.input.max(input);
+        self.around_asked.insert(id);
+    }
+
+    fn tear_for_now(&mut self, now: Now, id: SessionId) {
+        let Some(s) = self.store.get(id) else { return };
+        let entry = Committed { torn: true, ..as_it_is(s) };
+        self.write_commit(now, &[entry]);
+    }
+
+    /// Takes the place of input up to `taken` that only the local TCP has seen. What arrived early is known.
+    fn take_place(&mut self, now: Now, id: SessionId, taken: u64, ended: bool) {
+        if let Some(Framing::Length { .. }) = self.store.get(id).map(|s| self.policy(&s.open.tuple).framing) {
+            // Where its messages begin cannot be known any more.
+            self.live.get_mut(&id).expect("live").lost = true;
+        }
+        loop {
+            let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
+            let in_end = s.in_end();
+            if s.in_fin || in_end >= taken {
+                break;
+            }
+            let until = live.early.there().and_then(|early| early.first()).map_or(taken, |early| early.clamp(in_end + 1, taken));
+            let mut bytes = vec![0; PIECE.min((until - in_end) as usize)];
+            let end = in_end + bytes.len() as u64;
+            let fin = !live.early.is_blank() && self.join_early(id, end, &mut bytes);
+            self.append_input(now, id, in_end, &bytes, fin);
+        }
+        let at_end = self.store.get(id).filter(|s| ended && !s.in_fin).map(Session::in_end);
+        if let Some(in_end) = at_end {
+            self.append_input(now, id, in_end, &[], true);
+        }
+    }
+
+    /// What commits claimed before there was a place for it is committed now.
+    fn settle_around(&mut self, now: Now, id: SessionId) {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
+        let Some(around) = self.around.get(&id).copied() else { return };
+        let claimed = self.turns.done(id);
+        let in_done = claimed.map_or(s.in_done, |c| c.in_done.clamp(s.in_done, s.in_end()));
+        let over = around.over(in_done, s.out_done);
+        if in_done == s.in_done && !over {
+            return;
+        }
+        let torn = !over || live.lost || claimed.is_some_and(|c| c.torn);
+        let open = claimed.map_or(0, |c| s.out_done.saturating_sub(c.out_base).min(MAX_OPEN));
+        let entry = Committed { in_done: in_done as u32, open, torn, ..as_it_is(s) };
+        if over {
+            self.around.remove(&id);
+        }
+        self.write_commit(now, &[entry]);
+    }
+
+    /// Whether the commit of a session leaves it torn because packets went around the queues.
+    pub(super) fn still_around(&mut self, id: SessionId, in_done: u64, out_done: u64) -> bool {
+        match self.around.get(&id) {
+            None => false,
+            Some(around) if around.over(in_done, out_done) => {
+                self.around.remove(&id);
+                false
+            }
+            Some(_) => true,
+        }
+    }
+
+    /// The local TCP sends from here on, and nobody knows what it sent before: that has left around the queue.
+    pub(super) fn sent_around(&mut self, now: Now, id: SessionId, from: u64) {
+        let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
+        let adopted = Adopted { session: id, in_done: s.in_done, out_done: from, out_base: from };
+        let n = from - s.out_done;
+        live.acked = live.acked.max(from);
+        live.released = live.released.max(from);
+        self.counters.adopted_bytes += n;
+        self.write(0, |out| record::encode_adopted(&adopted, out));
+        self.turns.adopted(now, id, n, &std::mem::take(&mut self.asked));
+        self.run_commits(now);
+    }
+
+    /// Nobody can go on with it.
+    fn reset_lost(&mut self, now: Now, id: SessionId) {
+        let Some(s) = self.store.get(id) else { return };
+        let at = s.out_seq(self.live.get(&id).map_or(s.out_acked, |l| l.acked.max(l.released)));
+        let reset = self.segment_to_peer(id, flags::RST | flags::ACK, at, &[]);
+        self.actions.push(Action::SendPeer(reset));
+        self.end_session(now, id, EndReason::ResetByUs);
+    }
+}
