@@ -109,9 +109,9 @@ impl Fake {
         for (&id, channel) in &mut self.channels {
             let pending = &mut self.pending;
             let result = channel.drain(|event| match event {
-                Event::Write { thread, handle, taken, short, bytes } => {
+                Event::Write { thread, handle, taken, asked, bytes } => {
                     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]);
-                    println!("{id} Write {{ thread: {thread}, handle: {handle}, taken: {taken}, short: {short} }} {text:?}");
+                    println!("{id} Write {{ thread: {thread}, handle: {handle}, taken: {taken}, asked: {asked} }} {text:?}");
                 }
                 Event::Attach { handle, origin, tuple, .. } => {
                     if origin == Origin::Recovered {

@@ -35,7 +35,7 @@ pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<Lent> {
         _ => return refused("it is no socket of the internet".into()),
     };
     // With Fast Open the call would return before there is a connection, or an answer of ours.
-    if get(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT).is_ok_and(|on| on != 0) {
+    if get::<libc::c_int>(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT).is_ok_and(|on| on != 0) {
         set_to(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 0)?;
     }
     match v6 {
@@ -166,7 +166,7 @@ mod tests {
             let fast = socket(libc::AF_INET);
             set(fast.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT).unwrap();
             prepare(&fast, four).unwrap();
-            assert_eq!(get(fast.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT).unwrap(), 0);
+            assert_eq!(get::<libc::c_int>(fast.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT).unwrap(), 0);
             ip("addr add 192.0.2.200/24 dev v0");
             let here = socket(libc::AF_INET);
             prepare(&here, four).unwrap();

@@ -764,7 +764,7 @@ fn connections_are_listed_and_destroyed_with_a_reset() {
 
     // Another socket of these addresses.
     let mut other = socket;
-    other.cookie[0] ^= 1;
+    other.cookie ^= 1;
     assert!(!diag.destroy_this(&other).unwrap());
     assert_eq!(diag.list(&Ours::at(&[SERVICE])).unwrap().len(), 1);
 

@@ -310,7 +310,7 @@ impl Live {
 
     /// We lost track of it: whatever its hooks say, only its packets tell.
     pub fn loose(&self) -> bool {
-        self.lost && !self.attached
+        self.lost && !self.attached && !self.signed
     }
 
     /// The application has its socket.

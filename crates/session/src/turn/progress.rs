@@ -218,6 +218,7 @@ impl Progress {
     pub fn resume(&mut self, another: bool) {
         let Some(dead) = self.dead.take().filter(|_| another) else { return };
         self.in_read = self.in_read.max(dead.in_read);
+        self.told = self.in_read;
         self.written = self.written.max(dead.written);
         if dead.consumes {
             self.consumed.get_or_insert(self.done.in_done);

@@ -150,8 +150,11 @@ fn whatever_is_said_when_packets_went_around_is_survived() {
                     r.write(b"x");
                     r.wait();
                 }
-                r.asked(received, ended);
-                r.asked(received, ended);
+                for _ in 0..2 {
+                    if r.f.store().find(&tuple(r.port)).is_some() {
+                        r.asked(received, ended);
+                    }
+                }
                 r.kernel(say(ACK, 0, received & 0xffff, b"x"));
                 if r.f.store().find(&tuple(r.port)).is_some() {
                     r.peer(say(ACK, received & 0xffff, 1, b"more"));

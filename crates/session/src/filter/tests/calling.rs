@@ -492,6 +492,8 @@ fn a_port_that_is_another_sessions_half_is_left_to_it() {
     r.wait();
     r.stored();
     let second = MADE + 9;
+    r.f.lend(CHANNEL + 1, THREAD, 1, upstream(), false);
+    r.f.called_by(from(second), Some(1));
     r.out(&syn(second, ISN_OUT, 300));
     let answer = Packet { port: second, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 300), bytes: b"" };
     r.inp(&answer.build());
@@ -507,6 +509,8 @@ fn a_port_that_is_another_sessions_half_is_left_to_it() {
     let other = r.f.store().find(&from(second)).unwrap();
     r.f.splice(r.now, other);
     r.drain();
+    r.f.lend(CHANNEL + 2, THREAD, 2, upstream(), false);
+    r.f.called_by(from(MADE), Some(2));
     let called = r.out(&syn(MADE, ISN_AGAIN, CLOCK_AGAIN));
     assert!(called.iter().any(|a| matches!(a, Action::Inject(_))), "it has that connection back: {called:?}");
     assert_eq!(r.f.outer(&from(MADE)), Some(from(second)));
