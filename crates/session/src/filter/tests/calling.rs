@@ -1,6 +1,7 @@
 //! Connections that the application makes: opened, and after a takeover made again by its connect.
 
 use super::*;
+use crate::record::Cause;
 
 const MADE: u16 = 40_000;
 const AGAIN: u16 = 50_000;
@@ -492,8 +493,6 @@ fn a_port_that_is_another_sessions_half_is_left_to_it() {
     r.wait();
     r.stored();
     let second = MADE + 9;
-    r.f.lend(CHANNEL + 1, THREAD, 1, upstream(), false);
-    r.f.called_by(from(second), Some(1));
     r.out(&syn(second, ISN_OUT, 300));
     let answer = Packet { port: second, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 300), bytes: b"" };
     r.inp(&answer.build());
@@ -502,6 +501,12 @@ fn a_port_that_is_another_sessions_half_is_left_to_it() {
     r.f.snapshot(&mut snapshot);
     let mut f = calling(Engine::Splice, true);
     f.replica_apply(&snapshot).unwrap();
+    // The other one was the first that it made, before it had any peer.
+    let mut causes = Vec::new();
+    for (port, nth) in [(MADE, 1), (second, 2)] {
+        crate::record::encode_cause(f.store().find(&from(port)).unwrap(), Some(Cause::Own { nth }), &mut causes);
+    }
+    f.replica_apply(&causes).unwrap();
     f.take_over(r.now);
     f.probes();
     r.f = f;
