@@ -501,9 +501,9 @@ fn a_port_that_is_another_sessions_half_is_left_to_it() {
     r.f.snapshot(&mut snapshot);
     let mut f = calling(Engine::Splice, true);
     f.replica_apply(&snapshot).unwrap();
-    // The other one was the first that it made, before it had any peer.
+    // That one was the first that it made, before it had any peer.
     let mut causes = Vec::new();
-    for (port, nth) in [(MADE, 1), (second, 2)] {
+    for (port, nth) in [(second, 1), (MADE, 2)] {
         crate::record::encode_cause(f.store().find(&from(port)).unwrap(), Some(Cause::Own { nth }), &mut causes);
     }
     f.replica_apply(&causes).unwrap();
@@ -514,8 +514,6 @@ fn a_port_that_is_another_sessions_half_is_left_to_it() {
     let other = r.f.store().find(&from(second)).unwrap();
     r.f.splice(r.now, other);
     r.drain();
-    r.f.lend(CHANNEL + 2, THREAD, 2, upstream(), false);
-    r.f.called_by(from(MADE), Some(2));
     let called = r.out(&syn(MADE, ISN_AGAIN, CLOCK_AGAIN));
     assert!(called.iter().any(|a| matches!(a, Action::Inject(_))), "it has that connection back: {called:?}");
     assert_eq!(r.f.outer(&from(MADE)), Some(from(second)));
