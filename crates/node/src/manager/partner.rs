@@ -891,7 +891,7 @@ impl Manager {
                 break;
             }
             let Some(session) = snapshot.left.pop() else { break };
-            self.filter.store().snapshot(session, &mut bytes);
+            self.filter.snapshot_session(session, &mut bytes);
         }
         let more = !snapshot.left.is_empty();
         if !more {

@@ -5,7 +5,7 @@ use super::live::{Live, Stage};
 use super::output::SUSPICIOUS;
 use super::splicing::Handshake;
 use super::{Action, Filter, Mode};
-use crate::record::{self, Committed, EndReason, MAX_OPEN};
+use crate::record::{self, Committed, MAX_OPEN};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Thread, TurnPolicy};
@@ -337,9 +337,8 @@ impl Filter {
         }
         // An end is for ever, in the store: it is told anew what the session is.
         let mut records = Vec::new();
-        record::encode_end(session, EndReason::Swept, &mut records);
         self.store.snapshot_open(session, &mut records);
-        let position = self.write(0, |out| out.append(&mut records));
+        let position = self.tell_anew(session, &records);
         self.live.get_mut(&session).expect("live").base_pos = position;
         self.judge_held(now, session);
     }

@@ -525,11 +525,9 @@ impl Filter {
         let mut short = s.clone();
         short.shorten(stands);
         self.forget_early(session);
-        // No record takes anything back: the session begins anew with what stands.
-        let position = self.write(0, |out| {
-            record::encode_end(session, EndReason::Closed, out);
-            short.snapshot(out);
-        });
+        let mut records = Vec::new();
+        short.snapshot(&mut records);
+        let position = self.tell_anew(session, &records);
         let live = self.live.get_mut(&session).expect("live");
         live.base_pos = position;
         live.out_marks.wrote(short.out_sendable(), position, &mut self.spares.marks);

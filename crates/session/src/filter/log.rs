@@ -2,7 +2,7 @@
 
 use super::recovery::Alone;
 use super::{Filter, Mode, SYNC_DELAY};
-use crate::record::{self, Cause, Record, Sync};
+use crate::record::{self, Cause, EndReason, Record, Sync};
 use crate::store::StoreError;
 use crate::tuple::SessionId;
 use crate::Now;
@@ -210,11 +210,26 @@ impl Filter {
     /// As a master: the records from which an empty store computes this one, up to [`Self::log_end`].
     pub fn snapshot(&mut self, out: &mut Vec<u8>) {
         self.write_syncs();
-        for s in self.store.iter() {
-            self.store.snapshot(s.open.session, out);
-            if s.cause.is_some() && !self.plain_log {
-                record::encode_cause(s.open.session, s.cause, out);
-            }
+        self.store.iter().for_each(|s| self.snapshot_session(s.open.session, out));
+    }
+
+    /// A session's part of that. What is to be said of it beside is to be in the log before.
+    pub fn snapshot_session(&self, id: SessionId, out: &mut Vec<u8>) {
+        self.store.snapshot(id, out);
+        if let Some(cause) = self.store.get(id).and_then(|s| s.cause).filter(|_| !self.plain_log) {
+            record::encode_cause(id, Some(cause), out);
         }
+    }
+
+    /// No record takes anything back: a session ends in the log, and begins anew as these records say. What belongs to what is
+    /// as it was.
+    pub(super) fn tell_anew(&mut self, id: SessionId, records: &[u8]) -> u64 {
+        let with_causes = [&[id], self.store.caused_by(id)].concat();
+        let causes: Vec<_> = with_causes.iter().filter_map(|id| Some((*id, self.store.get(*id)?.cause))).collect();
+        self.write(0, |out| {
+            record::encode_end(id, EndReason::Swept, out);
+            out.extend_from_slice(records);
+        });
+        causes.into_iter().filter(|(_, cause)| cause.is_some()).fold(self.end, |_, (id, cause)| self.write_cause(id, cause))
     }
 }
