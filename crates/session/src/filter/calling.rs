@@ -33,9 +33,22 @@ const BARRIER: Duration = Duration::from_secs(1);
 /// What the applications of a backup have asked for.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    kept: VecDeque<(Now, FourTuple, Vec<u8>)>,
+    kept: Kept,
     /// No session waits to be called for after this.
     until: Now,
+}
+
+type Kept = VecDeque<(Now, FourTuple, Vec<u8>)>;
+
+impl Calls {
+    /// What was kept waits until [`Self::keep_again`].
+    pub fn take_kept(&mut self) -> Kept {
+        std::mem::take(&mut self.kept)
+    }
+
+    pub fn keep_again(&mut self, kept: Kept) {
+        self.kept = kept;
+    }
 }
 
 impl Filter {

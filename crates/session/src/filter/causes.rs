@@ -634,13 +634,9 @@ impl Filter {
             Caller::Of { session, read, sure: false } => self.unclear(id, Some([(session, read)].into()), false),
             ref caller @ (Caller::Of { .. } | Caller::Own) => {
                 let others = self.alike(caller, tuple.peer);
-                let out_of_order = others.iter().any(|(other, _)| self.causes.numbers.get(other).is_some_and(|n| *n > call.number));
-                let several = matches!(caller, Caller::Own) && self.several(tuple.peer, call.thread);
-                if out_of_order || several {
-                    let among: BTreeMap<SessionId, bool> =
-                        if let Caller::Of { session, read, .. } = caller { [(*session, *read)].into() } else { BTreeMap::new() };
+                if matches!(caller, Caller::Own) && self.several(tuple.peer, call.thread) {
                     for other in others.into_iter().map(|(other, _)| other).chain([id]) {
-                        self.unclear(other, Some(among.clone()), true);
+                        self.unclear(other, Some(BTreeMap::new()), true);
                     }
                     return;
                 }
@@ -649,7 +645,30 @@ impl Filter {
                     Caller::Of { session, read, .. } => self.set_cause(id, Some(Cause::Of { session, nth, read })),
                     _ => self.set_cause(id, Some(Cause::Own { nth })),
                 }
+                self.in_order_of_calls(id, call.number, nth, others);
             }
+        }
+    }
+
+    /// The answers to connects may come in another order than they were made in: the places of those that were made later
+    /// come behind this one's.
+    fn in_order_of_calls(&mut self, id: SessionId, number: u64, nth: u32, others: Vec<(SessionId, u32)>) {
+        let number_of = |id: SessionId| self.causes.numbers.get(&id).copied().filter(|n| *n > number);
+        let mut later: Vec<(u64, SessionId, u32)> = others.into_iter().filter_map(|(id, nth)| Some((number_of(id)?, id, nth))).collect();
+        if later.is_empty() {
+            return;
+        }
+        later.push((number, id, nth));
+        let mut places: Vec<u32> = later.iter().map(|(.., nth)| *nth).collect();
+        places.sort_unstable();
+        later.sort_unstable();
+        for ((_, id, _), place) in later.into_iter().zip(places) {
+            let cause = match self.store.get(id).and_then(|s| s.cause) {
+                Some(Cause::Own { .. }) => Cause::Own { nth: place },
+                Some(Cause::Of { session, read, .. }) => Cause::Of { session, nth: place, read },
+                _ => continue,
+            };
+            self.set_cause(id, Some(cause));
         }
     }
 

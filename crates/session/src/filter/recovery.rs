@@ -194,9 +194,14 @@ impl Filter {
             self.awaited += usize::from(live.awaited());
             self.live.insert(id, Box::new(live));
         }
+        // Nothing that was kept goes on while some of these are still in the store: it would meet sessions that nobody knows.
+        self.awaited += 1;
+        let kept = self.calls.take_kept();
         for id in torn {
             self.restore_failed(now, id);
         }
+        self.awaited -= 1;
+        self.calls.keep_again(kept);
         self.barrier_met(now);
     }
 

@@ -494,6 +494,7 @@ impl Node {
         let ring = if rng.percent(20) { rng.below(4) as usize } else { usize::MAX };
         self.drain_ring(now, ring);
         self.perform(now);
+        self.settle_around(now);
         let both = rng.below(2);
         for turn in 0..2 {
             if turn == both {
@@ -518,6 +519,17 @@ impl Node {
         }
         if self.filter.poll_timeout().is_some_and(|t| now >= t) {
             self.filter.handle_timeout(now);
+            self.perform(now);
+        }
+    }
+
+    /// What is said to have gone around the queues: the kernel knows.
+    fn settle_around(&mut self, now: Now) {
+        while let Some(id) = self.filter.poll_around() {
+            let tuple = self.filter.store().get(id).map(|s| self.filter.inner(&s.open.tuple));
+            if let Some(s) = tuple.and_then(|t| self.sockets.get(&t)) {
+                self.filter.went_around(now, id, s.taken(), s.has_ended());
+            }
             self.perform(now);
         }
     }

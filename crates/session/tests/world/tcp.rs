@@ -262,6 +262,11 @@ impl Tcp {
         self.rcv
     }
 
+    /// The end of the input is among it.
+    pub fn has_ended(&self) -> bool {
+        self.fin_at.is_some_and(|at| self.rcv > at)
+    }
+
     pub fn all_bytes_acknowledged(&self) -> bool {
         self.buf.is_empty()
     }

@@ -390,6 +390,55 @@ fn what_a_program_makes_when_it_starts_it_has_back_in_that_order() {
 }
 
 #[test]
+fn the_first_connect_has_the_first_connection_back_though_the_second_was_answered_first() {
+    for of_alice in [false, true] {
+        let mut p = Proxy::new();
+        if of_alice {
+            p.accepts(ALICE, 1);
+            p.reads(ALICE, 1);
+        }
+        for port in [40_001, 40_002, 40_003] {
+            p.calls(port, 1);
+        }
+        for port in [40_003, 40_001, 40_002] {
+            p.answered(port);
+        }
+        p.taken_over();
+        if of_alice {
+            p.holds(ALICE, 4, Origin::Recovered);
+            p.r.f.lift_barrier(p.r.now);
+            p.reads(ALICE, 4);
+        }
+        for (port, before) in [(50_009, 40_001), (50_001, 40_002), (50_002, 40_003)] {
+            assert_eq!(p.has_back(port, 4), Some(before));
+        }
+        assert_eq!(p.r.f.counters().unpaired, 0);
+    }
+}
+
+#[test]
+fn a_backups_program_calls_from_the_port_of_a_connection_that_is_reset_at_the_takeover() {
+    let mut p = Proxy::new();
+    // Nobody knows which is first.
+    p.connects(40_001, 1);
+    p.connects(40_002, 2);
+    p.r.stored();
+    let mut snapshot = Vec::new();
+    p.r.f.snapshot(&mut snapshot);
+    p.r.f = proxying(true);
+    p.r.f.replica_apply(&snapshot).unwrap();
+    p.channel += 1;
+    for port in [40_002, 40_001] {
+        assert_eq!(p.calls(port, 4), [Action::DropOut(p.r.id)]);
+    }
+    p.r.f.take_over(p.r.now);
+    let came = p.r.drain();
+    assert_eq!((p.sessions(), p.r.f.counters().unpaired), (0, 2));
+    let syns = came.iter().filter(|a| matches!(a, Action::SendPeer(p) if Segment::parse(p).unwrap().flags() == SYN));
+    assert_eq!(syns.count(), 2, "new connections");
+}
+
+#[test]
 fn of_threads_that_connect_when_a_program_starts_nobody_knows_which_is_first() {
     let mut p = Proxy::new();
     p.connects(40_001, 1);
