@@ -73,8 +73,10 @@ fn mistakes_are_told() {
     running.wait_master_is(0, PATIENCE).expect("alone");
     refused(&running, &["another manager"]);
     let first = rules_of(&a);
-    refused(&pair(service("second")), &["NFQUEUE 200"]);
-    refused(&pair(service("second").set("service", "queues", "[300, 301]")), &["7400"]);
+    refused(&pair(service("second")), &["192.0.2.200"]);
+    let elsewhere = || service("second").virtual_ip("192.0.2.201/24");
+    refused(&pair(elsewhere()), &["NFQUEUE 200"]);
+    refused(&pair(elsewhere().set("service", "queues", "[300, 301]")), &["7400"]);
     assert_eq!(rules_of(&a), first, "no rules of the second are left");
     let other_ports = |s: Service| {
         s.set("service", "queues", "[300, 301]").set("replication", "port", "7500").set("failover", "heartbeat_port", "7500")
