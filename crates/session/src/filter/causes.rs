@@ -692,7 +692,8 @@ impl Filter {
             Caller::Unclear(_) => None,
             ref caller => {
                 let alike = self.alike(caller, tuple.peer);
-                let waits = |id: &SessionId| self.live.get(id).is_some_and(|l| l.uncalled() || l.probing());
+                // One that the application had closed has its place, though it has no socket yet: nobody has it back.
+                let waits = |id: &SessionId| self.live.get(id).is_some_and(|l| !l.closed && (l.uncalled() || l.probing()));
                 let nth = first_free(alike.iter().filter(|(id, _)| !waits(id)).map(|(_, nth)| *nth));
                 let several = matches!(caller, Caller::Own) && self.causes.own.get(&tuple.peer).is_some_and(|t| t.len() > 1) && self.config.hooked;
                 alike.into_iter().find(|(_, n)| *n == nth).filter(|_| !several).map(|(id, _)| id)

@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 
 use tcpr_session::filter::{Mode, Origin};
+use tcpr_session::record::Cause;
 use tcpr_session::segment::{flags, Segment};
 use tcpr_session::seq::Seq;
+use tcpr_session::store::Session;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
@@ -94,16 +96,45 @@ impl Node {
         self.perform(now);
     }
 
-    /// A packet for the wire. Nothing asks a callee for another connection while an old one waits to be called for.
+    /// Notes which of the application's connections no connect may have back: those of which it is not known what caused them,
+    /// and those that come after one that has ended, for the first connect is for that.
+    pub fn note_lonely(&mut self) {
+        if self.callees.is_empty() {
+            return;
+        }
+        let store = self.filter.store();
+        let all = |to: SocketAddr| store.iter().filter(move |s| s.open.tuple.peer == to);
+        let lonely = |s: &Session| match s.cause {
+            Some(Cause::Own { nth }) => all(s.open.tuple.peer).count() > 1 && (1..nth).any(|n| !all(s.open.tuple.peer).any(|s| place(s) == n)),
+            cause => matches!(cause, Some(Cause::Unclear { .. })),
+        };
+        let there: Vec<FourTuple> = self.filter.with_sockets().map(|(_, tuple)| tuple).collect();
+        let of_app = store.iter().filter(|s| self.callees.contains(&s.open.tuple.peer));
+        // One that has waited behind such a place may come to be the only one when nobody has time to connect any more.
+        let before = |s: &Session| self.lonely.contains(&s.open.tuple) && !there.contains(&s.open.tuple);
+        self.lonely = of_app.filter(|s| lonely(s) || before(s)).map(|s| s.open.tuple).collect();
+    }
+
+    /// A packet for the wire. Nothing asks a callee for another connection while an old one waits to be called for, unless it
+    /// is made in place of one that came before that.
     pub(super) fn leaves(&mut self, packet: Vec<u8>) {
         let p = Segment::parse(&packet).expect("a segment");
         if p.has(flags::SYN) && !p.has(flags::ACK) && self.called.insert((p.source().port(), p.seq().0)) && self.app.is_some() {
             let there: Vec<SessionId> = self.filter.with_sockets().map(|(id, _)| id).collect();
-            let waits = self.filter.store().iter().find(|s| {
-                s.open.tuple.peer == p.destination() && !s.closed && !there.contains(&s.open.session)
-            });
+            let all = || self.filter.store().iter().filter(|s| s.open.tuple.peer == p.destination());
+            let (waits, taken): (Vec<&Session>, Vec<&Session>) = all().partition(|s| !s.closed && !there.contains(&s.open.session));
+            let next = (1..).find(|n| !taken.iter().any(|s| place(s) == *n)).expect("a place");
+            let waits = waits.iter().find(|s| place(s) == next || all().count() == 1);
             assert!(waits.is_none(), "a new connection, and {waits:?} waits to be called for");
         }
         self.wire.push(packet);
+    }
+}
+
+/// Its place among those to one destination.
+fn place(s: &Session) -> u32 {
+    match s.cause {
+        Some(Cause::Own { nth }) => nth,
+        _ => 0,
     }
 }

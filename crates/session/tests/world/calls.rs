@@ -76,6 +76,11 @@ impl World {
         let known = self.callees[c].taken.get(&p.source()).copied();
         let anew = |peer: &Peer| p.has(flags::SYN) && (peer.over() || peer.tcp.may_be_replaced_by(&p));
         if let Some(i) = known.filter(|i| !anew(&self.peers[*i])) {
+            let tuple = FourTuple { local: p.source(), peer: p.destination() };
+            if p.has(flags::RST) && self.nodes.iter_mut().any(|n| n.unpaired.remove(&tuple)) {
+                self.sums.unpaired += 1;
+                self.peers[i].unpaired = true;
+            }
             self.peers[i].receive(self.now, packet, &mut self.rng);
             return self.arrived_from_peer(i);
         }

@@ -40,6 +40,7 @@ pub struct Sums {
     pub restored: u64,
     pub had_back: u64,
     pub surplus: u64,
+    pub unpaired: u64,
     pub open_commits: u64,
     pub held: u64,
     pub virtual_ms: u64,
@@ -55,6 +56,7 @@ impl Sums {
         self.restored += o.restored;
         self.had_back += o.had_back;
         self.surplus += o.surplus;
+        self.unpaired += o.unpaired;
         self.open_commits += o.open_commits;
         self.held += o.held;
         self.virtual_ms += o.virtual_ms;
@@ -607,6 +609,7 @@ impl World {
         self.guard[n] = Guard::Nobody;
         self.master = n;
         self.vip = Some(n);
+        self.nodes[n].note_lonely();
         self.nodes[n].filter.take_over(now);
         self.begin_restore(n);
         let node = if self.alive[before] { usize::MAX } else { self.add_node() };
@@ -657,10 +660,8 @@ impl World {
         if !self.alive[n] || n == self.master {
             return;
         }
-        self.nodes[n].app = None;
-        self.nodes[n].ring.clear();
         self.nodes[n].filter.demote();
-        self.nodes[n].perform(now);
+        self.nodes[n].end_app(now);
         self.arrived_from_node(n);
         self.nodes[n].destroy_sockets();
         self.nodes[n].probed.clear();
@@ -767,6 +768,7 @@ impl World {
                 self.sums.recoveries += 1;
                 self.nodes[node].destroy_sockets();
                 self.nodes[node].probed.clear();
+                self.nodes[node].note_lonely();
                 self.nodes[node].filter.recover(now);
                 self.nodes[node].perform(now);
                 self.arrived_from_node(node);

@@ -118,6 +118,10 @@ pub struct Node {
     pub forwarded: Vec<Vec<u8>>,
     pub probed: Vec<SessionId>,
     pub torn: BTreeSet<FourTuple>,
+    /// Outgoing sessions that no connect could have back, as far as was known when they were reset.
+    pub unpaired: BTreeSet<FourTuple>,
+    /// Those of which that is so by now.
+    lonely: BTreeSet<FourTuple>,
     isn: u32,
     /// To whom the application connects, and whether it says something first.
     callees: Vec<SocketAddr>,
@@ -165,6 +169,8 @@ impl Node {
             forwarded: Vec::new(),
             probed: Vec::new(),
             torn: BTreeSet::new(),
+            unpaired: BTreeSet::new(),
+            lonely: BTreeSet::new(),
             isn,
             callees,
             login,
@@ -266,6 +272,14 @@ impl Node {
         self.drain_ring(now, usize::MAX);
         self.ring.clear();
         self.filter.process_gone(now, channel);
+        self.perform(now);
+    }
+
+    /// The manager of a member that is no longer master ends the application.
+    pub fn end_app(&mut self, now: Now) {
+        self.app = None;
+        self.ring.clear();
+        self.filter.process_gone(now, self.next_channel - 1);
         self.perform(now);
     }
 
@@ -490,6 +504,7 @@ impl Node {
 
     /// One round of the manager's loop, in some order, with some of the work.
     pub fn work(&mut self, now: Now, rng: &mut Rng) {
+        self.note_lonely();
         self.timers(now);
         let ring = if rng.percent(20) { rng.below(4) as usize } else { usize::MAX };
         self.drain_ring(now, ring);
@@ -606,7 +621,9 @@ impl Node {
                     }
                     Action::Ended(_, tuple, reason) => {
                         if reason == tcpr_session::record::EndReason::Torn {
-                            self.torn.insert(tuple);
+                            let lonely = self.lonely.remove(&tuple);
+                            let among = if lonely { &mut self.unpaired } else { &mut self.torn };
+                            among.insert(tuple);
                         }
                         let ready = self.app.as_mut().map_or(&mut self.ready, |a| &mut a.recovered);
                         ready.retain(|(t, _)| *t != tuple);

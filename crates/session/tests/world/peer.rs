@@ -36,6 +36,8 @@ pub struct Peer {
     pub lines_each: Vec<u64>,
     pub ended: bool,
     pub aborted: bool,
+    /// The members could not know who is to have its connection.
+    pub unpaired: bool,
     slow: bool,
     pub may_end: bool,
 }
@@ -70,6 +72,7 @@ impl Peer {
             lines_each,
             ended: false,
             aborted: false,
+            unpaired: false,
             slow,
             may_end: false,
         }
@@ -186,6 +189,10 @@ impl Peer {
             // What came before is there to be read.
             self.got.extend(self.tcp.read(now, usize::MAX));
             self.check();
+            if self.unpaired {
+                self.aborted = true;
+                return;
+            }
             // A late word to a connection that both have ended: TIME_WAIT, where the FIN's acknowledgement might
             // be repeated, dies with its machine.
             assert!(self.satisfied() && self.ended && self.tcp.all_bytes_acknowledged(), "peer {} is reset", self.index);

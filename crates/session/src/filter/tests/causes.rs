@@ -107,6 +107,15 @@ impl Proxy {
 
     /// The replica takes over; its program is another process.
     fn taken_over(&mut self) {
+        self.overtakes();
+        for id in self.r.f.unrestored() {
+            self.restored(id);
+        }
+        self.r.drain();
+        self.r.actions.clear();
+    }
+
+    fn overtakes(&mut self) {
         self.r.stored();
         let mut snapshot = Vec::new();
         self.r.f.snapshot(&mut snapshot);
@@ -117,16 +126,15 @@ impl Proxy {
         self.channel += 1;
         self.r.f.take_over(self.r.now);
         self.r.drain();
-        for id in self.r.f.unrestored() {
-            if self.r.f.splices(id) {
-                self.r.f.splice(self.r.now, id);
-            } else {
-                let spec = self.r.f.restore_spec(id, true, 0).expect("a socket");
-                self.r.f.restored(self.r.now, id, spec.sent.len());
-            }
+    }
+
+    fn restored(&mut self, id: u32) {
+        if self.r.f.splices(id) {
+            self.r.f.splice(self.r.now, id);
+        } else {
+            let spec = self.r.f.restore_spec(id, true, 0).expect("a socket");
+            self.r.f.restored(self.r.now, id, spec.sent.len());
         }
-        self.r.drain();
-        self.r.actions.clear();
     }
 
     /// The new program calls from a port of its own, and has this one back; None: it makes a new one.
@@ -414,6 +422,20 @@ fn the_first_connect_has_the_first_connection_back_though_the_second_was_answere
         }
         assert_eq!(p.r.f.counters().unpaired, 0);
     }
+}
+
+#[test]
+fn a_connection_that_was_closed_has_its_place_though_its_socket_is_yet_to_be_made() {
+    let mut p = Proxy::new();
+    p.connects(40_001, 1);
+    p.connects(40_002, 1);
+    p.r.f.close(p.r.now, p.channel, 1, 40_001, false);
+    p.waits(1);
+    p.overtakes();
+    let second = p.id(40_002);
+    p.restored(second);
+    assert_eq!(p.r.f.unprobed(), 1);
+    assert_eq!(p.has_back(50_001, 4), Some(40_002));
 }
 
 #[test]
