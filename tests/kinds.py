@@ -3,7 +3,7 @@
 
 usage: kinds.py serve KIND PORT [PEER]        an echo server
        kinds.py call KIND ADDRESS PORT        what comes on standard input is sent, and the answers are written
-       kinds.py back KIND ADDRESS PORT OWN    four connections on which lines are sent back; OWN is a port to listen on
+       kinds.py back KIND ADDRESS PORT OWN    four connections, to PORT and the next ones, on which lines are sent back; OWN is a port to listen on
 
 KIND: plain, fastopen, mptcp, md5 (PEER is who has the key), options (of IPv6, for the destination and for each hop)
 """
@@ -116,8 +116,8 @@ def back(kind, address, port):
 
 if sys.argv[1] == "back":
     own = socket.create_server(("", int(sys.argv[5])))
-    for _ in range(4):
-        threading.Thread(target=back, args=(sys.argv[2], sys.argv[3], int(sys.argv[4]))).start()
+    for i in range(4):
+        threading.Thread(target=back, args=(sys.argv[2], sys.argv[3], int(sys.argv[4]) + i)).start()
 elif sys.argv[1] == "serve":
     serve(sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
 else:

@@ -213,16 +213,19 @@ fn connections_of_multipath_and_fast_open_callers_go_on() {
             host.sysctl("net.ipv4.tcp_fastopen", "1543").expect("a setting");
             host.sysctl("net.ipv4.tcp_ecn", "1").expect("a setting");
         }
-        let capture = w.peer.capture(CaptureOptions::port(UPSTREAM)).expect("capture");
+        let captured = |i: usize| w.peer.capture(CaptureOptions::port(UPSTREAM + i as u16)).expect("capture");
+        let captures: Vec<_> = (0..COUNT).map(captured).collect();
         let u = Upstream::new(&w.peer, to, false, 3000);
         u.is_called(&w.pair);
         for fault in [Fault::Switchover, Fault::Cut, Fault::KillServer, Fault::KillAll] {
             w.fail_over(fault);
             u.goes_on(20, &format!("{kind}: {fault:?}"), &w.pair);
         }
-        capture.complete().expect("a whole capture");
-        for s in capture.tcp(&SegFilter::port(UPSTREAM)).iter().filter(|s| s.has(SYN)) {
-            assert!(s.flags & 0xc0 == 0 && s.payload_len == 0, "{kind}: more than plain TCP is asked for: {s}");
+        for capture in captures {
+            capture.complete().expect("a whole capture");
+            for s in capture.tcp(&SegFilter::any()).iter().filter(|s| s.has(SYN)) {
+                assert!(s.flags & 0xc0 == 0 && s.payload_len == 0, "{kind}: more than plain TCP is asked for: {s}");
+            }
         }
         assert_eq!(u.end(), Vec::<String>::new());
     }

@@ -45,9 +45,12 @@ fn iptables(w: &World) -> String {
     if legacy { "iptables-legacy".to_owned() } else { "iptables".to_owned() }
 }
 
+/// Something that happens to a host, and what it is called.
+type Reload = (String, Box<dyn Fn(&Host)>);
+
 /// What a firewall does to the rules of others when it is reloaded.
-fn reloads(iptables: &str) -> Vec<(String, Box<dyn Fn(&Host)>)> {
-    let run = |line: String| -> (String, Box<dyn Fn(&Host)>) {
+fn reloads(iptables: &str) -> Vec<Reload> {
+    let run = |line: String| -> Reload {
         (line.clone(), Box::new(move |host: &Host| drop(host.tool(&line).expect("the reload"))))
     };
     let restore: Box<dyn Fn(&Host)> = {
