@@ -259,6 +259,7 @@ pub struct Filter {
     resets: BTreeSet<FourTuple>,
     /// The log is too far ahead of the replica to grow: see [`Filter::set_overloaded`].
     overloaded: bool,
+    trickle: log::Trickle,
     /// Sessions whose output was not adopted for that reason.
     deferred: Vec<SessionId>,
     /// Writes whose outcome the process has not told yet.
@@ -336,6 +337,7 @@ impl Filter {
             awaited: 0,
             resets: BTreeSet::new(),
             overloaded: false,
+            trickle: log::Trickle::default(),
             deferred: Vec::new(),
             intents: Vec::new(),
             in_turn: BTreeSet::new(),
