@@ -14,7 +14,7 @@ const PEERS: usize = 20;
 /// Of each.
 const BYTES: usize = 4_000_000;
 /// Bytes a second between the members.
-const RATE: u64 = 6 << 20;
+const RATE: u64 = 12 << 20;
 /// KiB that a manager may need beside what it needs without: what the peers have yet to take, which fits into the servers'
 /// sockets, in the store, on its way, and not committed yet.
 const MEMORY: u64 = 3 * (PEERS * BYTES) as u64 / 1024;

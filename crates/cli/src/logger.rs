@@ -1,11 +1,44 @@
 //! Logs of `tcpr run`: one line each to stderr, at the level in `TCPR_LOG` (default info). Under systemd the
 //! priority goes in front, as journald takes it (sd-daemon(3)).
+//!
+//! A thread of its own writes them: whoever reads the other end of stderr, or does not, keeps no manager waiting.
 
 use std::io::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tcpr_node::manager::Signals;
+
+/// Most lines that wait to be written; more are lost, and counted.
+const LINES: usize = 4096;
+/// How long the end of the program waits for the last of them.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 struct Stderr {
     journal: bool,
+    lines: SyncSender<String>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    waiting: AtomicUsize,
+    lost: AtomicUsize,
+}
+
+fn write(lines: &Receiver<String>, counts: &Counts) {
+    Signals::block_all();
+    while let Ok(mut line) = lines.recv() {
+        let lost = counts.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            line.push_str(&format!("tcpr: {lost} lines of the log were lost: nobody read them\n"));
+        }
+        // A log that cannot be written has nowhere to say so.
+        drop(std::io::stderr().write_all(line.as_bytes()));
+        counts.waiting.fetch_sub(1, Ordering::Release);
+    }
 }
 
 impl log::Log for Stderr {
@@ -28,18 +61,38 @@ impl log::Log for Stderr {
             let level = record.level().as_str().to_lowercase();
             format!("{:02}:{:02}:{:02}.{ms:03} tcpr {level}: {}\n", s / 3600, s / 60 % 60, s % 60, record.args())
         };
-        // A log that cannot be written has nowhere to say so.
-        drop(std::io::stderr().write_all(line.as_bytes()));
+        self.counts.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.lines.try_send(line).is_err() {
+            self.counts.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.counts.lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    fn flush(&self) {}
+    fn flush(&self) {
+        let until = Instant::now() + LAST_WORDS;
+        while self.counts.waiting.load(Ordering::Acquire) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// Turns logging on.
 pub fn start() {
     let level = std::env::var("TCPR_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(log::LevelFilter::Info);
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    if log::set_boxed_logger(Box::new(Stderr { journal })).is_ok() {
+    let (lines, waiting) = sync_channel(LINES);
+    let counts = Arc::new(Counts::default());
+    let of_thread = counts.clone();
+    let writer = std::thread::Builder::new().name("tcpr-log".to_owned()).spawn(move || write(&waiting, &of_thread));
+    if let Err(error) = writer {
+        eprintln!("tcpr: no log: {error}");
+    }
+    if log::set_boxed_logger(Box::new(Stderr { journal, lines, counts })).is_ok() {
         log::set_max_level(level);
     }
+}
+
+/// Writes what is left, unless that takes too long.
+pub fn finish() {
+    log::logger().flush();
 }

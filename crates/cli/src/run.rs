@@ -33,7 +33,7 @@ pub fn run(config: Option<PathBuf>, no_preload: bool, program: Vec<OsString>) ->
         config_path: Some(path.canonicalize().unwrap_or(path)),
         signals: true,
     };
-    let manager = Manager::new(config, hosting).map_err(|e| e.to_string())?;
-    let code = manager.run().map_err(|e| e.to_string())?;
-    Ok(code as u8)
+    let ended = Manager::new(config, hosting).and_then(Manager::run).map_err(|e| e.to_string());
+    logger::finish();
+    Ok(ended? as u8)
 }

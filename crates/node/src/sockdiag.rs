@@ -138,19 +138,26 @@ impl SockDiag {
         Ok(waiting)
     }
 
+    /// Asks for the same of one address family, to be taken in steps by [`SockDiag::next`]; nothing else may be asked of this
+    /// socket until that is done.
+    pub fn begin(&mut self, ours: &Ours, family: libc::c_int) -> io::Result<()> {
+        netlink_send(&self.socket, &dump_request(ours, CONNECTIONS, family))
+    }
+
+    /// Takes some of what was asked for, a few hundred at the most. Returns whether there is more.
+    pub fn next(&mut self, ours: &Ours, mut f: impl FnMut(TcpSocket)) -> io::Result<bool> {
+        let mut ours_only = |socket: TcpSocket| {
+            if ours.has(socket.local, socket.peer) {
+                f(socket);
+            }
+        };
+        self.receive_some(&mut ours_only)
+    }
+
     /// All sockets in these states, of the port if the service has but one.
     fn dump(&mut self, ours: &Ours, states: u32, mut f: impl FnMut(TcpSocket)) -> io::Result<()> {
-        // The kernel can select by one port; with several we do.
-        let port = match (&ours.locals[..], &ours.outgoing[..]) {
-            ([first, rest @ ..], []) if rest.iter().all(|other| other.port() == first.port()) => first.port(),
-            ([], []) => return Ok(()),
-            _ => 0,
-        };
         for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut id = [0; ID];
-            id[..2].copy_from_slice(&port.to_be_bytes());
-            let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-            netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, 0, states, &id))?;
+            netlink_send(&self.socket, &dump_request(ours, states, family))?;
             self.receive(&mut f)?;
         }
         Ok(())
@@ -197,43 +204,40 @@ impl SockDiag {
 
     /// Receives the answer to one request up to its end, which is an error, an acknowledgement, or DONE.
     fn receive(&mut self, mut f: impl FnMut(TcpSocket)) -> io::Result<()> {
-        loop {
-            // SAFETY: the pointer and length describe the buffer.
-            let n = unsafe {
-                libc::recv(
-                    self.socket.as_raw_fd(),
-                    self.buffer.as_mut_ptr().cast(),
-                    self.buffer.len(),
-                    libc::MSG_DONTWAIT,
-                )
-            };
-            let Ok(n) = usize::try_from(n) else {
-                let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted {
-                    continue;
+        while self.receive_some(&mut f)? {}
+        Ok(())
+    }
+
+    /// Receives once. Returns whether there is more of the answer.
+    fn receive_some(&mut self, f: &mut impl FnMut(TcpSocket)) -> io::Result<bool> {
+        // SAFETY: the pointer and length describe the buffer.
+        let n = unsafe {
+            libc::recv(self.socket.as_raw_fd(), self.buffer.as_mut_ptr().cast(), self.buffer.len(), libc::MSG_DONTWAIT)
+        };
+        let Ok(n) = usize::try_from(n) else {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::Interrupted { Ok(true) } else { Err(error) };
+        };
+        for message in Messages(&self.buffer[..n]) {
+            match message.kind {
+                NLMSG_DONE => {
+                    // The end of a list says whether it is whole.
+                    let errno = message.body.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+                    return if errno < 0 { Err(io::Error::from_raw_os_error(-errno)) } else { Ok(false) };
                 }
-                return Err(error);
-            };
-            for message in Messages(&self.buffer[..n]) {
-                match message.kind {
-                    NLMSG_DONE => {
-                        // The end of a list says whether it is whole.
-                        let errno = message.body.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
-                        return if errno < 0 { Err(io::Error::from_raw_os_error(-errno)) } else { Ok(()) };
+                NLMSG_ERROR => match message.error() {
+                    0 => return Ok(false),
+                    errno => return Err(io::Error::from_raw_os_error(errno)),
+                },
+                SOCK_DIAG_BY_FAMILY => {
+                    if let Some(socket) = parse(message.body) {
+                        f(socket);
                     }
-                    NLMSG_ERROR => match message.error() {
-                        0 => return Ok(()),
-                        errno => return Err(io::Error::from_raw_os_error(errno)),
-                    },
-                    SOCK_DIAG_BY_FAMILY => {
-                        if let Some(socket) = parse(message.body) {
-                            f(socket);
-                        }
-                    }
-                    _ => {}
                 }
+                _ => {}
             }
         }
+        Ok(true)
     }
 }
 
@@ -247,6 +251,18 @@ impl AsFd for SockDiag {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Asks for all sockets in these states; of the port if the service has but one, for the kernel can select by one.
+fn dump_request(ours: &Ours, states: u32, family: libc::c_int) -> Vec<u8> {
+    let port = match (&ours.locals[..], &ours.outgoing[..]) {
+        ([first, rest @ ..], []) if rest.iter().all(|other| other.port() == first.port()) => first.port(),
+        _ => 0,
+    };
+    let mut id = [0; ID];
+    id[..2].copy_from_slice(&port.to_be_bytes());
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    request(SOCK_DIAG_BY_FAMILY, flags, family, 0, states, &id)
 }
 
 /// A netlink message with a struct inet_diag_req_v2.

@@ -56,6 +56,7 @@ use crate::vip::Vip;
 
 pub use embedded::{start_embedded, EmbeddedHandle};
 pub use program::ProgramSpec;
+pub use signals::Signals;
 
 use poller::{Poller, Ready, Token};
 
@@ -110,6 +111,8 @@ pub struct Manager {
 
     partner: partner::Partner,
     takeover: takeover::Takeover,
+    /// Of what a demotion has left; the program starts after it.
+    removal: packets::Removal,
     control: control::Control,
     /// None: it could not be written; nothing else depends on it.
     table: Option<Table>,
@@ -253,7 +256,10 @@ impl Manager {
         // On a single processor the application would wait for us.
         let several = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
         let busy_poll = config.replication.busy_poll.unwrap_or(if several { BUSY_POLL } else { Duration::ZERO });
-        packets::destroy_sockets(&mut sockdiag, &ours);
+        let mut removal = packets::Removal::begin();
+        while !removal.is_done() {
+            removal = removal.step(&mut sockdiag, &ours);
+        }
 
         let guard = Guard::new(rules.clone(), control.path().to_owned()).map_err(context("cannot watch the packet rules"))?;
 
@@ -285,6 +291,7 @@ impl Manager {
             program,
             partner,
             takeover: takeover::Takeover::new(ours, hooked),
+            removal,
             control,
             table,
             sweep: sweep::Sweep::default(),
@@ -410,6 +417,7 @@ impl Manager {
             self.partner.poll_timeout(),
             self.takeover.poll_timeout(),
             self.strangers.poll_timeout(),
+            self.sweep.poll_timeout(),
             self.program.as_ref().and_then(program::Program::poll_timeout),
             master.then_some(self.vip_renew),
             // While we may not, the renewal wakes us.
@@ -422,7 +430,7 @@ impl Manager {
         .into_iter()
         .flatten()
         .min();
-        if self.partner.has_more_to_send() {
+        if self.partner.has_more_to_send() || !self.removal.is_done() {
             return Duration::ZERO;
         }
         due.map_or(Duration::from_millis(200), |t| t.saturating_sub(now)).min(Duration::from_millis(200))
@@ -465,6 +473,7 @@ impl Manager {
         self.stop_timers(now);
         self.host_timers(now);
         self.sweep(now);
+        self.clear_away();
     }
 
     /// Does all that the core has decided; nothing is left over when the loop waits.
@@ -488,7 +497,7 @@ impl Manager {
     // ---- the program and signals ---------------------------------------------------------------------
 
     fn program_timers(&mut self, now: Now) {
-        if self.stopping.is_some() {
+        if self.stopping.is_some() || !self.removal.is_done() {
             return;
         }
         let Some(program) = &mut self.program else { return };
@@ -519,8 +528,9 @@ impl Manager {
             return;
         }
         log::warn!("the program ended: {status}");
-        if let Some(program) = &mut self.program {
-            program.kill_the_rest();
+        if let Some(mut program) = self.program.take() {
+            program.kill_the_rest(|| self.stay_alive());
+            self.program = Some(program);
         }
         self.drain_apps();
         self.apps_of_dead_program(now);
@@ -599,10 +609,13 @@ impl Manager {
     }
 
     fn clean_up(&mut self) {
-        if let Some(program) = &mut self.program {
+        // While the rules stand: they keep what is left from the peers.
+        self.clear_away_all();
+        if let Some(mut program) = self.program.take() {
             if program.pid().is_some() {
-                program.kill();
+                program.kill(|| self.stay_alive());
             }
+            self.program = Some(program);
         }
         self.linger();
         self.partner.say_bye("the service ended");

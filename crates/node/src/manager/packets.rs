@@ -15,27 +15,79 @@ use crate::sockdiag::{state, Ours, SockDiag, TcpSocket};
 const BATCHES: usize = 8;
 /// After so many actions in a row the partner is shown that we live: a takeover of very many sessions asks all peers at once.
 const MANY: usize = 64;
+/// So many sockets are removed in one step.
+const REMOVED: usize = 256;
 /// Most messages of routers taken before something else has its turn.
 const MESSAGES: usize = 64;
 /// How long a manager that leaves still serves what is under way.
 const LINGER: Duration = Duration::from_millis(50);
 
-/// Removes what the kernel still holds of the service's connections. Their RSTs meet the rules: the filter
-/// lets none of them leave. What has yet to become a connection is a program's that lives: its SYN is looked at like any
-/// other.
-pub(super) fn destroy_sockets(sockdiag: &mut SockDiag, ours: &Ours) {
-    let sockets = match sockdiag.list(ours) {
-        Ok(sockets) => sockets,
-        Err(error) => return log::error!("cannot list the kernel's sockets: {error}"),
-    };
-    for s in sockets.iter().filter(|s| !matches!(s.state, state::LISTEN | state::SYN_SENT)) {
-        if let Err(error) = sockdiag.destroy_this(s) {
-            log::warn!("cannot remove the kernel's socket {} <- {}: {error}", s.local, s.peer);
+/// The removal of what the kernel still holds of the service's connections, in steps: of very many it takes long. Their RSTs
+/// meet the rules: the filter lets none of them leave. What has yet to become a connection is a program's that lives: its SYN
+/// is looked at like any other.
+#[derive(Default)]
+pub(super) enum Removal {
+    #[default]
+    Done,
+    /// The kernel tells what it has; and the address families that it has yet to tell of.
+    Listing { dump: SockDiag, asked: bool, families: Vec<libc::c_int>, found: Vec<TcpSocket> },
+    /// These are left.
+    Destroying(Vec<TcpSocket>),
+}
+
+impl Removal {
+    pub(super) fn begin() -> Removal {
+        let dump = SockDiag::open().map_err(|error| log::error!("cannot list the kernel's sockets: {error}"));
+        let families = vec![libc::AF_INET6, libc::AF_INET];
+        dump.map_or(Removal::Done, |dump| Removal::Listing { dump, asked: false, families, found: Vec::new() })
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self, Removal::Done)
+    }
+
+    /// Does a few hundred of them at the most.
+    pub(super) fn step(self, sockdiag: &mut SockDiag, ours: &Ours) -> Removal {
+        match self {
+            Removal::Done => Removal::Done,
+            Removal::Listing { mut dump, mut asked, mut families, mut found } => {
+                let lives = |s: &TcpSocket| matches!(s.state, state::LISTEN | state::SYN_SENT);
+                let told = match (asked, families.pop()) {
+                    (true, next) => {
+                        families.extend(next);
+                        dump.next(ours, |s| found.extend(Some(s).filter(|s| !lives(s)))).map(|more| asked = more)
+                    }
+                    (false, Some(family)) => dump.begin(ours, family).map(|()| asked = true),
+                    (false, None) => return Removal::Destroying(found),
+                };
+                if let Err(error) = told {
+                    log::error!("cannot list the kernel's sockets: {error}");
+                    return Removal::Destroying(found);
+                }
+                Removal::Listing { dump, asked, families, found }
+            }
+            Removal::Destroying(mut left) => {
+                for s in left.split_off(left.len().saturating_sub(REMOVED)) {
+                    if let Err(error) = sockdiag.destroy_this(&s) {
+                        log::warn!("cannot remove the kernel's socket {} <- {}: {error}", s.local, s.peer);
+                    }
+                }
+                if left.is_empty() { Removal::Done } else { Removal::Destroying(left) }
+            }
         }
     }
 }
 
 impl Manager {
+    /// All of that at once; but the partner is shown that we live.
+    pub(super) fn destroy_sockets(&mut self) {
+        let mut removal = Removal::begin();
+        while !removal.is_done() {
+            removal = removal.step(&mut self.sockdiag, self.takeover.ours());
+            self.stay_alive();
+        }
+    }
+
     pub(super) fn receive_in(&mut self) {
         for _ in 0..BATCHES {
             let now = self.start.elapsed();

@@ -873,12 +873,12 @@ impl Manager {
         self.partner.snapshot = Some(Snapshot { begun: self.now(), position: None, left, catch_up_until: None });
         if self.partner.link.as_ref().and_then(Link::version).is_none_or(|version| version < SNAPSHOT_IN_STEPS) {
             // To this partner it stands for the log position of its beginning: all of it at once.
-            while self.snapshot_step() {}
+            while self.snapshot_step(0) {}
         }
     }
 
-    /// Sends the next part of a snapshot, if one is under way and the link takes it. Returns whether there is more.
-    fn snapshot_step(&mut self) -> bool {
+    /// Sends the next part of a snapshot, if one is under way, of so many bytes at least. Returns whether there is more.
+    fn snapshot_step(&mut self, least: usize) -> bool {
         if self.partner.snapshot.as_ref().is_none_or(|snapshot| snapshot.position.is_some()) {
             return false;
         }
@@ -887,7 +887,7 @@ impl Manager {
         let Some(snapshot) = &mut self.partner.snapshot else { return false };
         let mut bytes = Vec::new();
         for _ in 0..STEP {
-            if bytes.len() >= PIECE {
+            if bytes.len() >= least.max(PIECE) {
                 break;
             }
             let Some(session) = snapshot.left.pop() else { break };
@@ -908,8 +908,11 @@ impl Manager {
 
     /// Goes on with a snapshot where the link has room for it.
     pub(super) fn go_on_with_snapshot(&mut self) {
-        if self.partner.has_more_to_send() && self.partner.batch_sent == self.partner.batch.len() {
-            self.snapshot_step();
+        // The log that was written goes before it. Where more is written than the link takes there is always some, and the
+        // snapshot has as much of the link as the log.
+        let log = self.partner.batch.len() - self.partner.batch_sent;
+        if self.partner.has_more_to_send() && log as u64 <= 8 * LATE_BYTES {
+            self.snapshot_step(log);
         }
     }
 

@@ -15,6 +15,8 @@ use tcpr_session::Now;
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// Longest wait.
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked whether a process that was killed has ended.
+const NAP: Duration = Duration::from_millis(1);
 /// How deep a tree of processes is killed.
 const GENERATIONS: usize = 100;
 /// A program that ran this long has recovered.
@@ -177,20 +179,26 @@ impl Program {
         }
     }
 
-    /// Kills it with all its processes and waits for their end.
-    pub fn kill(&mut self) {
+    /// Kills it with all its processes and waits for their end: with many connections that may take a while.
+    pub fn kill(&mut self, mut meanwhile: impl FnMut()) {
         self.replaced = false;
         self.signal(libc::SIGKILL);
         if let Some((mut child, _)) = self.child.take() {
-            if let Err(error) = child.wait() {
+            let status = loop {
+                match child.try_wait() {
+                    Ok(None) => nap(&mut meanwhile),
+                    other => break other,
+                }
+            };
+            if let Err(error) = status {
                 log::warn!("waiting for the program's end: {error}");
             }
         }
-        self.kill_the_rest();
+        self.kill_the_rest(meanwhile);
     }
 
     /// Kills what the program, which has ended, left behind: it would hold the port that the next one listens on.
-    pub fn kill_the_rest(&mut self) {
+    pub fn kill_the_rest(&mut self, mut meanwhile: impl FnMut()) {
         // Those of one that is killed become ours.
         for _ in 0..GENERATIONS {
             let mut children = children();
@@ -205,7 +213,9 @@ impl Program {
             }
             for pid in children {
                 // SAFETY: no pointers but a null one that the call allows.
-                unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+                while unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) } == 0 {
+                    nap(&mut meanwhile);
+                }
             }
         }
     }
@@ -231,6 +241,12 @@ impl Program {
             unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
         }
     }
+}
+
+/// Waits a moment for the end of a process.
+fn nap(meanwhile: &mut impl FnMut()) {
+    std::thread::sleep(NAP);
+    meanwhile();
 }
 
 /// The processes whose parent we are.

@@ -11,6 +11,8 @@ use super::partner::DIAL_EVERY;
 use super::{packets, Manager};
 use crate::link::Message;
 
+/// Memory of more sessions than this is freed elsewhere.
+const MANY: usize = 1000;
 /// How long after a switchover the former master still forwards what reaches it.
 const FORWARD_FOR: Duration = Duration::from_millis(30);
 
@@ -44,6 +46,7 @@ impl Manager {
                     self.partner.send(&Message::HandoverAck { epoch });
                     self.partner.flush();
                 }
+                self.clear_away_all();
                 // A peer that came in around the rules would be reset.
                 self.host.look_before_takeover();
                 self.vip_add(now);
@@ -99,6 +102,7 @@ impl Manager {
                 self.beat();
                 if doubtful {
                     self.drop_sessions(now);
+                    self.clear_away_all();
                     self.filter.activate();
                 } else {
                     if self.filter.mode() == Mode::Frozen {
@@ -175,26 +179,56 @@ impl Manager {
 
     pub(super) fn drop_sessions(&mut self, now: Now) {
         self.drain_apps();
-        self.filter.demote();
+        let (many, remains) = (self.filter.store().len() > MANY, self.filter.demote());
+        // Where there is no thread, it is freed here.
+        let free = move || drop(remains);
+        if many {
+            let thread = std::thread::Builder::new().name("tcpr-free".to_owned()).spawn(free);
+            thread.map_or_else(|error| log::warn!("no thread: {error}"), drop);
+        } else {
+            free();
+        }
         self.note_empty();
         self.filter_actions();
         self.takeover.abandon();
         self.takeover.died = false;
         if self.stopping.is_none() {
-            if let Some(program) = &mut self.program {
+            if let Some(mut program) = self.program.take() {
                 // Before its sockets go: none of its processes is to see a connection end.
-                program.kill();
+                program.kill(|| self.stay_alive());
                 program.restart(now);
+                self.program = Some(program);
             }
         }
-        packets::destroy_sockets(&mut self.sockdiag, self.takeover.ours());
-        // The RSTs of what ended here meet a passive filter: one that serves again would take them for strangers'.
+        self.removal = packets::Removal::begin();
+        self.apps_of_dead_program(now);
+    }
+
+    /// Goes on with the removal of what a demotion has left in the kernel.
+    pub(super) fn clear_away(&mut self) {
+        if self.removal.is_done() {
+            return;
+        }
+        self.removal = std::mem::take(&mut self.removal).step(&mut self.sockdiag, self.takeover.ours());
+        self.receive_out();
+    }
+
+    /// The same to its end, before this member serves anything: the RSTs of what ended here meet a passive filter, and one that
+    /// serves would take them for strangers'. The partner is shown that we live.
+    pub(super) fn clear_away_all(&mut self) {
+        if self.removal.is_done() {
+            return;
+        }
+        while !self.removal.is_done() {
+            self.removal = std::mem::take(&mut self.removal).step(&mut self.sockdiag, self.takeover.ours());
+            self.receive_out();
+            self.stay_alive();
+        }
         for _ in 0..100 {
             if self.receive_out() {
                 break;
             }
         }
-        self.apps_of_dead_program(now);
     }
 
     /// The program crashed. A partner that can takes the service over; else its sessions go on here with the next one.

@@ -29,6 +29,16 @@ impl Signals {
         Ok(Signals { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
+    /// Leaves all signals to the other threads of the process.
+    pub fn block_all() {
+        // SAFETY: all zeroes is a valid value of this plain C structure, which sigfillset fills; both outlive the calls.
+        unsafe {
+            let mut all: libc::sigset_t = mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+        }
+    }
+
     /// The descriptor to watch.
     pub fn fd(&self) -> RawFd {
         self.fd.as_raw_fd()

@@ -14,7 +14,6 @@ use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
 use super::doorbell::{self, Doorbell};
-use super::packets::destroy_sockets;
 use super::Manager;
 use crate::channel::ring::SLOTS;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
@@ -202,7 +201,7 @@ impl Manager {
         // still to be said will be said by the restored ones. Packets that are queued belong to the old sockets.
         self.filter.set_fenced(now, true);
         self.receive_in();
-        destroy_sockets(&mut self.sockdiag, &self.takeover.ours);
+        self.destroy_sockets();
         for _ in 0..100 {
             if self.receive_out() {
                 break;

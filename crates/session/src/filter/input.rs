@@ -266,7 +266,7 @@ impl Filter {
                 // Nobody knows which of the two the local TCP would keep.
                 self.drop_in(id);
             }
-            Judgement::Believed(b) if self.overloaded && brings_news(s, b.offset, segment) => {
+            Judgement::Believed(b) if self.overloaded && brings_news(s, b.offset, segment) && !self.trickle.takes(now, s, b.offset, segment) => {
                 // What it acknowledges counts all the same.
                 self.apply_in(now, session, segment, &b);
                 if b.ack.is_some() && self.live.contains_key(&session) {

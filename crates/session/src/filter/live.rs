@@ -226,6 +226,11 @@ pub(super) struct Live {
 }
 
 impl Live {
+    /// Whether the kernel should have a socket of it. What a dead process has left may be gone, and waits for a failover.
+    pub(super) fn has_socket(&self) -> bool {
+        self.established && !self.orphan && !matches!(self.stage, Stage::Embryo { .. } | Stage::Probing)
+    }
+
     pub fn new(s: &Session) -> Live {
         Live {
             stage: Stage::Live,

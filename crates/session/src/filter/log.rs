@@ -1,9 +1,13 @@
 //! The filter's side of the log: records out of a master, records into a replica.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use super::recovery::Alone;
 use super::{Filter, Mode, SYNC_DELAY};
 use crate::record::{self, Cause, EndReason, Record, Sync};
-use crate::store::StoreError;
+use crate::segment::Segment;
+use crate::store::{Session, StoreError};
 use crate::tuple::SessionId;
 use crate::Now;
 
@@ -11,6 +15,35 @@ use crate::Now;
 const LARGE: usize = 32 << 10;
 /// The largest window (RFC 7323, section 2.3).
 const MOST_WINDOW: u64 = 1 << 30;
+
+/// How much input is taken in so long although the log is too far ahead, once of each session. A peer whose segments are all
+/// dropped sends ever more seldom, and would miss the moments in which there is room.
+const TRICKLE_EVERY: Duration = Duration::from_millis(250);
+const TRICKLE: usize = 256 << 10;
+/// A segment that counts as little: one of Ethernet's jumbo frames.
+const LITTLE: usize = 9000;
+
+/// What was taken so, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Trickle {
+    since: Now,
+    taken: usize,
+    from: BTreeSet<SessionId>,
+}
+
+impl Trickle {
+    /// Whether this segment may be taken all the same: one of the next bytes.
+    pub(super) fn takes(&mut self, now: Now, s: &Session, offset: i64, segment: &Segment<'_>) -> bool {
+        if now >= self.since + TRICKLE_EVERY {
+            *self = Trickle { since: now, ..Trickle::default() };
+        }
+        let length = segment.payload().len();
+        let little = length <= LITTLE && self.taken + length <= TRICKLE && offset <= s.in_end() as i64;
+        let takes = little && self.from.insert(s.open.session);
+        self.taken += if takes { length } else { 0 };
+        takes
+    }
+}
 
 impl Filter {
     /// Log position behind everything written so far.
@@ -172,8 +205,8 @@ impl Filter {
         self.answer_kept(now);
     }
 
-    /// The replica does not keep up, and the log may not grow by what can wait: input that comes now is dropped, and its peer
-    /// sends it again, ever slower; output that no hook announced stays in its queue. What hooks announce is stopped by them.
+    /// The replica does not keep up, and the log may not grow by what can wait: input that comes now is dropped, but for a
+    /// little, and its peer sends it again; output that no hook announced stays in its queue. What hooks announce is stopped by them.
     pub fn set_overloaded(&mut self, now: Now, overloaded: bool) {
         self.overloaded = overloaded;
         if overloaded || self.deferred.is_empty() {

@@ -50,7 +50,7 @@ use crate::Now;
 use calling::Calls;
 use causes::Causes;
 use early::AllEarly;
-use live::{HeldIn, Live, Spares, Stage, Waiting};
+use live::{HeldIn, Live, Spares, Waiting};
 use opening::Handshakes;
 use splicing::Splices;
 
@@ -259,6 +259,7 @@ pub struct Filter {
     resets: BTreeSet<FourTuple>,
     /// The log is too far ahead of the replica to grow: see [`Filter::set_overloaded`].
     overloaded: bool,
+    trickle: log::Trickle,
     /// Sessions whose output was not adopted for that reason.
     deferred: Vec<SessionId>,
     /// Writes whose outcome the process has not told yet.
@@ -279,6 +280,12 @@ pub struct Filter {
     clock: Now,
     actions: Vec<Action>,
     counters: Counters,
+}
+
+/// The memory of sessions that are no more.
+pub struct Remains {
+    _store: Store,
+    _live: BySession<Box<Live>>,
 }
 
 impl Filter {
@@ -330,6 +337,7 @@ impl Filter {
             awaited: 0,
             resets: BTreeSet::new(),
             overloaded: false,
+            trickle: log::Trickle::default(),
             deferred: Vec::new(),
             intents: Vec::new(),
             in_turn: BTreeSet::new(),
@@ -416,11 +424,12 @@ impl Filter {
         self.release_stored(now);
     }
 
-    /// No longer master: everything in hand is dropped, silently; the store is no longer ours to use.
-    pub fn demote(&mut self) {
+    /// No longer master: everything in hand is dropped, silently; the store is no longer ours to use. Returns what the sessions
+    /// have left: to free that of many takes a while.
+    pub fn demote(&mut self) -> Remains {
         self.mode = Mode::Passive;
         self.alone = recovery::Alone::default();
-        self.drop_in_hand();
+        let live = self.drop_in_hand();
         self.farewells.clear();
         for h in std::mem::take(&mut self.held_syns) {
             if let Some(id) = h.id {
@@ -428,7 +437,7 @@ impl Filter {
             }
         }
         // The deaths stay known: what kills the server comes back with the next handover.
-        self.store.clear();
+        let remains = Remains { _store: std::mem::take(&mut self.store), _live: live };
         self.handshakes = Handshakes::default();
         self.batch.clear();
         self.batch_due = None;
@@ -437,6 +446,7 @@ impl Filter {
         self.acked = 0;
         self.needs_replica = false;
         self.fenced = false;
+        remains
     }
 
     /// Drops every packet and all that is known beside the store and the log. Returns the sessions.
@@ -591,9 +601,15 @@ impl Filter {
 
     /// The sessions that the kernel should have a socket of.
     pub fn with_sockets(&self) -> impl Iterator<Item = (SessionId, FourTuple)> + '_ {
-        // What a dead process has left may be gone, and waits for a failover.
-        let has = |live: &Live| live.established && !live.orphan && !matches!(live.stage, Stage::Embryo { .. } | Stage::Probing);
-        self.store.iter().map(|s| (s.open.session, s.open.tuple)).filter(move |(id, _)| self.live.get(id).is_some_and(|l| has(l)))
+        let has = |id: &SessionId| self.live.get(id).is_some_and(|live| live.has_socket());
+        self.store.iter().map(|s| (s.open.session, s.open.tuple)).filter(move |(id, _)| has(id))
+    }
+
+    /// The four-tuple of a session of which the kernel should have a socket.
+    #[must_use]
+    pub fn with_socket(&self, id: SessionId) -> Option<FourTuple> {
+        self.live.get(&id).filter(|live| live.has_socket())?;
+        self.store.get(id).map(|s| s.open.tuple)
     }
 
     /// The kernel has no such socket any more: the sweep removes the record.

@@ -559,13 +559,18 @@ fn what_came_early_costs_little_beside_its_bytes() {
 #[test]
 fn new_input_waits_while_the_replica_does_not_keep_up_and_what_it_acknowledges_does_not() {
     let mut r = Rig::open();
+    r.pass(ms(500));
+    r.f.set_overloaded(r.now, true);
+    // But for a little of each peer: one whose segments are all dropped sends ever more seldom.
+    assert!(!r.peer(say(ACK, 0, 0, &[b'x'; 9001])).is_empty());
+    r.peer(say(ACK, 1, 0, b"sk"));
+    assert_eq!(r.session().in_end(), 0);
     r.peer(say(ACK, 0, 0, b"ask"));
     r.read(3);
     r.write(b"answer");
     r.wait();
     r.stored();
     r.kernel(say(ACK, 0, 3, b"answer"));
-    r.f.set_overloaded(r.now, true);
     let records = r.f.counters().records;
     let actions = r.peer(say(ACK, 3, 6, b"more"));
     assert!(actions.contains(&Action::DropIn(r.id)) && !r.passes(&actions));
@@ -583,8 +588,13 @@ fn new_input_waits_while_the_replica_does_not_keep_up_and_what_it_acknowledges_d
     assert!(r.passes(&actions));
     // Out of order it would be kept in memory.
     r.peer(say(ACK, 100, 6, b"far"));
+    r.pass(ms(250));
+    let actions = r.peer(say(ACK, 3, 6, b"mo"));
+    assert!(r.passes(&actions));
+    let actions = r.peer(say(ACK, 5, 6, b"re"));
+    assert!(!r.passes(&actions));
     r.f.set_overloaded(r.now, false);
-    let actions = r.peer(say(ACK, 3, 6, b"more"));
+    let actions = r.peer(say(ACK, 5, 6, b"re"));
     assert!(r.passes(&actions));
     assert_eq!(input_of(r.session()), b"more");
     r.stored();
