@@ -364,7 +364,7 @@ impl Case {
             }
             2..=5 => {
                 let bytes = vec![b'w'; n.min(5000) as usize];
-                self.f.write_out(now, channel, thread, handle, &bytes, n % 5 == 0);
+                self.f.write_out(now, channel, thread, handle, &bytes, n.is_multiple_of(5));
             }
             6 => self.f.absorbed(now, channel, thread, handle, n),
             7..=9 => {
@@ -378,11 +378,11 @@ impl Case {
             14 => self.f.reads_on(now, channel, thread),
             15 => self.f.blocked(channel, thread),
             16 => self.f.shutdown(now, channel, thread, handle),
-            17 => self.f.close(now, channel, thread, handle, n % 3 == 0),
-            18 if n % 16 == 0 => self.f.exit(now, channel),
-            19 => self.f.set_intents((n % 2 == 0).then_some((channel, handle))),
-            20 if n % 16 == 0 => self.f.cut_off(now, channel),
-            21 if n % 16 == 0 => self.f.process_gone(now, channel),
+            17 => self.f.close(now, channel, thread, handle, n.is_multiple_of(3)),
+            18 if n.is_multiple_of(16) => self.f.exit(now, channel),
+            19 => self.f.set_intents(n.is_multiple_of(2).then_some((channel, handle))),
+            20 if n.is_multiple_of(16) => self.f.cut_off(now, channel),
+            21 if n.is_multiple_of(16) => self.f.process_gone(now, channel),
             _ => {}
         }
         if self.rng.percent(60) {

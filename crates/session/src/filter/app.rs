@@ -74,7 +74,8 @@ impl Filter {
             self.run_commits(now);
             let (s, live) = (self.store.get(session).expect("found"), &self.live[&session]);
             if live.only_told_closed(s) {
-                self.reopen(now, session);
+                self.reopen(session);
+                self.judge_held(now, session);
             }
         }
         self.handles.insert((channel, handle), session);
@@ -320,16 +321,19 @@ impl Filter {
         self.clock = now;
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { return };
         if self.mode.serves() && s.closed && live.only_told_closed(s) {
-            self.reopen(now, session);
+            self.reopen(session);
+            self.judge_held(now, session);
         }
     }
 
     /// The kernel goes on with a connection that was closed by the process that held it: another one holds it, which got
-    /// it in a way that no hook saw. The end is taken back, for none is out; from now on the kernel's FIN tells.
-    pub(super) fn reopen(&mut self, now: Now, session: SessionId) {
-        let live = self.live.get_mut(&session).expect("listed");
-        live.closed = false;
-        live.fin_asked = false;
+    /// it in a way that no hook saw. The end is taken back, for none is out; from now on the kernel's FIN tells. What is held
+    /// is to be judged again.
+    pub(super) fn reopen(&mut self, session: SessionId) {
+        self.recount(session, |live| {
+            live.closed = false;
+            live.fin_asked = false;
+        });
         self.turns.reopen(session);
         self.closing.retain(|(_, id)| *id != session);
         if !self.store.get(session).is_some_and(|s| s.out_fin) {
@@ -340,7 +344,6 @@ impl Filter {
         self.store.snapshot_open(session, &mut records);
         let position = self.tell_anew(session, &records);
         self.live.get_mut(&session).expect("live").base_pos = position;
-        self.judge_held(now, session);
     }
 
     /// A process exits in order: what it holds is closed by the kernel, as it asked for.

@@ -674,12 +674,13 @@ impl Filter {
 
     /// Whether more than one thread connects there for no peer's sake: nobody knows who would be the first the next time.
     fn several(&mut self, to: SocketAddr, thread: Thread) -> bool {
-        let threads = self.causes.own.entry(to).or_default();
-        if threads.len() < MAX_OWN {
-            threads.insert(thread, false);
-        }
         if !self.config.hooked {
             return !self.alike(&Caller::Own, to).is_empty();
+        }
+        let Some(threads) = self.causes.own.get_mut(&to) else { return false };
+        // One whose process is dead by now is none of those that will connect the next time.
+        if let Some(under_way) = threads.get_mut(&thread) {
+            *under_way = false;
         }
         threads.len() > 1
     }

@@ -218,6 +218,10 @@ impl Filter {
         } else if dirty {
             self.mark_dirty(now, session);
         }
+        if goes_on {
+            // First of all: what it carries is no end.
+            self.reopen(session);
+        }
         if lost {
             self.tear(now, session);
         }
@@ -227,9 +231,6 @@ impl Filter {
         if !self.live.contains_key(&session) {
             self.actions.extend(swallowed.then_some(Action::DropOut(id)));
             return;
-        }
-        if goes_on {
-            self.reopen(now, session);
         }
         if swallowed {
             self.swallow(id, session, end);
@@ -356,7 +357,7 @@ impl Filter {
                     }
                     // No hook knows this session, and no process of ours has died.
                     live.fin_asked = true;
-                    live.closed = true;
+                    self.recount(session, |live| live.closed = true);
                     self.commit_unattached(now, session, true);
                 }
                 continue;

@@ -439,6 +439,24 @@ fn a_connection_that_was_closed_has_its_place_though_its_socket_is_yet_to_be_mad
 }
 
 #[test]
+fn an_answer_that_comes_when_its_process_is_dead_makes_its_thread_none_of_the_next_ones() {
+    let mut p = Proxy::new();
+    p.calls(40_001, 1);
+    p.connects(40_002, 1);
+    p.r.f.process_gone(p.r.now, p.channel);
+    p.answered(40_001);
+    p.r.f.recover(p.r.now);
+    p.channel += 1;
+    for port in [40_001, 40_002] {
+        let id = p.id(port);
+        p.restored(id);
+    }
+    p.r.drain();
+    assert_eq!(p.has_back(50_001, 1), Some(40_001));
+    assert_eq!(p.has_back(50_002, 1), Some(40_002));
+}
+
+#[test]
 fn a_backups_program_calls_from_the_port_of_a_connection_that_is_reset_at_the_takeover() {
     let mut p = Proxy::new();
     // Nobody knows which is first.

@@ -1189,3 +1189,16 @@ fn what_overtakes_held_output_does_not_make_it_look_old() {
     assert!(value <= 210, "{value}");
     assert!(segment.checksum_ok());
 }
+
+#[test]
+fn what_is_sent_in_place_of_an_end_and_contradicts_what_was_announced_is_no_end() {
+    let mut r = Rig::open();
+    r.write(b"ab");
+    r.close();
+    r.wait();
+    // Another process has it, which no hook saw.
+    r.kernel(say(ACK, 0, 0, b"xyz"));
+    assert!(!r.session().out_fin && r.session().torn);
+    r.stored();
+    assert_eq!(r.session().out_done, 3);
+}
