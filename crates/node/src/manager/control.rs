@@ -236,6 +236,7 @@ impl Manager {
             "log": { "end": self.filter.log_end(), "stored": self.filter.replica_position() },
             "takeover": self.takeover.report,
             "counters": self.filter.counters(),
+            "longest_pause_ms": self.longest_pause.as_micros() as f64 / 1000.0,
             "queue_overruns": [self.queue_in.overruns(), self.queue_out.overruns()],
         })
     }

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tcpr_session::role::Epoch;
@@ -11,13 +12,15 @@ use tcpr_session::role::Epoch;
 /// The epoch file: it survives a reboot, so that a member never names an epoch twice.
 ///
 /// A power cut must leave one file that is whole: the new one is synced before it takes the old one's place, and the directory
-/// after that. A takeover cannot wait for a disk, so it writes a second file beside it, which is enough for a process that is
+/// after that. The event loop cannot wait for a disk, so it writes a second file beside it, which is enough for a process that is
 /// killed; what a power cut leaves of that one counts if it is whole.
 pub struct EpochFile {
     path: PathBuf,
     named: Epoch,
     /// What is on the disk for certain; whoever holds it writes.
     synced: Arc<Mutex<Epoch>>,
+    /// Writers that have yet to try.
+    writers: Arc<AtomicUsize>,
 }
 
 impl EpochFile {
@@ -39,7 +42,7 @@ impl EpochFile {
         };
         let unsynced = fs::read_to_string(path.with_extension("named")).ok();
         let named = unsynced.and_then(|text| whole(&text)).map_or(synced, |unsynced| unsynced.max(synced));
-        Ok(EpochFile { path, named, synced: Arc::new(Mutex::new(synced)) })
+        Ok(EpochFile { path, named, synced: Arc::new(Mutex::new(synced)), writers: Arc::default() })
     }
 
     /// The highest epoch that this member named in an earlier life, be it the partner's.
@@ -50,28 +53,36 @@ impl EpochFile {
     /// Writes that this member names `epoch`, before it does. Never more than that: a member that came back
     /// with one ahead of the truth would make the living master yield to it.
     ///
-    /// `sync`: wait for the disk. A takeover does not (its partner does, when it follows), so that the epoch of
-    /// a pair survives the reboot of either; a thread of its own sees to that it is there soon.
+    /// Nobody waits for the disk here: a thread of its own sees to that it is there soon. A member that follows says that it is
+    /// paired when it is ([`EpochFile::settled`]), so that the epoch of a pair survives the reboot of either.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn record(&mut self, epoch: Epoch, sync: bool) -> io::Result<()> {
+    pub fn record(&mut self, epoch: Epoch) -> io::Result<()> {
         if epoch <= self.named {
             return Ok(());
         }
-        if sync {
-            write_synced(&self.path, epoch, &self.synced)?;
-        } else {
-            fs::write(self.path.with_extension("named"), format!("{epoch}\n"))?;
-            let (path, synced) = (self.path.clone(), self.synced.clone());
-            std::thread::Builder::new().name("tcpr-epoch".into()).spawn(move || {
-                if let Err(error) = write_synced(&path, epoch, &synced) {
-                    log::warn!("cannot write the epoch file; a reboot would forget the epoch: {error}");
-                }
-            })?;
+        fs::write(self.path.with_extension("named"), format!("{epoch}\n"))?;
+        let (path, synced, writers) = (self.path.clone(), self.synced.clone(), self.writers.clone());
+        self.writers.fetch_add(1, Ordering::Relaxed);
+        let thread = std::thread::Builder::new().name("tcpr-epoch".into()).spawn(move || {
+            if let Err(error) = write_synced(&path, epoch, &synced) {
+                log::warn!("cannot write the epoch file; a reboot would forget the epoch: {error}");
+            }
+            writers.fetch_sub(1, Ordering::Release);
+        });
+        if let Err(error) = thread {
+            self.writers.fetch_sub(1, Ordering::Relaxed);
+            return Err(error);
         }
         self.named = epoch;
         Ok(())
+    }
+
+    /// Whether what was recorded is on the disk, or cannot be written there: a member that fell silent would be worse than an
+    /// epoch that a reboot forgets.
+    pub fn settled(&self) -> bool {
+        self.writers.load(Ordering::Acquire) == 0
     }
 }
 
@@ -157,6 +168,14 @@ impl Lock {
 mod tests {
     use super::*;
 
+    fn settle(file: &EpochFile) {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !file.settled() {
+            assert!(std::time::Instant::now() < until, "{:?}", file.last());
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     #[test]
     fn a_member_comes_back_with_the_very_epoch_that_it_named() {
         let dir = std::env::temp_dir().join(format!("tcpr-epoch-{}", std::process::id()));
@@ -164,9 +183,10 @@ mod tests {
         assert_eq!(file.last(), Epoch::default());
         // The partner's: come back with one's own id it would outrank the living master.
         let partners = Epoch { number: 5, member: 0 };
-        file.record(partners, true).expect("written");
-        file.record(Epoch { number: 4, member: 1 }, false).expect("lower, and passed over");
+        file.record(partners).expect("written");
+        file.record(Epoch { number: 4, member: 1 }).expect("lower, and passed over");
         assert_eq!(EpochFile::open(&dir).expect("read").last(), partners);
+        settle(&file);
         fs::write(dir.join("epoch"), "garbage").expect("written");
         assert!(EpochFile::open(&dir).is_err());
         fs::remove_dir_all(&dir).expect("removed");
@@ -177,16 +197,14 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("tcpr-epoch-cut-{}", std::process::id()));
         let epoch = |number| Epoch { number, member: 1 };
         let mut file = EpochFile::open(&dir).expect("made");
-        file.record(epoch(12), true).expect("written");
+        file.record(epoch(12)).expect("written");
+        settle(&file);
         // A takeover: a process that is killed now knows it; on the disk it is a moment later.
-        file.record(epoch(14), false).expect("written");
+        file.record(epoch(14)).expect("written");
         assert_eq!(EpochFile::open(&dir).expect("read").last(), epoch(14));
         let on_disk = || fs::read_to_string(dir.join("epoch")).expect("read");
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while on_disk() != "14.1\n" {
-            assert!(std::time::Instant::now() < until, "{}", on_disk());
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        settle(&file);
+        assert_eq!(on_disk(), "14.1\n");
         // The power is cut before that: the second file is empty, a part of what it was, or not there.
         for left in [Some(""), Some("1"), Some("15."), Some("15.1"), Some("\0\0\0\0\0"), None] {
             match left {
@@ -196,7 +214,8 @@ mod tests {
             assert_eq!(EpochFile::open(&dir).expect("read").last(), epoch(14), "{left:?}");
         }
         // Whoever is slow does not overwrite a newer one.
-        file.record(epoch(20), true).expect("written");
+        file.record(epoch(20)).expect("written");
+        settle(&file);
         write_synced(&dir.join("epoch"), epoch(16), &file.synced).expect("passed over");
         assert_eq!(on_disk(), "20.1\n");
         fs::remove_dir_all(&dir).expect("removed");

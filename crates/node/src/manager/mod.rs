@@ -128,6 +128,9 @@ pub struct Manager {
     busy_poll: Duration,
     /// Of the passes before.
     packets_seen: u64,
+    /// When the loop last waited for events, or showed the partner that we live; the longest time between two of these.
+    alive_at: Now,
+    longest_pause: Duration,
 }
 
 /// A stop that is under way.
@@ -304,6 +307,8 @@ impl Manager {
             start,
             busy_poll,
             packets_seen: 0,
+            alive_at: now,
+            longest_pause: Duration::ZERO,
             config,
         };
         manager.watch_all()?;
@@ -351,12 +356,14 @@ impl Manager {
     pub fn run(mut self) -> io::Result<i32> {
         raise_priority();
         let mut ready = Vec::new();
+        self.alive_at = self.now();
         loop {
             self.watched("settle", Manager::settle);
             if let Some(code) = self.exit {
                 self.clean_up();
                 return Ok(code);
             }
+            self.note_pause();
             self.stay_awake(&mut ready)?;
             if ready.is_empty() {
                 // An application that always has something to tell keeps nobody else waiting: packets, partner, clock.
@@ -367,6 +374,7 @@ impl Manager {
                     Duration::ZERO
                 };
                 self.poller.wait(timeout, &mut ready)?;
+                self.alive_at = self.now();
                 self.apps_wake();
             }
             for event in ready.drain(..) {
@@ -406,6 +414,11 @@ impl Manager {
         if took > failover.heartbeat * failover.misses {
             log::warn!("the manager was held up for {} ms by {what:?}", took.as_millis());
         }
+    }
+
+    fn note_pause(&mut self) {
+        let now = self.now();
+        self.longest_pause = self.longest_pause.max(now - std::mem::replace(&mut self.alive_at, now));
     }
 
     fn next_timeout(&self) -> Duration {

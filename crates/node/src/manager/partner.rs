@@ -104,6 +104,8 @@ pub(super) struct Partner {
     /// As backup: the snapshot is being received, and how far the log is stored.
     receiving: bool,
     pub(super) followed: Option<Epoch>,
+    /// The master says that we are paired; we say so when its epoch is on our disk.
+    paired_in: Option<Epoch>,
     pub(super) stored: u64,
     pub(super) frozen_sent: bool,
     pub(super) heard_handover: bool,
@@ -199,6 +201,7 @@ impl Partner {
             pressure: 0,
             receiving: false,
             followed: None,
+            paired_in: None,
             stored: 0,
             frozen_sent: false,
             heard_handover: false,
@@ -356,8 +359,7 @@ impl Manager {
             partner_counter: 0,
         };
         let now = self.now();
-        let following = view.role == Role::Backup;
-        if let Err(error) = self.epochs.record(view.epoch, following) {
+        if let Err(error) = self.epochs.record(view.epoch) {
             // A master that fell silent would be taken for dead, and its sessions lost: worse than an epoch that a
             // reboot forgets.
             self.complain(now, 2, format_args!("cannot write the epoch file; a reboot would forget it: {error}"));
@@ -591,11 +593,10 @@ impl Manager {
 
     fn read_link(&mut self, now: Now) {
         let mut acked = None;
-        let mut answers = Vec::new();
         loop {
             // Out of its place while its message borrows from it.
             let Some(mut link) = self.partner.link.take() else { break };
-            let went_on = match link.poll_message().map(|message| self.hear(now, message, &mut acked, &mut answers)) {
+            let went_on = match link.poll_message().map(|message| self.hear(now, message, &mut acked)) {
                 None => false,
                 Some(Ok(())) => true,
                 Some(Err(why)) => {
@@ -609,9 +610,6 @@ impl Manager {
                 }
             };
             self.partner.link = Some(link);
-            for answer in answers.drain(..) {
-                self.partner.send(&answer);
-            }
             // What a message led to is done before the next is read: roles change between messages.
             self.role_actions();
             self.partner.heard_handover = false;
@@ -629,7 +627,6 @@ impl Manager {
     /// One message of the partner. An error closes the link.
     fn hear(
         &mut self, now: Now, message: Message<'_>, acked: &mut Option<(Epoch, u64)>,
-        answers: &mut Vec<Message<'static>>,
     ) -> Result<(), String> {
         match message {
             Message::Hello(hello) => {
@@ -702,12 +699,7 @@ impl Manager {
                 }
             }
             Message::Paired { epoch } => {
-                if self.partner.followed == Some(epoch) && self.role.role() == Role::Backup {
-                    self.role.handle(now, RoleInput::PairedIn(epoch));
-                    // Whoever says so has heard all that went before our acknowledgement.
-                    self.partner.to_tell = None;
-                    answers.push(Message::PairedAck { epoch });
-                }
+                self.partner.paired_in = Some(epoch);
             }
             Message::PairedAck { epoch } => {
                 if epoch == self.role.epoch() {
@@ -747,6 +739,18 @@ impl Manager {
             }
         }
         Ok(())
+    }
+
+    /// A pair's epoch survives the reboot of either.
+    fn pair(&mut self, now: Now) {
+        let Some(epoch) = self.partner.paired_in.take_if(|_| self.epochs.settled()) else { return };
+        if self.partner.followed == Some(epoch) && self.role.role() == Role::Backup {
+            self.role.handle(now, RoleInput::PairedIn(epoch));
+            // Whoever says so has heard all that went before our acknowledgement.
+            self.partner.to_tell = None;
+            self.partner.send(&Message::PairedAck { epoch });
+            self.partner.flush();
+        }
     }
 
     fn check_link(&mut self, now: Now) {
@@ -939,12 +943,14 @@ impl Manager {
         self.partner.batch_sent = 0;
         self.partner.receiving = false;
         self.partner.frozen_sent = false;
+        self.partner.paired_in = None;
     }
 
     // ---- timers --------------------------------------------------------------------------------------
 
     pub(super) fn partner_timers(&mut self, now: Now) {
         self.note_peers();
+        self.pair(now);
         self.beat_if_due(now);
         self.greet_again(now, false);
         if !self.partner.link_up || self.role.in_contact() {
