@@ -138,6 +138,10 @@ struct Group {
 pub struct TurnPolicy {
     max_turn: Duration,
     sessions: BySession<Box<Progress>>,
+    /// Whom the application has made a connection for, and the other way round.
+    pairs: HashMap<SessionId, Vec<SessionId>>,
+    /// Reads so far.
+    reads: u64,
     /// Only threads with an open turn are in here.
     threads: HashMap<Thread, OpenTurn>,
     groups: Vec<Group>,
@@ -158,6 +162,8 @@ impl TurnPolicy {
         TurnPolicy {
             max_turn,
             sessions: BySession::default(),
+            pairs: HashMap::new(),
+            reads: 0,
             threads: HashMap::new(),
             groups: Vec::new(),
             free_groups: Vec::new(),
@@ -187,6 +193,7 @@ impl TurnPolicy {
         let Some(p) = self.sessions.remove(&s) else {
             return;
         };
+        self.part(s);
         if p.group != NO_GROUP {
             self.groups[p.group as usize].sessions.retain(|x| *x != s);
         }
@@ -202,6 +209,27 @@ impl TurnPolicy {
     pub fn called(&mut self, s: SessionId) {
         if let Some(p) = self.sessions.get_mut(&s) {
             p.called = true;
+        }
+    }
+
+    /// The application has made this connection for that client's sake, or it is not known for whose. What was read of one is
+    /// passed on by a write to the other, whatever else is read and written in between.
+    pub fn pair(&mut self, out: SessionId, client: Option<SessionId>) {
+        self.part(out);
+        if let Some(client) = client.filter(|c| self.sessions.contains_key(c) && self.sessions.contains_key(&out)) {
+            self.pairs.entry(out).or_default().push(client);
+            self.pairs.entry(client).or_default().push(out);
+        }
+    }
+
+    fn part(&mut self, s: SessionId) {
+        for other in self.pairs.remove(&s).unwrap_or_default() {
+            if let Some(others) = self.pairs.get_mut(&other) {
+                others.retain(|x| *x != s);
+                if others.is_empty() {
+                    self.pairs.remove(&other);
+                }
+            }
         }
     }
 
@@ -224,7 +252,9 @@ impl TurnPolicy {
         let (Some(p), Some(turn)) = (self.sessions.get_mut(&s), self.threads.get_mut(&t)) else {
             return;
         };
+        self.reads += 1;
         p.read(n);
+        p.last_read = (t, self.reads);
         turn.last_read = Some((s, p.in_read));
         if p.oversized() {
             // A thread that swallows a stream without ever waiting must not make the store keep it all.
@@ -292,8 +322,16 @@ impl TurnPolicy {
         if !self.touch(t, s) {
             return;
         }
-        let follows = self.sessions.get_mut(&s).is_some_and(|p| p.write(taken, asked));
-        if follows {
+        let follows = self.sessions.get(&s).is_some_and(|p| p.follows(asked));
+        let passed = match follows {
+            true => self.pass_on(t, s),
+            // It goes on with what was passed on before.
+            false => self.pairs.contains_key(&s).then_some(0),
+        };
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.write(t, taken, asked, passed);
+        }
+        if follows && passed.is_none() {
             self.answer(t, s);
         }
         self.start_clock(now, t);
@@ -608,6 +646,36 @@ impl TurnPolicy {
         true
     }
 
+    /// What the thread has read on the other side of `s` goes on to `s`. Returns when it read that last (see `reads`); None:
+    /// nothing is passed on by this.
+    fn pass_on(&mut self, t: Thread, s: SessionId) -> Option<u64> {
+        let mut last = None;
+        for i in 0..self.pairs.get(&s).map_or(0, Vec::len) {
+            let other = self.pairs[&s][i];
+            let (Some(to), Some(from)) = (self.sessions.get(&s), self.sessions.get(&other)) else { continue };
+            let ((reader, at), upto) = (from.last_read, from.in_read);
+            // An upstream's greeting comes after the request that it was called for: a write answers the greeting then.
+            let greets = to.called && to.waits() && to.last_read.0 == t && to.last_read.1 > at;
+            if reader == t && from.waits() && !greets && !from.independent && !to.independent && self.touch(t, other) {
+                last = last.max(Some(at));
+                if let Some(from) = self.sessions.get_mut(&other) {
+                    from.answer(upto);
+                }
+            }
+        }
+        last
+    }
+
+    /// Whether it is known that the one is for another client than the other, and that what is read of one is not for the other.
+    fn strangers(&self, a: SessionId, b: SessionId) -> bool {
+        let called = |s: SessionId| self.sessions.get(&s).is_some_and(|p| p.called);
+        let client = |s: SessionId| match called(s) {
+            true => self.pairs.get(&s).and_then(|of| of.first().copied()),
+            false => Some(s),
+        };
+        (called(a) || called(b)) && client(a).zip(client(b)).is_some_and(|(a, b)| a != b)
+    }
+
     /// The thread had output for `s`: that answers what it read last, be it of another session. But what answers `s`
     /// itself answers no other's request; a reply of an upstream may be passed on by it.
     fn answer(&mut self, t: Thread, s: SessionId) {
@@ -617,7 +685,7 @@ impl TurnPolicy {
         let own = self.sessions.get(&s).is_some_and(|p| p.own);
         let apart = self.sessions.get(&r).is_some_and(|p| p.independent || own && !p.called);
         // It may have left the group when an overlong turn was split.
-        if r != s && !apart && self.touch(t, r) {
+        if r != s && !apart && !self.strangers(r, s) && self.touch(t, r) {
             if let Some(p) = self.sessions.get_mut(&r) {
                 p.answer(upto);
             }
@@ -664,6 +732,7 @@ impl TurnPolicy {
         if let Some(p) = self.sessions.get_mut(&s) {
             p.group = g;
             p.own = false;
+            p.before = p.in_read;
             group.dependent |= !p.independent;
         }
     }

@@ -116,7 +116,17 @@ impl Filter {
         if self.live.get(&session).is_some_and(|l| l.outgoing) {
             self.turns.called(session);
         }
+        self.pair_turns(session);
         self.input_again(session);
+    }
+
+    /// Tells the turn policy for whom a connection was made.
+    pub(super) fn pair_turns(&mut self, session: SessionId) {
+        if self.live.get(&session).is_some_and(|l| l.outgoing) {
+            self.turns.pair(session, self.root(session));
+        } else {
+            self.store.caused_by(session).iter().for_each(|out| self.turns.pair(*out, Some(session)));
+        }
     }
 
     /// Tells the turn policy all input that there is.

@@ -177,7 +177,7 @@ impl Filter {
     }
 
     /// The peer's session behind a session: itself, or its cause.
-    fn root(&self, id: SessionId) -> Option<SessionId> {
+    pub(super) fn root(&self, id: SessionId) -> Option<SessionId> {
         if !self.live.get(&id)?.outgoing {
             return Some(id);
         }
@@ -725,7 +725,7 @@ impl Filter {
         let Some(s) = self.store.get(id) else { return false };
         let Some(Cause::Of { session, .. }) = s.cause else { return false };
         let asks = self.store.get(session).is_none_or(|s| !s.input.is_empty());
-        (!s.input.is_empty() || s.in_fin) && !asks && self.live.get(&session).is_some_and(|l| l.attached && l.stage == Stage::Live)
+        (!s.input.is_empty() || s.in_fin || self.said_meanwhile(id)) && !asks && self.live.get(&session).is_some_and(|l| l.attached && l.stage == Stage::Live)
     }
 
     /// What is known of the sessions of this store: which of them may not go on.

@@ -594,6 +594,18 @@ impl Filter {
         }
     }
 
+    /// Whether what was held is what the peer says next.
+    pub(super) fn said_meanwhile(&self, session: SessionId) -> bool {
+        let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { return false };
+        let next = s.in_ackable() as i64;
+        live.recovery.held_in.iter().any(|held| {
+            Segment::parse(&held.bytes).is_ok_and(|segment| match judge(self.clock, s, live, &segment) {
+                Judgement::Believed(b) => b.offset <= next && b.offset + i64::from(segment.sequence_length()) > next,
+                _ => false,
+            })
+        })
+    }
+
     /// Gives back what was held, in order, now that the session can take it.
     pub(super) fn replay_held(&mut self, now: Now, held: Vec<HeldIn>) {
         for h in held {

@@ -129,11 +129,14 @@ impl Filter {
     }
 
     pub(super) fn write_cause(&mut self, id: SessionId, cause: Option<Cause>) -> u64 {
-        if !self.plain_log {
-            return self.write(0, |out| record::encode_cause(id, cause, out));
-        }
-        self.store.apply(Record::Cause { session: id, cause }).expect("a cause fits always");
-        self.end
+        let end = if self.plain_log {
+            self.store.apply(Record::Cause { session: id, cause }).expect("a cause fits always");
+            self.end
+        } else {
+            self.write(0, |out| record::encode_cause(id, cause, out))
+        };
+        self.pair_turns(id);
+        end
     }
 
     pub(super) fn mark_dirty(&mut self, now: Now, id: SessionId) {

@@ -1,6 +1,6 @@
 //! What the application has done with one session, and what of it a commit may claim.
 
-use super::{CommitEntry, PortPolicy, Unanswered};
+use super::{CommitEntry, PortPolicy, Thread, Unanswered};
 use crate::framing::Scanner;
 use crate::tuple::SessionId;
 
@@ -21,6 +21,10 @@ pub(super) struct Progress {
     /// The same, as the hooks tell it. What the kernel says is a floor of `in_read`, and not added to this: a read that it
     /// counted may be told afterwards.
     pub told: u64,
+    /// Who read last, and the how manieth read of all that was.
+    pub last_read: (Thread, u64),
+    /// How much was read before this turn.
+    pub before: u64,
     /// Input offset up to which what was read was answered.
     answered: u64,
     /// Where `tcpr_consume` has come to, once it was used.
@@ -81,6 +85,8 @@ impl Progress {
             scanner: policy.framing.is_set().then(|| Box::new(Scanner::new(policy.framing, in_done))),
             in_read: in_done,
             told: in_done,
+            last_read: (0, 0),
+            before: in_done,
             answered: in_done,
             consumed: None,
             written: out_base,
@@ -122,17 +128,32 @@ impl Progress {
         self.answered = self.answered.max(upto.min(self.in_read));
     }
 
-    /// The kernel took `taken` of the `asked` bytes of a write. Whether that can follow from another session's input: not if
-    /// it only goes on with what an earlier write left over.
-    pub fn write(&mut self, taken: u64, asked: u64) -> bool {
+    /// Whether a write of so much can follow from what was read: not if it only goes on with what an earlier one left over.
+    pub fn follows(&self, asked: u64) -> bool {
+        asked > u64::from(self.left)
+    }
+
+    /// The kernel took `taken` of the `asked` bytes of a write. `passed`: they are passed on from what was read elsewhere, and
+    /// when that was (see `TurnPolicy::pass_on`).
+    pub fn write(&mut self, t: Thread, taken: u64, asked: u64, passed: Option<u64>) {
         let left = u64::from(self.left);
-        let goes_on = asked <= left;
-        self.left = u32::try_from(if goes_on { left } else { asked }.saturating_sub(taken)).unwrap_or(u32::MAX);
-        self.own |= !self.called && self.outstanding();
+        self.left = u32::try_from(if self.follows(asked) { asked } else { left }.saturating_sub(taken)).unwrap_or(u32::MAX);
+        self.own |= !self.called && passed.is_none() && self.outstanding();
         self.written = self.written.saturating_add(taken);
         self.short = taken < asked;
-        self.answered = self.in_read;
-        !goes_on
+        match passed {
+            // A reply that waits to be passed on itself.
+            Some(_) if self.called && self.last_read.0 == t => self.answer(self.before),
+            Some(_) if self.called => {}
+            // A request that came after this reply had been read has yet to be passed on.
+            Some(at) if self.last_read.1 > at => {}
+            Some(_) | None => self.answered = self.in_read,
+        }
+    }
+
+    /// Something that was read has gone nowhere yet.
+    pub fn waits(&self) -> bool {
+        self.in_read > self.answered.max(self.done.in_done)
     }
 
     /// A request of its own was read and not answered.
@@ -149,7 +170,7 @@ impl Progress {
 
     /// Something that was read was not answered, and nobody will.
     pub fn unanswered(&self) -> bool {
-        self.group != NO_GROUP || self.in_read > self.answered.max(self.done.in_done)
+        self.group != NO_GROUP || self.waits()
     }
 
     /// What is out that the application has yet to write again.

@@ -648,6 +648,134 @@ fn what_an_upstream_replied_is_done_when_it_is_passed_on() {
     assert_eq!(one(&mut p), vec![entry(1, 4, 5, 5), entry(7, 5, 10, 10)]);
 }
 
+/// Clients 1 and 2, and the connections 7 and 8 that were made for them.
+fn paired() -> TurnPolicy {
+    let mut p = with(PortPolicy::default(), &[1, 2, 7, 8]);
+    for (client, out) in [(1, 7), (2, 8)] {
+        p.called(out);
+        p.pair(out, Some(client));
+    }
+    p
+}
+
+/// asyncio reads what several sessions have in one round of its loop, looks for events, and writes in the next.
+#[test]
+fn a_write_passes_on_what_was_read_on_the_other_side_whatever_was_read_and_written_between() {
+    let mut p = paired();
+    for (from, to) in [([1, 2], [7, 8]), ([7, 8], [1, 2]), ([1, 8], [7, 2]), ([8, 1], [2, 7]), ([7, 2], [8, 1])] {
+        for s in from {
+            p.read(MS, T, s, 4);
+        }
+        assert!(!p.look(T));
+        let mut n = 0;
+        for s in to {
+            p.write(MS, T, s, 4, false);
+            // Its turn may end between the two.
+            p.look(T);
+            n += commits(&mut p).len();
+        }
+        p.turn_end(MS, T);
+        n += commits(&mut p).len();
+        assert!(n > 0);
+        for s in from {
+            assert!(p.quiescent(s), "{from:?} to {to:?}: {s}");
+        }
+    }
+    // One that is not passed on is not done.
+    p.read(MS, T, 1, 4);
+    p.read(MS, T, 8, 4);
+    p.write(MS, T, 7, 4, false);
+    p.turn_end(MS, T);
+    commits(&mut p);
+    assert!(p.quiescent(1) && !p.quiescent(8));
+    p.write(MS, T, 2, 4, false);
+    p.turn_end(MS, T);
+    commits(&mut p);
+    assert!(p.quiescent(8));
+}
+
+/// Threads that wait for each other between a read and the write that passes it on.
+#[test]
+fn what_a_thread_read_before_it_waited_is_done_when_it_is_passed_on() {
+    let mut p = paired();
+    p.read(MS, T, 1, 4);
+    p.turn_end(MS, T);
+    p.write(MS, T, 7, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 4, 0, 0), entry(7, 0, 4, 4)]);
+    p.read(MS, T2, 7, 3);
+    p.turn_end(MS, T2);
+    // The client says more, which its thread has yet to pass on.
+    p.read(MS, T, 1, 5);
+    p.turn_end(MS, T);
+    p.write(MS, T2, 1, 3, false);
+    p.turn_end(MS, T2);
+    assert_eq!(one(&mut p), vec![entry(1, 4, 3, 3), entry(7, 3, 4, 4)], "the second request would be lost");
+    p.write(MS, T, 7, 5, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 9, 3, 3), entry(7, 3, 9, 9)]);
+}
+
+#[test]
+fn a_request_that_is_passed_on_finishes_no_reply_that_waits_to_be() {
+    let mut p = paired();
+    p.read(MS, T, 7, 3);
+    p.read(MS, T, 1, 4);
+    p.write(MS, T, 7, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 4, 0, 0), entry(7, 0, 4, 4)], "the reply would be lost");
+    // What nobody has ever passed on is not kept for ever.
+    p.read(MS, T, 1, 4);
+    p.write(MS, T, 7, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 8, 0, 0), entry(7, 3, 8, 8)]);
+}
+
+/// A database greets whoever connects: what is written then answers the greeting, and not the request that it was called for.
+#[test]
+fn an_answer_to_an_upstreams_greeting_finishes_no_request() {
+    let mut p = paired();
+    p.read(MS, T, 1, 4);
+    p.turn_end(MS, T);
+    p.read(MS, T, 7, 9);
+    p.write(MS, T, 7, 5, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(7, 9, 5, 5)]);
+    p.write(MS, T, 7, 6, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 4, 0, 0), entry(7, 9, 11, 11)], "and the query passes it on");
+    // The answer is written by whoever has heard the reply, and not by him who had read the request.
+    p.read(MS, T, 1, 4);
+    p.turn_end(MS, T);
+    p.read(MS, T2, 7, 9);
+    p.write(MS, T2, 1, 5, false);
+    p.turn_end(MS, T2);
+    assert_eq!(one(&mut p), vec![entry(1, 8, 5, 5), entry(7, 18, 11, 11)]);
+}
+
+#[test]
+fn pairs_come_and_go() {
+    let mut p = paired();
+    // It serves others as well: what was read last is what is passed on, as for anything that nobody knows.
+    p.pair(7, None);
+    p.read(MS, T, 2, 4);
+    p.write(MS, T, 7, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 4, 0, 0), entry(7, 0, 4, 4)]);
+    p.close(2);
+    p.open(2, PortPolicy::default(), 0, 0, 0);
+    p.read(MS, T, 2, 4);
+    p.turn_end(MS, T);
+    p.write(MS, T, 8, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(8, 0, 4, 4)], "the number is another client's");
+    p.pair(8, Some(9));
+    for s in [1, 2, 7, 8] {
+        p.close(s);
+    }
+    assert!(p.pairs.is_empty());
+}
+
 #[test]
 fn what_a_broadcast_says_to_one_that_waits_for_its_own_answer_is_told_by_the_others() {
     let mut p = with(PortPolicy::default(), &[1, 2, 3]);

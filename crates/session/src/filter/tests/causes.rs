@@ -335,6 +335,33 @@ fn a_backend_that_goes_before_it_is_called_again_takes_its_client_along() {
     assert_eq!(p.sessions(), 2);
 }
 
+/// A program that connects when its client has said something will not do so: all that the client has said was passed on. What
+/// the backend answers after the takeover has no way to the client.
+#[test]
+fn a_client_that_waits_for_a_reply_that_nobody_will_fetch_is_reset() {
+    let mut p = of_threads();
+    p.taken_over();
+    for client in [ALICE, BOB] {
+        p.holds(client, 1, Origin::Recovered);
+    }
+    p.r.f.lift_barrier(p.r.now);
+    p.r.pass(Duration::from_secs(20));
+    assert_eq!(p.sessions(), 4, "nobody waits for anything yet");
+    let s = p.r.f.store().get(p.id(TO_BOBS)).unwrap();
+    let reply = packet(TO_BOBS, false, ACK, s.in_seq(s.in_end()), s.out_seq(s.out_done), b"echo\n");
+    p.r.inp(&reply);
+    // Whoever does not know the numbers says nothing.
+    let s = p.r.f.store().get(p.id(TO_ALICES)).unwrap();
+    let forged = packet(TO_ALICES, false, ACK, s.in_seq(s.in_end()).add(2_000_000), s.out_seq(s.out_done), b"echo\n");
+    let old = packet(TO_ALICES, false, ACK, s.in_seq(s.in_end()).add(u32::MAX.into()), s.out_seq(s.out_done), b"o");
+    p.r.inp(&forged);
+    p.r.inp(&old);
+    let came = p.r.pass(Duration::from_secs(10));
+    assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none());
+    assert!(came.contains(&Action::Destroy(tuple(BOB))), "its program is told: {came:?}");
+    assert_eq!(p.sessions(), 2, "the other one goes on");
+}
+
 #[test]
 fn a_client_that_is_given_another_connection_than_its_own_does_not_go_on() {
     let mut p = of_threads();
