@@ -226,6 +226,14 @@ impl World {
         Ok(())
     }
 
+    fn look(&mut self, t: u64) -> Result<(), Crash> {
+        self.event()?;
+        self.policy.look(t);
+        self.store();
+        self.arrive();
+        Ok(())
+    }
+
     /// The other member takes over with what is stored; torn sessions are reset.
     fn fail_over(&mut self) {
         self.store();
@@ -494,6 +502,68 @@ fn event_proxy(w: &mut World, parts: bool) -> Result<(), Crash> {
     Ok(())
 }
 
+/// A proxy on an event loop such as asyncio: the upper half of the sessions are connections that were made for the lower half.
+/// What it reads in one round of its loop, of several sessions in any order, it passes on in the next, looking for events or
+/// waiting in between.
+fn rounds(w: &mut World) -> Result<(), Crash> {
+    let n = w.wires.len() / 2;
+    for client in 0..n {
+        w.policy.called((n + client) as u32);
+        w.policy.pair((n + client) as u32, Some(client as u32));
+    }
+    let mut outputs: Vec<Vec<u8>> = vec![Vec::new(); 2 * n];
+    let mut idle = 0;
+    while idle < 60 {
+        let busy = !w.all_read() || outputs.iter().any(|o| !o.is_empty());
+        idle = if busy { 0 } else { idle + 1 };
+        if busy && w.rng.chance(60) {
+            w.look(1)?;
+        } else {
+            w.wait(1)?;
+        }
+        // Bytes, once they are there, leave before more is read of the same session.
+        let mut steps: Vec<usize> = (0..2 * n).filter(|_| w.rng.chance(70)).collect();
+        for i in (1..steps.len()).rev() {
+            let j = w.rng.below(i + 1);
+            steps.swap(i, j);
+        }
+        for s in steps {
+            let to = (s + n) % (2 * n);
+            if !outputs[to].is_empty() {
+                w.write(1, to, &mut outputs[to])?;
+            }
+            if w.ready(s) {
+                outputs[to].extend(w.read(1, s)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_rounds(seed: u64, fuel: usize) {
+    let mut rng = Rng(seed);
+    let n = 1 + rng.below(4);
+    let asked: Vec<Vec<u8>> = (0..n).map(|i| lines(&mut rng, i)).collect();
+    let replies = asked.iter().map(|script| script.split_inclusive(|b| *b == b'\n').flat_map(answer).collect());
+    let scripts = asked.iter().cloned().chain(replies).collect();
+    let mut w = World::new(seed, PortPolicy::default(), scripts, fuel, 0);
+    for (i, asked) in asked.iter().enumerate() {
+        let (mut end, mut out) = (0, 0);
+        w.wires[n + i].paced.push((0, 0));
+        for line in asked.split_inclusive(|b| *b == b'\n') {
+            // The next one is asked when the reply before it is out, and replied to when it is out itself.
+            w.wires[i].paced.push((end + line.len(), out));
+            (end, out) = (end + line.len(), out + answer(line).len());
+            w.wires[n + i].paced.push((out, end));
+        }
+    }
+    w.run(rounds);
+    for i in 0..2 * n {
+        assert!(!w.wires[i].lost);
+        assert_eq!(w.wires[i].out, w.wires[(i + n) % (2 * n)].script, "each byte once");
+    }
+}
+
 /// Every line goes to everybody.
 fn chat(w: &mut World) -> Result<(), Crash> {
     let n = w.wires.len();
@@ -640,6 +710,11 @@ proptest! {
             prop_assert!(wire.lost || from.lost || wire.out == from.script);
             prop_assert!(!wire.lost || short > 0);
         }
+    }
+
+    #[test]
+    fn a_proxy_that_reads_in_one_round_and_writes_in_the_next(seed: u64, fuel in 0usize..200) {
+        check_rounds(seed, fuel);
     }
 
     #[test]
