@@ -78,9 +78,10 @@ fn keeps_protection(label: &str, service: Service, ask: impl Fn(&mut Asker) + Sy
         let at = done.load(Relaxed);
         w.fail_over(Fault::KillAll);
         wait_until(2 * PATIENCE, "all go on", || done.load(Relaxed) >= at + 2 * PEERS);
-        // The snapshot of the one that comes back goes over the same link, beside the log.
-        w.protected();
+        // The snapshot of the one that comes back goes over the same link. Beside all that traffic it takes a minute or more;
+        // when the peers have what they asked for it is there.
         stop.store(true, Relaxed);
+        w.protected();
     });
     w.no_reset();
 }
