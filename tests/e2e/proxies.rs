@@ -176,7 +176,7 @@ struct Proxy<'a> {
 impl<'a> Proxy<'a> {
     fn new(label: &'a str, command: &[&str]) -> Proxy<'a> {
         let command = command.iter().map(|s| (*s).to_owned()).collect();
-        Proxy { label, command, http: false, by: Hosted::ByRun, six: false, doubles: false, most: 0 }
+        Proxy { label, command, http: false, by: Hosted::ByRun, six: false, doubles: false, most: 10 }
     }
 }
 
@@ -270,12 +270,12 @@ fn python<'a>(label: &'a str, how: &str, upstream: &str) -> Proxy<'a> {
 
 #[test]
 fn a_proxy_with_a_thread_for_each_client() {
-    proxied(&Proxy { most: 20, doubles: true, ..python("pxthread", "thread", "192.0.2.9") });
+    proxied(&Proxy { most: 40, doubles: true, ..python("pxthread", "thread", "192.0.2.9") });
 }
 
 #[test]
 fn a_proxy_whose_threads_connect_first() {
-    proxied(&Proxy { most: 40, doubles: true, ..python("pxfirst", "first", "192.0.2.9") });
+    proxied(&Proxy { most: 60, doubles: true, ..python("pxfirst", "first", "192.0.2.9") });
 }
 
 #[test]
@@ -319,7 +319,7 @@ fn haproxy(mode: &str, threads: &str) -> Config {
 #[test]
 fn haproxy_in_tcp_mode() {
     let config = haproxy("tcp", "nbthread 1");
-    proxied(&Proxy { most: 10, ..Proxy::new("haptcp", &["haproxy", "-db", "-f", &config.path()]) });
+    proxied(&Proxy { most: 60, ..Proxy::new("haptcp", &["haproxy", "-db", "-f", &config.path()]) });
 }
 
 #[test]
@@ -337,7 +337,7 @@ fn haproxy_in_http_mode() {
 
 #[test]
 fn socat_with_a_process_for_each_client() {
-    proxied(&Proxy { most: 10, ..Proxy::new("pxsocat", &["socat", "TCP-LISTEN:5555,fork,reuseaddr,backlog=100", "TCP:192.0.2.9:7777"]) });
+    proxied(&Proxy { most: 30, ..Proxy::new("pxsocat", &["socat", "TCP-LISTEN:5555,fork,reuseaddr,backlog=100", "TCP:192.0.2.9:7777"]) });
 }
 
 #[test]
@@ -347,5 +347,5 @@ fn nginx_as_a_stream_proxy() {
          events { worker_connections 512; }\n\
          stream { server { listen 5555; proxy_connect_timeout 60s; proxy_timeout 10m; proxy_pass 192.0.2.9:7777; } }\n";
     let config = Config::new("stream", text);
-    proxied(&Proxy { most: 10, ..Proxy::new("pxnginx", &["nginx", "-c", &config.path(), "-p", &config.0.display().to_string()]) });
+    proxied(&Proxy { most: 30, ..Proxy::new("pxnginx", &["nginx", "-c", &config.path(), "-p", &config.0.display().to_string()]) });
 }

@@ -320,6 +320,8 @@ fn echo_clients_check_a_plain_server() {
     assert!(clients.stalls().iter().any(|s| s.length >= Duration::from_millis(250)));
 
     clients.pause();
+    // What was being sent when they heard of it is sent.
+    std::thread::sleep(Duration::from_millis(200));
     let paused = clients.stats().sent;
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(clients.stats().sent, paused);

@@ -631,6 +631,8 @@ impl Manager {
             self.program = Some(program);
         }
         self.linger();
+        // A handover may have come to its end only now.
+        self.clear_away_all();
         self.partner.say_bye("the service ended");
         self.vip_drop();
         // Before the rules go: it would put them back.
