@@ -1,7 +1,7 @@
 /* caller PORT UPSTREAM UPSTREAM_PORT COUNT blocking|poll|ports|greet [ADDRESS]: a program that connects. It keeps COUNT
  * connections to an upstream: one that polls makes all of them to one port, in order; else the i-th goes to the i-th port
- * from there, for nobody could tell which thread's is the first. It sends back every line that the upstream says; it does the same for whoever connects to PORT. One
- * that greets says hello when it has connected. With ADDRESS it binds its sockets to that first, as a program does that
+ * from there, for nobody could tell which thread's is the first. It sends back every line that the upstream says; it does the
+ * same for whoever connects to PORT. One that greets says hello when it has connected. With ADDRESS it binds its sockets to that first, as a program does that
  * no library helps, and to the same COUNT ports each time it runs, but not in the same order: one that comes back has the port
  * that another one had. */
 #ifndef _GNU_SOURCE

@@ -39,7 +39,7 @@ const UNSEEN_MORE: u32 = 20;
 /// Input of a session that we lost track of is kept in pieces of this size, for as long as nobody answers it.
 const LOOSE_INPUT: usize = 64 << 10;
 /// Whatever the peer has told, the kernel took its window for at least this (that of a SYN is not scaled).
-const LEAST_WINDOW: u32 = 65_535;
+const LEAST_PEER_WINDOW: u32 = 65_535;
 
 /// What a segment does to a session that believes it.
 struct Believed {
@@ -710,7 +710,7 @@ fn judge(now: Now, s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement
     let left = live.released.max(live.clamp);
     // RFC 5961, section 5.2: a stranger that guesses a sequence number in the window has to guess this one, too.
     let una = if live.stage == Stage::Probing { live.acked } else { live.acked.min(live.kernel_una) };
-    let oldest_ack = una.saturating_sub(u64::from(live.most_window.max(LEAST_WINDOW)));
+    let oldest_ack = una.saturating_sub(u64::from(live.most_window.max(LEAST_PEER_WINDOW)));
     let ack = match raw_ack {
         // Before our SYN: of another connection with the same four-tuple.
         None => return Judgement::Ignored,

@@ -233,9 +233,9 @@ impl Progress {
         self.group = NO_GROUP;
     }
 
-    /// `another`: not the process that touched it last. It goes on with a connection that a dead one had held. What that one had read nobody reads again,
-    /// before a failover: it is done when it is answered. What it had written in a turn that had not ended is in the socket,
-    /// and can neither be taken back nor told apart.
+    /// A process goes on with a connection that a dead one had held; `another`: it is not the one that touched it last. What the
+    /// dead one had read nobody reads again before a failover: it is done when it is answered. What it had written in a turn
+    /// that had not ended is in the socket, and can neither be taken back nor told apart.
     pub fn resume(&mut self, another: bool) {
         let Some(dead) = self.dead.take().filter(|_| another) else { return };
         self.in_read = self.in_read.max(dead.in_read);
