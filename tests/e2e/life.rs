@@ -49,9 +49,19 @@ fn the_backup_dies_and_comes_back() {
 #[test]
 fn a_master_that_is_told_to_stop_hands_over() {
     let (mut w, clients) = chat(&V6, "term");
-    for _ in 0..4 {
+    for round in 0..6 {
         let master = w.protected();
-        w.pair.process(master).expect("runs").signal(libc_sigterm()).expect("SIGTERM");
+        let manager = [w.pair.process(master).expect("runs").pid()];
+        // As systemd's KillMode=control-group does it: the program is told as well, a little before or after.
+        let program = w.pair.programs(master);
+        let told = match round % 3 {
+            0 => manager.to_vec(),
+            1 => [&manager[..], &program].concat(),
+            _ => [&program[..], &manager].concat(),
+        };
+        let pids: Vec<String> = told.iter().map(i32::to_string).collect();
+        // What the manager had started for a moment may be gone by now.
+        Command::new("kill").arg("-TERM").args(pids).output().expect("kill");
         w.pair.wait_master_is(1 - master, PATIENCE).unwrap_or_else(|e| panic!("{e}"));
         let ended = w.pair.process(master).expect("ran").wait(PATIENCE);
         assert!(ended.is_some(), "tcpr run ends\n{}", w.pair.describe());
@@ -109,9 +119,6 @@ fn a_server_without_descriptors_takes_its_connections_later() {
     w.end(clients);
 }
 
-fn libc_sigterm() -> i32 {
-    15
-}
 
 /// The same lines, one by one, for a message that can be read.
 fn same(plain: &Output, other: &Output, how: &str) {

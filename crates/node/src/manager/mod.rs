@@ -66,6 +66,9 @@ const BUSY_POLL: Duration = Duration::from_micros(30);
 /// A program that crashes so often in a row is killed by what it is asked.
 const POISONED: u32 = 4;
 
+/// How long a member that stops waits for its partner to take over.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
 /// How a manager is hosted.
 #[derive(Clone, Debug, Default)]
 pub struct Hosting {
@@ -530,6 +533,13 @@ impl Manager {
         let now = self.now();
         let Some(status) = self.program.as_mut().and_then(program::Program::reap) else { return };
         self.drain_apps();
+        if self.stopping.is_some() && self.hands_over() {
+            // Its connections are the partner's in a moment; the timers go on when they are.
+            if status.code() != Some(0) {
+                self.kill_the_rest();
+            }
+            return;
+        }
         // Its descriptors are closed by now; what it left unsaid, it meant only if it ended in order.
         if status.code() == Some(0) || self.stopping.is_some() {
             // Without hooks nobody has told what it closed.
@@ -541,10 +551,7 @@ impl Manager {
             return;
         }
         log::warn!("the program ended: {status}");
-        if let Some(mut program) = self.program.take() {
-            program.kill_the_rest(|| self.stay_alive());
-            self.program = Some(program);
-        }
+        self.kill_the_rest();
         self.drain_apps();
         self.apps_of_dead_program(now);
         self.filter.process_gone(now, PROGRAM);
@@ -570,9 +577,15 @@ impl Manager {
         self.service_died(now);
     }
 
+    fn kill_the_rest(&mut self) {
+        if let Some(mut program) = self.program.take() {
+            program.kill_the_rest(|| self.stay_alive());
+            self.program = Some(program);
+        }
+    }
+
     fn signalled(&mut self) {
-        let Some(signals) = &mut self.signals else { return };
-        while let Some(signal) = signals.read() {
+        while let Some(signal) = self.signals.as_mut().and_then(Signals::read) {
             if signal == libc::SIGCHLD as u32 {
                 self.program.iter_mut().for_each(program::Program::reap_others);
                 continue;
@@ -587,16 +600,20 @@ impl Manager {
             self.stopping = Some(Stopping { since: now, told_program: false });
             if self.role.can_switch_over().is_ok() {
                 self.role.handle(now, tcpr_session::role::RoleInput::SwitchoverRequested);
+                // At once: the program is not to end its connections before they are the partner's.
+                self.role_actions();
             }
         }
+    }
+
+    fn hands_over(&self) -> bool {
+        matches!(self.role.role(), Role::Master | Role::Fenced) && self.takeover.handover_under_way()
     }
 
     /// Stopping: hand over if a partner can take it; else the program closes its connections in order.
     fn stop_timers(&mut self, now: Now) {
         let Some(stopping) = self.stopping else { return };
-        let serving = matches!(self.role.role(), Role::Master | Role::Fenced);
-        let handing_over = serving && self.takeover.handover_under_way();
-        if handing_over && now < stopping.since + Duration::from_secs(1) {
+        if self.hands_over() && now < stopping.since + HAND_OVER {
             return;
         }
         let Some(program) = &mut self.program else {
@@ -631,7 +648,10 @@ impl Manager {
             self.program = Some(program);
         }
         self.linger();
-        // A handover may have come to its end only now.
+        // A handover may have come to its end only now; and if nobody knows how it ends, the partner may have it all.
+        if self.hands_over() {
+            self.removal = packets::Removal::begin();
+        }
         self.clear_away_all();
         self.partner.say_bye("the service ended");
         self.vip_drop();
