@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tcpr_lab::client::{ChatClients, ChatOptions};
 use tcpr_lab::member::{Hosted, Pair, Service};
-use tcpr_lab::{Firewall, Host};
+use tcpr_lab::{wait_for, Firewall, Host};
 
 use crate::world::{built, Fault, World, FOUR, PATIENCE, PORT};
 
@@ -88,6 +88,31 @@ fn a_firewall_is_reloaded_on_the_backup() {
 #[test]
 fn a_firewall_is_reloaded_beside_an_embedded_manager() {
     firewall_reloads("fwe", true, Hosted::ByPreloaded);
+}
+
+/// Rules that cannot be put back, for somebody takes them away again at once: the master says so of its backup, too.
+#[test]
+fn a_backup_without_rules_protects_nobody() {
+    let mut w = chat("fwn", Hosted::ByRun, |_| {});
+    let clients = clients(&mut w);
+    let master = w.protected();
+    let flush = format!("for i in $(seq 400); do {} -t security -F; done", iptables(&w));
+    let backup = w.pair.host(1 - master);
+    std::thread::scope(|s| {
+        let flushing = s.spawn(|| backup.tool(&flush).expect("the loop"));
+        let told = wait_for(PATIENCE, || {
+            let said = w.pair.status(master).ok();
+            said.is_some_and(|s| s["protected"] == false && s["partner"]["trouble"] == "its packet rules are missing")
+        });
+        let refused = wait_for(PATIENCE, || {
+            let asked = w.pair.tcpr(master, &["switchover"]).expect("switchover");
+            String::from_utf8_lossy(&asked.stderr).contains("packet rules of the partner are missing") || flushing.is_finished()
+        });
+        assert!(told && refused && !flushing.is_finished(), "{}", w.pair.describe());
+    });
+    assert_eq!(w.protected(), master, "all is well again");
+    w.survive(&clients, &[Fault::KillAll]);
+    w.end(clients);
 }
 
 fn firewall_reloads(label: &str, master: bool, by: Hosted) {

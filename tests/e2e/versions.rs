@@ -61,6 +61,7 @@ impl Fake {
             role: 2,
             paired: false,
             full_replica: false,
+            unguarded: false,
             position: 0,
             partner_boot: 0,
             partner_counter: 0,

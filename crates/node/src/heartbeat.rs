@@ -39,6 +39,7 @@ const MAX_NOTED: usize = 4;
 
 const FLAG_PAIRED: u8 = 1;
 const FLAG_FULL_REPLICA: u8 = 2;
+const FLAG_UNGUARDED: u8 = 4;
 
 /// What a heartbeat says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub struct HeartbeatBody {
     pub paired: bool,
     /// The sender holds a full replica.
     pub full_replica: bool,
+    /// Packets may go around the sender's queues: it is not fit to take over. An older version never says so.
+    pub unguarded: bool,
     /// The sender's log position.
     pub position: u64,
     /// The boot of its partner that the sender answers, 0 if it heard of none. Filled in for the sender.
@@ -329,8 +332,8 @@ impl Codec {
 
 impl HeartbeatBody {
     fn to_bytes(self) -> [u8; BODY_LEN] {
-        let flags =
-            if self.paired { FLAG_PAIRED } else { 0 } | if self.full_replica { FLAG_FULL_REPLICA } else { 0 };
+        let flags = [(self.paired, FLAG_PAIRED), (self.full_replica, FLAG_FULL_REPLICA), (self.unguarded, FLAG_UNGUARDED)];
+        let flags = flags.iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
         let mut bytes = [0; BODY_LEN];
         bytes[..8].copy_from_slice(&self.epoch.number.to_le_bytes());
         bytes[8] = self.epoch.member;
@@ -348,6 +351,7 @@ impl HeartbeatBody {
             role: bytes[9],
             paired: bytes[10] & FLAG_PAIRED != 0,
             full_replica: bytes[10] & FLAG_FULL_REPLICA != 0,
+            unguarded: bytes[10] & FLAG_UNGUARDED != 0,
             position: u64::from_le_bytes(array(&bytes[11..19])),
             partner_boot: u128::from_le_bytes(array(&bytes[19..35])),
             partner_counter: u64::from_le_bytes(array(&bytes[35..])),

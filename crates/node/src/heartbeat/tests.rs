@@ -8,6 +8,7 @@ const BODY: HeartbeatBody = HeartbeatBody {
     role: 2,
     paired: true,
     full_replica: false,
+    unguarded: false,
     position: 99,
     partner_boot: 0,
     partner_counter: 0,
@@ -208,13 +209,14 @@ proptest! {
     }
 
     #[test]
-    fn bodies_survive(number: u64, member: u8, role: u8, flags: (bool, bool), position: u64) {
+    fn bodies_survive(number: u64, member: u8, role: u8, flags: (bool, bool, bool), position: u64) {
         let (mut a, mut b) = (codec(0, 100), codec(1, 200));
         let body = HeartbeatBody {
             epoch: Epoch { number, member },
             role,
             paired: flags.0,
             full_replica: flags.1,
+            unguarded: flags.2,
             position,
             partner_boot: 0,
             partner_counter: 0,

@@ -194,7 +194,7 @@ impl Manager {
     fn control_reply(&mut self, request: &ControlRequest) -> serde_json::Value {
         match request {
             ControlRequest::Status => self.status(),
-            ControlRequest::Switchover => match self.role.can_switch_over() {
+            ControlRequest::Switchover => match self.can_switch_over() {
                 Ok(()) => {
                     self.role.handle(self.start.elapsed(), RoleInput::SwitchoverRequested);
                     json!({ "ok": true, "epoch": self.role.epoch().number })
@@ -206,6 +206,11 @@ impl Manager {
                 Err(why) => json!({ "error": why }),
             },
         }
+    }
+
+    fn can_switch_over(&self) -> Result<(), &'static str> {
+        self.role.can_switch_over()?;
+        if self.partner.unguarded { Err("the packet rules of the partner are missing") } else { Ok(()) }
     }
 
     fn status(&self) -> serde_json::Value {
@@ -222,7 +227,7 @@ impl Manager {
             "role": role,
             "epoch": epoch.number,
             "epoch_member": self.config.members.get(usize::from(epoch.member)).map(|m| m.name.clone()),
-            "protected": self.role.protected() && self.host.whole(&self.filter),
+            "protected": self.role.protected() && self.host.whole(&self.filter) && !self.partner.unguarded,
             "host": self.host.status(&self.filter),
             "partner": self.partner_status(),
             "sessions": self.filter.store().len(),

@@ -79,6 +79,11 @@ impl Host {
         self.trouble(filter).is_none()
     }
 
+    /// No packet goes around the queues.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.missing.is_none()
+    }
+
     fn trouble(&self, filter: &Filter) -> Option<String> {
         let addresses = self.addresses.values().next().cloned();
         let around = filter.around();
@@ -167,6 +172,7 @@ impl Manager {
                 Event::Missing(why) => {
                     log::error!("packets may go around the queues: {why}");
                     self.host.missing = Some(why);
+                    self.beat();
                     // Sockets are not restored on an address that is not here.
                     if self.vip_up && self.filter.mode() != Mode::Restoring {
                         self.vip_drop();
@@ -179,7 +185,9 @@ impl Manager {
                         log::warn!("the packet rules are in force again");
                         self.settle_sessions(now);
                     }
-                    self.host.missing = None;
+                    if self.host.missing.take().is_some() {
+                        self.beat();
+                    }
                     self.go_on(now);
                 }
                 Event::Address => self.vip_renew = now,

@@ -75,6 +75,8 @@ pub(super) struct Partner {
     pub(super) dial_at: Now,
     heartbeat: Option<HeartbeatSocket>,
     heartbeat_due: Now,
+    /// Packets may go around the partner's queues, as it says.
+    pub(super) unguarded: bool,
     /// The counters with which our last heartbeats began, and when those were sent.
     beats: VecDeque<(u64, Now)>,
     heartbeat_every: Duration,
@@ -179,6 +181,7 @@ impl Partner {
             dial_at: now,
             heartbeat,
             heartbeat_due: now,
+            unguarded: false,
             beats: VecDeque::with_capacity(BEATS),
             heartbeat_every: failover.heartbeat,
             boot: u64::from_le_bytes(random),
@@ -354,6 +357,7 @@ impl Manager {
             role: view.role as u8,
             paired: view.paired,
             full_replica: view.full_replica,
+            unguarded: !self.host.is_guarded(),
             position: self.filter.log_end().max(self.partner.stored),
             partner_boot: 0,
             partner_counter: 0,
@@ -388,6 +392,7 @@ impl Manager {
                 continue;
             }
             let b = received.heard.body;
+            self.partner.unguarded = b.unguarded;
             let view = PartnerView {
                 role: view_role(b.role),
                 epoch: b.epoch,
@@ -1015,6 +1020,7 @@ impl Manager {
             "epoch": view.map(|v| v.epoch.number),
             "heartbeats_refused": self.partner.heartbeat.as_ref().map_or(0, |h| h.rejected().total()),
             "trouble": match self.partner.link_up {
+                true if self.partner.unguarded => Some("its packet rules are missing"),
                 true => deaf.as_deref(),
                 false => self.partner.estrangement(self.now()).or(self.partner.last_close.as_deref()),
             },
