@@ -138,22 +138,6 @@ impl SockDiag {
         Ok(waiting)
     }
 
-    /// Asks for the same of one address family, to be taken in steps by [`SockDiag::next`]; nothing else may be asked of this
-    /// socket until that is done.
-    pub fn begin(&mut self, ours: &Ours, family: libc::c_int) -> io::Result<()> {
-        netlink_send(&self.socket, &dump_request(ours, CONNECTIONS, family))
-    }
-
-    /// Takes some of what was asked for, a few hundred at the most. Returns whether there is more.
-    pub fn next(&mut self, ours: &Ours, mut f: impl FnMut(TcpSocket)) -> io::Result<bool> {
-        let mut ours_only = |socket: TcpSocket| {
-            if ours.has(socket.local, socket.peer) {
-                f(socket);
-            }
-        };
-        self.receive_some(&mut ours_only)
-    }
-
     /// All sockets in these states, of the port if the service has but one.
     fn dump(&mut self, ours: &Ours, states: u32, mut f: impl FnMut(TcpSocket)) -> io::Result<()> {
         for family in [libc::AF_INET, libc::AF_INET6] {
@@ -238,6 +222,42 @@ impl SockDiag {
             }
         }
         Ok(true)
+    }
+}
+
+/// The same list as [`SockDiag::list`] makes, taken in steps: of very many connections the whole takes long.
+pub struct Listing {
+    /// Nothing else may be asked of it until the list is whole.
+    dump: SockDiag,
+    /// The address families that the kernel has yet to be asked for.
+    families: Vec<libc::c_int>,
+    asked: bool,
+}
+
+impl Listing {
+    /// Nothing is asked for yet.
+    ///
+    /// # Errors
+    /// There is no netlink socket to be had.
+    pub fn begin() -> io::Result<Listing> {
+        Ok(Listing { dump: SockDiag::open()?, families: vec![libc::AF_INET6, libc::AF_INET], asked: false })
+    }
+
+    /// Takes a few hundred connections at the most. Returns whether there are more.
+    ///
+    /// # Errors
+    /// The kernel does not tell; the list ends there.
+    pub fn step(&mut self, ours: &Ours, mut f: impl FnMut(TcpSocket)) -> io::Result<bool> {
+        if !self.asked {
+            let Some(family) = self.families.pop() else { return Ok(false) };
+            netlink_send(&self.dump.socket, &dump_request(ours, CONNECTIONS, family))?;
+        }
+        self.asked = self.dump.receive_some(&mut |socket: TcpSocket| {
+            if ours.has(socket.local, socket.peer) {
+                f(socket);
+            }
+        })?;
+        Ok(self.asked || !self.families.is_empty())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Log records: how a master's state reaches a replica (DESIGN section 4, "Wire size").
+//! Log records: how a master's state reaches a replica (docs/design.md, "Packets").
 //!
 //! Fixed little-endian layouts, no padding. Offsets of streams travel as their low 32 bits and are widened
 //! against the store's own offsets: both sides of a record are always less than 2^31 apart. Only an opening

@@ -152,7 +152,7 @@ impl Mapping {
         unsafe { self.base.cast::<Header>().as_ref() }
     }
 
-    /// Address of the byte at a position of the ring; `MAX_ENTRY` and more bytes follow it contiguously.
+    /// Address of the byte at a position of the ring; a whole ring of bytes follows it contiguously.
     fn at(&self, position: u64) -> NonNull<u8> {
         let offset = RING_OFFSET + (position as usize & (RING_BYTES - 1));
         // SAFETY: offset is below MEMORY_BYTES, within the mapping.

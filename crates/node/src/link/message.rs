@@ -90,7 +90,7 @@ pub enum Message<'a> {
     },
     /// Answer to `Handover`.
     HandoverAck {
-        /// The epoch that ended.
+        /// The epoch that the partner has claimed.
         epoch: Epoch,
     },
     /// A raw packet that the partner is to have.

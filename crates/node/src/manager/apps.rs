@@ -385,7 +385,7 @@ impl Manager {
                 self.reply(id, number, reply);
             }
             Request::Switchover => {
-                let reply = match self.role.can_switch_over() {
+                let reply = match self.can_switch_over() {
                     Ok(()) => {
                         self.role.handle(self.start.elapsed(), RoleInput::SwitchoverRequested);
                         Reply::Ok

@@ -208,11 +208,6 @@ impl Manager {
         }
     }
 
-    fn can_switch_over(&self) -> Result<(), &'static str> {
-        self.role.can_switch_over()?;
-        if self.partner.unguarded { Err("the packet rules of the partner are missing") } else { Ok(()) }
-    }
-
     fn status(&self) -> serde_json::Value {
         let role = match self.role.role() {
             Role::Starting => "starting",

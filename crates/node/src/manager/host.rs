@@ -19,7 +19,7 @@ use tcpr_session::Now;
 use super::Manager;
 use crate::conntrack::{self, Conntrack};
 use crate::guard::{Event, Guard};
-use crate::sockdiag::{state, SockDiag};
+use crate::sockdiag::{state, Listing, SockDiag, TcpSocket};
 
 /// Most sessions asked about at once.
 const AT_ONCE: usize = 64;
@@ -42,6 +42,8 @@ pub(super) struct Host {
     /// Sessions of which the kernel is to be asked how far they have come.
     unsettled: Vec<SessionId>,
     strangers_due: Vec<Now>,
+    /// They are being looked for.
+    listing: Option<Listing>,
     conntrack: Option<Conntrack>,
     /// Recovered connections of which a handshake was seen: it made connection tracking look at numbers again.
     handshakes: Vec<FourTuple>,
@@ -60,6 +62,7 @@ impl Host {
             takeover_waits: false,
             unsettled: Vec::new(),
             strangers_due: Vec::new(),
+            listing: None,
             conntrack: None,
             handshakes: Vec::new(),
         }
@@ -144,7 +147,8 @@ impl Host {
     }
 
     pub(super) fn poll_timeout(&self, now: Now) -> Option<Now> {
-        let unsettled = (!self.unsettled.is_empty() && self.missing.is_none()).then_some(now);
+        let busy = !self.unsettled.is_empty() || self.listing.is_some();
+        let unsettled = (busy && self.missing.is_none()).then_some(now);
         unsettled.or_else(|| self.strangers_due.first().copied())
     }
 
@@ -233,6 +237,7 @@ impl Manager {
         if self.filter.mode() == Mode::Passive {
             self.host.unsettled.clear();
             self.host.strangers_due.clear();
+            self.host.listing = None;
             return;
         }
         while let Some(session) = self.filter.poll_around() {
@@ -248,9 +253,14 @@ impl Manager {
             for session in self.host.unsettled.split_off(from) {
                 self.settle_session(now, session);
             }
+        } else if let Some(listing) = self.host.listing.take() {
+            self.reset_strangers(listing);
         } else if self.host.strangers_due.first().is_some_and(|t| now >= *t) {
             self.host.strangers_due.remove(0);
-            self.reset_strangers();
+            match Listing::begin() {
+                Ok(listing) => self.host.listing = Some(listing),
+                Err(error) => log::warn!("cannot list the kernel's connections: {error}"),
+            }
         }
     }
 
@@ -269,18 +279,22 @@ impl Manager {
         }
     }
 
-    /// Connections that began around the queues: no store knows them, and nothing that they say would leave.
-    fn reset_strangers(&mut self) {
-        let sockets = match self.sockdiag.list(self.takeover.ours()) {
-            Ok(sockets) => sockets,
-            Err(error) => return log::warn!("cannot list the kernel's connections: {error}"),
+    /// Connections that began around the queues: no store knows them, and nothing that they say would leave. Looks at a few
+    /// hundred of the kernel's.
+    fn reset_strangers(&mut self, mut listing: Listing) {
+        let mut strangers = Vec::new();
+        let known = |s: &TcpSocket| {
+            let tuple = self.filter.outer(&FourTuple { local: s.local, peer: s.peer });
+            tuple.is_some_and(|tuple| self.filter.store().find(&tuple).is_some())
         };
-        for s in sockets {
-            let opens = matches!(s.state, state::SYN_RECV | state::SYN_SENT | state::TIME_WAIT);
-            let known = |tuple: FourTuple| self.filter.store().find(&tuple).is_some();
-            if opens || self.filter.outer(&FourTuple { local: s.local, peer: s.peer }).is_some_and(known) {
-                continue;
-            }
+        let opens = |s: &TcpSocket| matches!(s.state, state::SYN_RECV | state::SYN_SENT | state::TIME_WAIT);
+        let told = listing.step(self.takeover.ours(), |s| strangers.extend(Some(s).filter(|s| !opens(s) && !known(s))));
+        match told {
+            Ok(true) => self.host.listing = Some(listing),
+            Ok(false) => {}
+            Err(error) => log::warn!("cannot list the kernel's connections: {error}"),
+        }
+        for s in strangers {
             // Local ones meet no rules.
             let local = self.vips.first_mut().map(|vip| vip.is_here(s.peer.ip()));
             if !matches!(local, Some(Ok(false))) {

@@ -598,6 +598,7 @@ impl Manager {
             log::info!("signal {signal}: stopping");
             let now = self.start.elapsed();
             self.stopping = Some(Stopping { since: now, told_program: false });
+            // Also to a partner whose packet rules are missing: it takes over when they are back.
             if self.role.can_switch_over().is_ok() {
                 self.role.handle(now, tcpr_session::role::RoleInput::SwitchoverRequested);
                 // At once: the program is not to end its connections before they are the partner's.

@@ -9,7 +9,7 @@ use tcpr_session::tuple::FourTuple;
 
 use super::{apps, Manager, Token};
 use crate::nfqueue;
-use crate::sockdiag::{state, Ours, SockDiag, TcpSocket};
+use crate::sockdiag::{state, Listing, Ours, SockDiag, TcpSocket};
 
 /// Most batches taken from one queue before the other has its turn.
 const BATCHES: usize = 8;
@@ -29,17 +29,16 @@ const LINGER: Duration = Duration::from_millis(50);
 pub(super) enum Removal {
     #[default]
     Done,
-    /// The kernel tells what it has; and the address families that it has yet to tell of.
-    Listing { dump: SockDiag, asked: bool, families: Vec<libc::c_int>, found: Vec<TcpSocket> },
+    /// The kernel tells what it has.
+    Listing { listing: Listing, found: Vec<TcpSocket> },
     /// These are left.
     Destroying(Vec<TcpSocket>),
 }
 
 impl Removal {
     pub(super) fn begin() -> Removal {
-        let dump = SockDiag::open().map_err(|error| log::error!("cannot list the kernel's sockets: {error}"));
-        let families = vec![libc::AF_INET6, libc::AF_INET];
-        dump.map_or(Removal::Done, |dump| Removal::Listing { dump, asked: false, families, found: Vec::new() })
+        let listing = Listing::begin().map_err(|error| log::error!("cannot list the kernel's sockets: {error}"));
+        listing.map_or(Removal::Done, |listing| Removal::Listing { listing, found: Vec::new() })
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -50,21 +49,14 @@ impl Removal {
     pub(super) fn step(self, sockdiag: &mut SockDiag, ours: &Ours) -> Removal {
         match self {
             Removal::Done => Removal::Done,
-            Removal::Listing { mut dump, mut asked, mut families, mut found } => {
+            Removal::Listing { mut listing, mut found } => {
                 let lives = |s: &TcpSocket| matches!(s.state, state::LISTEN | state::SYN_SENT);
-                let told = match (asked, families.pop()) {
-                    (true, next) => {
-                        families.extend(next);
-                        dump.next(ours, |s| found.extend(Some(s).filter(|s| !lives(s)))).map(|more| asked = more)
-                    }
-                    (false, Some(family)) => dump.begin(ours, family).map(|()| asked = true),
-                    (false, None) => return Removal::Destroying(found),
-                };
-                if let Err(error) = told {
+                let told = listing.step(ours, |s| found.extend(Some(s).filter(|s| !lives(s))));
+                let more = told.unwrap_or_else(|error| {
                     log::error!("cannot list the kernel's sockets: {error}");
-                    return Removal::Destroying(found);
-                }
-                Removal::Listing { dump, asked, families, found }
+                    false
+                });
+                if more { Removal::Listing { listing, found } } else { Removal::Destroying(found) }
             }
             Removal::Destroying(mut left) => {
                 for s in left.split_off(left.len().saturating_sub(REMOVED)) {

@@ -233,7 +233,7 @@ impl Manager {
 
     /// The program crashed. A partner that can takes the service over; else its sessions go on here with the next one.
     pub(super) fn service_died(&mut self, now: Now) {
-        if self.role.role() == Role::Master && self.role.can_switch_over().is_ok() {
+        if self.role.role() == Role::Master && self.can_switch_over().is_ok() {
             self.takeover.died = true;
             self.role.handle(now, RoleInput::SwitchoverRequested);
         } else {

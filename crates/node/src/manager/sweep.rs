@@ -11,7 +11,7 @@ use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
 use super::Manager;
-use crate::sockdiag::{SockDiag, TcpSocket};
+use crate::sockdiag::{Listing, TcpSocket};
 
 /// How often the kernel is asked for its connections.
 const EVERY: Duration = Duration::from_secs(5);
@@ -37,8 +37,8 @@ pub(super) struct Sweep {
 enum Stage {
     #[default]
     Idle,
-    /// The kernel tells what it has; and the address families that it has yet to tell of.
-    Listing { dump: SockDiag, families: Vec<libc::c_int>, there: Vec<SessionId> },
+    /// The kernel tells what it has.
+    Listing { listing: Listing, there: Vec<SessionId> },
     /// What it has, in order; the sessions that are to be looked at; what is missing so far.
     Checking { there: Vec<SessionId>, left: Vec<SessionId>, missing: HashSet<SessionId> },
 }
@@ -73,28 +73,20 @@ impl Manager {
     fn sweep_step(&mut self, now: Now, stage: Stage) -> io::Result<Stage> {
         let ours = self.takeover.ours();
         match stage {
-            Stage::Idle => {
-                let mut dump = SockDiag::open()?;
-                dump.begin(ours, libc::AF_INET)?;
-                Ok(Stage::Listing { dump, families: vec![libc::AF_INET6], there: Vec::new() })
-            }
-            Stage::Listing { mut dump, mut families, mut there } => {
+            Stage::Idle => Ok(Stage::Listing { listing: Listing::begin()?, there: Vec::new() }),
+            Stage::Listing { mut listing, mut there } => {
                 let (filter, store) = (&self.filter, self.filter.store());
                 let mut note = |socket: TcpSocket| {
                     let outer = filter.outer(&FourTuple { local: socket.local, peer: socket.peer });
                     there.extend(outer.and_then(|tuple| store.find(&tuple)));
                 };
                 for _ in 0..PARTS {
-                    if dump.next(ours, &mut note)? {
-                        continue;
-                    }
-                    let Some(family) = families.pop() else {
+                    if !listing.step(ours, &mut note)? {
                         there.sort_unstable();
                         return Ok(Stage::Checking { there, left: filter.sessions(), missing: HashSet::new() });
-                    };
-                    dump.begin(ours, family)?;
+                    }
                 }
-                Ok(Stage::Listing { dump, families, there })
+                Ok(Stage::Listing { listing, there })
             }
             Stage::Checking { there, mut left, mut missing } => {
                 let step = left.split_off(left.len().saturating_sub(SESSIONS));

@@ -1,4 +1,4 @@
-//! Restoring sessions and handing them over (DESIGN section 6).
+//! Restoring sessions and handing them over (docs/design.md, "Takeover").
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;

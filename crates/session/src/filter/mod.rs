@@ -1,6 +1,6 @@
 //! The filter: packets, hook events and replica acknowledgements in; verdicts and log records out.
 //!
-//! It holds the release rule (DESIGN section 4): no segment leaves for a peer before the replica has stored
+//! It holds the release rule (docs/design.md, "Packets"): no segment leaves for a peer before the replica has stored
 //! every input byte that its ACK covers and every output byte that it carries (I1), and no output before its
 //! turn is committed (I2). One filter serves a member through all its roles; [`Mode`] says which rules are on.
 //!

@@ -1,4 +1,4 @@
-//! Takeover (DESIGN section 6): probe the peers, restore sockets, keep input behind the barrier, then inject
+//! Takeover (docs/design.md, "Takeover"): probe the peers, restore sockets, keep input behind the barrier, then inject
 //! what the application has yet to read.
 
 use std::cmp::Reverse;

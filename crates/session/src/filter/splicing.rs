@@ -1,4 +1,4 @@
-//! Engine `splice` (DESIGN section 6): the socket of a recovered session is made by the local listener itself, with a
+//! Engine `splice` (docs/design.md, "Takeover"): the socket of a recovered session is made by the local listener itself, with a
 //! handshake in the peer's name of which the peer sees nothing. From then on the numbers of the two halves differ by
 //! what [`Splice`] says, and every segment is corrected on its way: the rest of the filter knows only the peer's numbers.
 
