@@ -202,7 +202,6 @@ fn an_independent_event_loop_relays_replies_in_parts() {
 
 /// Answers that come in parts, by a timer.
 #[test]
-#[ignore = "known: now and then one of its connections stands still after a failover"]
 fn an_independent_server_goes_on_with_answers_in_parts() {
     let service = Service::new("parts", PORT).port_key("independent", "true");
     let mut w = World::six("parts", service, &[&built("event_loop"), "5555", "parts"]);

@@ -31,6 +31,8 @@ pub(super) struct Progress {
     consumed: Option<u64>,
     /// Output offset up to which the application has written, absorbed bytes included.
     written: u64,
+    /// Up to here it writes again what a former process had written of an open response; 0: nothing.
+    again: u64,
     fin_asked: bool,
     /// The last write was short: what it left over is in the application's memory only.
     short: bool,
@@ -90,6 +92,7 @@ impl Progress {
             answered: in_done,
             consumed: None,
             written: out_base,
+            again: again(out_base, out_done),
             fin_asked: false,
             short: false,
             left: 0,
@@ -227,6 +230,7 @@ impl Progress {
         self.answered = self.done.in_done;
         self.consumed = None;
         self.written = self.done.out_base;
+        self.again = again(self.done.out_base, self.done.out_done);
         self.fin_asked = self.done.fin;
         self.short = false;
         self.left = 0;
@@ -262,6 +266,12 @@ impl Progress {
         self.independent && inferred && !self.oversized() && self.target() > self.done.in_done
     }
 
+    /// A response in parts is written again, and nothing beyond what was out of it. What was read may be more than what that
+    /// answered: its peer, who has it all, may have asked for more meanwhile. So nothing says yet what is done.
+    fn catches_up(&self) -> bool {
+        self.independent && self.written <= self.again && self.again > 0 && self.consumed.is_none() && !self.fin_asked
+    }
+
     /// How far the input would be done if the turn was whole.
     fn target(&self) -> u64 {
         let discard = self.unanswered == Unanswered::Discard;
@@ -287,7 +297,7 @@ impl Progress {
             Some(_) => self.in_read > before.in_done,
             None => target > before.in_done,
         } || (before.in_done == 0 && before.out_base == 0);
-        let open = unfinished && alone && comes_again && !before.torn && !self.lost;
+        let open = (unfinished && alone && comes_again || self.catches_up()) && !before.torn && !self.lost;
 
         let done = &mut self.done;
         done.out_done = done.out_done.max(self.written);
@@ -332,4 +342,9 @@ impl Progress {
             newly_torn: self.done.torn && !before.torn,
         }
     }
+}
+
+/// What is out of an open response.
+fn again(out_base: u64, out_done: u64) -> u64 {
+    if out_base < out_done { out_done } else { 0 }
 }

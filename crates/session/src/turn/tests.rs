@@ -899,6 +899,61 @@ fn an_independent_response_in_parts_is_open_until_the_application_reads_on() {
     assert_eq!(one(&mut p), vec![entry(1, 20, 330, 100)]);
 }
 
+/// The peer has the whole answer that its server makes again, and asks for more meanwhile: nothing says which of it was the
+/// answer to what.
+#[test]
+fn what_is_written_again_of_an_independent_response_finishes_nothing() {
+    let port = PortPolicy { independent: true, ..PortPolicy::default() };
+    for consumes in [false, true] {
+        let mut p = policy();
+        p.open(1, port, 20, 300, 100);
+        if consumes {
+            p.consume(T, 1, 0);
+        }
+        p.read(MS, T, 1, 10);
+        p.write(MS, T, 1, 50, false);
+        p.turn_end(MS, T);
+        p.asked_anew(1);
+        p.read(MS, T, 1, 7);
+        p.turn_end(MS, T);
+        p.read(MS, T, 1, 0);
+        p.write(MS, T, 1, 150, false);
+        p.turn_end(MS, T);
+        // Half of the next request was there before, and the other half comes now.
+        p.asked_anew(1);
+        p.read(MS, T, 1, 3);
+        if consumes {
+            p.consume(T, 1, 20);
+            p.turn_end(MS, T);
+            assert_eq!(commits(&mut p).last().unwrap(), &vec![entry(1, 40, 300, 300)], "it says so itself");
+            continue;
+        }
+        p.turn_end(MS, T);
+        assert!(commits(&mut p).is_empty(), "a second failover would lose the rest of the answer, or the request behind it");
+        p.write(MS, T, 1, 5, false);
+        p.turn_end(MS, T);
+        assert_eq!(one(&mut p), vec![entry(1, 20, 305, 100)]);
+        p.asked_anew(1);
+        assert_eq!(one(&mut p), vec![entry(1, 40, 305, 305)]);
+    }
+    // A process that dies leaves the same to another one.
+    let mut p = with(port, &[1]);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 100, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 100, 0)]);
+    p.process_gone(0);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 60, false);
+    p.turn_end(MS, T);
+    p.read(MS, T, 1, 5);
+    assert!(commits(&mut p).is_empty());
+    // It ends it: there will be no more.
+    p.shutdown(MS, T, 1);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![fin(entry(1, 15, 100, 60))]);
+}
+
 #[test]
 fn what_comes_of_no_request_leaves_nothing_open() {
     // A greeting, and pushes: nobody would write them again.
