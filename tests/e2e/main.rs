@@ -18,6 +18,7 @@ mod options;
 mod other_tcp;
 mod proxies;
 mod requests;
+mod resets;
 mod responses;
 mod servers;
 mod slow;
