@@ -11,6 +11,7 @@ mod handshakes;
 mod host;
 mod hostile;
 mod ipv6;
+mod joined;
 mod life;
 mod local;
 mod network;

@@ -138,6 +138,19 @@ impl SockDiag {
         Ok(waiting)
     }
 
+    /// The listeners of the service's ports that peers reach on its addresses.
+    pub fn listeners(&mut self, ours: &Ours) -> io::Result<Vec<TcpSocket>> {
+        let mut found = Vec::new();
+        self.dump(ours, 1 << state::LISTEN, |listener| {
+            let at = listener.local;
+            let reached = |local: &SocketAddr| local.port() == at.port() && (at.ip().is_unspecified() || local.ip() == at.ip());
+            if ours.locals.iter().any(reached) {
+                found.push(listener);
+            }
+        })?;
+        Ok(found)
+    }
+
     /// Asks for the same of one address family, to be taken in steps by [`SockDiag::next`]; nothing else may be asked of this
     /// socket until that is done.
     pub fn begin(&mut self, ours: &Ours, family: libc::c_int) -> io::Result<()> {

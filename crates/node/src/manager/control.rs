@@ -194,7 +194,7 @@ impl Manager {
     fn control_reply(&mut self, request: &ControlRequest) -> serde_json::Value {
         match request {
             ControlRequest::Status => self.status(),
-            ControlRequest::Switchover => match self.role.can_switch_over() {
+            ControlRequest::Switchover => match self.can_switch_over() {
                 Ok(()) => {
                     self.role.handle(self.start.elapsed(), RoleInput::SwitchoverRequested);
                     json!({ "ok": true, "epoch": self.role.epoch().number })
@@ -216,13 +216,14 @@ impl Manager {
             Role::Fenced => "fenced",
         };
         let epoch = self.role.epoch();
+        let trouble = self.program_trouble();
         json!({
             "member": self.config.me().name,
             "service": self.config.service.name,
             "role": role,
             "epoch": epoch.number,
             "epoch_member": self.config.members.get(usize::from(epoch.member)).map(|m| m.name.clone()),
-            "protected": self.role.protected() && self.host.whole(&self.filter),
+            "protected": self.role.protected() && self.host.whole(&self.filter) && trouble.is_none(),
             "host": self.host.status(&self.filter),
             "partner": self.partner_status(),
             "sessions": self.filter.store().len(),
@@ -230,6 +231,7 @@ impl Manager {
             "virtual_ip": self.vips.iter().map(|v| v.addr().to_string()).collect::<Vec<_>>(),
             "virtual_ip_here": self.vip_up,
             "applications": self.applications(),
+            "program_trouble": trouble,
             "hooked": self.filter.hooked(),
             "engine": if self.filter.engine() == Engine::Splice { "splice" } else { "repair" },
             "program_starts": self.program.as_ref().map(|p| p.starts),

@@ -131,6 +131,8 @@ impl Manager {
                 }
             }
             RoleAction::ProbeReach => self.probe_reach(now),
+            // A takeover that waits for the packet rules has nothing to hand over yet. Nobody acknowledges, and we go on.
+            RoleAction::StartHandover { .. } if !self.serves() => log::warn!("no handover: this member does not serve yet"),
             RoleAction::StartHandover { epoch } => {
                 self.drain_apps();
                 self.filter_actions();
@@ -231,9 +233,19 @@ impl Manager {
         }
     }
 
+    fn serves(&self) -> bool {
+        matches!(self.filter.mode(), Mode::Active | Mode::Restoring)
+    }
+
+    /// Whether a switchover may be asked for, or why not.
+    pub(super) fn can_switch_over(&self) -> Result<(), &'static str> {
+        self.role.can_switch_over()?;
+        if self.serves() { Ok(()) } else { Err("this member does not serve yet: see host in tcpr status") }
+    }
+
     /// The program crashed. A partner that can takes the service over; else its sessions go on here with the next one.
     pub(super) fn service_died(&mut self, now: Now) {
-        if self.role.role() == Role::Master && self.role.can_switch_over().is_ok() {
+        if self.role.role() == Role::Master && self.can_switch_over().is_ok() {
             self.takeover.died = true;
             self.role.handle(now, RoleInput::SwitchoverRequested);
         } else {
