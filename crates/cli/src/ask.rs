@@ -53,7 +53,8 @@ pub fn status(common: &Common) -> Result<u8, String> {
         println!("member     {}", text(&answer, "member"));
         println!("role       {}", text(&answer, "role"));
         println!("epoch      {}", answer["epoch"]);
-        let missing = answer["host"]["missing"].as_str().map(|why| format!(" ({why})")).unwrap_or_default();
+        let why = answer["host"]["missing"].as_str().or_else(|| answer["program_trouble"].as_str());
+        let missing = why.map(|why| format!(" ({why})")).unwrap_or_default();
         println!("protected  {}{missing}", if protected { "yes" } else { "no" });
         match answer.get("partner") {
             Some(Value::Object(_)) => {

@@ -7,14 +7,24 @@ use tcpr_node::vip::Vip;
 use crate::{load, Common};
 
 /// `tcpr check`.
-pub fn check(common: &Common) -> Result<u8, String> {
+pub fn check(common: &Common, no_preload: bool) -> Result<u8, String> {
     let config = load(common.config.as_ref())?;
-    let unsupported = config.unsupported();
+    let mut unsupported = config.unsupported();
+    let mut warnings = config.warnings();
+    let unhooked = config.unsupported_unhooked();
+    if no_preload {
+        unsupported.extend(unhooked);
+    } else {
+        warnings.extend(unhooked.into_iter().map(|what| format!("tcpr run --no-preload will refuse it: {what}")));
+    }
     if common.json {
-        println!("{}", json!({ "ok": unsupported.is_empty(), "member": config.me().name, "unsupported": unsupported }));
+        println!("{}", json!({ "ok": unsupported.is_empty(), "member": config.me().name, "unsupported": unsupported, "warnings": warnings }));
     } else {
         for u in &unsupported {
-            println!("not built yet: {u}");
+            println!("not built: {u}");
+        }
+        for w in &warnings {
+            println!("warning: {w}");
         }
         println!(
             "member {} of service {}: {}",

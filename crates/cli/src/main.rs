@@ -59,7 +59,13 @@ enum Command {
     /// Kill the server and start it again (a new version of it, say); on the master its connections go on
     Restart(Common),
     /// Check the configuration file
-    Check(Common),
+    Check {
+        #[command(flatten)]
+        common: Common,
+        /// Say whether `tcpr run --no-preload` will take it, too
+        #[arg(long)]
+        no_preload: bool,
+    },
     /// Find out what this kernel and these privileges allow, and what to do about it
     Doctor(Common),
     /// Print a new key for replication; put the same file on both members
@@ -96,7 +102,7 @@ fn main() -> ExitCode {
         Command::Sessions(c) => ask::sessions(&c),
         Command::Switchover(c) => ask::switchover(&c),
         Command::Restart(c) => ask::restart(&c),
-        Command::Check(c) => check::check(&c),
+        Command::Check { common, no_preload } => check::check(&common, no_preload),
         Command::Doctor(c) => doctor::doctor(&c),
         Command::Keygen => {
             print!("{}", tcpr_node::key::generate());

@@ -4,6 +4,7 @@
 //! `validate` turns it into the typed form that the rest of the code uses. So every mistake gets a
 //! message of our own (the key, what is wrong, what to do), and all mistakes are told at once.
 
+mod known;
 mod raw;
 mod service;
 mod validate;
@@ -77,6 +78,15 @@ pub enum Greeting {
     Absorb,
 }
 
+/// What becomes of a port's sessions at a takeover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnTakeover {
+    /// They go on.
+    Keep,
+    /// Their peers are told that they are over, and connect anew.
+    Reset,
+}
+
 /// A protected port.
 #[derive(Debug, Clone)]
 pub struct Port {
@@ -86,6 +96,8 @@ pub struct Port {
     pub policy: PortPolicy,
     /// What happens to a second greeting.
     pub greeting: Greeting,
+    /// What becomes of its sessions at a takeover, if the file says it; they go on if not.
+    pub on_takeover: Option<OnTakeover>,
 }
 
 /// A destination of connections that the service makes itself.
@@ -297,6 +309,26 @@ impl Config {
     /// Whether this member starts as master when both start together.
     pub fn is_preferred(&self) -> bool {
         self.failover.preferred == self.member_index
+    }
+
+    /// What is not wrong, and seldom meant so.
+    pub fn warnings(&self) -> Vec<String> {
+        let unsaid = self.service.ports.iter().filter(|p| p.on_takeover.is_none());
+        unsaid.filter_map(|p| known::warning(p.port)).collect()
+    }
+
+    /// Why the program cannot be run without the library (`tcpr run --no-preload`).
+    pub fn unsupported_unhooked(&self) -> Vec<String> {
+        let ports = self.service.ports.iter().map(|p| (p.greeting, format!("port {}", p.port)));
+        let outgoing = self.service.outgoing.iter().map(|o| (o.greeting, o.address.to_string()));
+        let absorb = ports.chain(outgoing).filter(|(greeting, _)| *greeting == Greeting::Absorb);
+        let text = |what| {
+            format!(
+                "greeting = \"absorb\" of {what} needs the library in the program, and --no-preload leaves it out: a peer would be greeted \
+                 again in the middle of its connection; run the program with the library, or use on_takeover = \"reset\""
+            )
+        };
+        absorb.map(|(_, what)| text(what)).collect()
     }
 
     /// What this file asks for that the format knows but that is not built yet. `run` refuses to

@@ -17,6 +17,7 @@ pub mod rawsock;
 pub mod reach;
 pub mod repair;
 pub mod rules;
+pub mod serving;
 pub mod sockdiag;
 pub mod table;
 pub mod vip;

@@ -138,6 +138,19 @@ impl SockDiag {
         Ok(waiting)
     }
 
+    /// The listeners of the service's ports that peers reach on its addresses.
+    pub fn listeners(&mut self, ours: &Ours) -> io::Result<Vec<TcpSocket>> {
+        let mut found = Vec::new();
+        self.dump(ours, 1 << state::LISTEN, |listener| {
+            let at = listener.local;
+            let reached = |local: &SocketAddr| local.port() == at.port() && (at.ip().is_unspecified() || local.ip() == at.ip());
+            if ours.locals.iter().any(reached) {
+                found.push(listener);
+            }
+        })?;
+        Ok(found)
+    }
+
     /// All sockets in these states, of the port if the service has but one.
     fn dump(&mut self, ours: &Ours, states: u32, mut f: impl FnMut(TcpSocket)) -> io::Result<()> {
         for family in [libc::AF_INET, libc::AF_INET6] {

@@ -44,6 +44,8 @@ pub struct PortPolicy {
     /// What is written to a session follows from that session's input alone, as in a file server: each is judged as
     /// if the turn had touched no other.
     pub independent: bool,
+    /// What the application knows of a session dies with it, and the session is worth nothing without: it is reset at a takeover.
+    pub reset: bool,
 }
 
 impl PortPolicy {
@@ -58,6 +60,7 @@ impl PortPolicy {
             },
             max_unanswered_bytes: 4 << 20,
             independent: false,
+            reset: false,
         }
     }
 }

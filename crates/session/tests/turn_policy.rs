@@ -840,6 +840,7 @@ proptest! {
                         unanswered: if discard { Unanswered::Discard } else { Unanswered::Redeliver },
                         max_unanswered_bytes: 10_000,
                         independent: rng.chance(30),
+                        reset: false,
                     };
                     p.open(s, port, n, n / 2, n / 3);
                     known[s as usize] = None;

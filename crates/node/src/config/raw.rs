@@ -53,6 +53,7 @@ pub(super) struct Port {
     pub max_unanswered_bytes: Option<i64>,
     pub independent: Option<bool>,
     pub greeting: Option<String>,
+    pub on_takeover: Option<String>,
 }
 
 #[derive(Deserialize)]

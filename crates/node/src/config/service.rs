@@ -8,7 +8,8 @@ use tcpr_session::framing::Framing;
 use tcpr_session::turn::{PortPolicy, Unanswered};
 
 use super::validate::{no_machine, Mistakes};
-use super::{raw, Greeting, Outgoing, Port, Service, VirtualIp, DEFAULT_MAX_UNANSWERED_BYTES};
+use super::{raw, Greeting, OnTakeover, Outgoing, Port, Service, VirtualIp, DEFAULT_MAX_UNANSWERED_BYTES};
+use crate::channel::ring::SLOTS;
 
 pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     let name = r.name.clone().unwrap_or_else(|| "default".into());
@@ -72,6 +73,12 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
                 p.port
             ));
         }
+    }
+    if ports.len() > SLOTS {
+        m.add(format!(
+            "[[service.ports]] appears {} times; one service protects at most {SLOTS} ports: make a second service, with a name, queues and a virtual IP of its own, for the others",
+            ports.len()
+        ));
     }
     let outgoing = outgoing(m, &r.outgoing);
     if r.ports.is_empty() && r.outgoing.is_empty() {
@@ -147,7 +154,10 @@ fn port(m: &mut Mistakes, r: &raw::Port) -> Port {
     let number = m.port("service.ports.port", r.port);
     let key = |k: &str| format!("service.ports.{k} of port {}", r.port);
     let (policy, greeting) = handling(m, &key, (&r.framing, &r.unanswered, r.max_unanswered_bytes, r.independent, &r.greeting));
-    Port { port: number, policy, greeting }
+    let choices = [("keep", OnTakeover::Keep), ("reset", OnTakeover::Reset)];
+    let on_takeover = r.on_takeover.as_deref().map(|what| m.word(&key("on_takeover"), Some(what), &choices));
+    let policy = PortPolicy { reset: on_takeover == Some(OnTakeover::Reset), ..policy };
+    Port { port: number, policy, greeting, on_takeover }
 }
 
 /// The keys that say how input is judged: framing, unanswered, max_unanswered_bytes, independent, greeting.
@@ -178,7 +188,7 @@ fn handling(m: &mut Mistakes, key: &dyn Fn(&str) -> String, keys: Handling<'_>) 
         &[("pass", Greeting::Pass), ("absorb", Greeting::Absorb)],
     );
     let independent = independent.unwrap_or(false);
-    (PortPolicy { framing, unanswered, max_unanswered_bytes, independent }, greeting)
+    (PortPolicy { framing, unanswered, max_unanswered_bytes, independent, reset: false }, greeting)
 }
 
 fn framing(m: &mut Mistakes, key: &str, value: Option<&toml::Value>) -> Framing {

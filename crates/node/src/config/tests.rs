@@ -364,6 +364,7 @@ fn wrong_ports() {
         &key("max_unanswered_bytes = 0"),
         &["max_unanswered_bytes of port 80"],
     );
+    says(&key("on_takeover = \"x\""), &["on_takeover of port 80", "\"keep\" or \"reset\""]);
     says(
         &key("greeting = \"x\""),
         &["greeting of port 80", "\"pass\" or \"absorb\""],
@@ -388,6 +389,43 @@ fn wrong_ports() {
     let [o] = &c.service.outgoing[..] else { panic!("{:?}", c.service.outgoing) };
     assert!(matches!((o.policy.framing, o.policy.unanswered, o.greeting), (Framing::Lines, Unanswered::Discard, Greeting::Absorb)));
     says(&format!("{}\nunanswered = \"x\"", to("1.2.3.4:5")), &["service.outgoing.unanswered of 1.2.3.4:5"]);
+}
+
+#[test]
+fn there_may_be_as_many_ports_as_there_is_room_for() {
+    let ports = |n: u16| with("port = 5555", &format!("port = 1{}", (2..=n).map(|p| format!("\n[[service.ports]]\nport = {p}")).collect::<String>()));
+    assert_eq!(Config::parse(&ports(16), None).unwrap().service.ports.len(), 16);
+    says(&ports(17), &["[[service.ports]] appears 17 times", "at most 16 ports"]);
+}
+
+/// Nothing is wrong with them, but what the user would get is not what he wants.
+#[test]
+fn ports_of_protocols_that_keep_state() {
+    let warnings = |text: &str| Config::parse(text, None).unwrap().warnings();
+    assert_eq!(warnings(GOOD), [""; 0]);
+    let known = [22, 443, 465, 587, 636, 853, 989, 990, 993, 995, 5432, 3306, 6379, 1883, 8883, 6667, 6697];
+    for port in known {
+        let port = with("port = 5555", &format!("port = {port}"));
+        let [warning] = &warnings(&port)[..] else { panic!("{port}") };
+        assert!(warning.contains("on_takeover = \"reset\"") && warning.contains("docs/supported-programs.md"), "{warning}");
+        for said in ["keep", "reset"] {
+            let key = format!("[[service.ports]]\non_takeover = \"{said}\"");
+            assert_eq!(warnings(&port.replace("[[service.ports]]", &key)), [""; 0]);
+        }
+    }
+    let c = Config::parse(&with("port = 5555", "port = 22\non_takeover = \"reset\""), None).unwrap();
+    assert!(c.service.ports[0].policy.reset);
+}
+
+/// What the library does cannot be had without it.
+#[test]
+fn a_greeting_that_only_the_library_can_absorb() {
+    let without = |text: &str| Config::parse(text, None).unwrap().unsupported_unhooked();
+    assert_eq!(without(GOOD), [""; 0]);
+    let [port] = &without(&with("port = 5555", "port = 25\ngreeting = \"absorb\""))[..] else { panic!("one") };
+    assert!(port.contains("greeting = \"absorb\" of port 25") && port.contains("--no-preload"), "{port}");
+    let [to] = &without(&and("[[service.outgoing]]\naddress = \"1.2.3.4:5\"\ngreeting = \"absorb\""))[..] else { panic!("one") };
+    assert!(to.contains("of 1.2.3.4:5"), "{to}");
 }
 
 #[test]

@@ -57,6 +57,15 @@ pub(super) struct App {
     broken: bool,
     /// It was cut off, and lives: what matters of it is when it dies.
     deaf: bool,
+    /// It has closed its channel, and lives: it is another program now (exec).
+    left: bool,
+}
+
+impl App {
+    /// It tells what it does.
+    pub(super) fn has_joined(&self) -> bool {
+        !self.deaf && !self.left
+    }
 }
 
 /// Takes what the hooks have told since the last time into the filter.
@@ -140,11 +149,6 @@ impl Manager {
         (app.broken, app.deaf) = (false, true);
         self.filter.cut_off(now, id);
         self.takeover.app_gone(id);
-    }
-
-    /// How many processes have joined and are believed.
-    pub(super) fn applications(&self) -> usize {
-        self.apps.values().filter(|app| !app.deaf).count()
     }
 
     /// Announces that we sleep. False: there is something to read first.
@@ -249,7 +253,8 @@ impl Manager {
                     }
                 }
                 channel.set_pressure(self.partner.pressure);
-                self.apps.insert(id, App { channel, broken: false, deaf: false });
+                self.apps.insert(id, App { channel, broken: false, deaf: false, left: false });
+                self.program.iter_mut().for_each(|program| program.trouble = None);
                 self.publish_role();
                 self.publish_pending();
             }
@@ -278,10 +283,12 @@ impl Manager {
                     // The channel is closed; the process may live on (exec), and its death is told apart.
                     let now = self.now();
                     drain(&mut self.apps, &mut self.filter, now);
-                    if let Some(app) = self.apps.get(&id) {
+                    if let Some(app) = self.apps.get_mut(&id) {
+                        app.left = true;
                         self.poller.remove(app.channel.socket_fd().as_raw_fd());
                     }
-                    return;
+                    // What it is now rings no bell, and does not know one.
+                    return self.takeover.app_gone(id);
                 }
                 Err(error) => {
                     log::warn!("application: {}", describe(&error));

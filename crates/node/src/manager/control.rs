@@ -216,13 +216,14 @@ impl Manager {
             Role::Fenced => "fenced",
         };
         let epoch = self.role.epoch();
+        let trouble = self.program_trouble();
         json!({
             "member": self.config.me().name,
             "service": self.config.service.name,
             "role": role,
             "epoch": epoch.number,
             "epoch_member": self.config.members.get(usize::from(epoch.member)).map(|m| m.name.clone()),
-            "protected": self.role.protected() && self.host.whole(&self.filter) && !self.partner.unguarded,
+            "protected": self.role.protected() && self.host.whole(&self.filter) && !self.partner.unguarded && trouble.is_none(),
             "host": self.host.status(&self.filter),
             "partner": self.partner_status(),
             "sessions": self.filter.store().len(),
@@ -230,6 +231,7 @@ impl Manager {
             "virtual_ip": self.vips.iter().map(|v| v.addr().to_string()).collect::<Vec<_>>(),
             "virtual_ip_here": self.vip_up,
             "applications": self.applications(),
+            "program_trouble": trouble,
             "hooked": self.filter.hooked(),
             "engine": if self.filter.engine() == Engine::Splice { "splice" } else { "repair" },
             "program_starts": self.program.as_ref().map(|p| p.starts),

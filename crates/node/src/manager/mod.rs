@@ -9,6 +9,7 @@
 //! - `roles`: what the role machine decides; a program that dies or is replaced
 //! - `takeover`: restoring sessions and handing them over
 //! - `host`: what tcpr has put on the host, and what follows when it was taken away
+//! - `serving`: whether a failover would find somebody to serve
 //! - `virtual_ip`: holding it, and telling the network
 //! - `sweep`: connections that the kernel has given up
 //! - `control`: `tcpr status` and its like
@@ -26,6 +27,7 @@ mod partner;
 mod poller;
 mod program;
 mod roles;
+mod serving;
 mod signals;
 mod sweep;
 mod takeover;
@@ -120,6 +122,7 @@ pub struct Manager {
     /// None: it could not be written; nothing else depends on it.
     table: Option<Table>,
     sweep: sweep::Sweep,
+    serving: serving::Serving,
     epochs: disk::EpochFile,
     _lock: disk::Lock,
     _claims: Vec<Claim>,
@@ -166,10 +169,16 @@ impl Manager {
     /// # Errors
     /// Says what is missing: a privilege, a tool, a port or queue in use, an interface.
     pub fn new(config: Config, hosting: Hosting) -> io::Result<Manager> {
-        let unsupported = config.unsupported();
+        // Only a program that runs without the library tells nothing, and only its own listener can take sessions back.
+        let hooked = hosting.program.as_ref().is_none_or(|spec| spec.library.is_some());
+        let mut unsupported = config.unsupported();
+        if !hooked {
+            unsupported.extend(config.unsupported_unhooked());
+        }
         if !unsupported.is_empty() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, unsupported.join("; ")));
         }
+        config.warnings().iter().for_each(|warning| log::warn!("{warning}"));
         let start = Instant::now();
         let service = &config.service;
         let lock = disk::Lock::take(&service.state_dir)?;
@@ -187,8 +196,6 @@ impl Manager {
         let mut sockdiag = SockDiag::open().map_err(context("cannot open a sock_diag socket"))?;
         let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy)).collect();
         let outgoing = service.outgoing.iter().map(|o| (o.address, o.policy)).collect();
-        // Only a program that runs without the library tells nothing, and only its own listener can take sessions back.
-        let hooked = hosting.program.as_ref().is_none_or(|spec| spec.library.is_some());
         let engine = if hooked { config.recovery.engine } else { Engine::Splice };
         let asynchronous = config.replication.durability == Durability::Async;
         let max_turn = config.recovery.max_turn;
@@ -296,6 +303,7 @@ impl Manager {
             strangers: apps::Strangers::default(),
             program,
             partner,
+            serving: serving::Serving::new(ours.clone()),
             takeover: takeover::Takeover::new(ours, hooked),
             removal,
             control,
@@ -488,6 +496,7 @@ impl Manager {
         self.strangers_timers(now);
         self.stop_timers(now);
         self.host_timers(now);
+        self.serving_timers(now);
         self.sweep(now);
         self.clear_away();
     }
@@ -525,7 +534,11 @@ impl Manager {
                 }
             }
             Ok(None) => {}
-            Err(error) => log::error!("cannot start the program: {error}"),
+            Err(error) => {
+                let what = format!("cannot start the program {}: {error}", program.name().display());
+                log::error!("{what}");
+                self.note_program_trouble(what);
+            }
         }
     }
 
@@ -551,6 +564,7 @@ impl Manager {
             return;
         }
         log::warn!("the program ended: {status}");
+        self.note_program_trouble(format!("the program ended: {status}"));
         self.kill_the_rest();
         self.drain_apps();
         self.apps_of_dead_program(now);
@@ -599,7 +613,7 @@ impl Manager {
             let now = self.start.elapsed();
             self.stopping = Some(Stopping { since: now, told_program: false });
             // Also to a partner whose packet rules are missing: it takes over when they are back.
-            if self.role.can_switch_over().is_ok() {
+            if self.serves() && self.role.can_switch_over().is_ok() {
                 self.role.handle(now, tcpr_session::role::RoleInput::SwitchoverRequested);
                 // At once: the program is not to end its connections before they are the partner's.
                 self.role_actions();

@@ -998,12 +998,6 @@ impl Manager {
 
     // ---- status --------------------------------------------------------------------------------------
 
-    /// Whether the partner can take the service over at once.
-    pub(super) fn can_switch_over(&self) -> Result<(), &'static str> {
-        self.role.can_switch_over()?;
-        if self.partner.unguarded { Err("the packet rules of the partner are missing") } else { Ok(()) }
-    }
-
     pub(super) fn partner_status(&self) -> serde_json::Value {
         let Some((_, name, address)) = &self.partner.partner else { return serde_json::Value::Null };
         let view = self.role.partner();

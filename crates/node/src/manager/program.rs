@@ -1,6 +1,6 @@
 //! The program that `tcpr run` starts, and starts again.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -48,6 +48,8 @@ pub struct Program {
     not_ours: Vec<libc::pid_t>,
     /// How often it was started.
     pub starts: u64,
+    /// What became of it last, until one of its processes joins.
+    pub trouble: Option<String>,
 }
 
 impl Program {
@@ -60,7 +62,17 @@ impl Program {
         }
         let (child, not_ours) = (None, children());
         let (back_off, start_at) = (Duration::ZERO, Some(now));
-        Program { spec, environment, child, since: now, back_off, crashes: 0, replaced: false, start_at, not_ours, starts: 0 }
+        Program { spec, environment, child, since: now, back_off, crashes: 0, replaced: false, start_at, not_ours, starts: 0, trouble: None }
+    }
+
+    /// What is started.
+    pub fn name(&self) -> &OsStr {
+        &self.spec.command[0]
+    }
+
+    /// The library is put into it.
+    pub fn is_hooked(&self) -> bool {
+        self.spec.library.is_some()
     }
 
     /// When it is to be started.

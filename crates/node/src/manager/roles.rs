@@ -131,6 +131,8 @@ impl Manager {
                 }
             }
             RoleAction::ProbeReach => self.probe_reach(now),
+            // A takeover that waits for the packet rules has nothing to hand over yet. Nobody acknowledges, and we go on.
+            RoleAction::StartHandover { .. } if !self.serves() => log::warn!("no handover: this member does not serve yet"),
             RoleAction::StartHandover { epoch } => {
                 self.drain_apps();
                 self.filter_actions();
@@ -228,6 +230,20 @@ impl Manager {
             if self.receive_out() {
                 break;
             }
+        }
+    }
+
+    pub(super) fn serves(&self) -> bool {
+        matches!(self.filter.mode(), Mode::Active | Mode::Restoring)
+    }
+
+    /// Whether a switchover may be asked for, or why not.
+    pub(super) fn can_switch_over(&self) -> Result<(), &'static str> {
+        self.role.can_switch_over()?;
+        match (self.serves(), self.partner.unguarded) {
+            (false, _) => Err("this member does not serve yet: see host in tcpr status"),
+            (true, true) => Err("the packet rules of the partner are missing"),
+            (true, false) => Ok(()),
         }
     }
 

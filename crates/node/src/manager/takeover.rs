@@ -142,7 +142,7 @@ impl Takeover {
         self.ready.values().map(VecDeque::len).sum()
     }
 
-    fn has_listener(&self, port: u16) -> bool {
+    pub(super) fn has_listener(&self, port: u16) -> bool {
         self.listeners.get(&port).is_some_and(|l| !l.is_empty())
     }
 

@@ -734,7 +734,7 @@ impl Filter {
             return Vec::new();
         }
         let outgoing: Vec<(SessionId, FourTuple, Option<Cause>, bool)> = self.store.iter()
-            .filter(|s| s.established && self.is_outgoing(&s.open.tuple))
+            .filter(|s| s.established && self.is_outgoing(&s.open.tuple) && !self.is_unwanted(s))
             .map(|s| (s.open.session, s.open.tuple, s.cause, s.closed))
             .collect();
         let (mut lost, mut all) = (Vec::new(), false);
@@ -764,7 +764,7 @@ impl Filter {
             _ => None,
         });
         let of_torn: BTreeSet<SessionId> = of_torn.collect();
-        for s in self.store.iter().filter(|s| s.established && !s.closed && !s.torn && !self.is_outgoing(&s.open.tuple)) {
+        for s in self.store.iter().filter(|s| s.established && !s.closed && !s.torn && !self.is_outgoing(&s.open.tuple) && !self.is_unwanted(s)) {
             let alone = self.store.caused_by(s.open.session).is_empty();
             if matches!(s.cause, Some(Cause::Unclear { .. })) || all && alone || of_torn.contains(&s.open.session) {
                 lost.push(s.open.session);

@@ -162,6 +162,8 @@ pub struct Counters {
     /// Sessions that were reset because they were torn when a takeover needed them, or because two members had said
     /// something on them.
     pub torn: u64,
+    /// Sessions that were reset at a takeover because their port is told so; they are not among the torn.
+    pub reset_on_takeover: u64,
     /// Connections that are signed (TCP-MD5, TCP-AO): torn from the start, for no other TCP has the key.
     pub signed: u64,
     /// Connections that the kernel had and the log did not, and that were reset.

@@ -10,8 +10,9 @@ use super::output::TIMESTAMP_LEAD_MS;
 use super::tail::room_after;
 use super::{Action, Engine, Filter, Mode};
 use crate::bytes;
-use crate::record::{EndReason, Open};
+use crate::record::{Cause, EndReason, Open};
 use crate::segment::{flags, Build, Segment};
+use crate::store::Session;
 use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::Now;
 
@@ -161,6 +162,7 @@ impl Filter {
         let unpaired = self.unpaired();
         self.counters.unpaired += unpaired.len() as u64;
         let lost = |id: &SessionId| unpaired.binary_search(id).is_ok();
+        let (unwanted, ids): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| self.store.get(*id).is_some_and(|s| self.is_unwanted(s)));
         let (torn, whole): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| lost(id) || self.store.get(*id).is_some_and(|s| s.torn));
         for id in whole {
             let s = self.store.get(id).expect("listed");
@@ -197,6 +199,10 @@ impl Filter {
         // Nothing that was kept goes on while some of these are still in the store: it would meet sessions that nobody knows.
         self.awaited += 1;
         let kept = self.calls.take_kept();
+        for id in unwanted {
+            self.counters.reset_on_takeover += 1;
+            self.reset_session(now, id);
+        }
         for id in torn {
             self.restore_failed(now, id);
         }
@@ -341,10 +347,28 @@ impl Filter {
         }
     }
 
+    /// A session of a port whose sessions are reset at a takeover, or a connection that was made for one. One that was never open
+    /// has nothing that could be lost, and of one that the application has closed the kernel alone does what is left.
+    pub(super) fn is_unwanted(&self, s: &Session) -> bool {
+        if !s.established || s.closed {
+            return false;
+        }
+        match s.cause {
+            Some(Cause::Of { session, .. }) if self.is_outgoing(&s.open.tuple) => {
+                self.store.get(session).is_some_and(|client| !self.is_outgoing(&client.open.tuple) && self.is_unwanted(client))
+            }
+            _ => !self.is_outgoing(&s.open.tuple) && self.policy(&s.open.tuple).reset,
+        }
+    }
+
     /// A socket could not be made: the session is reset and counted, never left hanging.
     pub fn restore_failed(&mut self, now: Now, id: SessionId) {
+        self.counters.torn += u64::from(self.store.get(id).is_some());
+        self.reset_session(now, id);
+    }
+
+    fn reset_session(&mut self, now: Now, id: SessionId) {
         let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
-        self.counters.torn += 1;
         self.resets.insert(tuple);
         let resets = self.resets_of(id);
         if self.needs_replica {
@@ -658,7 +682,7 @@ impl Filter {
 
 /// Where a restored socket begins to read. Nobody reads a closed one any more: what it would find unread would
 /// make the kernel reset it.
-pub(super) fn feed_from(s: &crate::store::Session) -> u64 {
+pub(super) fn feed_from(s: &Session) -> u64 {
     if s.closed {
         s.in_end()
     } else {

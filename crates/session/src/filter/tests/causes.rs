@@ -585,3 +585,19 @@ fn a_replica_of_the_version_before_hears_of_no_causes() {
         assert!(!matches!(record, crate::record::Record::Cause { .. }));
     }
 }
+
+/// Clients of a port that is told to be reset, and the connections that were made for them: all of that is known.
+#[test]
+fn what_was_made_for_clients_that_are_reset_is_reset_with_them() {
+    let mut p = of_threads();
+    let mut snapshot = Vec::new();
+    p.r.stored();
+    p.r.f.snapshot(&mut snapshot);
+    p.r.f = proxying(true);
+    p.r.f.config.ports = vec![(5555, PortPolicy { reset: true, ..PortPolicy::default() })];
+    p.r.f.replica_apply(&snapshot).unwrap();
+    p.r.f.take_over(p.r.now);
+    let counters = p.r.f.counters();
+    assert_eq!((counters.reset_on_takeover, counters.unpaired, counters.torn), (4, 0, 0));
+    assert_eq!((p.sessions(), p.r.f.mode()), (0, Mode::Active));
+}

@@ -941,3 +941,62 @@ fn the_first_unacknowledged_segment_gets_through_a_narrow_path() {
     r.f.too_long(r.now, &packet[..28], 1400);
     assert_eq!(r.drain(), []);
 }
+
+fn resetting() -> FilterConfig {
+    FilterConfig { ports: vec![(5555, PortPolicy { reset: true, ..PortPolicy::default() })], ..config() }
+}
+
+/// Its program would know nothing of it: the peer is told at once, with the number that it expects, and nobody gets the session.
+#[test]
+fn sessions_of_a_port_are_reset_at_a_takeover_if_it_says_so() {
+    let mut r = half_way();
+    (r.f.config, r.replica.config) = (resetting(), resetting());
+    // As well one that is half open: nothing of it could be lost.
+    r.port += 1;
+    let (syn, syn_ack) = (r.syn(false), r.syn_ack(false));
+    r.inp(&syn);
+    r.out(&syn_ack);
+    r.stored();
+    r.port -= 1;
+    let actions = r.fail_over();
+    let [Action::SendPeer(a), Action::SendPeer(b), Action::Ended(_, ended, EndReason::Torn)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((offsets(a, false).0, offsets(b, false).0, *ended), (4, 10, tuple(r.port)));
+    assert!([a, b].iter().all(|packet| Segment::parse(packet).unwrap().has(RST)));
+    let counters = r.f.counters();
+    assert_eq!((counters.reset_on_takeover, counters.torn, counters.unpaired), (1, 0, 0));
+    assert_eq!((r.f.store().len(), r.f.not_handed_over()), (1, 0));
+    r.port += 1;
+    assert!(!r.session().established);
+}
+
+#[test]
+fn sessions_of_such_a_port_are_reset_when_its_program_dies() {
+    let mut r = half_way();
+    (r.f.config, r.replica.config) = (resetting(), resetting());
+    r.f.process_gone(r.now, CHANNEL);
+    r.f.recover(r.now);
+    r.drain();
+    // Not before the partner knows of it: else it might go on with the session.
+    assert!(!r.actions.iter().any(|a| matches!(a, Action::SendPeer(_))));
+    let actions = r.stored();
+    assert!(actions.iter().any(|a| matches!(a, Action::SendPeer(p) if Segment::parse(p).unwrap().has(RST))), "{actions:?}");
+    assert_eq!((r.f.counters().reset_on_takeover, r.f.store().len(), r.f.mode()), (1, 0, Mode::Active));
+}
+
+/// What the program has closed needs no program: the peer gets all that it was sent, and an orderly end.
+#[test]
+fn a_closed_session_of_such_a_port_is_seen_to_its_end() {
+    let mut r = half_way();
+    (r.f.config, r.replica.config) = (resetting(), resetting());
+    r.read(5);
+    r.close();
+    r.wait();
+    r.stored();
+    assert!(r.session().closed);
+    r.fail_over();
+    assert_eq!((r.f.counters().reset_on_takeover, r.f.store().len()), (0, 1));
+    r.probe_all();
+    assert!(r.restore(false).closed);
+}

@@ -1,0 +1,92 @@
+//! Whether a failover would find somebody to serve: who has not joined is found out, and told (`crate::serving`).
+
+use std::time::Duration;
+
+use tcpr_session::Now;
+
+use super::Manager;
+use crate::serving::{self, Question, Seen, Watch};
+use crate::sockdiag::Ours;
+
+/// How often it is looked who serves the protected ports, and how often where it is not the program.
+const LOOK: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// What lasts for less is no news: a program takes its time to start.
+const LASTS: Duration = Duration::from_secs(2);
+
+pub(super) struct Serving {
+    watch: Option<Watch>,
+    due: Now,
+    seen: Option<Seen>,
+    /// What is wrong, and since when; what of it is in the log.
+    trouble: Option<(Now, String)>,
+    said: Option<String>,
+}
+
+impl Serving {
+    pub(super) fn new(ours: Ours) -> Serving {
+        let watch = Watch::new(ours).map_err(|error| log::warn!("cannot watch who serves the protected ports: {error}")).ok();
+        Serving { watch, due: Duration::ZERO, seen: None, trouble: None, said: None }
+    }
+}
+
+impl Manager {
+    /// Processes that have joined, and are the same programs as then.
+    pub(super) fn applications(&self) -> usize {
+        self.apps.values().filter(|app| app.has_joined()).count()
+    }
+
+    /// Why nobody here would serve the sessions after a failover.
+    pub(super) fn program_trouble(&self) -> Option<String> {
+        let strangers = self.serving.seen.iter().flat_map(|seen| &seen.strangers);
+        let ended = || self.program.as_ref().and_then(|program| program.trouble.clone());
+        if self.filter.hooked() {
+            let stranger = strangers.map(String::as_str).collect::<Vec<_>>().join("; ");
+            let unknown = || "no process of the program has joined".to_owned();
+            return match self.applications() {
+                _ if !stranger.is_empty() => Some(stranger),
+                0 => Some(ended().unwrap_or_else(unknown)),
+                _ => None,
+            };
+        }
+        if self.program.as_ref().is_some_and(|program| program.pid().is_none()) {
+            return Some(ended().unwrap_or_else(|| "the program does not run".to_owned()));
+        }
+        let idle = !self.config.service.ports.is_empty() && self.serving.seen.as_ref().is_none_or(|seen| !seen.listening);
+        idle.then(|| "the program listens on no protected port".to_owned())
+    }
+
+    pub(super) fn serving_timers(&mut self, now: Now) {
+        if now < self.serving.due {
+            return;
+        }
+        self.serving.due = now + if self.serving.trouble.is_some() { LOOK_AGAIN } else { LOOK };
+        let joined = self.apps.values().filter(|app| app.has_joined()).map(|app| app.channel.pid()).collect();
+        let told = self.config.service.ports.iter().map(|p| p.port).filter(|port| self.takeover.has_listener(*port)).collect();
+        let Some(watch) = &mut self.serving.watch else { return };
+        if let Some(seen) = watch.take() {
+            self.serving.seen = Some(seen);
+        }
+        watch.ask(Question { joined, told });
+        let trouble = self.program_trouble();
+        let serving = &mut self.serving;
+        if trouble.as_ref() != serving.trouble.as_ref().map(|(_, text)| text) {
+            serving.trouble = trouble.map(|text| (now, text));
+        }
+        match &serving.trouble {
+            Some((since, text)) if now >= *since + LASTS && serving.said.as_ref() != Some(text) => {
+                log::error!("not protected: {text}");
+                serving.said = Some(text.clone());
+            }
+            None if serving.said.take().is_some() => log::info!("the program has joined"),
+            _ => {}
+        }
+    }
+
+    /// What is known of a program file that ends as soon as it is started.
+    pub(super) fn note_program_trouble(&mut self, what: String) {
+        let Some(program) = &mut self.program else { return };
+        let advice = program.is_hooked().then(|| serving::advice(program.name())).flatten();
+        program.trouble = Some(advice.map_or(what.clone(), |advice| format!("{what}: {advice}")));
+    }
+}
