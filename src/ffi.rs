@@ -227,6 +227,20 @@ pub fn option<T: Copy>(fd: c_int, level: c_int, name: c_int) -> Option<T> {
     Some(unsafe { value.assume_init() })
 }
 
+/// Reads a socket option as bytes: as many as it has.
+pub fn raw_option(fd: c_int, level: c_int, name: c_int, value: &mut [u8]) -> Option<&mut [u8]> {
+    let mut length = value.len() as socklen_t;
+    // SAFETY: value is live, writable and of the given length.
+    let result = unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &mut length) };
+    value.get_mut(..length as usize).filter(|_| result == 0)
+}
+
+/// Sets a socket option to these bytes; false if the kernel refuses.
+pub fn set_raw_option(fd: c_int, level: c_int, name: c_int, value: &[u8]) -> bool {
+    // SAFETY: value is live and of the given length.
+    unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), value.len() as socklen_t) == 0 }
+}
+
 /// Sets a socket option of plain data; false if the kernel refuses.
 pub fn set_option<T: Copy>(fd: c_int, level: c_int, name: c_int, value: T) -> bool {
     let length = mem::size_of::<T>() as socklen_t;

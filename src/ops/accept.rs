@@ -14,8 +14,8 @@ use tcpr_node::channel::wire::{Recovered, RecoveredInfo};
 use tcpr_node::channel::{descriptor_limit, Origin};
 use tcpr_session::tuple::FourTuple;
 
-use super::inside;
 use super::sockets::{address, local_name, peer_name, set_send_buffer, tuple, SO_BUF_LOCK};
+use super::{inside, options};
 use crate::process::lock;
 use crate::table::{self, Entry};
 use crate::{ffi, process, real, turn};
@@ -159,7 +159,8 @@ fn classify(client: &Client, fd: c_int, peer: Option<SocketAddr>) -> Accepted {
     }
     let tuple = tuple(local, peer);
     match spliced(client, &tuple) {
-        Some(r) => {
+        Some((r, own)) => {
+            options::give(fd, &own);
             if r.finished {
                 ffi::raw_shutdown(fd, libc::SHUT_WR);
             }
@@ -173,12 +174,12 @@ fn classify(client: &Client, fd: c_int, peer: Option<SocketAddr>) -> Accepted {
 }
 
 /// What the manager knows of a connection that may be a restored session.
-fn spliced(client: &Client, tuple: &FourTuple) -> Option<Recovered> {
+fn spliced(client: &Client, tuple: &FourTuple) -> Option<(Recovered, Vec<u8>)> {
     if !client.welcome().spliced || client.pending(tuple.local.port()) == 0 {
         return None;
     }
     match client.session(*tuple) {
-        Ok(facts) => facts.recovered,
+        Ok(facts) => facts.recovered.zip(Some(facts.options)),
         Err(e) => {
             log::error!("the manager does not say what {tuple} is: {e}");
             None
@@ -208,6 +209,7 @@ fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Optio
     }
     let fd = socket.into_raw_fd();
     adopt_options(listener, port, fd, flags);
+    options::give(fd, &info.options);
     process::attach(client, fd, info.tuple, Origin::Recovered, info.absorb, info.greeted);
     if STASHED.load(Ordering::Relaxed) == 0 {
         // The barrier falls when the manager has heard of the last one; of those before it hears with it.
@@ -305,71 +307,28 @@ fn take_doorbell_off(listener: c_int, flags: c_int) -> Option<c_int> {
 /// found out with the first.
 struct Inherited {
     listener: c_int,
-    options: Vec<(c_int, c_int, Value)>,
+    options: Vec<u8>,
     /// As the kernel gives them, twice what they were set to.
     receive_buffer: Option<c_int>,
     /// With what the program has fixed (SO_BUF_LOCK).
     send_buffer: Option<(c_int, c_int)>,
 }
 
-/// An option's value.
-enum Value {
-    Number(c_int),
-    Linger(libc::linger),
-    Time(libc::timeval),
-    Name([u8; 16]),
-}
-
 impl Inherited {
     /// Compares a restored socket with the listener.
     fn lacking(listener: c_int, fd: c_int) -> Inherited {
-        const TCP_NOTSENT_LOWAT: c_int = 25;
-        const TCP_INQ: c_int = 36;
-        let numbers = [
-            (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
-            (libc::SOL_SOCKET, libc::SO_OOBINLINE),
-            (libc::SOL_SOCKET, libc::SO_PRIORITY),
-            (libc::SOL_TCP, libc::TCP_NODELAY),
-            (libc::SOL_TCP, libc::TCP_KEEPIDLE),
-            (libc::SOL_TCP, libc::TCP_KEEPINTVL),
-            (libc::SOL_TCP, libc::TCP_KEEPCNT),
-            (libc::SOL_TCP, libc::TCP_USER_TIMEOUT),
-            (libc::SOL_TCP, TCP_NOTSENT_LOWAT),
-            (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
-            (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
-            (libc::SOL_TCP, TCP_INQ),
-            (libc::SOL_IP, libc::IP_TOS),
-        ];
-        let mut options = Vec::new();
-        for (level, option) in numbers {
-            options.extend(differs::<c_int>(listener, fd, level, option).map(|v| (level, option, Value::Number(v))));
-        }
         let socket = libc::SOL_SOCKET;
-        let linger = differs::<libc::linger>(listener, fd, socket, libc::SO_LINGER);
-        options.extend(linger.map(|v| (socket, libc::SO_LINGER, Value::Linger(v))));
-        for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
-            options.extend(differs::<libc::timeval>(listener, fd, socket, option).map(|v| (socket, option, Value::Time(v))));
-        }
-        let (tcp, congestion) = (libc::SOL_TCP, libc::TCP_CONGESTION);
-        options.extend(differs::<[u8; 16]>(listener, fd, tcp, congestion).map(|v| (tcp, congestion, Value::Name(v))));
         // A kernel that does not tell what the program has set could not be told to go on tuning either.
         let locked = ffi::option::<c_int>(listener, socket, SO_BUF_LOCK);
         let size = |option| ffi::option::<c_int>(listener, socket, option);
         let receive_buffer = locked.filter(|locked| locked & 2 != 0).and_then(|_| size(libc::SO_RCVBUF));
         // Always: what the manager gave it to hold its queue would grow with every failover, as the queue fills it.
         let send_buffer = locked.and_then(|locked| Some((size(libc::SO_SNDBUF)?, locked)));
-        Inherited { listener, options, receive_buffer, send_buffer }
+        Inherited { listener, options: options::lacking(listener, fd), receive_buffer, send_buffer }
     }
 
     fn give(&self, fd: c_int) {
-        for (level, option, value) in &self.options {
-            match value {
-                Value::Number(v) => ffi::set_option(fd, *level, *option, *v),
-                Value::Linger(v) => ffi::set_option(fd, *level, *option, *v),
-                Value::Time(v) => ffi::set_option(fd, *level, *option, *v),
-                Value::Name(v) => ffi::set_option(fd, *level, *option, *v),
-            };
-        }
+        options::give(fd, &self.options);
         // The kernel doubles what it is given.
         if let Some(size) = self.receive_buffer {
             ffi::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, size / 2);
@@ -378,13 +337,6 @@ impl Inherited {
             set_send_buffer(fd, size / 2, locked);
         }
     }
-}
-
-/// The listener's value of an option, where the socket has another.
-fn differs<T: Copy + PartialEqBytes>(listener: c_int, fd: c_int, level: c_int, option: c_int) -> Option<T> {
-    let wanted = ffi::option::<T>(listener, level, option)?;
-    let has = ffi::option::<T>(fd, level, option);
-    (!has.is_some_and(|has| has.same(&wanted))).then_some(wanted)
 }
 
 /// Gives a recovered socket what an accepted one has from its listener.
@@ -397,35 +349,6 @@ fn adopt_options(listener: c_int, port: u16, fd: c_int, flags: c_int) {
     queue.inherited.iter().for_each(|inherited| inherited.give(fd));
     drop(guard);
     ffi::set_modes(fd, flags & libc::SOCK_NONBLOCK != 0, flags & libc::SOCK_CLOEXEC != 0);
-}
-
-/// Comparison of C's plain data.
-trait PartialEqBytes {
-    fn same(&self, other: &Self) -> bool;
-}
-
-impl PartialEqBytes for c_int {
-    fn same(&self, other: &Self) -> bool {
-        self == other
-    }
-}
-
-impl PartialEqBytes for [u8; 16] {
-    fn same(&self, other: &Self) -> bool {
-        self == other
-    }
-}
-
-impl PartialEqBytes for libc::linger {
-    fn same(&self, other: &Self) -> bool {
-        (self.l_onoff, self.l_linger) == (other.l_onoff, other.l_linger)
-    }
-}
-
-impl PartialEqBytes for libc::timeval {
-    fn same(&self, other: &Self) -> bool {
-        (self.tv_sec, self.tv_usec) == (other.tv_sec, other.tv_usec)
-    }
 }
 
 /// A socket's address in the C interface.

@@ -11,8 +11,8 @@ use libc::{c_int, sockaddr, socklen_t};
 use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::Origin;
 
-use super::inside;
 use super::options::connect_at_once;
+use super::{inside, options};
 use super::sockets::{address, is_tcp, local_name, peer_name, tuple};
 use crate::ffi::{self, Failure};
 use crate::table::{self, Entry};
@@ -123,7 +123,7 @@ impl Drop for Arrival {
 fn attach(client: &Client, fd: c_int, local: SocketAddr, peer: SocketAddr) {
     let tuple = tuple(local, peer);
     let recovered = match client.session(tuple) {
-        Ok(facts) => facts.recovered,
+        Ok(facts) => facts.recovered.zip(Some(facts.options)),
         // Over already, or no longer this member's.
         Err(e) if e.errno == libc::ENOTCONN => return,
         Err(e) => {
@@ -131,9 +131,10 @@ fn attach(client: &Client, fd: c_int, local: SocketAddr, peer: SocketAddr) {
             None
         }
     };
-    let Some(r) = recovered else {
+    let Some((r, own)) = recovered else {
         return process::attach(client, fd, tuple, Origin::Connected, 0, false);
     };
+    options::give(fd, &own);
     if r.finished {
         ffi::raw_shutdown(fd, libc::SHUT_WR);
     }

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use tcpr_lab::member::Service;
+use tcpr_lab::set_number;
 
 use crate::requests::connect;
 use crate::world::{built, Fault, World, PATIENCE, PORT};
@@ -103,4 +104,94 @@ fn a_socket_told_of_zero_copy_before_it_was_protected_copies() {
     let mut asker = Asker::new(&w);
     // The server gives up the bytes, and answers.
     assert_eq!(asker.ask("zerocopy 100000"), "zerocopy 100000");
+}
+
+/// Level and name.
+const IP_MINTTL: (i32, i32) = (0, 21);
+const IPV6_MINHOPCOUNT: (i32, i32) = (41, 73);
+
+/// Options that the connection has, as the server sees them: level/name=value.
+fn values(asker: &mut Asker, question: &str) -> Vec<String> {
+    asker.ask(question).split(' ').map(str::to_owned).collect()
+}
+
+/// TCP_MAXSEG says what path and peer allow at the moment; IPV6_V6ONLY cannot be set any more.
+const OF_THE_MOMENT: [&str; 2] = ["6/2", "41/26"];
+
+fn same(before: &[String], after: &[String], what: &str) {
+    let name = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
+    let of = |option: &String| after.iter().find(|a| name(a) == name(option));
+    let differ: Vec<_> = before.iter().filter(|o| !after.contains(o) && !OF_THE_MOMENT.contains(&&name(o)[..])).map(|o| (o, of(o))).collect();
+    assert!(differ.is_empty(), "{what}: {differ:?}");
+    assert!(before.len() > 60, "{} options", before.len());
+}
+
+/// What a bare accepted connection has from its listener a recovered one has, and what the program has set on the connection itself.
+fn options_are_those_of_a_bare_connection(mut w: World, min_ttl: (i32, i32)) {
+    let (mut silent, mut asker) = (Asker::new(&w), Asker::new(&w));
+    // Its peer believes no packet that has come from far: those of a recovered connection must not seem to.
+    set_number(asker.0.get_ref(), min_ttl.0, min_ttl.1, 150).expect("set");
+    let bare = values(&mut asker, "bare");
+    values(&mut silent, "hello");
+    let mut set = Vec::new();
+    for (round, fault) in [Fault::Switchover, Fault::KillServer, Fault::Cut, Fault::KillAll].into_iter().enumerate() {
+        w.fail_over(fault);
+        same(&bare, &values(&mut Asker::new(&w), "new"), "a new connection");
+        same(&bare, &values(&mut silent, "recovered"), &format!("after {fault:?}"));
+        if round == 0 {
+            same(&bare, &values(&mut asker, "recovered"), "before it was set");
+            set = values(&mut asker, "set");
+            assert_ne!(set, bare);
+        }
+        same(&set, &values(&mut asker, "recovered"), &format!("set, and after {fault:?}"));
+    }
+}
+
+#[test]
+fn a_recovered_connection_has_the_options_of_a_bare_one() {
+    let w = World::new("inherit", Service::new("inherit", PORT), &[&built("inherit_server"), "5555", "4", "listener"]);
+    options_are_those_of_a_bare_connection(w, IP_MINTTL);
+}
+
+#[test]
+fn a_recovered_connection_of_ipv6_has_the_options_of_a_bare_one() {
+    let w = World::six("inherit6", Service::new("inherit", PORT), &[&built("inherit_server"), "5555", "6", "listener"]);
+    options_are_those_of_a_bare_connection(w, IPV6_MINHOPCOUNT);
+}
+
+#[test]
+fn a_listener_of_one_device_has_its_connections_back() {
+    let w = World::new("device", Service::new("inherit", PORT), &[&built("inherit_server"), "5555", "4", "device", "eth0"]);
+    options_are_those_of_a_bare_connection(w, IP_MINTTL);
+}
+
+/// The server hears of a client when that has said something: clients that have said nothing keep nobody waiting.
+#[test]
+fn a_listener_that_waits_for_data_has_its_connections_back() {
+    let mut w = World::new("deferred", Service::new("inherit", PORT), &[&built("inherit_server"), "5555", "4", "deferred"]);
+    let (mut asker, mut silent) = (Asker::new(&w), Asker::new(&w));
+    values(&mut asker, "first");
+    for fault in [Fault::Switchover, Fault::KillServer, Fault::KillAll] {
+        w.fail_over(fault);
+        let before = std::time::Instant::now();
+        values(&mut asker, "again");
+        values(&mut Asker::new(&w), "new");
+        let took = before.elapsed();
+        assert!(took < Duration::from_secs(10), "{fault:?}: {took:?}");
+    }
+    values(&mut silent, "late");
+}
+
+/// The segments of a connection stay as small as its listener wants them.
+#[test]
+fn segments_stay_as_small_as_the_program_wants_them() {
+    let mut w = World::new("small", Service::new("inherit", PORT), &[&built("inherit_server"), "5555", "4", "small"]);
+    let mut asker = Asker::new(&w);
+    let most = |values: Vec<String>| values.iter().find(|o| o.starts_with("6/2=")).cloned().expect("TCP_MAXSEG");
+    let bare = most(values(&mut asker, "bare"));
+    assert!(["6/2=e8010000", "6/2=f4010000"].contains(&&bare[..]), "{bare}");
+    for fault in [Fault::Switchover, Fault::KillServer] {
+        w.fail_over(fault);
+        assert_eq!(most(values(&mut asker, "recovered")), bare, "after {fault:?}");
+    }
 }

@@ -43,7 +43,7 @@ pub use raw_peer::{RawPeer, Said, SynFlood};
 pub use rng::{seed_from_env, Rng};
 pub use router::Router;
 pub use shim::{Impairment, Shim};
-pub use sys::allow_descriptors;
+pub use sys::{allow_descriptors, set_number};
 pub use wire::Wire;
 
 use std::io;

@@ -121,6 +121,11 @@ pub(crate) fn name_v4(
     cvt(unsafe { call(fd.as_raw_fd(), (&raw const name).cast(), size_of_val(&name) as libc::socklen_t) }).map(drop)
 }
 
+/// Sets an option that is a number.
+pub fn set_number(socket: &impl std::os::fd::AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    setsockopt(socket.as_fd(), level, name, &value)
+}
+
 pub(crate) fn setsockopt<T>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Result<()> {
     // SAFETY: pointer and length describe `value`, which lives through the call.
     cvt(unsafe {

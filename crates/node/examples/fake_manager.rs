@@ -149,6 +149,7 @@ impl Fake {
                         .iter()
                         .enumerate()
                         .map(|(i, stream)| RecoveredInfo {
+                            options: Vec::new(),
                             tuple: FourTuple { local, peer: stream.peer_addr().unwrap_or(local) },
                             session: i as u32,
                             absorb: self.absorb,

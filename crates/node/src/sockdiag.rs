@@ -18,6 +18,8 @@ const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 /// struct inet_diag_sockid, and where its cookie is.
 const ID: usize = 48;
 const COOKIE: usize = 40;
+/// And that of an interface.
+const INTERFACE: usize = 36;
 /// struct inet_diag_msg
 const ANSWER: usize = 4 + ID + 20;
 /// INET_DIAG_INFO, an attribute that holds a struct tcp_info, and the bit that asks for it.
@@ -102,12 +104,26 @@ impl Ours {
 pub struct SockDiag {
     socket: OwnedFd,
     buffer: Vec<u8>,
+    /// Index of the interface on which peers come, or 0: the kernel finds a socket that is bound to a device (SO_BINDTODEVICE) for
+    /// whoever names that, and one that is not for everybody.
+    interface: u32,
 }
 
 impl SockDiag {
     /// Opens the socket in the network namespace of the calling thread.
     pub fn open() -> io::Result<SockDiag> {
-        Ok(SockDiag { socket: netlink_socket(libc::NETLINK_SOCK_DIAG)?, buffer: vec![0; 32 << 10] })
+        Ok(SockDiag { socket: netlink_socket(libc::NETLINK_SOCK_DIAG)?, buffer: vec![0; 32 << 10], interface: 0 })
+    }
+
+    /// Opens the socket to find, too, what is bound to this interface.
+    pub fn of_interface(index: u32) -> io::Result<SockDiag> {
+        Ok(SockDiag { interface: index, ..SockDiag::open()? })
+    }
+
+    fn id_of(&self, local: SocketAddr, peer: SocketAddr) -> [u8; ID] {
+        let mut id = socket_id(local, peer);
+        id[INTERFACE..COOKIE].copy_from_slice(&self.interface.to_ne_bytes());
+        id
     }
 
     /// All connections of the service's, listeners excluded. The kernel walks all its connections for this: not for the
@@ -164,7 +180,7 @@ impl SockDiag {
     pub fn find(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<Option<TcpSocket>> {
         let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-        netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, WANT_INFO, u32::MAX, &socket_id(local, peer)))?;
+        netlink_send(&self.socket, &request(SOCK_DIAG_BY_FAMILY, flags, family, WANT_INFO, u32::MAX, &self.id_of(local, peer)))?;
         let mut found = None;
         match self.receive(|socket| found = Some(socket)) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
@@ -176,12 +192,12 @@ impl SockDiag {
     /// Destroys a connection, whoever holds it; a process that does reads ECONNABORTED. `Ok(false)` if there is
     /// none with these addresses. What was received and not read can still be read. **Sends a RST**, see the module. Needs CAP_NET_ADMIN.
     pub fn destroy(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
-        self.destroy_id(local, &socket_id(local, peer))
+        self.destroy_id(local, &self.id_of(local, peer))
     }
 
     /// The same for this very socket: `Ok(false)` also if another one has its addresses by now.
     pub fn destroy_this(&mut self, socket: &TcpSocket) -> io::Result<bool> {
-        let mut id = socket_id(socket.local, socket.peer);
+        let mut id = self.id_of(socket.local, socket.peer);
         for (at, half) in [(COOKIE, socket.cookie as u32), (COOKIE + 4, (socket.cookie >> 32) as u32)] {
             id[at..at + 4].copy_from_slice(&half.to_ne_bytes());
         }

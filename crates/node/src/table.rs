@@ -218,8 +218,8 @@ impl Table {
                     note(session);
                 }
                 Record::Commit(entries) => entries.iter().for_each(|e| note(e.get().session)),
-                // It has no place in the table.
-                Record::Cause { .. } => {}
+                // They have no place in the table.
+                Record::Cause { .. } | Record::Options { .. } => {}
             }
         }
         touched.sort_unstable();

@@ -100,6 +100,11 @@ impl Vip {
         Ok(vip)
     }
 
+    /// Index of the interface that carries it.
+    pub fn interface(&self) -> u32 {
+        self.index
+    }
+
     /// The address.
     pub fn addr(&self) -> IpAddr {
         self.addr

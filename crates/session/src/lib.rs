@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod filter;
 pub mod framing;
 mod icmp;
+pub mod options;
 pub mod record;
 pub mod segment;
 pub mod seldom;

@@ -12,6 +12,7 @@
 //! | input, output | 12 + payload | bytes of a stream |
 //! | commit | 4 + 18 a session | the end of a turn |
 //! | end | 8 | the session is over |
+//! | options | 8 + 3 and a value for each | the application sets options of a connection's socket |
 //! | cause | 16 | it is known what made the application connect, or that nobody can know |
 //! | adopted | 32 | a takeover has learnt from the peer what the log did not tell (`durability = "async"`) |
 
@@ -20,6 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::options;
 use crate::seq::Seq;
 use crate::tuple::{FourTuple, SessionId};
 
@@ -35,6 +37,7 @@ const COMMIT: u8 = 6;
 const END: u8 = 7;
 const ADOPTED: u8 = 8;
 const CAUSE: u8 = 9;
+const OPTIONS: u8 = 10;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -125,6 +128,15 @@ struct CauseWire {
     session: U32,
     of: U32,
     nth: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct OptionsWire {
+    kind: u8,
+    reserved: u8,
+    len: U16,
+    session: U32,
 }
 
 const FIN: u8 = 1;
@@ -274,6 +286,13 @@ pub enum Record<'a> {
         session: SessionId,
         /// None: no longer.
         cause: Option<Cause>,
+    },
+    /// The application has set options of the connection's socket.
+    Options {
+        /// Number of the session.
+        session: SessionId,
+        /// See [`crate::options`].
+        run: &'a [u8],
     },
     /// A session is over.
     End {
@@ -543,6 +562,12 @@ pub fn encode_cause(session: SessionId, cause: Option<Cause>, out: &mut Vec<u8>)
     out.extend_from_slice(wire.as_bytes());
 }
 
+/// Appends options that were set; at most [`crate::options::MOST`] bytes.
+pub fn encode_options(session: SessionId, run: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(OptionsWire { kind: OPTIONS, reserved: 0, len: (run.len() as u16).into(), session: session.into() }.as_bytes());
+    out.extend_from_slice(run);
+}
+
 /// Appends the end of a session.
 pub fn encode_end(session: SessionId, reason: EndReason, out: &mut Vec<u8>) {
     out.extend_from_slice(
@@ -607,6 +632,14 @@ pub fn decode<'a>(bytes: &mut &'a [u8]) -> Result<Option<Record<'a>>, Malformed>
                 _ => return Err(Malformed),
             };
             (Record::Cause { session: w.session.get(), cause }, rest)
+        }
+        OPTIONS => {
+            let (w, rest) = OptionsWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+            let (run, rest) = rest.split_at_checked(usize::from(w.len.get())).ok_or(Malformed)?;
+            if !options::is_whole(run) || run.len() > options::MOST {
+                return Err(Malformed);
+            }
+            (Record::Options { session: w.session.get(), run }, rest)
         }
         COMMIT => {
             let (w, rest) = CommitHead::ref_from_prefix(bytes).map_err(|_| Malformed)?;
@@ -688,6 +721,20 @@ mod tests {
     }
 
     #[test]
+    fn options_survive() {
+        let mut run = Vec::new();
+        options::set(&mut run, 0, 2, &[255, 0, 0, 0]);
+        let mut out = Vec::new();
+        encode_options(9, &run, &mut out);
+        let Ok(Some(Record::Options { session: 9, run: back })) = decode(&mut &out[..]) else { panic!() };
+        assert_eq!(back, run);
+        assert!(decode(&mut &out[..out.len() - 1]).is_err());
+        // A value that ends behind the run.
+        out[10] += 1;
+        assert!(decode(&mut &out[..]).is_err());
+    }
+
+    #[test]
     fn long_input_is_split_and_the_fin_stands_last() {
         let bytes = vec![5u8; MAX_PAYLOAD + 10];
         let mut out = Vec::new();
@@ -704,7 +751,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_is_an_error_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..10) {
+        fn garbage_is_an_error_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..11) {
             let mut bytes = bytes;
             if let Some(b) = bytes.first_mut() { *b = kind; }
             let mut rest = &bytes[..];

@@ -529,8 +529,8 @@ impl Build<'_> {
             (IpAddr::V4(s), IpAddr::V4(d)) => {
                 out.extend_from_slice(&[0x45, 0]);
                 out.extend_from_slice(&((20 + tcp_len) as u16).to_be_bytes());
-                // No fragments, TTL 64, TCP.
-                out.extend_from_slice(&[0, 0, 0x40, 0, 64, 6, 0, 0]);
+                // No fragments, TCP; and the longest life, for either end may want it (IP_MINTTL, RFC 5082).
+                out.extend_from_slice(&[0, 0, 0x40, 0, 255, 6, 0, 0]);
                 out.extend_from_slice(&s.octets());
                 out.extend_from_slice(&d.octets());
                 let check = !fold(sum(&out[..20]));
@@ -539,7 +539,7 @@ impl Build<'_> {
             (IpAddr::V6(s), IpAddr::V6(d)) => {
                 out.extend_from_slice(&[0x60, 0, 0, 0]);
                 out.extend_from_slice(&(tcp_len as u16).to_be_bytes());
-                out.extend_from_slice(&[6, 64]);
+                out.extend_from_slice(&[6, 255]);
                 out.extend_from_slice(&s.octets());
                 out.extend_from_slice(&d.octets());
             }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use crate::options;
 use crate::record::{self, Adopted, Cause, Committed, EndReason, Malformed, Open, Record, Sync, MAX_OPEN};
 use crate::seldom::{Seldom, Spare};
 use crate::seq::{self, Seq};
@@ -47,6 +48,8 @@ pub struct Session {
     pub ts_value: u32,
     /// What it is tied to, where it is the application's own; of a peer's: `Unclear`, or nothing.
     pub cause: Option<Cause>,
+    /// Options that the application has set on the connection: see [`crate::options`].
+    pub options: Seldom<VecDeque<u8>>,
 }
 
 impl Session {
@@ -68,6 +71,7 @@ impl Session {
             ts_recent: open.ts_recent,
             ts_value: open.ts_value,
             cause: None,
+            options: Seldom::default(),
             // What moves lives above; the opening record's copy would only make equal sessions differ.
             open: Open { established: false, window: 0, ts_recent: 0, ts_value: 0, in_done: 0, out_acked: 0, ..open },
         }
@@ -343,6 +347,15 @@ impl Store {
             Record::Adopted(adopted) => self.adopt(adopted),
             Record::Cause { session, cause } => {
                 self.set_cause(session, cause);
+                Ok(())
+            }
+            Record::Options { session, run } => {
+                if let Some(s) = self.sessions.get_mut(&session) {
+                    let mut all: Vec<u8> = s.options.iter().copied().collect();
+                    options::each(run).for_each(|(level, name, value)| options::set(&mut all, level, name, value));
+                    *s.options.make() = all.into();
+                    s.options.tidy();
+                }
                 Ok(())
             }
             Record::End { session, .. } => {

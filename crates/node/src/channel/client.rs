@@ -195,6 +195,7 @@ impl Client {
                 | Event::Exit
                 | Event::Close { .. }
                 | Event::Shutdown { .. }
+                | Event::Option { .. }
         );
         self.produce(kicks, |producer| producer.push(event)).is_some()
     }

@@ -132,6 +132,17 @@ pub enum Event<'a> {
         /// Whose turn ends.
         thread: u32,
     },
+    /// The application has set an option of a connection, which is to have it after a failover.
+    Option {
+        /// The connection.
+        handle: u32,
+        /// As of setsockopt.
+        level: u8,
+        /// As of setsockopt.
+        name: u8,
+        /// Its value, of at most [`tcpr_session::options::LONGEST`] bytes.
+        value: &'a [u8],
+    },
     /// The application is about to end its output.
     Shutdown {
         /// Who asked.

@@ -14,6 +14,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{fence, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
+use tcpr_session::options::LONGEST;
 use tcpr_session::tuple::FourTuple;
 
 use super::{sys, Event, Origin};
@@ -48,6 +49,7 @@ const KIND_ABSORBED: u8 = 10;
 const KIND_BLOCKED: u8 = 11;
 const KIND_READS_ON: u8 = 12;
 const KIND_READS_OTHER: u8 = 13;
+const KIND_OPTION: u8 = 20;
 
 /// State of a write: it is closed, and the low bits tell how much the kernel took.
 const CLOSED: u32 = 0x8000_0000;
@@ -300,6 +302,11 @@ impl Producer {
             Event::Exit => raw = Raw { kind: KIND_EXIT, ..raw },
             Event::Absorbed { thread, handle, n } => {
                 raw = Raw { kind: KIND_ABSORBED, thread, handle, a: n, ..raw };
+            }
+            Event::Option { handle, level, name, value } => {
+                let length = value.len().min(payload.len());
+                payload[..length].copy_from_slice(&value[..length]);
+                raw = Raw { kind: KIND_OPTION, flags: level, handle, a: name.into(), payload_len: length as u32, ..raw };
             }
         }
         let payload = &payload[..raw.payload_len as usize];
@@ -555,6 +562,12 @@ fn event<'a>(
         KIND_CLOSE => Event::Close { thread, handle, shared: raw.flags & 1 != 0 },
         KIND_EXIT => Event::Exit,
         KIND_ABSORBED => Event::Absorbed { thread, handle, n },
+        KIND_OPTION => {
+            let length = raw.payload_len as usize;
+            let name = u8::try_from(n).ok().filter(|_| length <= LONGEST).ok_or(Corrupt("an impossible option"))?;
+            copy_payload(mapping, head, length, copy);
+            Event::Option { handle, level: raw.flags, name, value: copy }
+        }
         _ => return Err(Corrupt("an entry of unknown kind")),
     }))
 }

@@ -126,6 +126,7 @@ fn events_arrive_in_order_and_whole() {
         Event::Wait { thread: 2, zero_timeout: false },
         Event::ReadsOn { thread: 3 },
         Event::ReadsOther { thread: 3 },
+        Event::Option { handle: 7, level: 0, name: 2, value: &[255, 0, 0, 0] },
         Event::Blocked { thread: 3 },
         Event::Shutdown { thread: 1, handle: 1 },
         Event::Close { thread: 1, handle: 1, shared: true },
@@ -274,7 +275,7 @@ fn requests_are_answered_with_descriptors() {
         assert_eq!(request, Request::GetRecovered { port: PORT, max: 200 });
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.write_all(b"x").unwrap();
-        let session = |peer| RecoveredInfo { tuple: tuple(peer), session: 3, absorb: 1 << 40, greeted: true, input_pending: 2 };
+        let session = |peer| RecoveredInfo { tuple: tuple(peer), session: 3, absorb: 1 << 40, greeted: true, input_pending: 2, options: vec![0xff; 40] };
         let sessions: Vec<_> = (0..super::wire::MAX_RECOVERED as u16).map(session).collect();
         let fds = vec![theirs.as_fd(); sessions.len()];
         channel.reply(number, Reply::Recovered { sessions, more: true }, &fds).unwrap();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tcpr_session::tuple::FourTuple;
 
 /// Grows when an older counterpart would misunderstand.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// No message is longer. It must hold a [`Reply::Recovered`] of [`MAX_RECOVERED`] sessions.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -130,6 +130,8 @@ pub struct RecoveredInfo {
     pub greeted: bool,
     /// How many bytes of input wait to be read again.
     pub input_pending: u64,
+    /// Options that were set on it: see [`tcpr_session::options`].
+    pub options: Vec<u8>,
 }
 
 /// What the manager knows of one session.
@@ -149,6 +151,8 @@ pub struct SessionFacts {
     pub torn: bool,
     /// It was restored, and nobody has accepted it yet.
     pub recovered: Option<Recovered>,
+    /// Options that were set on it: see [`tcpr_session::options`].
+    pub options: Vec<u8>,
 }
 
 /// What whoever accepts a restored session must know of its former life.

@@ -17,13 +17,15 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// The replication protocol that this code speaks; it accepts the one before, too. Version 2 has `Alone`, and a snapshot that
+/// The replication protocol that this code speaks; it accepts those before, too. Version 2 has `Alone`, and a snapshot that
 /// comes in steps, with the log between them.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// The first that has records of what made the application connect.
 pub const CAUSES: u16 = 2;
+/// The first that has records of the options that the application sets.
+pub const OPTIONS: u16 = 3;
 /// The oldest protocol that it speaks.
-const OLDEST: u16 = PROTOCOL - 1;
+const OLDEST: u16 = 1;
 
 /// Length of the authentication tag of every Noise message.
 pub(crate) const TAG_LEN: usize = 16;

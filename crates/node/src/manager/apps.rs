@@ -112,6 +112,7 @@ fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
         Event::Wait { thread, zero_timeout: true } => filter.look(now, id, thread),
         Event::Wait { thread, .. } | Event::Commit { thread } => filter.turn_end(now, id, thread),
         Event::ReadsOn { thread } => filter.reads_on(now, id, thread),
+        Event::Option { handle, level, name, value } => filter.option_set(id, handle, level, name, value),
         Event::ReadsOther { thread } => filter.reads_other(id, thread),
         Event::Blocked { thread } => filter.blocked(id, thread),
         Event::Consume { thread, handle, n } => filter.consume(id, thread, handle, n),
@@ -423,6 +424,7 @@ impl Manager {
                     out_done: s.out_done,
                     out_stored: s.out_done,
                     torn: s.torn,
+                    options: self.filter.options_of(s.open.session),
                     recovered: recovered.map(|(absorb, greeted, finished)| Recovered { absorb, greeted, finished }),
                 });
                 let reply = match facts {

@@ -36,6 +36,13 @@ impl Doorbell {
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
+        // A listener may believe only what comes from near (IP_MINTTL, IPV6_MINHOPCOUNT).
+        let (level, name) = if address.is_ipv4() { (libc::SOL_IP, libc::IP_TTL) } else { (libc::SOL_IPV6, libc::IPV6_UNICAST_HOPS) };
+        let longest: libc::c_int = 255;
+        // SAFETY: the pointer and the length are those of `longest`, which lives through the call.
+        if unsafe { libc::setsockopt(fd, level, name, (&raw const longest).cast(), size_of_val(&longest) as libc::socklen_t) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
         let socket = TcpStream::from(socket);
         let port = socket.local_addr()?.port();
         Ok(Doorbell { socket: socket.into(), address, port })

@@ -193,7 +193,7 @@ impl Manager {
         }
         let queue_in = Queue::open(service.queues.0)?;
         let queue_out = Queue::open(service.queues.1)?;
-        let mut sockdiag = SockDiag::open().map_err(context("cannot open a sock_diag socket"))?;
+        let mut sockdiag = SockDiag::of_interface(vips.first().map_or(0, Vip::interface)).map_err(context("cannot open a sock_diag socket"))?;
         let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy)).collect();
         let outgoing = service.outgoing.iter().map(|o| (o.address, o.policy)).collect();
         let engine = if hooked { config.recovery.engine } else { Engine::Splice };

@@ -20,7 +20,7 @@ use crate::channel::ring;
 use crate::config::Config;
 use crate::heartbeat::{Codec, HeartbeatBody, HeartbeatSocket};
 use crate::key::{self, Key};
-use crate::link::{CloseReason, Fault, Hello, Link, LinkConfig, Listener, Message, CAUSES, PROTOCOL};
+use crate::link::{CloseReason, Fault, Hello, Link, LinkConfig, Listener, Message, CAUSES, OPTIONS, PROTOCOL};
 use crate::reach::Reach;
 
 /// How often the dialing member tries.
@@ -533,6 +533,7 @@ impl Manager {
         let view = self.role.view();
         let protocol = self.partner.link.as_ref().and_then(Link::version).unwrap_or(PROTOCOL);
         self.filter.set_plain_log(protocol < CAUSES);
+        self.filter.set_log_without_options(protocol < OPTIONS);
         let hello = Hello {
             protocol,
             service: self.config.service.name.clone(),

@@ -32,6 +32,8 @@ const RING_AGAIN: Duration = Duration::from_millis(100);
 const ACCEPTED_AGAIN: Duration = Duration::from_millis(1);
 /// How often an application without a listener is looked at again.
 const DOORBELL_AGAIN: Duration = Duration::from_millis(20);
+/// So many bytes of options are handed over at once: a message has room for twice as much beside the sessions.
+const OPTIONS_AT_ONCE: usize = 8 << 10;
 /// How many names are tried for the socket of a session whose own is another connection's here.
 const NAMES: usize = 8;
 /// How long sessions wait for descriptors before it is tried again, if the application took none meanwhile.
@@ -335,6 +337,7 @@ impl Manager {
                     absorb: spec.absorb,
                     greeted: spec.greeted,
                     input_pending: u64::from(spec.input_pending),
+                    options: spec.options,
                 };
                 self.takeover.ready.entry(spec.tuple.local.port()).or_default().push_back(Ready { info, socket });
             }
@@ -500,6 +503,14 @@ impl Manager {
             queue.swap(0, next);
             n = 1;
         }
+        // One at least, whatever it has.
+        let mut room = OPTIONS_AT_ONCE;
+        let fits = |r: &&Ready| {
+            let fits = r.info.options.len() <= room;
+            room = room.saturating_sub(r.info.options.len());
+            fits
+        };
+        n = n.min(queue.iter().take_while(fits).count());
         let out: Vec<Ready> = queue.drain(..n).collect();
         let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
         let more = !queue.is_empty() || self.takeover.waiting.keys().any(of_port);

@@ -151,7 +151,7 @@ impl Filter {
         (live.attached && live.restored && (greeted || unwritten > 0)).then_some((unwritten, greeted))
     }
 
-    fn session_of(&self, channel: u32, handle: u32) -> Option<SessionId> {
+    pub(super) fn session_of(&self, channel: u32, handle: u32) -> Option<SessionId> {
         let id = *self.handles.get(&(channel, handle))?;
         self.live.get(&id)?.attached.then_some(id)
     }

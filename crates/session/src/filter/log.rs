@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::recovery::Alone;
 use super::{Filter, Mode, SYNC_DELAY};
+use crate::options;
 use crate::record::{self, Cause, EndReason, Record, Sync};
 use crate::segment::Segment;
 use crate::store::{Session, StoreError};
@@ -139,6 +140,30 @@ impl Filter {
         end
     }
 
+    /// Whether the replica is of a version that knows no options.
+    pub fn set_log_without_options(&mut self, without: bool) {
+        self.log_without_options = without;
+    }
+
+    /// The application has set an option of a connection's socket.
+    pub fn option_set(&mut self, channel: u32, handle: u32, level: u8, name: u8, value: &[u8]) {
+        let Some(id) = self.session_of(channel, handle).filter(|_| self.mode.serves()) else { return };
+        let mut run = Vec::new();
+        options::append(&mut run, level, name, value);
+        let known: Vec<u8> = self.store.get(id).map(|s| s.options.iter().copied().collect()).unwrap_or_default();
+        if options::get(&known, level, name) != options::get(&run, level, name) {
+            self.write_options(id, &run);
+        }
+    }
+
+    fn write_options(&mut self, id: SessionId, run: &[u8]) -> u64 {
+        if self.log_without_options {
+            self.store.apply(Record::Options { session: id, run }).expect("options fit always");
+            return self.end;
+        }
+        self.write(0, |out| record::encode_options(id, run, out))
+    }
+
     pub(super) fn mark_dirty(&mut self, now: Now, id: SessionId) {
         let live = self.live.get_mut(&id).expect("a live session");
         if !live.dirty {
@@ -255,6 +280,16 @@ impl Filter {
         if let Some(cause) = self.store.get(id).and_then(|s| s.cause).filter(|_| !self.plain_log) {
             record::encode_cause(id, Some(cause), out);
         }
+        let options = self.options_of(id);
+        if !options.is_empty() && !self.log_without_options {
+            record::encode_options(id, &options, out);
+        }
+    }
+
+    /// The options that the application had set on a session's connection: see [`crate::options`].
+    #[must_use]
+    pub fn options_of(&self, id: SessionId) -> Vec<u8> {
+        self.store.get(id).map(|s| s.options.iter().copied().collect()).unwrap_or_default()
     }
 
     /// No record takes anything back: a session ends in the log, and begins anew as these records say. What belongs to what is
@@ -262,10 +297,14 @@ impl Filter {
     pub(super) fn tell_anew(&mut self, id: SessionId, records: &[u8]) -> u64 {
         let with_causes = [&[id], self.store.caused_by(id)].concat();
         let causes: Vec<_> = with_causes.iter().filter_map(|id| Some((*id, self.store.get(*id)?.cause))).collect();
+        let options = self.options_of(id);
         self.write(0, |out| {
             record::encode_end(id, EndReason::Swept, out);
             out.extend_from_slice(records);
         });
+        if !options.is_empty() {
+            self.write_options(id, &options);
+        }
         causes.into_iter().filter(|(_, cause)| cause.is_some()).fold(self.end, |_, (id, cause)| self.write_cause(id, cause))
     }
 }

@@ -220,6 +220,8 @@ pub struct Filter {
     causes: Causes,
     /// The replica knows no records of causes.
     plain_log: bool,
+    /// The replica knows no records of options.
+    log_without_options: bool,
     /// Without hooks: sessions with input of which it is not known that it was read.
     readers: BTreeSet<SessionId>,
     /// Those that were asked about before the output that is judged now.
@@ -310,6 +312,7 @@ impl Filter {
             calls: Calls::default(),
             causes: Causes::default(),
             plain_log: false,
+            log_without_options: false,
             readers: BTreeSet::new(),
             asked: Vec::new(),
             early: AllEarly::default(),

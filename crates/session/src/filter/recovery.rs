@@ -74,6 +74,8 @@ pub struct RestoreSpec {
     pub greeted: bool,
     /// Input waits to be read.
     pub input_pending: bool,
+    /// Options that the application had set on it: see [`crate::options`].
+    pub options: Vec<u8>,
 }
 
 /// How a session is named to the partner: its number, which is the same on both sides of a fork, and its initial sequence
@@ -315,6 +317,7 @@ impl Filter {
             absorb: s.out_done - s.out_base,
             greeted: s.out_base > 0,
             input_pending: !s.input.is_empty() || s.in_fin,
+            options: s.options.iter().copied().collect(),
         })
     }
 

@@ -1000,3 +1000,56 @@ fn a_closed_session_of_such_a_port_is_seen_to_its_end() {
     r.probe_all();
     assert!(r.restore(false).closed);
 }
+
+/// What the application has set on a connection the next one's socket is to have: from the log, and from a snapshot.
+#[test]
+fn options_move_with_their_session() {
+    let mut r = Rig::open();
+    r.f.option_set(CHANNEL, HANDLE, 0, 2, &[255, 0, 0, 0]);
+    r.f.option_set(CHANNEL, HANDLE, 6, 1, &[1, 0, 0, 0]);
+    r.f.option_set(CHANNEL, HANDLE, 0, 2, &[64, 0, 0, 0]);
+    r.stored();
+    let end = r.f.log_end();
+    // Nothing new, and nobody's.
+    r.f.option_set(CHANNEL, HANDLE, 6, 1, &[1, 0, 0, 0]);
+    r.f.option_set(CHANNEL, HANDLE + 1, 6, 1, &[0, 0, 0, 0]);
+    assert_eq!(r.f.log_end(), end);
+    let expected = [6, 1, 4, 1, 0, 0, 0, 0, 2, 4, 64, 0, 0, 0];
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    let mut other = Filter::new(config());
+    other.replica_apply(&snapshot).expect("a snapshot");
+    assert!(other.store() == r.f.store(), "I5");
+    // Written anew, it keeps them.
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.read(4);
+    r.close();
+    r.wait();
+    let id = r.id();
+    r.f.still_open(r.now, id);
+    r.stored();
+    assert_eq!(r.f.options_of(id), expected);
+    r.fail_over();
+    r.probe_all();
+    assert_eq!(r.restore(false).options, expected);
+}
+
+/// A partner of a version that knows none is told none.
+#[test]
+fn options_are_not_told_to_whom_does_not_know_them() {
+    let mut r = Rig::open();
+    r.f.set_log_without_options(true);
+    let end = r.f.log_end();
+    r.f.option_set(CHANNEL, HANDLE, 6, 1, &[1, 0, 0, 0]);
+    assert_eq!((r.f.log_end(), r.f.options_of(r.id()).len()), (end, 7));
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    let mut other = Filter::new(config());
+    other.replica_apply(&snapshot).expect("a snapshot");
+    assert!(other.options_of(r.id()).is_empty());
+    // Here the next process has them all the same.
+    r.f.process_gone(r.now, CHANNEL);
+    r.f.recover(r.now);
+    r.probe_all();
+    assert_eq!(r.restore(false).options.len(), 7);
+}
