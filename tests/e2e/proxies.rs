@@ -283,10 +283,10 @@ fn a_proxy_that_polls() {
     proxied(&python("pxpoll", "poll", "192.0.2.9"));
 }
 
-/// Clients that were accepted together and have said nothing yet: the connect after the first of them has may be for any.
+/// After a takeover it gets each client when that says something.
 #[test]
 fn a_proxy_that_polls_and_connects_late() {
-    proxied(&Proxy { most: 100, ..python("pxlazy", "lazy", "192.0.2.9") });
+    proxied(&Proxy { most: 30, ..python("pxlazy", "lazy", "192.0.2.9") });
 }
 
 #[test]
@@ -329,10 +329,9 @@ fn haproxy_with_several_threads() {
 }
 
 #[test]
-#[ignore = "known: now and then a client of haproxy in HTTP mode hears nothing for a minute after a failover, and is not reset before"]
 fn haproxy_in_http_mode() {
     let config = haproxy("http", "nbthread 1");
-    proxied(&Proxy { http: true, most: 100, ..Proxy::new("haphttp", &["haproxy", "-db", "-f", &config.path()]) });
+    proxied(&Proxy { http: true, most: 50, ..Proxy::new("haphttp", &["haproxy", "-db", "-f", &config.path()]) });
 }
 
 #[test]

@@ -163,9 +163,7 @@ impl Manager {
         while let Some(tuple) = self.filter.poll_stranger() {
             self.reset_stranger(&tuple);
         }
-        if any {
-            self.next_pair();
-        }
+        self.next_pair();
         any
     }
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tcpr_session::filter::Mode;
+use tcpr_session::filter::{HandOut, Mode};
 use tcpr_session::filter::RestoreSpec;
 use tcpr_session::role::Role;
 use tcpr_session::tuple::{FourTuple, SessionId};
@@ -408,10 +408,17 @@ impl Manager {
         removed.is_ok_and(|removed| removed)
     }
 
+    fn to_hand_out(&self, queue: &VecDeque<Ready>) -> usize {
+        match self.filter.any_later() {
+            true => queue.iter().filter(|r| !self.filter.is_later(r.info.session)).count(),
+            false => queue.len(),
+        }
+    }
+
     /// How many recovered sessions each port has for its application.
     pub(super) fn publish_pending(&self) {
         for port in &self.config.service.ports {
-            let waiting = self.takeover.ready.get(&port.port).map_or(0, VecDeque::len);
+            let waiting = self.takeover.ready.get(&port.port).map_or(0, |queue| self.to_hand_out(queue));
             let restoring = self.filter.mode() == Mode::Restoring;
             // Handed out is not yet accepted: until the barrier falls the hook keeps asking.
             let waiting = waiting.max(self.filter.unaccepted());
@@ -433,7 +440,7 @@ impl Manager {
             self.takeover.doorbell_at = (!doorbells.is_empty()).then_some(now + RING_AGAIN);
         }
         let ports: Vec<u16> =
-            self.takeover.ready.iter().filter(|(_, q)| !q.is_empty()).map(|(port, _)| *port).collect();
+            self.takeover.ready.iter().filter(|(_, q)| self.to_hand_out(q) > 0).map(|(port, _)| *port).collect();
         for port in ports {
             if self.takeover.doorbells.contains_key(&port) {
                 continue;
@@ -495,25 +502,28 @@ impl Manager {
         let alone = self.takeover.listeners.get(&port).is_none_or(|l| l.len() == 1);
         let mut n = queue.len().min(if alone { max as usize } else { 1 }).min(MAX_RECOVERED);
         // One that makes the application connect comes alone, before the others: the connect is known for its.
-        let connects = queue.iter().position(|r| self.filter.connects(r.info.session));
         self.takeover.gate_until = self.filter.gate(now);
+        let mut out: Vec<Ready> = Vec::new();
         if self.takeover.gate_until.is_some() {
             n = 0;
-        } else if let Some(next) = connects.filter(|_| n > 0) {
-            queue.swap(0, next);
+        } else if let Some(next) = queue.iter().position(|r| self.filter.hand_out(r.info.session) == HandOut::Alone).filter(|_| n > 0) {
             n = 1;
+            out.extend(queue.remove(next));
         }
-        // One at least, whatever it has.
         let mut room = OPTIONS_AT_ONCE;
-        let fits = |r: &&Ready| {
-            let fits = r.info.options.len() <= room;
-            room = room.saturating_sub(r.info.options.len());
-            fits
-        };
-        n = n.min(queue.iter().take_while(fits).count());
-        let out: Vec<Ready> = queue.drain(..n).collect();
+        while out.len() < n {
+            let Some(next) = queue.iter().position(|r| !self.filter.is_later(r.info.session)) else { break };
+            let size = queue[next].info.options.len();
+            // One at least, whatever it has.
+            if !out.is_empty() && size > room {
+                break;
+            }
+            room = room.saturating_sub(size);
+            out.extend(queue.remove(next));
+        }
+        let n = out.len();
         let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
-        let more = !queue.is_empty() || self.takeover.waiting.keys().any(of_port);
+        let more = queue.iter().any(|r| !self.filter.is_later(r.info.session)) || self.takeover.waiting.keys().any(of_port);
         let Some(app) = self.apps.get(&channel) else {
             self.takeover.ready.entry(port).or_default().extend(out);
             return;
@@ -544,10 +554,12 @@ impl Manager {
                  was not made again; see \"Connections that the program makes\" in docs/guarantees.md"
             );
         }
-        if self.takeover.gate_until.is_none() || self.filter.gate(now).is_some() {
+        let refused = self.takeover.gate_until.is_some();
+        self.takeover.gate_until = self.takeover.gate_until.and(self.filter.gate(now));
+        let opened = refused && self.takeover.gate_until.is_none();
+        if !self.filter.next_may() && !opened {
             return;
         }
-        self.takeover.gate_until = None;
         self.publish_pending();
         // Whoever found nothing has taken the doorbell off.
         self.takeover.doorbells.retain(|_, bell| doorbell::waits(bell));

@@ -103,9 +103,10 @@ impl Filter {
             // The hook was faster than the last segment of the handshake.
             self.called(now, session);
         }
-        if self.live[&session].stage == Stage::Restored {
+        if self.live.get(&session).is_some_and(|live| live.stage == Stage::Restored) {
             self.barrier_met(now);
         }
+        self.note_taken(now, session);
     }
 
     /// From now on the turn policy knows the session.
@@ -219,7 +220,9 @@ impl Filter {
                 self.actions.push(Action::AskUnread(session));
             }
         }
-        self.note_read(channel, thread, session);
+        if n > 0 {
+            self.note_read(channel, thread, session);
+        }
         let thread = self.turn_of(channel, thread);
         self.turns.read(now, thread, session, n);
     }

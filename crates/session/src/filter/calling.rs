@@ -140,7 +140,8 @@ impl Filter {
             if let Some(session) = self.had_before(&tuple) {
                 self.drop_out(id);
                 self.spliced(now, session, syn);
-                return self.open_halves(now);
+                self.open_halves(now);
+                return self.behind_gate(now);
             }
         }
         let probed = self.probing == 0;
@@ -253,6 +254,11 @@ impl Filter {
         });
         self.calls.until = until;
         self.timers.push(Reverse((now + STUCK, id)));
+    }
+
+    /// Whether some session may wait to be called for.
+    pub(super) fn is_anybody_uncalled(&self, now: Now) -> bool {
+        now < self.calls.until
     }
 
     /// The SYN-ACK to the application's SYN, in the peer's name and numbers; they are corrected like all others.

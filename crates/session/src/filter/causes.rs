@@ -12,13 +12,15 @@
 //! What is still not known at a takeover is reset there, and so are the clients that it may belong to: they would go on with
 //! another connection, whose other end knows nothing of what was said before (I7).
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::app::thread_key;
-use super::live::Stage;
-use super::{Action, Filter, Origin};
+use super::live::{Live, Stage};
+use super::splicing::Handshake;
+use super::{Action, Filter, Mode, Origin};
 use crate::record::Cause;
 use crate::segment::{flags, Segment};
 use crate::tuple::{FourTuple, SessionId};
@@ -31,8 +33,33 @@ const MAX_CALLS: usize = 4096;
 const MAX_WORKERS: usize = 1 << 16;
 /// Most threads remembered that connect to one destination for no client: more than one is too many.
 const MAX_OWN: usize = 64;
-/// How long the next recovered session waits for the connect that the one before makes when it is accepted.
+/// How long the next recovered session waits for the connect that the one before makes when the program has it.
 const GATE: Duration = Duration::from_millis(200);
+/// How long it waits for a program that does not accept.
+const UNACCEPTED: Duration = Duration::from_secs(2);
+/// How long it waits for a client that is new to say something: until then a connect may be for that one.
+const NEWCOMER: Duration = Duration::from_millis(100);
+
+/// How a recovered session is handed to the program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HandOut {
+    /// With others.
+    Freely,
+    /// It makes the program connect: alone, so that the connect is known for its.
+    Alone,
+    /// It will, once its peer says something: not before.
+    NotYet,
+}
+
+/// A session that was handed out alone, and has yet to make its connects: until then the next one waits.
+#[derive(Clone, Copy, Debug)]
+struct Gate {
+    session: SessionId,
+    since: Now,
+    until: Now,
+    /// Its input is before the barrier no more.
+    shown: bool,
+}
 
 /// Who connects, as far as is known when it does.
 #[derive(Clone, Debug)]
@@ -74,8 +101,8 @@ struct Worker {
     /// Peers' sessions that it has accepted or read from, and outgoing ones that it has read from; and when.
     ins: BTreeMap<SessionId, u64>,
     outs: BTreeMap<SessionId, u64>,
-    /// Those that it has accepted in this turn.
-    accepted: BTreeSet<SessionId>,
+    /// What it has read in this turn and passed on, whole, to the other side; and when.
+    gone: BTreeMap<SessionId, u64>,
     /// It has waited since.
     ended: bool,
     /// Whose connect it made last in this turn.
@@ -127,8 +154,13 @@ pub(super) struct Causes {
     unclear: HashMap<SessionId, Unclear>,
     /// Threads that connect before their process has any peer's session, and whether that is still under way.
     own: HashMap<SocketAddr, BTreeMap<Thread, bool>>,
-    /// A session that was handed out, and has yet to make its connects: until then the next one waits.
-    gate: Option<(SessionId, Now)>,
+    gate: Option<Gate>,
+    newcomer_until: Now,
+    /// Ports whose clients make the program connect when it accepts them.
+    at_accept: BTreeSet<u16>,
+    /// How many sessions are not to be handed out yet; and whether another one may be.
+    pub later: usize,
+    next_may: bool,
     /// What came to be known while the log did not grow.
     late: Vec<(SessionId, Option<Cause>)>,
 }
@@ -145,6 +177,9 @@ impl Causes {
         self.numbers.clear();
         self.unclear.clear();
         self.gate = None;
+        self.at_accept.clear();
+        self.newcomer_until = Duration::ZERO;
+        self.later = 0;
         self.late.clear();
         self.workers.clear();
         self.processes.values_mut().for_each(|p| p.fresh.clear());
@@ -202,9 +237,11 @@ impl Filter {
         if origin != Origin::Inherited {
             process.accepts = true;
             self.touch(thread_key(channel, thread), session);
-            if let Some(worker) = self.causes.workers.get_mut(&thread_key(channel, thread)) {
-                worker.accepted.insert(session);
-            }
+        }
+        let now = self.clock;
+        if origin == Origin::Accepted && self.is_anybody_uncalled(now) && now >= self.causes.newcomer_until + NEWCOMER {
+            self.causes.newcomer_until = now + NEWCOMER;
+            self.timers.push(Reverse((now + NEWCOMER, session)));
         }
     }
 
@@ -221,7 +258,7 @@ impl Filter {
             worker.ins.retain(|id, since| !self.causes.settled(Some(*id), *since));
             worker.outs.retain(|id, since| !self.causes.settled(self.root(*id), *since));
             worker.called_for = None;
-            worker.accepted.clear();
+            worker.gone.clear();
         }
         if outgoing { &mut worker.outs } else { &mut worker.ins }.insert(session, since);
         worker.life = match (worker.life, root) {
@@ -299,7 +336,8 @@ impl Filter {
             return;
         }
         let (ins, outs) = self.sources(thread_key(channel, thread));
-        if self.live[&session].outgoing {
+        let outgoing = self.live[&session].outgoing;
+        if outgoing {
             self.flows_out(now, session, &ins, &outs);
         } else {
             self.not_fresh(session);
@@ -310,6 +348,11 @@ impl Filter {
             let settled = self.causes.tick();
             if let Some(served) = root.and_then(|root| self.causes.served.get_mut(&root)) {
                 served.settled = settled;
+            }
+            let other = |id: &SessionId| *id != session && self.root(*id) == root;
+            let gone: Vec<SessionId> = if outgoing { ins } else { outs }.into_iter().filter(other).collect();
+            if let Some(worker) = self.causes.workers.get_mut(&thread_key(channel, thread)) {
+                worker.gone.extend(gone.into_iter().map(|id| (id, settled)));
             }
         }
     }
@@ -518,9 +561,7 @@ impl Filter {
     }
 
     fn caller(&self, channel: u32, thread: Thread) -> Caller {
-        // It may have said something by the time it was accepted.
-        let now = |id: &SessionId| self.causes.workers.get(&thread).is_some_and(|w| w.accepted.contains(id));
-        let read = |id: &SessionId| self.causes.served.get(id).is_some_and(|s| s.read) && !now(id);
+        let read = |id: &SessionId| self.causes.served.get(id).is_some_and(|s| s.read);
         let of = |session: SessionId, sure: bool| Caller::Of { session, read: read(&session), sure };
         let process = self.causes.processes.get(&channel);
         if self.causes.workers.len() >= MAX_WORKERS {
@@ -529,12 +570,14 @@ impl Filter {
         let worker = self.causes.workers.get(&thread);
         let life = worker.map_or(Life::None, |w| w.life);
         let (ins, outs) = self.sources(thread);
-        // What it connected for has had its consequence.
-        let since = |id: &SessionId| worker.and_then(|w| w.ins.get(id)).copied().unwrap_or(0);
-        let due = |id: &SessionId| self.causes.served.get(id).is_none_or(|s| s.called < since(id));
+        // What it connected for has had its consequence; and so has what it passed on before it read something else.
+        let since = |id: &SessionId| worker.and_then(|w| w.ins.get(id).or_else(|| w.outs.get(id))).copied().unwrap_or(0);
+        let last = ins.iter().chain(&outs).map(since).max().unwrap_or(0);
+        let gone = |id: &SessionId| worker.and_then(|w| w.gone.get(id)).is_some_and(|at| (since(id)..last).contains(at));
+        let due = |id: &SessionId| self.causes.served.get(id).is_none_or(|s| s.called < since(id)) && !gone(id);
         let ins: Vec<SessionId> = ins.into_iter().filter(due).collect();
         let mut among: BTreeSet<SessionId> = ins.iter().copied().collect();
-        for out in outs {
+        for out in outs.into_iter().filter(|id| !gone(id)) {
             match (self.root(out), self.causes.unclear.get(&out).map(|u| &u.among)) {
                 (Some(root), _) => among.extend([root]),
                 (None, Some(Some(others))) => among.extend(others.keys()),
@@ -725,7 +768,7 @@ impl Filter {
         let Some(s) = self.store.get(id) else { return false };
         let Some(Cause::Of { session, .. }) = s.cause else { return false };
         let asks = self.store.get(session).is_none_or(|s| !s.input.is_empty());
-        (!s.input.is_empty() || s.in_fin || self.said_meanwhile(id)) && !asks && self.live.get(&session).is_some_and(|l| l.attached && l.stage == Stage::Live)
+        (!s.input.is_empty() || s.in_fin || self.said_meanwhile(id)) && !asks && self.live.get(&session).is_some_and(|l| l.later || l.attached && l.stage == Stage::Live)
     }
 
     /// What is known of the sessions of this store: which of them may not go on.
@@ -812,31 +855,152 @@ impl Filter {
         }
         let before = self.causes.unclear.remove(&id);
         self.unmark(before);
-        if self.causes.gate.is_some_and(|(session, _)| session == id) {
-            self.causes.gate = None;
-        }
+        self.open_gate(id);
     }
 
     // ---- one after another -----------------------------------------------------------------------------
 
-    /// Whether this session, when it is accepted, makes the application connect: then nobody else is accepted until it has.
-    #[must_use]
-    pub fn connects(&self, id: SessionId) -> bool {
+    /// It has connections to have back, and one of them was made when it was accepted.
+    fn connects_first(&self, id: SessionId) -> bool {
         self.waiting_of(id).any(|other| matches!(self.store.get(other).and_then(|s| s.cause), Some(Cause::Of { read: false, .. })))
+    }
+
+    /// How this session is handed to the program. A program that connects when it accepts gets one client at a time. One that
+    /// connects when it has read gets each when there is something to be read.
+    #[must_use]
+    pub fn hand_out(&self, id: SessionId) -> HandOut {
+        let Some(s) = self.store.get(id) else { return HandOut::Freely };
+        let said = || !s.input.is_empty() || s.in_fin || self.said_meanwhile(id);
+        if !self.follows() || self.waiting_of(id).next().is_none() {
+            HandOut::Freely
+        } else if self.causes.at_accept.contains(&s.open.tuple.local.port()) || said() {
+            HandOut::Alone
+        } else {
+            HandOut::NotYet
+        }
+    }
+
+    /// The sessions of the store are known: which of them are not to be handed out yet.
+    pub(super) fn note_hand_outs(&mut self) {
+        if !self.follows() {
+            return;
+        }
+        let outgoing = self.live.iter().filter(|(_, live)| live.outgoing);
+        let clients = outgoing.filter_map(|(id, _)| match self.store.get(*id)?.cause {
+            Some(Cause::Of { session, read: false, .. }) => Some(self.store.get(session)?.open.tuple.local.port()),
+            _ => None,
+        });
+        self.causes.at_accept = clients.collect();
+        let takes = |live: &Live| live.stage == Stage::Probing && !live.outgoing && !live.closed;
+        let later: Vec<SessionId> = self.live.iter().filter(|(id, live)| takes(live) && self.hand_out(**id) == HandOut::NotYet).map(|(id, _)| *id).collect();
+        self.causes.later = later.len();
+        later.into_iter().for_each(|id| self.recount(id, |live| live.later = true));
+    }
+
+    /// Whether some sessions are not to be handed out yet.
+    #[must_use]
+    pub fn any_later(&self) -> bool {
+        self.causes.later > 0
+    }
+
+    /// Whether this session is not to be handed out yet.
+    #[must_use]
+    pub fn is_later(&self, id: SessionId) -> bool {
+        self.live.get(&id).is_some_and(|live| live.later)
+    }
+
+    /// Its peer may have said something.
+    pub(super) fn stir(&mut self, now: Now, id: SessionId) {
+        if !self.is_later(id) || self.hand_out(id) == HandOut::NotYet {
+            return;
+        }
+        self.recount(id, |live| live.later = false);
+        self.causes.later -= 1;
+        self.causes.next_may = true;
+        if self.live[&id].recovery.handshake == Some(Handshake::Queued) {
+            self.queue_half(id);
+            self.open_halves(now);
+        }
     }
 
     /// It is handed out.
     pub fn handed_out(&mut self, now: Now, id: SessionId) {
-        if self.connects(id) {
-            self.causes.gate = Some((id, now + GATE));
+        if self.follows() && self.waiting_of(id).next().is_some() {
+            self.causes.gate = Some(Gate { session: id, since: now, until: now + GATE, shown: false });
+            self.timers.push(Reverse((now + GATE, id)));
+        }
+    }
+
+    /// The program has it. What it reads first may be what makes it connect.
+    pub(super) fn note_taken(&mut self, now: Now, id: SessionId) {
+        let Some(gate) = self.causes.gate.as_mut().filter(|gate| gate.session == id) else { return };
+        gate.until = now + GATE;
+        if !self.connects_first(id) {
+            self.show(now, id);
+        }
+    }
+
+    /// The session that the gate is for goes on, though others are behind the barrier.
+    fn show(&mut self, now: Now, id: SessionId) -> bool {
+        let Some(gate) = self.causes.gate.as_mut().filter(|gate| gate.session == id && !gate.shown) else { return false };
+        gate.shown = true;
+        let shows = self.live.get(&id).is_some_and(|live| live.attached && live.stage == Stage::Restored);
+        if shows {
+            self.through_barrier(now, id);
+        }
+        shows
+    }
+
+    pub(super) fn gate_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
+        let gate = self.causes.gate.filter(|gate| gate.session == id)?;
+        if now < gate.until {
+            return Some(gate.until);
+        }
+        let waits = self.waiting_of(id).next().is_some();
+        let attached = self.live.get(&id).is_some_and(|live| live.attached);
+        if waits && (!attached && now < gate.since + UNACCEPTED || attached && self.show(now, id)) {
+            let until = now + GATE;
+            self.causes.gate = self.causes.gate.map(|gate| Gate { until, ..gate });
+            return Some(until);
+        }
+        self.open_gate(id);
+        None
+    }
+
+    /// The next one may come, whatever becomes of this one.
+    pub(super) fn open_gate(&mut self, id: SessionId) {
+        if self.causes.gate.is_some_and(|gate| gate.session == id) {
+            self.causes.gate = None;
+            self.causes.next_may = true;
         }
     }
 
     /// Until when the next session that makes the application connect is not to be handed out; None: it may be.
     #[must_use]
     pub fn gate(&self, now: Now) -> Option<Now> {
-        let (id, until) = self.causes.gate?;
-        (self.mode.serves() && now < until && self.connects(id)).then_some(until)
+        if !self.mode.serves() {
+            return None;
+        }
+        let waits = |gate: &Gate| self.waiting_of(gate.session).next().is_some();
+        let newcomer = || {
+            let silent = |id: &SessionId| self.waiting_of(*id).next().is_none();
+            now < self.causes.newcomer_until && self.causes.processes.values().any(|p| p.fresh.iter().any(silent))
+        };
+        let gate = self.causes.gate.filter(waits).map(|gate| gate.until);
+        gate.or_else(|| newcomer().then_some(self.causes.newcomer_until))
+    }
+
+    /// New connections that have waited for the gate.
+    pub(super) fn behind_gate(&mut self, now: Now) {
+        if self.mode == Mode::Active && !self.held_syns.is_empty() && self.gate(now).is_none() {
+            let syns = std::mem::take(&mut self.held_syns);
+            self.replay_held(now, syns);
+        }
+    }
+
+    /// Whether there is more to be handed out since this was asked.
+    pub fn next_may(&mut self) -> bool {
+        std::mem::take(&mut self.causes.next_may)
     }
 }
 

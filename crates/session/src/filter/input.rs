@@ -178,6 +178,11 @@ impl Filter {
             }
             return self.drop_in(id);
         }
+        if opens && self.held_syns.len() < MAX_HELD_SYNS && self.gate(now).is_some() {
+            // The connect that is waited for is to be the last client's that the program has.
+            self.held_syns.push(HeldIn { id, bytes: bytes.to_vec() });
+            return;
+        }
         if opens {
             self.note_syn(tuple, segment, false);
         }
@@ -451,6 +456,7 @@ impl Filter {
             self.input_unhooked(session);
         }
         self.ask_unseen(now, session, bytes.len());
+        self.stir(now, session);
         if self.live.get_mut(&session).is_some_and(|live| std::mem::take(&mut live.ack_ahead)) {
             self.judge_held(now, session);
         }
@@ -591,6 +597,7 @@ impl Filter {
             self.drop_in(id);
         } else {
             live.recovery.make().held_in.push(HeldIn { id, bytes: bytes.to_vec() });
+            self.stir(now, session);
         }
     }
 

@@ -212,6 +212,8 @@ pub(super) struct Live {
     pub signed: bool,
     /// The application had made the connection, and makes it again to have it back.
     pub outgoing: bool,
+    /// It is not handed out before its peer says something: see [`super::HandOut`].
+    pub later: bool,
     /// The local TCP's half is not the one that the peer met.
     pub restored: bool,
     /// Until the local TCP has passed this offset (0: it has) it may not see acknowledgements of the future.
@@ -275,6 +277,7 @@ impl Live {
             spec_una: s.out_acked,
             signed: false,
             outgoing: false,
+            later: false,
             restored: false,
             clamp: 0,
             recovery: Seldom::default(),
@@ -349,7 +352,7 @@ impl Live {
 
     /// The barrier waits for the application to take it.
     pub fn awaited(&self) -> bool {
-        matches!(self.stage, Stage::Probing | Stage::Restored) && !self.attached && !self.closed && !self.outgoing
+        matches!(self.stage, Stage::Probing | Stage::Restored) && !self.attached && !self.closed && !self.outgoing && !self.later
     }
 
     /// A FIN or RST that nobody asked for.

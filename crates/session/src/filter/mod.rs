@@ -55,6 +55,7 @@ use opening::Handshakes;
 use splicing::Splices;
 
 pub use app::Origin;
+pub use causes::HandOut;
 pub use recovery::RestoreSpec;
 pub use splicing::Engine;
 pub use unhooked::PROGRAM;
@@ -569,6 +570,7 @@ impl Filter {
             }
             self.probing -= usize::from(live.probing());
             self.awaited -= usize::from(live.awaited());
+            self.causes.later -= usize::from(live.later);
             for h in live.held.take() {
                 self.actions.push(Action::DropOut(h.id));
             }
@@ -602,6 +604,7 @@ impl Filter {
         for partner in partners {
             self.unpair(now, partner);
         }
+        self.behind_gate(now);
     }
 
     /// The sessions that the kernel should have a socket of.

@@ -208,6 +208,7 @@ impl Filter {
         for id in torn {
             self.restore_failed(now, id);
         }
+        self.note_hand_outs();
         self.awaited -= 1;
         self.calls.keep_again(kept);
         self.barrier_met(now);
@@ -538,6 +539,7 @@ impl Filter {
                 self.tail_timeout(now, id),
                 self.proof_timeout(now, id),
                 self.astray_timeout(now, id),
+                self.gate_timeout(now, id),
             ];
             if let Some(due) = next.into_iter().flatten().min() {
                 self.timers.push(Reverse((due, id)));
@@ -546,6 +548,7 @@ impl Filter {
             }
         }
         self.open_halves(now);
+        self.behind_gate(now);
     }
 
     /// Input that the local TCP has not acknowledged is injected again. Returns when to look again.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::live::{Held, Live, Stage};
 use super::recovery::{feed_from, TIMESTAMP_MARGIN_MS};
-use super::{Action, Filter, Mode};
+use super::{Action, Filter, HandOut, Mode};
 use crate::segment::{flags, Build, Segment};
 use crate::seq::Seq;
 use crate::splice::{Shift, Splice};
@@ -173,14 +173,18 @@ impl Filter {
             return self.await_call(now, id);
         }
         live.recovery.make().handshake = Some(Handshake::Queued);
+        let later = live.later;
         self.splices.unaccepted += usize::from(self.config.hooked);
-        self.queue_half(id);
+        if !later {
+            self.queue_half(id);
+        }
         self.start_tail(now, id);
         self.open_halves(now);
     }
 
     /// Its turn to be asked for comes after those that wait already.
-    fn queue_half(&mut self, id: SessionId) {
+    pub(super) fn queue_half(&mut self, id: SessionId) {
+        self.open_gate(id);
         let local = self.store.get(id).expect("known").open.tuple.local;
         let listener = self.splices.listeners.entry(local).or_default();
         listener.under_way.remove(&id);
@@ -238,24 +242,24 @@ impl Filter {
     fn next_half(&mut self, now: Now, local: SocketAddr) -> Option<SessionId> {
         let (live, listener) = (&self.live, self.splices.listeners.get_mut(&local)?);
         listener.under_way.retain(|id| live.get(id).is_some_and(|l| matches!(l.recovery.handshake, Some(Handshake::Sent { .. }))));
-        let (first, under_way) = (*listener.queue.front()?, listener.under_way.len());
-        if under_way >= if listener.listening { MOST } else { 1 } {
+        let under_way = listener.under_way.len();
+        if listener.queue.is_empty() || under_way >= if listener.listening { MOST } else { 1 } {
             return None;
         }
-        let mut at = 0;
+        let mut first = 0;
         if self.follows() {
             // One that makes the application connect comes alone: the connect is known for its.
-            if let Some(until) = self.gate(now) {
-                self.timers.push(Reverse((until, first)));
+            if self.gate(now).is_some() {
                 return None;
             }
-            let alone = self.splices.listeners[&local].queue.iter().position(|id| self.connects(*id));
+            let queue = &self.splices.listeners[&local].queue;
+            let alone = queue.iter().position(|id| self.hand_out(*id) == HandOut::Alone);
             if alone.is_some() && under_way > 0 {
                 return None;
             }
-            at = alone.unwrap_or(0);
+            first = alone.unwrap_or(0);
         }
-        self.splices.listeners.get_mut(&local)?.queue.remove(at)
+        self.splices.listeners.get_mut(&local)?.queue.remove(first)
     }
 
     /// A SYN as if the peer connected.

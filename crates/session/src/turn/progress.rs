@@ -31,9 +31,9 @@ pub(super) struct Progress {
     consumed: Option<u64>,
     /// Output offset up to which the application has written, absorbed bytes included.
     written: u64,
-    /// Up to here it writes again what a former process had written of an open response; 0: nothing.
-    again: u64,
     fin_asked: bool,
+    /// It has written nothing yet but what a former process had written of an open response.
+    again: bool,
     /// The last write was short: what it left over is in the application's memory only.
     short: bool,
     /// How much that was, less what was written of it since; 0 where it is not known.
@@ -92,8 +92,8 @@ impl Progress {
             answered: in_done,
             consumed: None,
             written: out_base,
-            again: again(out_base, out_done),
             fin_asked: false,
+            again: out_base < out_done,
             short: false,
             left: 0,
             called: false,
@@ -230,7 +230,7 @@ impl Progress {
         self.answered = self.done.in_done;
         self.consumed = None;
         self.written = self.done.out_base;
-        self.again = again(self.done.out_base, self.done.out_done);
+        self.again = self.done.out_base < self.done.out_done;
         self.fin_asked = self.done.fin;
         self.short = false;
         self.left = 0;
@@ -269,7 +269,7 @@ impl Progress {
     /// A response in parts is written again, and nothing beyond what was out of it. What was read may be more than what that
     /// answered: its peer, who has it all, may have asked for more meanwhile. So nothing says yet what is done.
     fn catches_up(&self) -> bool {
-        self.independent && self.written <= self.again && self.again > 0 && self.consumed.is_none() && !self.fin_asked
+        self.independent && self.again && self.consumed.is_none() && !self.fin_asked
     }
 
     /// How far the input would be done if the turn was whole.
@@ -289,6 +289,7 @@ impl Progress {
     /// Commits: `alone` if the turn touched no other session, `timeout` if it is not over yet.
     pub fn settle(&mut self, alone: bool, timeout: bool) -> Settled {
         let before = self.done;
+        self.again &= self.written <= before.out_done;
         let target = self.target();
         let unfinished = self.short || (timeout && alone && !self.fin_asked);
         // An open response counts on being written again, because its input is read again, or because
@@ -342,9 +343,4 @@ impl Progress {
             newly_torn: self.done.torn && !before.torn,
         }
     }
-}
-
-/// What is out of an open response.
-fn again(out_base: u64, out_done: u64) -> u64 {
-    if out_base < out_done { out_done } else { 0 }
 }

@@ -55,12 +55,17 @@ impl Proxy {
         self.r.f.taken(self.channel, thread, u32::from(port), origin);
     }
 
-    /// A client says something, which this thread reads.
-    fn reads(&mut self, port: u16, thread: u32) {
+    /// A client says something.
+    fn says(&mut self, port: u16) {
         self.r.port = port;
         let at = self.r.f.store().get(self.id(port)).unwrap().in_end();
         let from = self.r.f.store().get(self.id(port)).unwrap().out_acked;
         self.r.peer(say(ACK, at, from, b"word\n"));
+    }
+
+    /// The same, and this thread reads it.
+    fn reads(&mut self, port: u16, thread: u32) {
+        self.says(port);
         self.r.f.read(self.r.now, self.channel, thread, u32::from(port), 5);
     }
 
@@ -165,6 +170,8 @@ const ALICE: u16 = 1001;
 const BOB: u16 = 1002;
 const TO_ALICES: u16 = 40_001;
 const TO_BOBS: u16 = 40_002;
+const CAROL: u16 = 1003;
+const TO_CAROLS: u16 = 40_003;
 
 /// A thread for each client, which connects when its client has said something: bob's is first.
 fn of_threads() -> Proxy {
@@ -226,17 +233,213 @@ fn a_program_that_connects_when_it_accepts_is_given_one_client_at_a_time() {
     assert_eq!((p.cause(TO_ALICES), p.cause(TO_BOBS)), (of(&p, ALICE), of(&p, BOB)));
     p.taken_over();
     let (alice, bob) = (p.id(ALICE), p.id(BOB));
-    assert!(p.r.f.connects(alice) && p.r.f.connects(bob) && p.r.f.gate(p.r.now).is_none());
+    assert!([alice, bob].iter().all(|id| p.r.f.hand_out(*id) == HandOut::Alone) && p.r.f.gate(p.r.now).is_none());
     p.r.f.handed_out(p.r.now, bob);
-    assert!(p.r.f.gate(p.r.now).is_some());
+    p.r.pass(ms(1000));
+    assert!(p.r.f.gate(p.r.now).is_some() && !p.r.f.next_may(), "it has not been accepted");
     p.holds(BOB, 1, Origin::Recovered);
     assert_eq!(p.has_back(50_002, 1), Some(TO_BOBS));
     assert!(p.r.f.gate(p.r.now).is_none());
     p.r.f.handed_out(p.r.now, alice);
-    assert!(p.r.f.gate(p.r.now).is_some() && p.r.f.gate(p.r.now + ms(1000)).is_none(), "not for ever");
     p.holds(ALICE, 1, Origin::Recovered);
+    assert!(p.r.f.gate(p.r.now).is_some());
+    p.r.pass(ms(1000));
+    assert!(p.r.f.gate(p.r.now).is_none() && p.r.f.next_may(), "not for ever");
     assert_eq!(p.has_back(50_001, 1), Some(TO_ALICES));
     assert_eq!(p.r.f.counters().unpaired, 0);
+}
+
+/// One thread for all; it connects when a client has said something.
+fn lazily() -> Proxy {
+    let mut p = Proxy::new();
+    for (client, to) in [(ALICE, TO_ALICES), (BOB, TO_BOBS), (CAROL, TO_CAROLS)] {
+        p.accepts(client, 1);
+        if client != BOB {
+            p.waits(1);
+        }
+        p.reads(client, 1);
+        p.connects(to, 1);
+        p.writes(to, 1);
+        p.waits(1);
+    }
+    p
+}
+
+#[test]
+fn a_program_that_connects_when_it_has_read_is_given_each_client_when_that_says_something() {
+    for hands in [false, true] {
+        let mut p = lazily();
+        let of = |p: &Proxy, client| Some(Cause::Of { session: p.id(client), nth: 1, read: true });
+        assert_eq!((p.cause(TO_ALICES), p.cause(TO_BOBS)), (of(&p, ALICE), of(&p, BOB)));
+        if hands {
+            // What carol says next was read, and went nowhere.
+            p.reads(CAROL, 1);
+        }
+        p.taken_over();
+        let [alice, bob, carol] = [ALICE, BOB, CAROL].map(|port| p.id(port));
+        assert_eq!([alice, bob].map(|id| p.r.f.hand_out(id)), [HandOut::NotYet; 2]);
+        if hands {
+            assert_eq!((p.r.f.hand_out(carol), p.r.f.not_handed_over()), (HandOut::Alone, 1));
+            p.r.f.barrier_met(p.r.now);
+            assert!(p.r.f.mode() == Mode::Restoring);
+            p.r.f.handed_out(p.r.now, carol);
+            p.holds(CAROL, 1, Origin::Recovered);
+            let came = p.r.drain();
+            let shown = came.iter().any(|a| matches!(a, Action::Inject(p) if Segment::parse(p).unwrap().payload() == b"word\n"));
+            assert!(shown, "its input comes with it: {came:?}");
+            p.r.f.read(p.r.now, p.channel, 1, u32::from(CAROL), 5);
+            assert_eq!(p.has_back(50_003, 1), Some(TO_CAROLS));
+        }
+        // Nobody waits for those who say nothing.
+        p.r.f.barrier_met(p.r.now);
+        assert!(p.r.f.mode() == Mode::Active && p.r.f.gate(p.r.now).is_none());
+        p.accepts(1004, 1);
+        p.reads(1004, 1);
+        p.connects(40_004, 1);
+        p.writes(40_004, 1);
+        p.waits(1);
+        assert!(!p.r.f.next_may() && p.r.f.any_later());
+        for (client, port, has) in [(BOB, 50_002, TO_BOBS), (ALICE, 50_001, TO_ALICES)] {
+            p.says(client);
+            let id = p.id(client);
+            assert!(p.r.f.next_may() && p.r.f.hand_out(id) == HandOut::Alone);
+            p.r.f.handed_out(p.r.now, id);
+            assert!(p.r.f.gate(p.r.now).is_some());
+            p.holds(client, 1, Origin::Recovered);
+            p.r.f.read(p.r.now, p.channel, 1, u32::from(client), 5);
+            assert_eq!(p.has_back(port, 1), Some(has));
+            assert!(p.r.f.gate(p.r.now).is_none());
+            p.waits(1);
+        }
+        assert_eq!((p.r.f.any_later(), p.r.f.counters().unpaired), (!hands, 0));
+    }
+}
+
+/// One turn of an event loop: a reply for alice, and bob's first word.
+#[test]
+fn what_was_passed_on_before_another_client_was_read_is_not_what_makes_the_program_connect() {
+    for bob_first in [false, true] {
+        let mut p = lazily();
+        p.taken_over();
+        p.r.f.barrier_met(p.r.now);
+        for client in [ALICE, BOB] {
+            p.says(client);
+            let id = p.id(client);
+            p.r.f.handed_out(p.r.now, id);
+            p.holds(client, 1, Origin::Recovered);
+            if client == ALICE {
+                p.r.f.read(p.r.now, p.channel, 1, u32::from(ALICE), 5);
+                assert_eq!(p.has_back(50_001, 1), Some(TO_ALICES));
+                p.r.f.attach(p.r.now, p.channel, u32::from(TO_ALICES), Origin::Connected, &out_tuple(50_001));
+                p.writes(TO_ALICES, 1);
+                p.waits(1);
+            }
+        }
+        if bob_first {
+            p.r.f.read(p.r.now, p.channel, 1, u32::from(BOB), 5);
+        }
+        p.hears(TO_ALICES, 1);
+        p.writes(ALICE, 1);
+        if bob_first {
+            assert_eq!(p.has_back(50_002, 1), None, "it may be alice's second one");
+        } else {
+            p.r.f.read(p.r.now, p.channel, 1, u32::from(BOB), 5);
+            assert_eq!(p.has_back(50_002, 1), Some(TO_BOBS));
+        }
+    }
+}
+
+/// A program that looks for a reply and finds none has heard nothing that it could connect for.
+#[test]
+fn what_was_not_there_to_be_read_makes_no_program_connect() {
+    let mut p = Proxy::new();
+    p.accepts(ALICE, 1);
+    p.connects(TO_ALICES, 1);
+    p.r.f.read(p.r.now, p.channel, 1, u32::from(TO_ALICES), 0);
+    p.waits(1);
+    p.accepts(BOB, 1);
+    p.connects(TO_BOBS, 1);
+    let of = |p: &Proxy, client| Some(Cause::Of { session: p.id(client), nth: 1, read: false });
+    assert_eq!((p.cause(TO_ALICES), p.cause(TO_BOBS)), (of(&p, ALICE), of(&p, BOB)));
+}
+
+/// A client that comes while another's connect is waited for would be one more that it may be for.
+#[test]
+fn new_clients_wait_for_the_connect_of_one_that_is_handed_out() {
+    let mut p = lazily();
+    p.taken_over();
+    p.r.f.barrier_met(p.r.now);
+    p.accepts(1004, 1);
+    assert!(p.r.f.gate(p.r.now).is_some(), "it may connect for this one, without a word of it");
+    p.says(ALICE);
+    p.reads(1004, 1);
+    assert!(p.r.f.gate(p.r.now).is_none());
+    p.connects(40_004, 1);
+    p.writes(40_004, 1);
+    p.waits(1);
+    let alice = p.id(ALICE);
+    p.r.f.handed_out(p.r.now, alice);
+    p.holds(ALICE, 1, Origin::Recovered);
+    p.r.port = 1005;
+    let syn = p.r.syn(false);
+    let came = p.r.inp(&syn);
+    assert_eq!(came, []);
+    p.r.f.read(p.r.now, p.channel, 1, u32::from(ALICE), 5);
+    let came = p.calls(50_001, 1);
+    assert!(came.iter().any(|a| matches!(a, Action::AcceptIn(_))), "{came:?}");
+    // Not for ever.
+    p.says(BOB);
+    let bob = p.id(BOB);
+    p.r.f.handed_out(p.r.now, bob);
+    p.holds(BOB, 1, Origin::Recovered);
+    p.r.port = 1006;
+    let syn = p.r.syn(false);
+    assert_eq!(p.r.inp(&syn), []);
+    let came = p.r.pass(ms(1000));
+    assert!(came.iter().any(|a| matches!(a, Action::AcceptIn(_))), "{came:?}");
+}
+
+/// A reply waits, and the program will not fetch it: handed out, the client would be one that each other's connect may be for.
+#[test]
+fn a_client_that_waits_for_a_reply_is_reset_and_spoils_nobody_elses_connect() {
+    let mut p = lazily();
+    p.taken_over();
+    let bob = p.id(BOB);
+    let s = p.r.f.store().get(p.id(TO_BOBS)).unwrap();
+    let reply = packet(TO_BOBS, false, ACK, s.in_seq(s.in_end()), s.out_seq(s.out_done), b"echo\n");
+    p.r.inp(&reply);
+    assert!(p.r.f.hand_out(bob) == HandOut::NotYet && !p.r.f.next_may());
+    p.r.pass(Duration::from_secs(2));
+    p.says(ALICE);
+    let id = p.id(ALICE);
+    p.r.f.handed_out(p.r.now, id);
+    p.holds(ALICE, 1, Origin::Recovered);
+    p.r.f.read(p.r.now, p.channel, 1, u32::from(ALICE), 5);
+    assert_eq!(p.has_back(50_001, 1), Some(TO_ALICES));
+    p.r.pass(Duration::from_secs(10));
+    assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none());
+    assert_eq!((p.sessions(), p.r.f.counters().unpaired), (4, 2));
+}
+
+/// A program that is slow to connect when it has a client, and has to read it first after all.
+#[test]
+fn a_client_that_is_handed_out_shows_its_input_when_nothing_comes_of_it() {
+    let mut p = Proxy::new();
+    p.accepts(ALICE, 1);
+    p.connects(TO_ALICES, 1);
+    p.accepts(BOB, 1);
+    p.waits(1);
+    p.reads(ALICE, 1);
+    p.taken_over();
+    let alice = p.id(ALICE);
+    p.r.f.handed_out(p.r.now, alice);
+    p.holds(ALICE, 1, Origin::Recovered);
+    assert_eq!(p.r.drain(), []);
+    let came = p.r.pass(ms(250));
+    assert!(came.iter().any(|a| matches!(a, Action::Inject(_))), "{came:?}");
+    assert!(p.r.f.mode() == Mode::Restoring && p.r.f.gate(p.r.now).is_some());
+    p.r.f.read(p.r.now, p.channel, 1, u32::from(ALICE), 5);
+    assert_eq!(p.has_back(50_001, 1), Some(TO_ALICES));
 }
 
 /// Two clients are accepted in one turn, then the program connects twice.
