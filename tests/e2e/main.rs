@@ -12,6 +12,7 @@ mod host;
 mod hostile;
 mod ipv6;
 mod life;
+mod listeners;
 mod local;
 mod network;
 mod options;

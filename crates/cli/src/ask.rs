@@ -54,7 +54,9 @@ pub fn status(common: &Common) -> Result<u8, String> {
         println!("role       {}", text(&answer, "role"));
         println!("epoch      {}", answer["epoch"]);
         let missing = answer["host"]["missing"].as_str().map(|why| format!(" ({why})")).unwrap_or_default();
-        println!("protected  {}{missing}", if protected { "yes" } else { "no" });
+        let unaccepted = answer["unaccepted"].as_u64().filter(|n| *n > 0);
+        let unaccepted = unaccepted.map(|n| format!(" (the program does not accept {n} recovered sessions)")).unwrap_or_default();
+        println!("protected  {}{missing}{unaccepted}", if protected { "yes" } else { "no" });
         match answer.get("partner") {
             Some(Value::Object(_)) => {
                 let p = &answer["partner"];

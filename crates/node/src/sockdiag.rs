@@ -138,7 +138,28 @@ impl SockDiag {
         Ok(waiting)
     }
 
-    /// Asks for the same of one address family, to be taken in steps by [`SockDiag::next`]; nothing else may be asked of this
+    /// Whether anybody listens on the service's ports, whatever the address.
+    pub fn listens(&mut self, ours: &Ours) -> io::Result<bool> {
+        let mut listens = false;
+        self.dump(ours, 1 << state::LISTEN, |listener| {
+            listens |= ours.locals.iter().any(|local| local.port() == listener.local.port());
+        })?;
+        Ok(listens)
+    }
+
+    /// The listeners on a port, by their inodes as in /proc/PID/fd.
+    pub fn listeners(&mut self, port: u16) -> io::Result<Vec<u32>> {
+        let at = Ours::at(&[SocketAddr::new(IpAddr::from([0; 4]), port)]);
+        let mut inodes = Vec::new();
+        self.dump(&at, 1 << state::LISTEN, |listener| {
+            if listener.local.port() == port {
+                inodes.push(listener.inode);
+            }
+        })?;
+        Ok(inodes)
+    }
+
+    /// Asks for the connections of one address family, to be taken in steps by [`SockDiag::next`]; nothing else may be asked of this
     /// socket until that is done.
     pub fn begin(&mut self, ours: &Ours, family: libc::c_int) -> io::Result<()> {
         netlink_send(&self.socket, &dump_request(ours, CONNECTIONS, family))

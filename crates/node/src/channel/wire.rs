@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tcpr_session::tuple::FourTuple;
 
 /// Grows when an older counterpart would misunderstand.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// No message is longer. It must hold a [`Reply::Recovered`] of [`MAX_RECOVERED`] sessions.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -105,6 +105,11 @@ pub enum Request {
         to: SocketAddr,
         /// The thread.
         thread: u32,
+    },
+    /// A session that was handed out is for another process: its socket comes with this. Answered by [`Reply::Ok`].
+    GiveBack {
+        /// The session's number.
+        session: u32,
     },
     /// Hand the service over to the partner.
     Switchover,
