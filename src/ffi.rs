@@ -162,8 +162,11 @@ pub fn raw_shutdown(fd: c_int, how: c_int) {
 }
 
 /// Accepts; no address is asked for.
-pub fn raw_accept(fd: c_int, flags: c_int) -> c_int {
-    raw!(libc::SYS_accept4, fd, 0, 0, flags) as c_int
+///
+/// # Safety
+/// As for `accept4`.
+pub unsafe fn raw_accept(fd: c_int, address: *mut libc::sockaddr, length: *mut socklen_t, flags: c_int) -> c_int {
+    raw!(libc::SYS_accept4, fd, address, length, flags) as c_int
 }
 
 /// Sends the signal to the calling thread, as the kernel does for a broken pipe.

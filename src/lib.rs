@@ -23,7 +23,8 @@ mod turn;
 
 #[ctor::ctor(unsafe)]
 fn read_environment() {
-    // Some servers wipe their environment once they run. Nothing else is done this early.
+    // Some servers wipe their environment once they run. Nothing else is done this early, but for a program that has
+    // inherited a protected listener: whoever only waits on it would be woken by nobody.
     process::remember_environment();
 }
 

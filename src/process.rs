@@ -26,6 +26,8 @@ struct Environment {
     log: Option<String>,
     /// Destinations of protected connections, as `tcpr run` says.
     outgoing: Vec<SocketAddr>,
+    /// Protected ports, as `tcpr run` says.
+    ports: Vec<u16>,
     /// Preloaded, and not by `tcpr run`.
     may_embed: bool,
     /// `TCPR_CONFIG`; servers that wipe their environment do so later.
@@ -44,7 +46,12 @@ pub fn remember_environment() {
     let config = std::env::var_os("TCPR_CONFIG").map(PathBuf::from);
     let outgoing = variable("TCPR_OUTGOING").unwrap_or_default();
     let outgoing = outgoing.split(',').filter_map(|o| o.parse().ok()).collect();
-    let _ = ENVIRONMENT.set(Environment { service, log: variable("TCPR_LOG"), outgoing, may_embed, config });
+    let ports = variable("TCPR_PORTS").unwrap_or_default().split(',').filter_map(|p| p.parse().ok()).collect();
+    let runs = service.is_some();
+    let _ = ENVIRONMENT.set(Environment { service, log: variable("TCPR_LOG"), outgoing, ports, may_embed, config });
+    if runs {
+        ops::look_for_listeners();
+    }
 }
 
 /// There may be a configuration that sockets match: `tcpr run` started us, we are preloaded, or `tcpr_init` was
@@ -131,6 +138,17 @@ pub fn join_for(to: SocketAddr) -> Option<Result<&'static Client, ClientError>> 
         };
     }
     Some(join())
+}
+
+/// Whether a listener at this address might be a protected one, whether we have joined or not; joins if it takes a manager of
+/// our own.
+pub fn may_protect(at: Option<SocketAddr>) -> bool {
+    let (Some(at), Some(environment)) = (at, ENVIRONMENT.get()) else { return false };
+    match joined() {
+        Some(client) => protects(client, at),
+        None if environment.service.is_some() => environment.ports.contains(&at.port()),
+        None => environment.may_embed && join_for(at).is_some_and(|joined| joined.is_ok()),
+    }
 }
 
 /// Whether a connect might concern us at all.
@@ -521,6 +539,7 @@ extern "C" fn after_fork_in_parent() {
             for connection in held.connections.iter_mut().flat_map(HashMap::values_mut) {
                 connection.shared = true;
             }
+            ops::note_fork();
             drop(held);
             real::unlock_stream_list();
         }
@@ -533,6 +552,7 @@ extern "C" fn after_fork_in_child() {
         if let Some(mut held) = HELD.with(|h| h.borrow_mut().take()) {
             // Recovered connections that the parent has not handed out are the parent's.
             held.stash.clear();
+            ops::note_fork();
             drop(held);
             real::reset_stream_list();
         }

@@ -36,6 +36,8 @@ pub enum Entry {
     Calling,
     /// The same, and a thread is about to make it a connection.
     Arriving,
+    /// Listens elsewhere: none of ours.
+    Foreign,
 }
 
 impl Entry {
@@ -47,6 +49,7 @@ impl Entry {
             Entry::Internal => (4, 0),
             Entry::Calling => (5, 0),
             Entry::Arriving => (6, 0),
+            Entry::Foreign => (7, 0),
         };
         kind << KIND_SHIFT | value
     }
@@ -60,6 +63,7 @@ impl Entry {
             4 => Some(Entry::Internal),
             5 => Some(Entry::Calling),
             6 => Some(Entry::Arriving),
+            7 => Some(Entry::Foreign),
             _ => None,
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::net::SocketAddr;
-use std::os::fd::{IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -12,9 +12,11 @@ use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
 use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::wire::{Recovered, RecoveredInfo};
 use tcpr_node::channel::{descriptor_limit, Origin};
+use tcpr_node::doorbell;
 use tcpr_session::tuple::FourTuple;
 
-use super::sockets::{address, local_name, peer_name, set_send_buffer, tuple, SO_BUF_LOCK};
+use super::passing::unseen_listener;
+use super::sockets::{address, local_name, set_send_buffer, tuple, SO_BUF_LOCK};
 use super::{inside, options};
 use crate::process::lock;
 use crate::table::{self, Entry};
@@ -36,6 +38,13 @@ type Stash = HashMap<u16, Queue>;
 
 static STASH: Mutex<Option<Stash>> = Mutex::new(None);
 static STASHED: AtomicUsize = AtomicUsize::new(0);
+/// This process has forked, or was: others may accept, too, and none of them gets at what this one has fetched.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// In a process that forks, and in its child.
+pub fn note_fork() {
+    FORKED.store(true, Ordering::Relaxed);
+}
 
 /// Keeps others from the stash.
 pub struct StashGuard(MutexGuard<'static, Option<Stash>>);
@@ -88,6 +97,13 @@ unsafe fn take(
     flags: c_int,
     plain: impl FnOnce() -> c_int,
 ) -> c_int {
+    let entry = table::get(fd);
+    if !matches!(entry, None | Some(Entry::Listener { .. })) {
+        return plain();
+    }
+    if entry.is_none() {
+        unseen_listener(fd);
+    }
     let Some(Entry::Listener { port }) = table::get(fd) else { return plain() };
     if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 || Bypass::active() || !process::is_ours() {
         return plain();
@@ -97,13 +113,15 @@ unsafe fn take(
     if !to.is_null() && room.is_none_or(|room| (room as i32) < 0) {
         return plain();
     }
-    let Some(client) = inside(None, process::client) else { return plain() };
+    // One that cannot join is plain, but for doorbells.
+    let client = inside(None, process::client);
     // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
     unsafe { real::pthread_testcancel() };
     let saved = ffi::errno();
     let mut peer = Name::default();
+    let mut rung = false;
     let new = loop {
-        let taken = inside(None, || recovered(client, fd, port, flags));
+        let taken = client.and_then(|client| inside(None, || recovered(client, fd, port, flags, rung)));
         if let Some(new) = taken {
             peer.ask(new);
             break new;
@@ -119,20 +137,23 @@ unsafe fn take(
         let new = unsafe { real::accept4(fd, peer.pointer(), &mut peer.size, flags) };
         if new < 0 {
             if ffi::errno() == libc::EAGAIN && blocking && !has_receive_timeout(fd) {
-                // Another thread had lent the listener a timeout for a moment; see `take_doorbell_off`.
+                // Another thread had lent the listener a timeout for a moment; see `accept_at_once`.
                 continue;
             }
             return -1;
         }
         match inside(Accepted::Connection, || classify(client, new, peer.address())) {
             Accepted::Connection => break new,
-            Accepted::Doorbell => inside((), || {
-                ffi::raw_close(new);
-                if client.pending(port) > 0 && STASHED.load(Ordering::Relaxed) == 0 {
-                    // It rings for sessions that another process has fetched and not accepted yet.
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }),
+            Accepted::Doorbell => {
+                inside((), || {
+                    ffi::raw_close(new);
+                    if rung || client.is_none() {
+                        // It rings for sessions that are another process's to accept.
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                });
+                rung = true;
+            }
         }
     };
     turn::read_other();
@@ -150,13 +171,13 @@ fn has_receive_timeout(fd: c_int) -> bool {
 }
 
 /// Looks at what the kernel gave us and attaches it if it is a peer's.
-fn classify(client: &Client, fd: c_int, peer: Option<SocketAddr>) -> Accepted {
+fn classify(client: Option<&Client>, fd: c_int, peer: Option<SocketAddr>) -> Accepted {
     process::forget(fd);
-    let local = local_name(fd).filter(|local| process::is_virtual(client, local.ip()));
-    let (Some(local), Some(peer)) = (local, peer) else { return Accepted::Connection };
-    if process::is_virtual(client, peer.ip()) && client.is_doorbell(peer.port()) {
+    let (Some(local), Some(peer)) = (local_name(fd), peer) else { return Accepted::Connection };
+    if doorbell::is_one(fd, local, peer) {
         return Accepted::Doorbell;
     }
+    let Some(client) = client.filter(|client| process::is_virtual(client, local.ip())) else { return Accepted::Connection };
     let tuple = tuple(local, peer);
     match spliced(client, &tuple) {
         Some((r, own)) => {
@@ -175,7 +196,8 @@ fn classify(client: &Client, fd: c_int, peer: Option<SocketAddr>) -> Accepted {
 
 /// What the manager knows of a connection that may be a restored session.
 fn spliced(client: &Client, tuple: &FourTuple) -> Option<(Recovered, Vec<u8>)> {
-    if !client.welcome().spliced || client.pending(tuple.local.port()) == 0 {
+    // Also where engine `repair` left a port to its listener.
+    if client.pending(tuple.local.port()) == 0 {
         return None;
     }
     match client.session(*tuple) {
@@ -187,23 +209,23 @@ fn spliced(client: &Client, tuple: &FourTuple) -> Option<(Recovered, Vec<u8>)> {
     }
 }
 
-/// A recovered session of the port, if one waits. May return a new connection instead.
-fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Option<c_int> {
-    if client.welcome().spliced || client.pending(port) == 0 && STASHED.load(Ordering::Relaxed) == 0 {
+/// A recovered session of the port, if one waits. May return a new connection instead. `rung`: a doorbell has just said so.
+fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int, rung: bool) -> Option<c_int> {
+    if client.welcome().spliced || !rung && client.pending(port) == 0 && STASHED.load(Ordering::Relaxed) == 0 {
         return None;
     }
     let (info, socket, last) = next_recovered(client, listener, port)?;
-    let mut doorbell = None;
-    if last {
-        // As long as a session waits so does a doorbell. Off it goes with the last one, or a program that
-        // waited for readiness would accept once more and block.
-        if let Some(new) = take_doorbell_off(listener, flags) {
-            match classify(client, new, peer_name(new)) {
-                Accepted::Doorbell => doorbell = Some(new),
-                Accepted::Connection => {
-                    put_back(port, info, socket);
-                    return Some(new);
-                }
+    let mut doorbells = Vec::new();
+    // As long as a session waits so does a doorbell, and never more of them. Off they go with the last session, or with each:
+    // else a program that waited for readiness would accept once more and block.
+    while last || client.each_rings(port) {
+        let Some((new, peer)) = accept_at_once(listener, flags) else { break };
+        match classify(Some(client), new, peer) {
+            Accepted::Doorbell => doorbells.push(new),
+            Accepted::Connection => {
+                put_back(client, port, info, socket);
+                doorbells.into_iter().for_each(ffi::raw_close);
+                return Some(new);
             }
         }
     }
@@ -211,13 +233,12 @@ fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int) -> Optio
     adopt_options(listener, port, fd, flags);
     options::give(fd, &info.options);
     process::attach(client, fd, info.tuple, Origin::Recovered, info.absorb, info.greeted);
-    if STASHED.load(Ordering::Relaxed) == 0 {
+    // Only now: the manager rings again as long as it believes that sessions wait.
+    let rang = !doorbells.is_empty();
+    doorbells.into_iter().for_each(ffi::raw_close);
+    if rang || STASHED.load(Ordering::Relaxed) == 0 {
         // The barrier falls when the manager has heard of the last one; of those before it hears with it.
         client.kick();
-    }
-    // Only now: the manager rings again as long as it believes that sessions wait.
-    if let Some(doorbell) = doorbell {
-        ffi::raw_close(doorbell);
     }
     log::info!("recovered {} as descriptor {fd}", info.tuple);
     Some(fd)
@@ -228,7 +249,7 @@ fn next_recovered(client: &Client, listener: c_int, port: u16) -> Option<(Recove
     let mut guard = lock(&STASH);
     let queue = guard.get_or_insert_default().entry(port).or_default();
     if queue.sessions.is_empty() {
-        let room = room(listener);
+        let room = if FORKED.load(Ordering::Relaxed) { room(listener).min(1) } else { room(listener) };
         if room == 0 {
             // As the kernel says it.
             return None;
@@ -274,14 +295,18 @@ fn room(listener: c_int) -> u32 {
     n as u32
 }
 
-fn put_back(port: u16, info: RecoveredInfo, socket: OwnedFd) {
+fn put_back(client: &Client, port: u16, info: RecoveredInfo, socket: OwnedFd) {
+    // Where others accept, too, it may be one of them that comes next.
+    if client.each_rings(port) && client.give_back(info.session, socket.as_fd()).is_ok() {
+        return;
+    }
     let mut guard = lock(&STASH);
     guard.get_or_insert_default().entry(port).or_default().sessions.push_front((info, socket));
     STASHED.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Accepts what waits on the listener, without blocking.
-fn take_doorbell_off(listener: c_int, flags: c_int) -> Option<c_int> {
+fn accept_at_once(listener: c_int, flags: c_int) -> Option<(c_int, Option<SocketAddr>)> {
     if !ffi::is_ready(listener, libc::POLLIN) {
         return None;
     }
@@ -296,11 +321,13 @@ fn take_doorbell_off(listener: c_int, flags: c_int) -> Option<c_int> {
         ffi::set_option(listener, option.0, option.1, timeout);
         before
     };
-    let new = ffi::raw_accept(listener, flags);
+    let mut peer = Name::default();
+    // SAFETY: the name is live, writable and of the given size.
+    let new = unsafe { ffi::raw_accept(listener, peer.pointer(), &mut peer.size, flags) };
     if let Some(before) = before {
         ffi::set_option(listener, option.0, option.1, before);
     }
-    (new >= 0).then_some(new)
+    (new >= 0).then(|| (new, peer.address()))
 }
 
 /// What an accepted socket has from its listener and a restored one has not. The sockets of a batch lack the same: it is

@@ -15,7 +15,7 @@ mod passing;
 mod sockets;
 mod streams;
 
-pub use accept::{accept, accept4, lock_stash, StashGuard};
+pub use accept::{accept, accept4, lock_stash, note_fork, StashGuard};
 pub use calling::{arrived, connect};
 pub use credentials::{
     initgroups, setegid, seteuid, setgid, setgroups, setregid, setresgid, setresuid, setreuid, setuid,
@@ -26,6 +26,7 @@ pub use input::{
     __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,
 };
 pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, splice, write, writev};
+pub use passing::look_for_listeners;
 pub use sockets::{bind, listen, protected_socket, shutdown, socket, tell_listener};
 pub use streams::{fclose, fdopen, fileno, fileno_unlocked, flush_streams, lock_streams, StreamsGuard};
 

@@ -8,7 +8,8 @@ use tcpr_node::channel::client::Client;
 use tcpr_node::channel::Origin;
 
 use super::sockets::{is_tcp, local_name, peer_name, tuple};
-use super::{descriptors, inside, tell_listener};
+use super::sockets::protect_listener;
+use super::{descriptors, inside};
 use crate::table::{self, Entry};
 use crate::{ffi, process};
 
@@ -69,6 +70,29 @@ pub unsafe fn received(message: &msghdr) {
     }
 }
 
+/// A descriptor that nobody has seen become a listener is about to be used as one: it was inherited over exec, or made by
+/// system calls that no hook sees. Asked once; what is none of ours is known from then on.
+pub fn unseen_listener(fd: c_int) {
+    if !process_is_plain() {
+        inside((), || {
+            if process::may_protect(local_name(fd)) {
+                arrived(fd);
+            }
+            if table::get(fd).is_none() && listens(fd) {
+                table::set(fd, Some(Entry::Foreign));
+            }
+        });
+    }
+}
+
+/// The program begins, and may have inherited listeners.
+pub fn look_for_listeners() {
+    let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return };
+    let numbers = descriptors.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let listeners: Vec<c_int> = numbers.filter(|fd| listens(*fd)).collect();
+    listeners.into_iter().for_each(unseen_listener);
+}
+
 fn process_is_plain() -> bool {
     tcpr_node::channel::client::Bypass::active() || process::joined().is_none() && !process::is_configured()
 }
@@ -86,9 +110,7 @@ fn arrived(fd: c_int) {
     match peer_name(fd) {
         Some(peer) if process::is_virtual(client, local.ip()) => connection(client, fd, local, peer),
         None if listens(fd) && process::protects(client, local) => {
-            let port = local.port();
-            table::set(fd, Some(Entry::Listener { port }));
-            tell_listener(client, fd, port);
+            protect_listener(client, fd, local.port());
         }
         _ => {}
     }

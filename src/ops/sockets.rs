@@ -10,6 +10,7 @@ use tcpr_node::channel::Event;
 use tcpr_session::tuple::FourTuple;
 
 use super::options::accept_at_once;
+use super::passing::unseen_listener;
 use super::{connection, inside};
 use crate::ffi::Failure;
 use crate::table::{self, Entry};
@@ -189,20 +190,26 @@ fn binding(fd: c_int, to: SocketAddr, candidate: bool) -> Binding {
 pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
     // SAFETY: takes no pointers.
     let result = unsafe { real::listen(fd, backlog) };
-    if result == 0 && table::get(fd) == Some(Entry::Candidate) && !Bypass::active() && process::is_ours() {
-        inside((), || {
+    match table::get(fd) {
+        Some(Entry::Candidate) if result == 0 && !Bypass::active() && process::is_ours() => inside((), || {
             let Some(client) = process::client() else { return };
             let Some(at) = local_name(fd).filter(|at| process::protects(client, *at)) else { return };
-            let port = at.port();
-            table::set(fd, Some(Entry::Listener { port }));
-            give_room(fd);
-            if client.welcome().spliced {
-                accept_at_once(fd);
-            }
-            tell_listener(client, fd, port);
-        });
+            protect_listener(client, fd, at.port());
+        }),
+        None if result == 0 => unseen_listener(fd),
+        _ => {}
     }
     result
+}
+
+/// A descriptor listens on a protected port.
+pub(super) fn protect_listener(client: &Client, fd: c_int, port: u16) {
+    table::set(fd, Some(Entry::Listener { port }));
+    give_room(fd);
+    if client.welcome().spliced {
+        accept_at_once(fd);
+    }
+    tell_listener(client, fd, port);
 }
 
 /// Which buffer sizes the kernel does not tune: `SOCK_SNDBUF_LOCK` is 1, `SOCK_RCVBUF_LOCK` 2 (Linux 5.14).

@@ -29,9 +29,6 @@ macro_rules! for_each_hook {
                 fn sendfile64(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) -> ssize_t;
 
                 // Sockets
-                fn listen(fd: c_int, backlog: c_int) -> c_int;
-                fn accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
-                fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int;
                 fn shutdown(fd: c_int, how: c_int) -> c_int;
                 fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, length: *mut socklen_t) -> c_int;
 
@@ -81,6 +78,9 @@ macro_rules! for_each_hook {
                 fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
                 fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
                 fn bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
+                fn listen(fd: c_int, backlog: c_int) -> c_int;
+                fn accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
+                fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int;
                 fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
                 fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t) -> c_int;
                 fn splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t;

@@ -13,6 +13,7 @@ mod hostile;
 mod ipv6;
 mod joined;
 mod life;
+mod listeners;
 mod local;
 mod network;
 mod options;

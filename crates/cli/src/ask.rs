@@ -53,7 +53,9 @@ pub fn status(common: &Common) -> Result<u8, String> {
         println!("member     {}", text(&answer, "member"));
         println!("role       {}", text(&answer, "role"));
         println!("epoch      {}", answer["epoch"]);
-        let why = answer["host"]["missing"].as_str().or_else(|| answer["program_trouble"].as_str());
+        let unaccepted = answer["unaccepted"].as_u64().filter(|n| *n > 0);
+        let unaccepted = unaccepted.map(|n| format!("the program does not accept {n} recovered sessions"));
+        let why = answer["host"]["missing"].as_str().or_else(|| answer["program_trouble"].as_str()).or(unaccepted.as_deref());
         let missing = why.map(|why| format!(" ({why})")).unwrap_or_default();
         println!("protected  {}{missing}", if protected { "yes" } else { "no" });
         match answer.get("partner") {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tcpr_node::channel::server::{Channel, ChannelError, ChannelListener, ChannelRole, Greeting, Incoming};
 use tcpr_node::channel::wire::{PortInfo, RecoveredInfo, Reply, Request, SessionFacts, MAX_RECOVERED};
 use tcpr_node::channel::{Event, Origin};
+use tcpr_node::doorbell;
 use tcpr_session::tuple::FourTuple;
 
 struct Fake {
@@ -180,52 +181,8 @@ impl Fake {
             self.doorbell = None;
             return;
         }
-        let hung_up = |stream: &TcpStream| {
-            stream.set_nonblocking(true).is_err()
-                || !matches!(stream.peek(&mut [0]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
-        };
-        if self.doorbell.as_ref().is_some_and(|d| !hung_up(d)) {
-            return;
-        }
-        // Its port must be told before it is connected; std cannot bind first.
-        if let Ok(doorbell) = connect_from(self.vip, self.port, &self.channels) {
-            self.doorbell = Some(doorbell);
+        if !self.doorbell.as_ref().is_some_and(doorbell::waits) {
+            self.doorbell = doorbell::ring(self.vip, self.port).ok();
         }
     }
-}
-
-/// Connects from the VIP to the VIP, telling the applications from which port before.
-fn connect_from(vip: IpAddr, port: u16, channels: &HashMap<u32, Channel>) -> std::io::Result<TcpStream> {
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-    let IpAddr::V4(vip) = vip else { return Err(std::io::ErrorKind::Unsupported.into()) };
-    let address = |port: u16| libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: port.to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from(vip).to_be() },
-        sin_zero: [0; 8],
-    };
-    let (here, there) = (address(0), address(port));
-    let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-    // SAFETY: takes no pointers; the result is checked, and owned by nobody else.
-    let socket = unsafe {
-        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    // SAFETY: `here` is live and of the given length.
-    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const here).cast(), length) } != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    let stream = TcpStream::from(socket);
-    let own = stream.local_addr()?.port();
-    for channel in channels.values() {
-        channel.set_doorbells(&[own]);
-    }
-    // SAFETY: `there` is live and of the given length.
-    if unsafe { libc::connect(stream.as_raw_fd(), (&raw const there).cast(), length) } != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    Ok(stream)
 }

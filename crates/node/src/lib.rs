@@ -5,6 +5,7 @@ pub mod arp;
 pub mod channel;
 pub mod config;
 pub mod conntrack;
+pub mod doorbell;
 pub mod guard;
 pub mod heartbeat;
 pub mod key;

@@ -154,6 +154,27 @@ impl SockDiag {
         Ok(waiting)
     }
 
+    /// Whether anybody listens on the service's ports, whatever the address.
+    pub fn listens(&mut self, ours: &Ours) -> io::Result<bool> {
+        let mut listens = false;
+        self.dump(ours, 1 << state::LISTEN, |listener| {
+            listens |= ours.locals.iter().any(|local| local.port() == listener.local.port());
+        })?;
+        Ok(listens)
+    }
+
+    /// The listeners on a port, by their inodes as in /proc/PID/fd.
+    pub fn listener_inodes(&mut self, port: u16) -> io::Result<Vec<u32>> {
+        let at = Ours::at(&[SocketAddr::new(IpAddr::from([0; 4]), port)]);
+        let mut inodes = Vec::new();
+        self.dump(&at, 1 << state::LISTEN, |listener| {
+            if listener.local.port() == port {
+                inodes.push(listener.inode);
+            }
+        })?;
+        Ok(inodes)
+    }
+
     /// The listeners of the service's ports that peers reach on its addresses.
     pub fn listeners(&mut self, ours: &Ours) -> io::Result<Vec<TcpSocket>> {
         let mut found = Vec::new();

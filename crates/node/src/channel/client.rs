@@ -402,15 +402,18 @@ impl Client {
         }
     }
 
-    /// Whether a local port belongs to one of the manager's doorbell connections.
-    pub fn is_doorbell(&self, port: u16) -> bool {
-        port != 0
-            && self
-                .mapping
-                .header()
-                .doorbells
-                .iter()
-                .any(|d: &AtomicU32| d.load(Ordering::Acquire) == u32::from(port))
+    /// Whether each session of a port that is accepted takes a doorbell off the queue, and not only the last one.
+    pub fn each_rings(&self, port: u16) -> bool {
+        let slot = self.welcome.ports.iter().position(|p| p.port == port);
+        slot.and_then(|i| self.mapping.header().recovered.get(i)).is_some_and(|s| s.each_rings.load(Ordering::Acquire) != 0)
+    }
+
+    /// Gives a session back that this process was handed and cannot accept now.
+    pub fn give_back(&self, session: u32, socket: BorrowedFd<'_>) -> Result<(), ClientError> {
+        match self.request_with(Request::GiveBack { session }, &[socket])?.0 {
+            Reply::Ok => Ok(()),
+            _ => Err(protocol("an unexpected reply")),
+        }
     }
 
     /// Our descriptors: the application must neither close nor overwrite them.

@@ -23,7 +23,7 @@ use super::{sys, Event, Origin};
 pub const RING_BYTES: usize = 4 << 20;
 /// The largest payload of one entry: what one round of a write offers to the kernel.
 pub const MAX_PAYLOAD: usize = 256 << 10;
-/// How many listening ports, and doorbells, a header has room for.
+/// How many listening ports a header has room for.
 pub const SLOTS: usize = 16;
 
 /// The ring starts here, so that it can be mapped again behind itself whatever the page size (<= 64 KiB).
@@ -32,7 +32,7 @@ const RING_OFFSET: usize = 64 << 10;
 pub(super) const MEMORY_BYTES: usize = RING_OFFSET + RING_BYTES;
 
 const MAGIC: u32 = 0x5250_4354;
-const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_VERSION: u32 = 2;
 const ENTRY_HEADER: usize = 32;
 const TUPLE_BYTES: usize = 40;
 
@@ -75,7 +75,6 @@ pub(super) struct Header {
     pub(super) role_member: AtomicU32,
     pub(super) epoch: AtomicU64,
     pub(super) recovered: [RecoveredSlot; SLOTS],
-    pub(super) doorbells: [AtomicU32; SLOTS],
     /// How far the log is ahead of the replica (futex word): 0, or [`EASE`], or [`STOP`].
     pub(super) pressure: AtomicU32,
 }
@@ -90,6 +89,8 @@ pub const STOP: u32 = 2;
 pub(super) struct RecoveredSlot {
     pub(super) port: AtomicU32,
     pub(super) pending: AtomicU32,
+    /// Each session that is accepted takes a doorbell off the listener's queue, if one waits there; else the last one does.
+    pub(super) each_rings: AtomicU32,
 }
 
 /// One mapping of the shared memory.

@@ -119,7 +119,8 @@ impl AsFd for ChannelListener {
 pub enum Incoming {
     /// The process was admitted and has its ring now: watch [`Channel::kick_fd`].
     Joined(Hello),
-    /// A request; give its number to [`Channel::reply`]. With the descriptor that belongs to a [`Request::Call`].
+    /// A request; give its number to [`Channel::reply`]. With the descriptor that belongs to a [`Request::Call`] or a
+    /// [`Request::GiveBack`].
     Request(u32, Request, Option<OwnedFd>),
 }
 
@@ -197,7 +198,7 @@ impl Channel {
         let misbehaved = |e: io::Error| ChannelError::Misbehaved(e.to_string());
         if self.joined.is_some() {
             let request: Numbered<Request> = wire::decode(&buffer[..n]).map_err(misbehaved)?;
-            if socket.is_some() != matches!(request.body, Request::Call { .. }) {
+            if socket.is_some() != matches!(request.body, Request::Call { .. } | Request::GiveBack { .. }) {
                 return Err(ChannelError::Misbehaved("a descriptor too many, or too few".into()));
             }
             return Ok(Some(Incoming::Request(request.number, request.body, socket)));
@@ -348,13 +349,11 @@ impl Channel {
         }
     }
 
-    /// Publishes the local ports of the doorbell connections; at most [`SLOTS`]. Before they are connected.
-    pub fn set_doorbells(&self, ports: &[u16]) {
-        if let Some(joined) = &self.joined {
-            let slots = &joined.mapping.header().doorbells;
-            for (i, slot) in slots.iter().enumerate() {
-                slot.store(ports.get(i).copied().unwrap_or(0).into(), Ordering::Release);
-            }
+    /// Publishes whether each session of a listening port that is accepted takes a doorbell off the queue.
+    pub fn set_each_rings(&self, port: u16, each: bool) {
+        let slot = self.greeting.ports.iter().position(|p| p.port == port);
+        if let (Some(joined), Some(i)) = (&self.joined, slot) {
+            joined.mapping.header().recovered[i].each_rings.store(each.into(), Ordering::Release);
         }
     }
 }

@@ -305,15 +305,16 @@ fn requests_are_answered_with_descriptors() {
 }
 
 #[test]
-fn header_tells_role_pending_and_doorbells() {
+fn header_tells_role_and_pending() {
     let (client, channel) = pair();
     assert_eq!(client.role(), ChannelRole::Starting);
     assert!(channel.set_pending(PORT, 5));
     assert!(!channel.set_pending(1, 5));
-    channel.set_doorbells(&[40_001, 40_002]);
+    channel.set_each_rings(PORT, true);
+    channel.set_each_rings(1, true);
     channel.set_epoch(7, 1);
     assert_eq!((client.pending(PORT), client.pending(1), client.epoch()), (5, 0, 7));
-    assert!(client.is_doorbell(40_002) && !client.is_doorbell(0) && !client.is_doorbell(40_003));
+    assert!(client.each_rings(PORT) && !client.each_rings(1));
     assert!(!client.wait_role(ChannelRole::Master, Some(Duration::from_millis(10))).unwrap());
     let promoting = thread::spawn(move || {
         thread::sleep(Duration::from_millis(50));

@@ -106,6 +106,11 @@ pub enum Request {
         /// The thread.
         thread: u32,
     },
+    /// A session that was handed out is for another process: its socket comes with this. Answered by [`Reply::Ok`].
+    GiveBack {
+        /// The session's number.
+        session: u32,
+    },
     /// Hand the service over to the partner.
     Switchover,
     /// What is known of one session.

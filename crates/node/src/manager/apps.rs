@@ -392,6 +392,12 @@ impl Manager {
                 };
                 self.reply(id, number, reply);
             }
+            Request::GiveBack { session } => {
+                let back = socket.is_some_and(|socket| self.taken_back(id, session, socket));
+                let text = || "that session was not handed out".to_owned();
+                let reply = if back { Reply::Ok } else { Reply::Error { errno: libc::EINVAL, text: text() } };
+                self.reply(id, number, reply);
+            }
             Request::Switchover => {
                 let reply = match self.can_switch_over() {
                     Ok(()) => {

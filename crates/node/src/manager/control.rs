@@ -217,13 +217,15 @@ impl Manager {
         };
         let epoch = self.role.epoch();
         let trouble = self.program_trouble();
+        let unaccepted = self.takeover.unaccepted(self.now());
         json!({
             "member": self.config.me().name,
             "service": self.config.service.name,
             "role": role,
             "epoch": epoch.number,
             "epoch_member": self.config.members.get(usize::from(epoch.member)).map(|m| m.name.clone()),
-            "protected": self.role.protected() && self.host.whole(&self.filter) && !self.partner.unguarded && trouble.is_none(),
+            "protected": self.role.protected() && self.host.whole(&self.filter) && !self.partner.unguarded && trouble.is_none() && unaccepted == 0,
+            "unaccepted": unaccepted,
             "host": self.host.status(&self.filter),
             "partner": self.partner_status(),
             "sessions": self.filter.store().len(),

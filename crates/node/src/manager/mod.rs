@@ -8,18 +8,17 @@
 //! - `partner`: heartbeats, reach, replication
 //! - `roles`: what the role machine decides; a program that dies or is replaced
 //! - `takeover`: restoring sessions and handing them over
+//! - `sharing`: which of several processes gets the next one
 //! - `host`: what tcpr has put on the host, and what follows when it was taken away
 //! - `serving`: whether a failover would find somebody to serve
 //! - `virtual_ip`: holding it, and telling the network
 //! - `sweep`: connections that the kernel has given up
 //! - `control`: `tcpr status` and its like
-//! - `doorbell`: the connection that wakes an application's accept
 //! - `disk`: epoch and lock
 
 mod apps;
 pub mod control;
 mod disk;
-mod doorbell;
 mod embedded;
 mod host;
 mod packets;
@@ -28,6 +27,7 @@ mod poller;
 mod program;
 mod roles;
 mod serving;
+mod sharing;
 mod signals;
 mod sweep;
 mod takeover;
@@ -240,6 +240,8 @@ impl Manager {
                 ("TCPR_TOKEN".to_owned(), token.clone()),
                 ("TCPR_MEMBER".to_owned(), config.me().name.clone()),
             ];
+            let ports: Vec<String> = service.ports.iter().map(|p| p.port.to_string()).collect();
+            environment.push(("TCPR_PORTS".to_owned(), ports.join(",")));
             if !service.outgoing.is_empty() {
                 let list: Vec<String> = service.outgoing.iter().map(|o| o.address.to_string()).collect();
                 environment.push(("TCPR_OUTGOING".to_owned(), list.join(",")));

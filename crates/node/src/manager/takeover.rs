@@ -1,6 +1,7 @@
 //! Restoring sessions and handing them over (docs/design.md, "Takeover").
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fs;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,12 +14,12 @@ use tcpr_session::role::Role;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
-use super::doorbell::{self, Doorbell};
+use super::program::Program;
+use super::sharing::{Sharing, HOLD};
 use super::Manager;
-use crate::channel::ring::SLOTS;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
-use crate::sockdiag::{state, Ours};
-use crate::{channel, repair};
+use crate::sockdiag::{state, Ours, TcpSocket};
+use crate::{channel, doorbell, repair};
 
 /// How long the peers have to answer the probe. One on the same network needs a fraction of it.
 const PROBE_WAIT: Duration = Duration::from_millis(10);
@@ -26,8 +27,22 @@ const PROBE_WAIT: Duration = Duration::from_millis(10);
 const BARRIER: Duration = Duration::from_secs(3);
 /// The same for one that has still to start and listen.
 const BARRIER_UNTIL_LISTENING: Duration = Duration::from_secs(30);
-/// How long a doorbell may go unheard.
-const RING_AGAIN: Duration = Duration::from_millis(100);
+/// The barrier goes on as long as the application accepts, up to this.
+const MOST_BARRIER: Duration = Duration::from_secs(10);
+/// How long a doorbell may wait, and nobody accept, before another one is rung: for a wait that is woken by what comes only
+/// (EPOLLET), or another of several listeners (SO_REUSEPORT).
+const RING_AGAIN: Duration = Duration::from_millis(5);
+/// One that accepts all that is there need not be rung for each.
+const RING_SELDOM: Duration = Duration::from_millis(1);
+/// Most doorbells that wait at once with a listener: fewer than a small accept queue takes.
+const MOST_BELLS: usize = 8;
+/// A session that nobody has accepted, and of all others nobody one, for so long is reset; the same where nobody listens.
+const ACCEPT_WAIT: Duration = Duration::from_secs(10);
+const LISTEN_WAIT: Duration = Duration::from_secs(60);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// How many processes of the program are looked at, at the most.
+const MOST_PROCESSES: usize = 256;
 /// How often a listener is asked what has yet to be accepted.
 const ACCEPTED_AGAIN: Duration = Duration::from_millis(1);
 /// How often an application without a listener is looked at again.
@@ -61,6 +76,34 @@ struct Ready {
     socket: OwnedFd,
 }
 
+/// A session that a process was handed, and that has yet to be accepted there.
+struct Out {
+    info: RecoveredInfo,
+    channel: u32,
+    /// It came with others, and may wait there for an accept.
+    stashed: bool,
+}
+
+/// The doorbells of one port.
+#[derive(Default)]
+struct Bells {
+    rung: Vec<TcpStream>,
+    /// When the last one was rung, or a session accepted; and how many sessions there were then.
+    at: Now,
+    left: usize,
+    /// Each session takes a doorbell off the queue: several processes accept, or a wait is woken by what comes only.
+    each: bool,
+    /// How many listeners there are, when that was looked at, and who accepts.
+    listeners: usize,
+}
+
+/// A process that waits for others to ask first.
+struct Asking {
+    channel: u32,
+    number: u32,
+    port: u16,
+}
+
 /// State of the takeover under way, if one is.
 pub(super) struct Takeover {
     ours: Ours,
@@ -82,13 +125,23 @@ pub(super) struct Takeover {
     most_files: u64,
     /// How many sockets there were when no more could be made.
     most_ready: usize,
-    doorbells: HashMap<u16, TcpStream>,
+    bells: HashMap<u16, Bells>,
+    out: Vec<Out>,
+    /// How many sessions the filter awaited when doorbells were looked at.
+    awaited: usize,
+    sharing: HashMap<u16, Sharing>,
+    asking: Vec<Asking>,
+    /// Until when they wait.
+    asking_until: Option<Now>,
+    /// Ports that somebody listens on, and nobody has told of it.
+    untold: Vec<u16>,
+    /// When to look at what is not accepted; how much that was, and since when there was no less.
+    look_at: Option<Now>,
+    unaccepted: Option<(usize, Now)>,
     /// The next session waits for the connect that the last one makes, until then at the longest.
     gate_until: Option<Now>,
     /// Sessions of which it was said that they were reset for want of their other half.
     unpaired_said: u64,
-    /// Local ports of the doorbells, newest first.
-    rung: Vec<u16>,
     spent: Duration,
     pub report: Report,
     /// As the old master: a handover was started and is not over.
@@ -115,10 +168,17 @@ impl Takeover {
             files_at: None,
             most_files: 0,
             most_ready: 0,
-            doorbells: HashMap::new(),
+            bells: HashMap::new(),
+            out: Vec::new(),
+            awaited: 0,
+            sharing: HashMap::new(),
+            asking: Vec::new(),
+            asking_until: None,
+            untold: Vec::new(),
+            look_at: None,
+            unaccepted: None,
             gate_until: None,
             unpaired_said: 0,
-            rung: Vec::new(),
             spent: Duration::ZERO,
             report: Report::default(),
             handing_over: false,
@@ -128,7 +188,9 @@ impl Takeover {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Now> {
-        [self.probe_until, self.barrier_until, self.doorbell_at, self.accepted_at, self.files_at, self.gate_until].into_iter().flatten().min()
+        let (probing, bells) = ([self.probe_until, self.barrier_until], [self.doorbell_at, self.asking_until]);
+        let rest = [self.accepted_at, self.files_at, self.gate_until, self.look_at];
+        probing.into_iter().chain(bells).chain(rest).flatten().min()
     }
 
     pub(super) fn handover_under_way(&self) -> bool {
@@ -152,6 +214,18 @@ impl Takeover {
         for channels in self.listeners.values_mut() {
             channels.remove(&channel);
         }
+        self.sharing.values_mut().for_each(|sharing| sharing.gone(channel));
+        self.asking.retain(|asking| asking.channel != channel);
+    }
+
+    /// How many sessions wait to be accepted, and have for longer than a takeover takes.
+    pub(super) fn unaccepted(&self, now: Now) -> usize {
+        self.unaccepted.filter(|(_, since)| now >= *since + BARRIER).map_or(0, |(n, _)| n)
+    }
+
+    /// Whether one process alone accepts on a port, as far as it is known.
+    fn is_alone(&self, port: u16) -> bool {
+        self.listeners.get(&port).is_none_or(|l| l.len() == 1)
     }
 
     /// A session ended before the application had it.
@@ -160,6 +234,7 @@ impl Takeover {
         for queue in self.ready.values_mut() {
             queue.retain(|r| r.info.session != session);
         }
+        self.out.retain(|out| out.info.session != session);
     }
 
     /// No takeover any more; sockets not handed over vanish silently.
@@ -171,7 +246,12 @@ impl Takeover {
         }
         self.waiting.clear();
         self.files_at = None;
-        self.doorbells.clear();
+        self.bells.clear();
+        self.out.clear();
+        self.sharing.clear();
+        self.asking_until = None;
+        self.look_at = None;
+        self.unaccepted = None;
         self.gate_until = None;
         self.probe_until = None;
         self.barrier_until = None;
@@ -222,7 +302,10 @@ impl Manager {
         t.spent = Duration::ZERO;
         t.report = Report { sessions: self.filter.store().len(), ..Report::default() };
         t.probe_until = Some(now + PROBE_WAIT);
-        let listening = self.config.service.ports.iter().all(|p| t.has_listener(p.port));
+        t.look_at = (t.report.sessions > 0).then_some(now + LOOK);
+        t.unaccepted = None;
+        let listening = self.somebody_listens();
+        let t = &mut self.takeover;
         t.barrier_until = Some(now + if listening { BARRIER } else { BARRIER_UNTIL_LISTENING });
         t.accepted_at = (!t.hooked).then_some(now);
         self.track_sessions();
@@ -340,6 +423,7 @@ impl Manager {
                     options: spec.options,
                 };
                 self.takeover.ready.entry(spec.tuple.local.port()).or_default().push_back(Ready { info, socket });
+                self.takeover.look_at.get_or_insert(now + LOOK);
             }
             Err(error) => {
                 log::error!("cannot restore session {session} {}: {error}", spec.tuple);
@@ -429,35 +513,70 @@ impl Manager {
         }
     }
 
-    /// Wakes whoever waits on a listener that has recovered sessions: one local connection, one byte long.
+    /// Wakes whoever waits on a listener that has recovered sessions. As long as one can be had, a doorbell waits; and never
+    /// more than there are sessions, or a program that trusts its epoll would wait in accept for nobody.
     pub(super) fn ring_doorbells(&mut self, now: Now) {
-        // One that woke nobody is rung again, for as long as sessions wait.
-        if self.takeover.doorbell_at.is_some_and(|t| now >= t) {
-            let doorbells = &mut self.takeover.doorbells;
-            // One that is still in the queue keeps the listener readable. A second one would be there when all sessions
-            // are taken, and a program that trusts its epoll would wait in accept for nobody.
-            doorbells.retain(|_, bell| doorbell::waits(bell));
-            self.takeover.doorbell_at = (!doorbells.is_empty()).then_some(now + RING_AGAIN);
-        }
-        let ports: Vec<u16> =
-            self.takeover.ready.iter().filter(|(_, q)| self.to_hand_out(q) > 0).map(|(port, _)| *port).collect();
-        for port in ports {
-            if self.takeover.doorbells.contains_key(&port) {
-                continue;
+        self.takeover.doorbell_at = None;
+        self.takeover.awaited = self.filter.not_handed_over();
+        self.takeover.out.retain(|out| self.filter.awaits_accept(out.info.session));
+        for i in 0..self.config.service.ports.len() {
+            let port = self.config.service.ports[i].port;
+            if let Some(again) = self.ring_port(now, port, false) {
+                self.takeover.doorbell_at = Some(self.takeover.doorbell_at.map_or(again, |at| at.min(again)));
             }
-            let rung = self.takeover.has_listener(port).then(|| self.ring(port));
-            match rung {
-                Some(Ok(stream)) => {
-                    log::debug!("rang the doorbell of port {port}");
-                    self.takeover.doorbells.insert(port, stream);
-                    self.takeover.doorbell_at.get_or_insert(now + RING_AGAIN);
-                }
-                Some(Err(error)) => {
-                    log::debug!("doorbell of port {port}: {error}");
-                    self.takeover.doorbell_at = Some(now + DOORBELL_AGAIN);
-                }
-                // Its Listen rings.
-                None => {}
+        }
+    }
+
+    /// The same for one port; `more`: for somebody beside those whom the last one woke. Returns when to look again.
+    fn ring_port(&mut self, now: Now, port: u16, more: bool) -> Option<Now> {
+        let ready = self.takeover.ready.get(&port).map_or(0, |queue| self.to_hand_out(queue));
+        let t = &mut self.takeover;
+        let alone = t.is_alone(port);
+        // What one of several has fetched alone it is about to accept, and nobody else can have it.
+        let fetched = |out: &&Out| out.info.tuple.local.port() == port && (alone || out.stashed);
+        let left = ready + t.out.iter().filter(fetched).count();
+        if left == 0 || !t.has_listener(port) {
+            // A Listen rings.
+            return None;
+        }
+        if t.bells.entry(port).or_default().listeners == 0 && self.accepted_around_hooks(port) {
+            log::info!("port {port} is accepted by system calls that no hook sees: its sessions come out of its listener");
+            self.splice_port(now, port);
+            return None;
+        }
+        let bells = self.takeover.bells.entry(port).or_default();
+        bells.rung.retain(doorbell::waits);
+        let most = MOST_BELLS * bells.listeners;
+        let progress = bells.left.saturating_sub(left);
+        let due = match bells.rung.len() {
+            0 if bells.each || !alone || progress <= 1 => now,
+            0 => bells.at + RING_SELDOM,
+            _ if more => now,
+            n if n >= most => return Some(now + RING_AGAIN),
+            _ if progress > 0 => now + RING_AGAIN,
+            _ => bells.at + RING_AGAIN,
+        };
+        if progress > 0 {
+            (bells.at, bells.left) = (now, left);
+        }
+        if due > now || bells.rung.len() >= left.min(most) {
+            return Some(due.max(now + RING_SELDOM));
+        }
+        let each = bells.each || !alone || !bells.rung.is_empty();
+        (bells.at, bells.left) = (now, left);
+        if !std::mem::replace(&mut bells.each, each) && each {
+            // Known before it can be heard.
+            self.apps.values().for_each(|app| app.channel.set_each_rings(port, true));
+        }
+        match self.ring(port) {
+            Ok(bell) => {
+                log::debug!("rang the doorbell of port {port}");
+                self.takeover.bells.entry(port).or_default().rung.push(bell);
+                Some(now + RING_AGAIN)
+            }
+            Err(error) => {
+                log::debug!("doorbell of port {port}: {error}");
+                Some(now + DOORBELL_AGAIN)
             }
         }
     }
@@ -466,14 +585,7 @@ impl Manager {
         // The listener may take one family only.
         let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
         for vip in &self.vips {
-            let bell = Doorbell::new(vip.addr())?;
-            // Those rung before may still be in the queue of a listener.
-            self.takeover.rung.insert(0, bell.port);
-            self.takeover.rung.truncate(SLOTS);
-            for app in self.apps.values() {
-                app.channel.set_doorbells(&self.takeover.rung);
-            }
-            result = bell.ring(port);
+            result = doorbell::ring(vip.addr(), port);
             if result.is_ok() {
                 break;
             }
@@ -486,21 +598,58 @@ impl Manager {
         let now = self.now();
         let t = &mut self.takeover;
         t.listeners.entry(port).or_default().insert(channel);
-        if self.config.service.ports.iter().all(|p| t.has_listener(p.port)) {
-            t.barrier_until = t.barrier_until.map(|until| until.min(now + BARRIER));
-        }
+        t.barrier_until = t.barrier_until.map(|until| until.min(now + BARRIER));
         self.ring_doorbells(now);
         self.filter.listening(now);
     }
 
-    /// `GetRecovered`: descriptors go over as messages, and our copies are closed, or the application's close
-    /// would send no FIN.
+    /// `GetRecovered`: one of several processes may have enough, and leave to the others what it has not fetched.
     pub(super) fn hand_over(&mut self, channel: u32, number: u32, port: u16, max: u32) {
         let now = self.now();
+        let t = &mut self.takeover;
+        if max > 1 && t.is_alone(port) {
+            return self.hand_out(now, &Asking { channel, number, port }, max as usize);
+        }
+        if t.sharing.entry(port).or_default().asks(channel) {
+            t.asking_until = t.asking_until.map(|_| now + HOLD);
+        }
+        t.asking.push(Asking { channel, number, port });
+        self.share(now);
+    }
+
+    /// Serves those that need not wait for others.
+    fn share(&mut self, now: Now) {
+        loop {
+            let t = &self.takeover;
+            let none_left = |port: u16| t.ready.get(&port).is_none_or(|queue| self.to_hand_out(queue) == 0);
+            let holds = |asking: &Asking| t.sharing.get(&asking.port).is_some_and(|sharing| sharing.holds(asking.channel));
+            let served = t.asking.iter().position(|asking| none_left(asking.port) || !holds(asking));
+            let Some(at) = served else { break };
+            let asking = self.takeover.asking.remove(at);
+            self.hand_out(now, &asking, 1);
+        }
+        let t = &mut self.takeover;
+        if t.asking.is_empty() {
+            t.asking_until = None;
+            return;
+        }
+        t.asking_until.get_or_insert(now + HOLD);
+        let mut ports: Vec<u16> = t.asking.iter().map(|asking| asking.port).collect();
+        ports.dedup();
+        for port in ports {
+            // Which of several listeners one reaches, the kernel chooses.
+            let listeners = self.takeover.bells.get(&port).map_or(1, |bells| bells.listeners);
+            for _ in 0..if listeners > 1 { 2 * listeners } else { 1 } {
+                self.ring_port(now, port, true);
+            }
+        }
+    }
+
+    /// Descriptors go over as messages, and our copies are closed, or the application's close would send no FIN.
+    fn hand_out(&mut self, now: Now, asking: &Asking, max: usize) {
+        let Asking { channel, number, port } = *asking;
         let queue = self.takeover.ready.entry(port).or_default();
-        // One of several processes may have enough, and leave to the others what it has not fetched.
-        let alone = self.takeover.listeners.get(&port).is_none_or(|l| l.len() == 1);
-        let mut n = queue.len().min(if alone { max as usize } else { 1 }).min(MAX_RECOVERED);
+        let mut n = queue.len().min(max).min(MAX_RECOVERED);
         // One that makes the application connect comes alone, before the others: the connect is known for its.
         self.takeover.gate_until = self.filter.gate(now);
         let mut out: Vec<Ready> = Vec::new();
@@ -535,12 +684,28 @@ impl Manager {
             self.takeover.ready.entry(port).or_default().extend(out);
         } else if n > 0 {
             out.iter().for_each(|r| self.filter.handed_out(now, r.info.session));
-            drop(out);
-            let most = self.takeover.started.map_or(now, |started| started + BARRIER_UNTIL_LISTENING);
-            self.takeover.barrier_until = self.takeover.barrier_until.map(|until| until.max((now + BARRIER).min(most)));
+            let t = &mut self.takeover;
+            t.sharing.entry(port).or_default().took(channel, n);
+            t.out.extend(out.into_iter().map(|Ready { info, .. }| Out { info, channel, stashed: n > 1 }));
+            let most = t.started.map_or(now, |started| started + MOST_BARRIER);
+            t.barrier_until = t.barrier_until.map(|until| until.max((now + BARRIER).min(most)));
             self.restore_waiting(now);
         }
         self.publish_pending();
+        self.ring_doorbells(now);
+    }
+
+    /// `GiveBack`: whoever was handed this session has something else to accept first.
+    pub(super) fn taken_back(&mut self, channel: u32, session: SessionId, socket: OwnedFd) -> bool {
+        let now = self.now();
+        let t = &mut self.takeover;
+        let Some(at) = t.out.iter().position(|o| o.channel == channel && o.info.session == session) else { return false };
+        let Out { info, .. } = t.out.swap_remove(at);
+        t.ready.entry(info.tuple.local.port()).or_default().push_front(Ready { info, socket });
+        self.publish_pending();
+        self.share(now);
+        self.ring_doorbells(now);
+        true
     }
 
     /// The session that was handed out last has made its connects: the next one may come.
@@ -561,8 +726,6 @@ impl Manager {
             return;
         }
         self.publish_pending();
-        // Whoever found nothing has taken the doorbell off.
-        self.takeover.doorbells.retain(|_, bell| doorbell::waits(bell));
         self.ring_doorbells(now);
     }
 
@@ -573,18 +736,125 @@ impl Manager {
         if self.filter.mode() != Mode::Active {
             if self.filter.mode() == Mode::Restoring {
                 self.publish_pending();
+                if self.filter.not_handed_over() != self.takeover.awaited {
+                    self.ring_doorbells(now);
+                }
             }
             return;
         }
         self.takeover.started = None;
         self.takeover.barrier_until = None;
         self.takeover.accepted_at = None;
-        if self.takeover.ready.values().all(VecDeque::is_empty) {
-            self.takeover.doorbells.clear();
-        }
+        self.takeover.sharing.clear();
         self.takeover.report.done_us = (now - started).as_micros() as u64;
         self.publish_pending();
         log::info!("takeover done: {:?}", self.takeover.report);
+    }
+
+    /// Whether somebody accepts on a port without a hook: no library in a process that has the listener, or a queue of
+    /// system calls (io_uring). It would take a doorbell for a client.
+    fn accepted_around_hooks(&mut self, port: u16) -> bool {
+        let listeners = self.sockdiag.listener_inodes(port).unwrap_or_default();
+        self.takeover.bells.entry(port).or_default().listeners = listeners.len().max(1);
+        let mut processes: Vec<u32> = self.apps.values().map(|app| app.channel.pid()).collect();
+        let joined = processes.clone();
+        processes.extend(self.program.as_ref().and_then(Program::pid));
+        let mut next = 0;
+        while let Some(&pid) = processes.get(next).filter(|_| next < MOST_PROCESSES) {
+            next += 1;
+            for child in children(pid) {
+                if !processes.contains(&child) {
+                    processes.push(child);
+                }
+            }
+        }
+        processes.into_iter().any(|pid| {
+            let (mut listens, mut ring) = (false, false);
+            for link in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+                let Ok(target) = fs::read_link(link.path()) else { continue };
+                let target = target.to_string_lossy();
+                let inode = target.strip_prefix("socket:[").and_then(|t| t.strip_suffix(']')).and_then(|n| n.parse().ok());
+                listens |= inode.is_some_and(|inode: u32| listeners.contains(&inode));
+                ring |= target == "anon_inode:[io_uring]";
+            }
+            let hooks = || joined.contains(&pid) || fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/libtcpr"));
+            listens && (ring || !hooks())
+        })
+    }
+
+    /// The listener of this port makes the sessions, for no hook would take them.
+    fn splice_port(&mut self, now: Now, port: u16) {
+        self.filter.splice_port(port);
+        for ready in self.takeover.ready.remove(&port).unwrap_or_default() {
+            let session = ready.info.session;
+            if let Err((_, error)) = repair::close_silently(ready.socket) {
+                log::warn!("cannot close a restored socket silently: {error}");
+            }
+            self.filter.unmade(session);
+            self.filter.splice(now, session);
+        }
+        self.takeover.accepted_at = Some(now + ACCEPTED_AGAIN);
+        self.filter_actions();
+        self.publish_pending();
+    }
+
+    /// Whether there is a listener, be it one of which no hook has told.
+    fn somebody_listens(&mut self) -> bool {
+        let told = self.config.service.ports.iter().any(|p| self.takeover.has_listener(p.port));
+        told || self.sockdiag.listens(&self.takeover.ours).unwrap_or_else(|error| {
+            log::warn!("cannot see who listens: {error}");
+            false
+        })
+    }
+
+    /// A listener of which no hook has told will be accepted by none that would know a doorbell.
+    fn look_for_untold(&mut self, now: Now) {
+        let waits = |port: &u16| self.takeover.ready.get(port).is_some_and(|q| !q.is_empty()) && !self.takeover.has_listener(*port);
+        let mut ports: Vec<u16> = self.config.service.ports.iter().map(|p| p.port).filter(waits).collect();
+        ports.retain(|port| self.sockdiag.listener_inodes(*port).is_ok_and(|listeners| !listeners.is_empty()));
+        // It may be about to be told.
+        let before = std::mem::take(&mut self.takeover.untold);
+        for &port in ports.iter().filter(|port| before.contains(port)) {
+            log::info!("no library has told who listens on port {port}: its sessions come out of its listener");
+            self.splice_port(now, port);
+        }
+        self.takeover.untold = ports;
+    }
+
+    /// Sessions that nobody accepts keep neither their peers nor new connections waiting for ever.
+    fn look_unaccepted(&mut self, now: Now) {
+        let left = self.filter.never_accepted();
+        let listens = self.somebody_listens();
+        self.look_for_untold(now);
+        let t = &mut self.takeover;
+        t.look_at = (left > 0).then_some(now + LOOK);
+        if listens {
+            t.barrier_until = t.barrier_until.map(|until| until.min(now + BARRIER));
+        }
+        let since = t.unaccepted.filter(|(before, _)| left >= *before).map_or(now, |(_, since)| since);
+        t.unaccepted = (left > 0).then_some((left, since));
+        if left == 0 || now < since + if listens { ACCEPT_WAIT } else { LISTEN_WAIT } {
+            return;
+        }
+        for ready in std::mem::take(&mut t.ready).into_values().flatten() {
+            if let Err((_, error)) = repair::close_silently(ready.socket) {
+                log::warn!("cannot close a restored socket silently: {error}");
+            }
+        }
+        t.waiting.clear();
+        let in_use = |socket: Option<TcpSocket>| socket.is_some_and(|socket| socket.inode != 0);
+        let sockdiag = &mut self.sockdiag;
+        for end in self.filter.give_up_unaccepted(now, |end| sockdiag.find(end.local, end.peer).is_ok_and(in_use)) {
+            // In the hands of a process, or of the listener.
+            if let Err(error) = self.sockdiag.destroy(end.local, end.peer) {
+                log::debug!("{end}: {error}");
+            }
+        }
+        let reset = left - self.filter.never_accepted();
+        log::error!("nobody has accepted {reset} recovered sessions: they are reset");
+        self.filter.lift_barrier(now);
+        self.filter_actions();
+        self.publish_pending();
     }
 
     /// Without hooks: once nothing waits on the listeners, what is there was accepted.
@@ -593,9 +863,13 @@ impl Manager {
             return Ok(());
         }
         let sockets = self.sockdiag.list(&self.takeover.ours)?;
-        let made = sockets.iter().filter(|s| s.state != state::SYN_RECV);
+        let made = sockets.iter().filter(|s| s.state != state::SYN_RECV && (s.inode != 0 || !self.takeover.hooked));
         let there: HashSet<(SocketAddr, SocketAddr)> = made.map(|s| (s.local, s.peer)).collect();
-        self.filter.all_accepted(now, |tuple| there.contains(&(tuple.local, tuple.peer)));
+        let is_there = |tuple: &FourTuple| there.contains(&(tuple.local, tuple.peer));
+        match self.takeover.hooked {
+            true => self.filter.accepted_around(now, is_there),
+            false => self.filter.all_accepted(now, is_there),
+        }
         Ok(())
     }
 
@@ -606,8 +880,22 @@ impl Manager {
         if self.takeover.doorbell_at.is_some_and(|t| now >= t) {
             self.ring_doorbells(now);
         }
+        if self.takeover.asking_until.is_some_and(|t| now >= t) {
+            self.takeover.asking_until = None;
+            let t = &mut self.takeover;
+            let held: Vec<u32> = t.asking.iter().map(|asking| asking.channel).collect();
+            for (port, sharing) in &mut t.sharing {
+                if t.asking.iter().any(|asking| asking.port == *port) {
+                    sharing.waited_in_vain(&held);
+                }
+            }
+            self.share(now);
+        }
         if self.takeover.gate_until.is_some_and(|t| now >= t) {
             self.next_pair();
+        }
+        if self.takeover.look_at.is_some_and(|t| now >= t) {
+            self.look_unaccepted(now);
         }
         if self.takeover.files_at.is_some_and(|t| now >= t) {
             self.restore_waiting(now);
@@ -631,6 +919,13 @@ impl Manager {
             self.filter.lift_barrier(now);
         }
     }
+}
+
+/// The children of all threads of a process.
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 fn make_socket(spec: &RestoreSpec) -> Result<OwnedFd, repair::RestoreError> {

@@ -95,7 +95,7 @@ impl Filter {
             live.handed_over();
         });
         if first {
-            let accepted = (made || self.splices.get(tuple).is_some()) && !self.live[&session].outgoing;
+            let accepted = (made || self.splices.get(tuple).is_some()) && !self.live[&session].outgoing && !self.live[&session].bare;
             self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(accepted));
             self.begin_turns(session);
         }

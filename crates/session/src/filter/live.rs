@@ -216,6 +216,8 @@ pub(super) struct Live {
     pub later: bool,
     /// The local TCP's half is not the one that the peer met.
     pub restored: bool,
+    /// It was restored, and a process accepted it around the hooks.
+    pub bare: bool,
     /// Until the local TCP has passed this offset (0: it has) it may not see acknowledgements of the future.
     pub clamp: u64,
     pub recovery: Seldom<Recovery>,
@@ -279,6 +281,7 @@ impl Live {
             outgoing: false,
             later: false,
             restored: false,
+            bare: false,
             clamp: 0,
             recovery: Seldom::default(),
             mute: false,
@@ -352,7 +355,13 @@ impl Live {
 
     /// The barrier waits for the application to take it.
     pub fn awaited(&self) -> bool {
-        matches!(self.stage, Stage::Probing | Stage::Restored) && !self.attached && !self.closed && !self.outgoing && !self.later
+        matches!(self.stage, Stage::Probing | Stage::Restored) && !self.attached && !self.bare && !self.closed && !self.outgoing && !self.later
+    }
+
+    /// It was recovered, and nobody has accepted it yet.
+    pub fn unaccepted(&self) -> bool {
+        let made = self.restored || self.stage == Stage::Probing && self.recovery.proof.is_none();
+        made && !self.attached && !self.bare && !self.closed && !self.outgoing && !self.later && !self.lost
     }
 
     /// A FIN or RST that nobody asked for.

@@ -174,6 +174,8 @@ pub struct Counters {
     /// Sessions that were reset at a takeover because it was not known which connection of the application belongs to which
     /// peer's; or that had lost the other one.
     pub unpaired: u64,
+    /// Recovered sessions that were reset because nobody accepted them.
+    pub unaccepted: u64,
     /// Records written to the log.
     pub records: u64,
     /// Bytes written to the log, payload included.
@@ -581,7 +583,7 @@ impl Filter {
                 let drop = spliced || self.mode == Mode::Restoring;
                 self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
-            let unaccepted = spliced && self.config.hooked && !live.attached && !live.outgoing;
+            let unaccepted = spliced && self.config.hooked && !live.attached && !live.outgoing && !live.bare;
             self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(unaccepted));
             self.splice_over(now, &tuple);
         }

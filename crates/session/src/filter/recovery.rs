@@ -159,6 +159,7 @@ impl Filter {
 
     fn start_over(&mut self, now: Now, before: &BySession<Box<Live>>) {
         self.clock = now;
+        self.forget_spliced_ports();
         let mut ids: Vec<SessionId> = self.store.iter().map(|s| s.open.session).collect();
         ids.sort_unstable();
         let unpaired = self.unpaired();
@@ -341,6 +342,7 @@ impl Filter {
             // Acknowledged while the socket was being made.
             self.inject(id, self.live[&id].kernel_ack, flags::ACK, &[]);
         }
+        self.live.get_mut(&id).expect("live").restored = true;
         self.counters.restored += 1;
         self.recount(id, |l| l.stage = Stage::Restored);
         self.mark_dirty(now, id);
@@ -432,6 +434,42 @@ impl Filter {
             let tuple = s.open.tuple;
             ends.push(self.inner(&tuple));
             self.restore_failed(now, id);
+            if self.mode == Mode::Active {
+                // The kernel answers strangers.
+                self.resets.remove(&tuple);
+            }
+        }
+        ends
+    }
+
+    /// Whether a recovered session is still to be accepted.
+    #[must_use]
+    pub fn awaits_accept(&self, id: SessionId) -> bool {
+        self.live.get(&id).is_some_and(|live| live.unaccepted())
+    }
+
+    /// How many recovered sessions nobody has accepted, whatever became of the barrier. Looks at all sessions.
+    #[must_use]
+    pub fn never_accepted(&self) -> usize {
+        self.live.values().filter(|live| live.unaccepted()).count()
+    }
+
+    /// Nobody will accept them: they are reset. Returns their ends as the kernel has them. Those that the local listener made, and
+    /// that a process has got all the same, go on: of them no hook has told.
+    pub fn give_up_unaccepted(&mut self, now: Now, mut has: impl FnMut(&FourTuple) -> bool) -> Vec<FourTuple> {
+        if !self.mode.serves() || self.fenced {
+            return Vec::new();
+        }
+        let mut ends = Vec::new();
+        for id in self.ids_of(Live::unaccepted) {
+            let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { continue };
+            let inner = self.inner(&tuple);
+            if self.splices.get(&tuple).is_some() && has(&inner) {
+                continue;
+            }
+            ends.push(inner);
+            self.counters.unaccepted += 1;
+            self.reset_session(now, id);
             if self.mode == Mode::Active {
                 // The kernel answers strangers.
                 self.resets.remove(&tuple);

@@ -62,6 +62,8 @@ pub(super) struct Splices {
     listeners: BTreeMap<SocketAddr, Listener>,
     /// Sessions that hooks are to accept, and have not.
     pub unaccepted: usize,
+    /// Ports whose sessions are spliced whatever the engine.
+    ports: BTreeSet<u16>,
 }
 
 /// What is asked of one listener.
@@ -163,7 +165,47 @@ impl Filter {
     #[must_use]
     pub fn splices(&self, id: SessionId) -> bool {
         let outgoing = || self.live.get(&id).is_some_and(|l| l.outgoing);
-        self.store.get(id).is_some_and(|s| !s.closed) && (self.config.engine == Engine::Splice || outgoing())
+        let of_port = |s: &Session| self.splices.ports.contains(&s.open.tuple.local.port());
+        let spliced = |s: &Session| self.config.engine == Engine::Splice || of_port(s);
+        self.store.get(id).is_some_and(|s| !s.closed && (spliced(s) || outgoing()))
+    }
+
+    /// Who accepts on this port does so around the hooks: until the next takeover its sessions are the listener's own.
+    pub fn splice_port(&mut self, port: u16) {
+        self.splices.ports.insert(port);
+    }
+
+    /// It is not known who accepts.
+    pub(super) fn forget_spliced_ports(&mut self) {
+        self.splices.ports.clear();
+    }
+
+    /// Its restored socket was closed silently, before anybody had it.
+    pub fn unmade(&mut self, id: SessionId) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        if live.stage != Stage::Restored || live.attached || live.recovery.handshake.is_some() {
+            return;
+        }
+        if let Some(recovery) = live.recovery.there() {
+            recovery.resend = None;
+        }
+        live.restored = false;
+        self.counters.restored -= 1;
+        self.recount(id, |live| live.stage = Stage::Probing);
+    }
+
+    /// What waited on the listeners was accepted, and by no hook: of such ports the program has the sessions whose sockets are there.
+    pub fn accepted_around(&mut self, now: Now, is_there: impl Fn(&FourTuple) -> bool) {
+        let waits = |l: &Live| matches!(l.stage, Stage::Restored | Stage::Feeding { .. } | Stage::Live) && l.unaccepted();
+        let waiting: Vec<SessionId> = self.live.iter().filter(|(_, l)| waits(l)).map(|(id, _)| *id).collect();
+        for id in waiting {
+            let tuple = self.store.get(id).expect("live").open.tuple;
+            if self.splices.ports.contains(&tuple.local.port()) && is_there(&self.inner(&tuple)) {
+                self.recount(id, |live| live.bare = true);
+                self.splices.unaccepted = self.splices.unaccepted.saturating_sub(1);
+            }
+        }
+        self.barrier_met(now);
     }
 
     /// Makes the socket of a session that was probed, or whose peer has not answered in time.

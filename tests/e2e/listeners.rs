@@ -1,0 +1,405 @@
+//! How a listener comes to the processes that accept from it, and how they wait on it: of several processes, by what event,
+//! over exec, in a message. Recovered connections come out of each, at once, and evenly; and nobody sees the doorbell.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tcpr_lab::member::Service;
+use tcpr_lab::{seed_from_env, wait_for, wait_until};
+
+use crate::requests::connect;
+use crate::world::{built, engine, Fault, World, PATIENCE, PORT};
+
+/// Recovered connections are accepted in this time; the barrier falls after three seconds.
+const SOON: Duration = Duration::from_millis(2500);
+
+/// A connection that is kept, and what it is asked.
+struct Client {
+    stream: TcpStream,
+    answers: BufReader<TcpStream>,
+    asked: u32,
+    /// By HTTP, else by lines.
+    http: bool,
+}
+
+impl Client {
+    fn new(w: &World, http: bool) -> Client {
+        let to = w.pair.addr();
+        let stream = w.peer.enter(|| connect(to)).expect("connected");
+        Client { answers: BufReader::new(stream.try_clone().expect("cloned")), stream, asked: 0, http }
+    }
+
+    fn ask(&mut self) -> Result<(), String> {
+        self.asked += 1;
+        let asked = if self.http { "GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned() } else { format!("line {}\n", self.asked) };
+        self.stream.write_all(asked.as_bytes()).map_err(|e| format!("request: {e}"))
+    }
+
+    /// Who answers: the number of a process.
+    fn answer(&mut self) -> Result<u32, String> {
+        let mut line = || {
+            let mut line = String::new();
+            match self.answers.read_line(&mut line) {
+                Ok(0) => Err("the connection has ended".to_owned()),
+                Ok(_) => Ok(line.trim_end().to_owned()),
+                Err(e) => Err(format!("answer: {e}")),
+            }
+        };
+        if !self.http {
+            let line = line()?;
+            let (process, said) = line.split_once(' ').ok_or_else(|| format!("{line:?}"))?;
+            let right = said == format!("line {}", self.asked);
+            return process.parse().ok().filter(|_| right).ok_or_else(|| format!("{line:?} to line {}", self.asked));
+        }
+        let (status, mut length) = (line()?, 0);
+        if !status.starts_with("HTTP/1.1 200") {
+            return Err(status);
+        }
+        loop {
+            let header = line()?.to_ascii_lowercase();
+            if let Some(n) = header.strip_prefix("content-length: ") {
+                length = n.parse().map_err(|_| header.clone())?;
+            }
+            if header.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.answers.read_exact(&mut body).map_err(|e| format!("body: {e}"))?;
+        let body = String::from_utf8(body).map_err(|e| e.to_string())?;
+        body.trim().parse().map_err(|_| format!("body {body:?}"))
+    }
+}
+
+/// All are asked, then all answer. Returns how many connections each process has.
+fn ask_all(w: &World, clients: &mut [Client], when: &str) -> BTreeMap<u32, usize> {
+    let mut by_process = BTreeMap::new();
+    let what = |i: usize, e: String| -> ! { panic!("{when}, client {i}: {e}\n{}", w.pair.describe()) };
+    for (i, client) in clients.iter_mut().enumerate() {
+        client.ask().unwrap_or_else(|e| what(i, e));
+    }
+    for (i, client) in clients.iter_mut().enumerate() {
+        *by_process.entry(client.answer().unwrap_or_else(|e| what(i, e))).or_default() += 1;
+    }
+    by_process
+}
+
+/// The processes of a server: how many children its main one has, and how many serve; 0: it is not looked at who does. Whether
+/// they have one listener.
+struct Server {
+    children: usize,
+    serve: usize,
+    shared: bool,
+}
+
+const ONE: Server = Server { children: 0, serve: 0, shared: true };
+const FOUR: Server = Server { children: 3, serve: 4, shared: true };
+const NGINX_SERVES: Server = Server { children: 2, serve: 2, shared: true };
+
+/// Kept connections go on through these faults, soon; of so many processes each gets its part of them.
+fn go_on(w: &mut World, clients: &mut [Client], faults: &[Fault], server: &Server) {
+    for &fault in faults {
+        let backup = 1 - w.protected();
+        wait_until(PATIENCE, "the server runs", || w.pair.programs(backup).first().is_some_and(|main| children(*main).len() >= server.children));
+        w.fail_over(fault);
+        let when = format!("after {fault:?}");
+        let by_process = ask_all(w, clients, &when);
+        let master = w.pair.wait_master(PATIENCE).unwrap_or_else(|e| panic!("{e}"));
+        let mut status = serde_json::Value::Null;
+        wait_until(PATIENCE, "the takeover is over", || {
+            status = w.pair.status(master).unwrap_or_default();
+            status["restoring"] == false && status["takeover"]["done_us"].as_u64().is_some_and(|us| us > 0)
+        });
+        let took = Duration::from_micros(status["takeover"]["done_us"].as_u64().expect("a time"));
+        eprintln!("{when}: done in {took:?}, by process {by_process:?}");
+        assert!(took < SOON, "{when}: {took:?}\n{}", w.pair.describe());
+        if server.serve > 0 {
+            // Of several listeners the kernel chooses one for each doorbell.
+            let least = if server.shared { (clients.len() * 3).div_ceil(server.serve * 4) } else { 1 };
+            let even = by_process.len() == server.serve && by_process.values().all(|n| *n >= least);
+            // With engine splice they are the kernel's to hand out.
+            assert!(even || engine() == "splice", "{when}: {by_process:?}\n{}", w.pair.describe());
+        }
+    }
+    w.protected();
+}
+
+const FAULTS: [Fault; 3] = [Fault::Switchover, Fault::KillServer, Fault::KillAll];
+
+fn world(way: &str) -> World {
+    World::new(way, Service::new("listeners", PORT), &[&built("listeners"), "5555", way])
+}
+
+fn lines_go_on(way: &str, server: &Server) {
+    let mut w = world(way);
+    let mut clients = Vec::new();
+    for _ in 0..32 {
+        // One after another: of two at once an edge-triggered wait tells once.
+        let mut client = vec![Client::new(&w, false)];
+        ask_all(&w, &mut client, "at first");
+        clients.append(&mut client);
+    }
+    go_on(&mut w, &mut clients, &FAULTS, server);
+    // And new ones are served beside.
+    clients.push(Client::new(&w, false));
+    ask_all(&w, &mut clients, "at last");
+    w.no_reset();
+    drop(clients);
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+#[test]
+fn a_worker_that_polls_before_it_accepts() {
+    lines_go_on("poll", &ONE);
+}
+
+#[test]
+fn workers_of_which_each_event_wakes_one() {
+    lines_go_on("workers", &FOUR);
+}
+
+#[test]
+fn workers_of_which_each_event_wakes_all() {
+    lines_go_on("herd", &FOUR);
+}
+
+#[test]
+fn workers_with_a_listener_each() {
+    lines_go_on("reuseport", &Server { shared: false, ..FOUR });
+}
+
+#[test]
+fn an_edge_triggered_wait_with_one_accept_for_each_event() {
+    lines_go_on("et", &ONE);
+}
+
+#[test]
+fn an_edge_triggered_wait_of_a_server_that_forks() {
+    lines_go_on("etfork", &ONE);
+}
+
+#[test]
+fn a_listener_that_came_over_exec() {
+    lines_go_on("exec", &ONE);
+}
+
+#[test]
+fn a_listener_that_was_passed_as_systemd_does() {
+    lines_go_on("activate", &ONE);
+}
+
+#[test]
+fn a_listener_that_came_in_a_message() {
+    lines_go_on("scm", &ONE);
+}
+
+#[test]
+fn a_listener_of_multipath_tcp() {
+    lines_go_on("mptcp", &ONE);
+}
+
+/// A file that a server reads or writes.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Dir {
+        let dir = std::env::temp_dir().join(format!("tcpr-{name}-{}-{}", std::process::id(), seed_from_env()));
+        fs::create_dir_all(&dir).expect("a directory");
+        Dir(dir)
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).expect("written");
+        path.display().to_string()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Sends a signal to a server of the backup, and waits until that has happened.
+fn signal(w: &World, pid: i32, signal: &str, what: &str, done: impl Fn() -> bool) {
+    let sent = Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill");
+    assert!(sent.success(), "{signal} to {pid}");
+    assert!(wait_for(PATIENCE, done), "in vain until {what}\n{}", w.pair.describe());
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    fs::read_to_string(path).unwrap_or_default().split_whitespace().filter_map(|p| p.parse().ok()).collect()
+}
+
+/// A server's main process on a member, when it has so many children.
+fn main_process(w: &World, member: usize, workers: usize) -> i32 {
+    let mut main = 0;
+    wait_until(PATIENCE, "the server runs", || {
+        main = w.pair.programs(member).first().copied().unwrap_or_default();
+        children(main).len() == workers
+    });
+    main
+}
+
+/// An upgraded binary has the environment that is named here.
+const NGINX: &str = "env LD_PRELOAD;\nenv TCPR_SERVICE;\nenv TCPR_TOKEN;\nenv TCPR_PORTS;\nworker_processes 2;\nerror_log DIR/error.log;\npid DIR/MEMBER.pid;\n\
+    events { worker_connections 256; }\n\
+    http { access_log DIR/access.log; keepalive_timeout 600; keepalive_requests 1000000;\n\
+    client_body_temp_path DIR/t1; proxy_temp_path DIR/t2; fastcgi_temp_path DIR/t3; uwsgi_temp_path DIR/t4; scgi_temp_path DIR/t5;\n\
+    server { listen 5555LISTEN; default_type text/plain; return 200 $pid; } }\n";
+
+fn nginx(label: &str, listen: &str, run: &str) -> (World, Dir) {
+    let dir = Dir::new(label);
+    let text = NGINX.replace("DIR", &dir.0.display().to_string()).replace("LISTEN", listen);
+    // By member: each writes its own number.
+    let config = dir.file("nginx.conf", &text.replace("MEMBER", "${TCPR_MEMBER}"));
+    let start = format!("sed \"s/\\${{TCPR_MEMBER}}/$TCPR_MEMBER/\" {config} > {config}.$TCPR_MEMBER && {run}");
+    let start = start.replace("CONFIG", &format!("{config}.$TCPR_MEMBER"));
+    let w = World::new(label, Service::new(label, PORT), &["sh", "-c", &start]);
+    (w, dir)
+}
+
+const STAYS: &str = "exec /usr/sbin/nginx -g 'daemon off;' -c CONFIG";
+
+/// Nothing but what was asked for.
+fn nothing_strange(dir: &Dir) {
+    let log = fs::read_to_string(dir.0.join("access.log")).expect("a log");
+    let strange: Vec<&str> = log.lines().filter(|line| !line.contains("\" 200 ") || line.contains("192.0.2.200 ")).collect();
+    assert!(strange.is_empty(), "{strange:#?}");
+    assert!(log.lines().count() > 100);
+}
+
+#[test]
+fn nginx_with_its_workers() {
+    let (mut w, dir) = nginx("nginxw", "", STAYS);
+    let mut clients: Vec<Client> = (0..64).map(|_| Client::new(&w, true)).collect();
+    go_on(&mut w, &mut clients, &FAULTS, &NGINX_SERVES);
+    // Reloaded while it stands by: other workers accept.
+    let backup = 1 - w.protected();
+    let main = main_process(&w, backup, 2);
+    let before = children(main);
+    signal(&w, main, "-HUP", "it has other workers", || {
+        let now = children(main);
+        now.len() == 2 && now.iter().all(|pid| !before.contains(pid))
+    });
+    go_on(&mut w, &mut clients, &[Fault::Switchover], &NGINX_SERVES);
+    w.no_reset();
+    nothing_strange(&dir);
+}
+
+#[test]
+fn nginx_with_a_listener_for_each_worker() {
+    let (mut w, dir) = nginx("nginxr", " reuseport", STAYS);
+    let mut clients: Vec<Client> = (0..64).map(|_| Client::new(&w, true)).collect();
+    go_on(&mut w, &mut clients, &FAULTS, &Server { shared: false, ..NGINX_SERVES });
+    w.no_reset();
+    nothing_strange(&dir);
+}
+
+/// Another binary takes the place of the one that stands by, with its listener, and then that of the one that serves.
+#[test]
+fn nginx_whose_binary_is_upgraded() {
+    let (mut w, dir) = nginx("nginxu", "", "/usr/sbin/nginx -c CONFIG && exec sleep 3600");
+    let mut clients: Vec<Client> = (0..32).map(|_| Client::new(&w, true)).collect();
+    for _ in 0..2 {
+        let backup = 1 - w.protected();
+        let pid_file = dir.0.join(format!("{}.pid", w.pair.host(backup).name()));
+        let main = || fs::read_to_string(&pid_file).ok().and_then(|pid| pid.trim().parse().ok()).filter(|pid| children(*pid).len() == 2);
+        wait_until(PATIENCE, "the server runs", || main().is_some());
+        let old = main().expect("it runs");
+        signal(&w, old, "-USR2", "another has its place", || main().is_some_and(|new: i32| new != old));
+        // Its workers end, and it stays, as the manual says, until all is known to be well.
+        signal(&w, old, "-WINCH", "the workers of the old one have ended", || children(old).len() <= 1);
+        go_on(&mut w, &mut clients, &[Fault::Switchover], &Server { children: 0, ..NGINX_SERVES });
+    }
+    w.no_reset();
+    nothing_strange(&dir);
+}
+
+#[test]
+fn gunicorn_with_its_workers_and_after_an_upgrade() {
+    let dir = Dir::new("gunicorn");
+    dir.file("app.py", "import os\n\ndef app(environ, start):\n    body = str(os.getpid()).encode()\n    start('200 OK', [('Content-Length', str(len(body)))])\n    return [body]\n");
+    let path = dir.0.display().to_string();
+    let program = [
+        "gunicorn", "-w", "3", "-k", "gthread", "--threads", "40", "--keep-alive", "600", "-b", "0.0.0.0:5555", "--chdir", &path,
+        "--worker-tmp-dir", &path, "app:app",
+    ];
+    let mut w = World::new("gunicorn", Service::new("gunicorn", PORT), &program);
+    let mut clients: Vec<Client> = (0..24).map(|_| Client::new(&w, true)).collect();
+    go_on(&mut w, &mut clients, &[Fault::Switchover, Fault::KillAll], &Server { children: 3, serve: 3, shared: true });
+    // The old one and the new one serve, and the old one ends.
+    let backup = 1 - w.protected();
+    let old = main_process(&w, backup, 3);
+    let is_main = |pid: &i32| children(*pid).len() == 3;
+    signal(&w, old, "-USR2", "the new one has its workers", || children(old).iter().any(is_main));
+    go_on(&mut w, &mut clients, &[Fault::Switchover], &Server { children: 4, serve: 6, shared: true });
+    w.no_reset();
+}
+
+#[test]
+fn haproxy_with_its_workers_and_after_a_reload() {
+    let dir = Dir::new("haproxyw");
+    let text = "global\n nbthread 2\n maxconn 200\ndefaults\n mode http\n timeout client 600s\n timeout http-keep-alive 600s\n\
+        frontend f\n bind 0.0.0.0:5555\n http-request return status 200 content-type text/plain lf-string %pid\n";
+    let config = dir.file("haproxy.cfg", text);
+    let mut w = World::new("haproxyw", Service::new("haproxyw", PORT), &["haproxy", "-W", "-db", "-f", &config]);
+    let mut clients: Vec<Client> = (0..24).map(|_| Client::new(&w, true)).collect();
+    go_on(&mut w, &mut clients, &[Fault::Switchover, Fault::KillAll], &Server { children: 1, ..ONE });
+    let backup = 1 - w.protected();
+    let main = main_process(&w, backup, 1);
+    let before = children(main);
+    // It begins by becoming itself once more, and hears nothing meanwhile.
+    std::thread::sleep(Duration::from_secs(1));
+    signal(&w, main, "-USR2", "it has another worker", || {
+        let now = children(main);
+        !now.is_empty() && now.iter().all(|pid| !before.contains(pid))
+    });
+    go_on(&mut w, &mut clients, &[Fault::Switchover], &ONE);
+    w.no_reset();
+}
+
+/// systemd's own: the program begins with the first connection, which on a backup is the doorbell.
+#[test]
+fn a_program_that_systemd_starts_for_its_first_connection() {
+    let program = ["systemd-socket-activate", "-l", "0.0.0.0:5555", &built("listeners"), "5555", "activate", "passed"];
+    let mut w = World::new("activate", Service::new("activate", PORT), &program);
+    let mut clients: Vec<Client> = (0..8).map(|_| Client::new(&w, false)).collect();
+    go_on(&mut w, &mut clients, &FAULTS, &ONE);
+    w.no_reset();
+}
+
+/// A program that listens and does not accept: its connections are reset, and it is said; nobody hangs.
+#[test]
+fn connections_that_nobody_accepts_are_reset() {
+    let mut w = World::new("deaf", Service::new("deaf", PORT), &["sh", "-c", &deaf_on_the_second()]);
+    let mut clients: Vec<Client> = (0..4).map(|_| Client::new(&w, false)).collect();
+    ask_all(&w, &mut clients, "at first");
+    let master = w.protected();
+    w.fail_over(Fault::Switchover);
+    let began = Instant::now();
+    wait_until(PATIENCE, "it says so", || {
+        w.pair.status(1 - master).is_ok_and(|s| s["protected"] == false && s["unaccepted"] == 4)
+    });
+    for client in &mut clients {
+        let ended = client.ask().and_then(|()| client.answer().map(drop));
+        assert!(ended.is_err(), "nobody is there to answer");
+    }
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    let status = w.pair.status(1 - master).expect("status");
+    assert_eq!((&status["counters"]["unaccepted"], &status["sessions"], &status["restoring"]), (&4.into(), &0.into(), &false.into()));
+    w.protected();
+}
+
+/// Member a serves; b listens.
+fn deaf_on_the_second() -> String {
+    let server = built("listeners");
+    format!("if [ $TCPR_MEMBER = a ]; then exec {server} 5555 poll; else exec {server} 5555 deaf; fi")
+}
