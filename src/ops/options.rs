@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use libc::{c_int, socklen_t};
 use tcpr_node::channel::client::Bypass;
 
+use crate::ffi::Checked;
 use crate::table::{self, Entry};
 use crate::{ffi, process, real};
 
@@ -54,6 +55,7 @@ pub unsafe fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_v
         let off = name != TCP_ULP
             && !value.is_null()
             && length as usize >= size_of::<c_int>()
+            && Checked::default().is_readable(value, size_of::<c_int>())
             // SAFETY: the caller's value, of which so much is there; nothing is known of its alignment.
             && unsafe { value.cast::<c_int>().read_unaligned() } == 0;
         if !off {

@@ -16,6 +16,7 @@ mod local;
 mod network;
 mod options;
 mod other_tcp;
+mod processes;
 mod proxies;
 mod requests;
 mod responses;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tcpr_session::tuple::FourTuple;
 
 /// Grows when an older counterpart would misunderstand.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// No message is longer. It must hold a [`Reply::Recovered`] of [`MAX_RECOVERED`] sessions.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -42,6 +42,8 @@ pub struct Hello {
     pub token: String,
     /// Whether the program calls `tcpr_*` itself.
     pub linked: bool,
+    /// The process has lost the descriptors of this channel of its own, and goes on with it: the shared memory is what it was.
+    pub resume: Option<u32>,
 }
 
 /// A protected port, as far as the application's side needs to know.
@@ -115,6 +117,8 @@ pub enum Request {
     },
     /// The process that hosts this manager exits, and the manager with it: answered by the end of the channel.
     Dismiss,
+    /// The process is about to forbid itself most system calls: from now on nothing more is told.
+    Leave,
 }
 
 /// One restored session; its descriptor travels beside the message, in the same order.
