@@ -1,10 +1,55 @@
-//! Diagnostics: nothing, unless `TCPR_LOG` asks for them; then to standard error.
+//! Diagnostics: nothing, unless `TCPR_LOG` asks for them; then to what standard error was when the program began.
+//!
+//! Not to descriptor 2: that may become a connection, as in servers that are run by inetd, and our lines would get into it.
 
 use std::fmt::Write;
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, TryLockError};
 
+use libc::c_int;
 use log::{LevelFilter, Log, Metadata, Record};
+use tcpr_node::channel::client::Bypass;
+use tcpr_node::channel::{move_high, Own};
 
+use crate::process::{self, Locked};
 use crate::ffi;
+
+/// Our own copy of standard error.
+static TO: Mutex<Option<Own>> = Mutex::new(None);
+
+/// Keeps others from it; held over a fork.
+pub fn lock() -> Locked<'static, Option<Own>> {
+    process::lock(&TO)
+}
+
+/// Makes it, unless it is there. Called by the constructor, before the program can make something else of descriptor 2, and
+/// again when we join: the program may have closed all that it did not know.
+pub fn open() {
+    let mut to = lock();
+    if to.as_ref().is_some_and(Own::is_ours) || ffi::is_internet_socket(libc::STDERR_FILENO) {
+        return;
+    }
+    // SAFETY: borrowed for as long as it is copied.
+    let copy = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) }.try_clone_to_owned();
+    // Where there is no standard error nobody listens.
+    *to = copy.ok().and_then(|copy| Own::new(move_high(copy)).ok());
+}
+
+/// Notes that its number is ours.
+pub fn keep() {
+    if let Some(own) = lock().as_ref().filter(|own| own.is_ours()) {
+        process::note(own.number(), true);
+    }
+}
+
+/// The application wants its number.
+pub fn vacate(fd: c_int) {
+    if let Some(own) = lock().as_mut().filter(|own| own.number() == fd) {
+        if own.make_way() {
+            process::note(own.number(), true);
+        }
+    }
+}
 
 struct ToStderr;
 
@@ -14,11 +59,20 @@ impl Log for ToStderr {
     }
 
     fn log(&self, record: &Record<'_>) {
+        let _inside = Bypass::enter();
         let mut line = String::with_capacity(128);
         let level = record.level().as_str().to_ascii_lowercase();
         // Writing to a String does not fail.
         let _ = writeln!(line, "tcpr[{}] {level}: {}", std::process::id(), record.args());
-        ffi::raw_write(libc::STDERR_FILENO, line.as_bytes());
+        // Held by this thread, or by one that is about to fork.
+        let to = match TO.try_lock() {
+            Ok(to) => to,
+            Err(TryLockError::Poisoned(to)) => to.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if let Some(own) = to.as_ref().filter(|own| own.is_ours()) {
+            ffi::raw_write(own.number(), line.as_bytes());
+        }
     }
 
     fn flush(&self) {}
@@ -39,6 +93,8 @@ pub fn start(level: Option<&str>) {
         _ => LevelFilter::Warn,
     };
     std::panic::set_hook(Box::new(|info| log::error!("bug in libtcpr: {info}")));
+    open();
+    keep();
     // A logger that is there already is as good.
     if log::set_logger(&ToStderr).is_ok() {
         log::set_max_level(level);

@@ -139,6 +139,57 @@ pub fn raw_pread(fd: c_int, to: &mut [u8], position: i64) -> ssize_t {
     raw!(libc::SYS_pread64, fd, to.as_mut_ptr(), to.len(), position)
 }
 
+/// Memory of the application's that was found good: it may give us any address, and the C library's calls say EFAULT where we
+/// would be killed.
+#[derive(Clone, Copy, Default)]
+pub struct Checked {
+    from: usize,
+    to: usize,
+}
+
+impl Checked {
+    /// All of it: it is our own.
+    pub const OURS: Checked = Checked { from: 0, to: usize::MAX };
+
+    /// Whether this can be read. (Whoever takes it away in the same moment is on his own.)
+    pub fn is_readable<T>(&mut self, address: *const T, bytes: usize) -> bool {
+        const MADV_POPULATE_READ: c_int = 22;
+        self.is_good(address.addr(), bytes, MADV_POPULATE_READ)
+    }
+
+    /// Whether this can be written. A kernel older than 5.14 does not say; then it is believed.
+    pub fn is_writable<T>(address: *const T, bytes: usize) -> bool {
+        const MADV_POPULATE_WRITE: c_int = 23;
+        Checked::default().is_good(address.addr(), bytes, MADV_POPULATE_WRITE)
+    }
+
+    fn is_good(&mut self, address: usize, bytes: usize, advice: c_int) -> bool {
+        if bytes == 0 || address >= self.from && address.saturating_add(bytes) <= self.to {
+            return true;
+        }
+        // SAFETY: asks for a constant.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        let from = address & !(page - 1);
+        let Some(to) = address.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(page)) else { return false };
+        let saved = errno();
+        // It makes pages present, as reading or writing would, and changes nothing.
+        let good = raw!(libc::SYS_madvise, from, to - from, advice) == 0
+            || (from..to).step_by(page).all(|page| !faults(page));
+        set_errno(saved);
+        if good {
+            (self.from, self.to) = (from, to);
+        }
+        good
+    }
+}
+
+/// Whether the kernel cannot read this page: it looks at a word of it, and waits for nothing.
+fn faults(page: usize) -> bool {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let wait = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    raw!(libc::SYS_futex, page, wait, 0, &raw const at_once) < 0 && errno() == libc::EFAULT
+}
+
 /// Waits for nothing: what `poll` says of a descriptor now.
 pub fn is_ready(fd: c_int, events: libc::c_short) -> bool {
     let mut entry = libc::pollfd { fd, events, revents: 0 };
@@ -175,11 +226,34 @@ pub fn raise_sigpipe() {
     raw!(libc::SYS_tgkill, process, thread, libc::SIGPIPE);
 }
 
+/// Which signals this thread has blocked, one bit each, from signal 1 on.
+pub fn set_signal_mask(mask: u64) {
+    raw!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, mem::size_of_val(&mask));
+}
+
+/// Sends the calling thread a signal that it has got. False: it cannot be.
+///
+/// # Safety
+/// `info` is what the kernel said of it.
+pub unsafe fn send_again(signal: c_int, info: *const libc::siginfo_t) -> bool {
+    let (process, thread) = (raw!(libc::SYS_getpid), raw!(libc::SYS_gettid));
+    raw!(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, info) == 0
+        || raw!(libc::SYS_tgkill, process, thread, signal) == 0
+}
+
 /// Ends the process.
 pub fn exit_group(status: c_int) -> ! {
     loop {
         raw!(libc::SYS_exit_group, status);
     }
+}
+
+/// Whether the descriptor is a socket of the internet: somebody's connection.
+pub fn is_internet_socket(fd: c_int) -> bool {
+    let saved = errno();
+    let domain = option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_DOMAIN);
+    set_errno(saved);
+    matches!(domain, Some(libc::AF_INET | libc::AF_INET6))
 }
 
 /// Whether the descriptor is open.

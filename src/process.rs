@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use libc::c_int;
 use tcpr_node::channel::client::{Bypass, Client, ClientError};
-use tcpr_node::channel::{Event, Origin};
+use tcpr_node::channel::{Event, Origin, Own};
 use tcpr_session::tuple::FourTuple;
 
 use crate::table::{self, Entry};
@@ -48,7 +49,12 @@ pub fn remember_environment() {
     let outgoing = outgoing.split(',').filter_map(|o| o.parse().ok()).collect();
     let ports = variable("TCPR_PORTS").unwrap_or_default().split(',').filter_map(|p| p.parse().ok()).collect();
     let runs = service.is_some();
-    let _ = ENVIRONMENT.set(Environment { service, log: variable("TCPR_LOG"), outgoing, ports, may_embed, config });
+    let log = variable("TCPR_LOG");
+    if log.is_some() {
+        let _inside = Bypass::enter();
+        diag::open();
+    }
+    let _ = ENVIRONMENT.set(Environment { service, log, outgoing, ports, may_embed, config });
     if runs {
         ops::look_for_listeners();
     }
@@ -99,9 +105,31 @@ pub struct Connection {
     shared: bool,
 }
 
+/// A lock that is held, by a thread that is inside: no signal handler runs before it is given up.
+pub struct Locked<'a, T> {
+    guard: MutexGuard<'a, T>,
+    // After the guard: fields are dropped in this order.
+    _inside: Bypass,
+}
+
+impl<T> Deref for Locked<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for Locked<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
 /// Nothing of ours is poisoned by a panic: what a lock guards is consistent at every point.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn lock<T>(mutex: &Mutex<T>) -> Locked<'_, T> {
+    let _inside = Bypass::enter();
+    Locked { guard: mutex.lock().unwrap_or_else(PoisonError::into_inner), _inside }
 }
 
 /// Whether a bind or listen might concern us at all.
@@ -183,6 +211,25 @@ pub fn client() -> Option<&'static Client> {
     joined()
 }
 
+/// The process is about to forbid itself most system calls: from now on it is one without this library. What it has goes on;
+/// only packets and the kernel say how.
+pub fn leave() {
+    let Some(client) = client().filter(|_| is_ours()) else { return };
+    turn::commit(client);
+    if let Err(e) = client.leave() {
+        log::error!("the manager does not know that this process locks itself in: {e}");
+    }
+    CONFIGURED.store(false, Ordering::Relaxed);
+    CLIENT.store(std::ptr::null_mut(), Ordering::Release);
+    OWNER.store(0, Ordering::Release);
+    for (fd, _) in table::range(0, u32::MAX) {
+        table::set(fd, None);
+    }
+    turn::forget(false);
+    ops::leave_handlers();
+    log::set_max_level(log::LevelFilter::Off);
+}
+
 /// False in the child of a vfork, which runs in its parent's memory but with descriptors of its own.
 pub fn is_ours() -> bool {
     OWNER.load(Ordering::Relaxed) == std::process::id()
@@ -254,16 +301,16 @@ pub fn join() -> Result<&'static Client, ClientError> {
     let orphaned = ORPHANED.load(Ordering::Acquire);
     let client = match manager.embedded {
         Some(_) if orphaned => connect_or_embed(manager)?,
+        // That of the parent is there, or out of reach: in another network namespace.
+        None if orphaned => connect(manager, Duration::ZERO)?,
         _ => connect(manager, PATIENCE)?,
     };
-    for fd in client.descriptors() {
-        table::set(fd, Some(Entry::Internal));
-    }
     let client: &'static Client = Box::leak(Box::new(client));
     table::claim();
     OWNER.store(std::process::id(), Ordering::Release);
     CLIENT.store(std::ptr::from_ref(client).cast_mut(), Ordering::Release);
     ORPHANED.store(false, Ordering::Release);
+    ops::watch_handlers();
     if orphaned {
         attach_inherited(client);
         if manager.embedded.is_some() && !hosts_manager() {
@@ -276,7 +323,25 @@ pub fn join() -> Result<&'static Client, ClientError> {
 }
 
 fn connect(manager: &Manager, patience: Duration) -> Result<Client, ClientError> {
-    Client::connect(&manager.service, &manager.token, LINKED.load(Ordering::Relaxed), patience)
+    Client::connect(&manager.service, &manager.token, LINKED.load(Ordering::Relaxed), patience, note)
+}
+
+/// A number is a descriptor of our own from now on, or none any more.
+pub fn note(fd: c_int, ours: bool) {
+    match ours {
+        true => drop(table::set(fd, Some(Entry::Internal))),
+        false => drop(table::replace(fd, Entry::Internal, None)),
+    }
+}
+
+/// The application wants a number for itself that is one of ours.
+pub fn vacate(fd: c_int) {
+    note(fd, false);
+    if let Some(client) = joined() {
+        client.vacate(fd);
+    }
+    ops::vacate_stash(fd);
+    diag::vacate(fd);
 }
 
 fn attach_inherited(client: &Client) {
@@ -504,17 +569,19 @@ pub fn exiting() {
 
 /// Our locks, held over a fork so that the child finds them free.
 struct Held {
-    _joining: MutexGuard<'static, Option<Manager>>,
+    _joining: Locked<'static, Option<Manager>>,
     stash: ops::StashGuard,
     _streams: ops::StreamsGuard,
-    connections: MutexGuard<'static, Option<HashMap<u32, Connection>>>,
+    connections: Locked<'static, Option<HashMap<u32, Connection>>>,
+    _log: Locked<'static, Option<Own>>,
 }
 
 thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
-extern "C" fn before_fork() {
+/// Before a fork: what the child is to find free is held.
+pub extern "C" fn before_fork() {
     ffi::guarded((), || {
         // A fork inside one of our critical sections can come from a signal handler only.
         if Bypass::active() {
@@ -527,12 +594,14 @@ extern "C" fn before_fork() {
             stash: ops::lock_stash(),
             _streams: ops::lock_streams(),
             connections: lock(&CONNECTIONS),
+            _log: diag::lock(),
         };
         HELD.with(|h| *h.borrow_mut() = Some(held));
     });
 }
 
-extern "C" fn after_fork_in_parent() {
+/// After it, and after one that failed.
+pub extern "C" fn after_fork_in_parent() {
     ffi::guarded((), || {
         let _inside = Bypass::enter();
         if let Some(mut held) = HELD.with(|h| h.borrow_mut().take()) {
@@ -546,7 +615,8 @@ extern "C" fn after_fork_in_parent() {
     });
 }
 
-extern "C" fn after_fork_in_child() {
+/// In the child: what the parent told is not this process's.
+pub extern "C" fn after_fork_in_child() {
     ffi::guarded((), || {
         let _inside = Bypass::enter();
         if let Some(mut held) = HELD.with(|h| h.borrow_mut().take()) {
@@ -557,8 +627,10 @@ extern "C" fn after_fork_in_child() {
             real::reset_stream_list();
         }
         let client = CLIENT.swap(std::ptr::null_mut(), Ordering::AcqRel);
-        turn::forget(!client.is_null() && EMBEDDER.load(Ordering::Relaxed) != 0);
-        if client.is_null() {
+        // The parent may be a forked process itself, and have done nothing yet.
+        let orphaned = !client.is_null() || ORPHANED.load(Ordering::Acquire);
+        turn::forget(orphaned && EMBEDDER.load(Ordering::Relaxed) != 0);
+        if !orphaned {
             return;
         }
         for (fd, entry) in table::range(0, u32::MAX) {
@@ -572,8 +644,11 @@ extern "C" fn after_fork_in_child() {
         table::claim();
         OWNER.store(std::process::id(), Ordering::Release);
         ORPHANED.store(true, Ordering::Release);
-        // Closes the parent's channel here, and unmaps its ring, so that nothing of ours can reach it.
-        // SAFETY: it was leaked by `join`; this is the only thread, and it is inside fork, not using it.
-        drop(unsafe { Box::from_raw(client) });
+        diag::keep();
+        if !client.is_null() {
+            // Closes the parent's channel here, and unmaps its ring, so that nothing of ours can reach it.
+            // SAFETY: it was leaked by `join`; this is the only thread, and it is inside fork, not using it.
+            drop(unsafe { Box::from_raw(client) });
+        }
     });
 }

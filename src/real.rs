@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
     c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, gid_t, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off64_t, off_t,
-    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, siginfo_t, sigset_t, size_t,
+    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sigaction as SigAction, sighandler_t, siginfo_t, sigset_t, size_t,
     sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
 };
 
@@ -26,6 +26,10 @@ impl Lacking for c_int {
 
 impl Lacking for c_uint {
     const RESULT: Self = 0;
+}
+
+impl Lacking for usize {
+    const RESULT: Self = libc::SIG_ERR;
 }
 
 impl Lacking for isize {
@@ -61,6 +65,7 @@ macro_rules! real_functions {
         ///
         /// # Safety
         /// As in the C library.
+        #[allow(non_snake_case)] // C's names
         #[inline]
         pub unsafe fn $name($($arg: $type),*) -> $ret {
             static FOUND: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
@@ -106,6 +111,14 @@ pub fn interposes() -> bool {
     let first = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"read".as_ptr()) };
     // Our own `read` cannot be asked for its address: it is a symbol like any other, and would name the first one.
     object_of(first).is_some_and(|object| object_of(interposes as *const c_void) == Some(object))
+}
+
+/// Whether the process has had no other thread than this one; where the C library does not say, it may have.
+pub fn is_single_threaded() -> bool {
+    // SAFETY: the name is NUL-terminated.
+    let flag = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
+    // SAFETY: a char of the C library's, which it alone changes.
+    !flag.is_null() && unsafe { flag.cast::<c_char>().read_volatile() } != 0
 }
 
 /// Where the library or program that an address belongs to begins.

@@ -5,20 +5,21 @@ use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
 use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::wire::{Recovered, RecoveredInfo};
-use tcpr_node::channel::{descriptor_limit, Origin};
+use tcpr_node::channel::{descriptor_limit, Origin, Own};
 use tcpr_node::doorbell;
 use tcpr_session::tuple::FourTuple;
 
 use super::passing::unseen_listener;
 use super::sockets::{address, local_name, set_send_buffer, tuple, SO_BUF_LOCK};
 use super::{inside, options};
-use crate::process::lock;
+use crate::ffi::Checked;
+use crate::process::{lock, Locked};
 use crate::table::{self, Entry};
 use crate::{ffi, process, real, turn};
 
@@ -28,7 +29,7 @@ const BATCH: u32 = 128;
 /// Recovered sessions of one listening port that were fetched and not yet handed out.
 #[derive(Default)]
 struct Queue {
-    sessions: VecDeque<(RecoveredInfo, OwnedFd)>,
+    sessions: VecDeque<(RecoveredInfo, Own)>,
     /// The manager had more when they were fetched.
     more: bool,
     inherited: Option<Inherited>,
@@ -47,7 +48,7 @@ pub fn note_fork() {
 }
 
 /// Keeps others from the stash.
-pub struct StashGuard(MutexGuard<'static, Option<Stash>>);
+pub struct StashGuard(Locked<'static, Option<Stash>>);
 
 /// Held over a fork.
 pub fn lock_stash() -> StashGuard {
@@ -57,8 +58,21 @@ pub fn lock_stash() -> StashGuard {
 impl StashGuard {
     /// Closes what it holds.
     pub fn clear(&mut self) {
-        *self.0 = None;
+        for (_, socket) in self.0.take().iter().flat_map(HashMap::values).flat_map(|queue| &queue.sessions) {
+            process::note(socket.number(), false);
+        }
         STASHED.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The application wants a number for itself that one in the stash may have.
+pub fn vacate_stash(fd: c_int) {
+    let mut guard = lock(&STASH);
+    let sockets = guard.iter_mut().flat_map(HashMap::values_mut).flat_map(|queue| &mut queue.sessions);
+    for (_, socket) in sockets.filter(|(_, socket)| socket.number() == fd) {
+        if socket.make_way() {
+            process::note(socket.number(), true);
+        }
     }
 }
 
@@ -108,8 +122,11 @@ unsafe fn take(
     if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 || Bypass::active() || !process::is_ours() {
         return plain();
     }
+    if !to.is_null() && !Checked::is_writable(length, size_of::<socklen_t>()) {
+        return plain();
+    }
     // SAFETY: null, or the caller's length.
-    let room = unsafe { length.as_ref() }.copied();
+    let room = if to.is_null() { None } else { unsafe { length.as_ref() }.copied() };
     if !to.is_null() && room.is_none_or(|room| (room as i32) < 0) {
         return plain();
     }
@@ -158,6 +175,15 @@ unsafe fn take(
     };
     turn::read_other();
     if let (false, Some(room)) = (to.is_null(), room) {
+        if !Checked::is_writable(to, room.min(peer.size) as usize) {
+            // As in the kernel, that takes it off the queue.
+            inside((), || {
+                process::closing(new);
+                ffi::raw_close(new);
+            });
+            ffi::set_errno(libc::EFAULT);
+            return -1;
+        }
         // SAFETY: the caller's address has room for that many bytes.
         unsafe { peer.tell(fd, to, length, room) };
     }
@@ -248,27 +274,35 @@ fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int, rung: bo
 fn next_recovered(client: &Client, listener: c_int, port: u16) -> Option<(RecoveredInfo, OwnedFd, bool)> {
     let mut guard = lock(&STASH);
     let queue = guard.get_or_insert_default().entry(port).or_default();
-    if queue.sessions.is_empty() {
-        let room = if FORKED.load(Ordering::Relaxed) { room(listener).min(1) } else { room(listener) };
-        if room == 0 {
-            // As the kernel says it.
-            return None;
-        }
-        match client.recovered(port, room) {
-            Ok((sessions, more)) => {
-                STASHED.fetch_add(sessions.len(), Ordering::Relaxed);
-                *queue = Queue { sessions: sessions.into(), more, inherited: None };
-            }
-            Err(e) => {
-                log::error!("recovered sessions of port {port}: {e}");
+    loop {
+        if queue.sessions.is_empty() {
+            let room = if FORKED.load(Ordering::Relaxed) { room(listener).min(1) } else { room(listener) };
+            if room == 0 {
+                // As the kernel says it.
                 return None;
             }
+            match client.recovered(port, room) {
+                Ok((sessions, more)) => {
+                    sessions.iter().for_each(|(_, socket)| process::note(socket.number(), true));
+                    STASHED.fetch_add(sessions.len(), Ordering::Relaxed);
+                    *queue = Queue { sessions: sessions.into(), more, inherited: None };
+                }
+                Err(e) => {
+                    log::error!("recovered sessions of port {port}: {e}");
+                    return None;
+                }
+            }
+        }
+        let (info, socket) = queue.sessions.pop_front()?;
+        STASHED.fetch_sub(1, Ordering::Relaxed);
+        process::note(socket.number(), false);
+        // `pending` cannot tell: it falls only when the manager has heard of those that we handed out.
+        let last = queue.sessions.is_empty() && !queue.more;
+        match socket.release() {
+            Some(socket) => return Some((info, socket, last)),
+            None => log::error!("{} is lost: the program has closed its socket, which it had not accepted yet", info.tuple),
         }
     }
-    let (info, socket) = queue.sessions.pop_front()?;
-    STASHED.fetch_sub(1, Ordering::Relaxed);
-    // `pending` cannot tell: it falls only when the manager has heard of those that we handed out.
-    Some((info, socket, queue.sessions.is_empty() && !queue.more))
 }
 
 /// How many sessions fit into this process, up to a batch: descriptors that it cannot take would be lost on their way.
@@ -300,6 +334,8 @@ fn put_back(client: &Client, port: u16, info: RecoveredInfo, socket: OwnedFd) {
     if client.each_rings(port) && client.give_back(info.session, socket.as_fd()).is_ok() {
         return;
     }
+    let Ok(socket) = Own::new(socket) else { return };
+    process::note(socket.number(), true);
     let mut guard = lock(&STASH);
     guard.get_or_insert_default().entry(port).or_default().sessions.push_front((info, socket));
     STASHED.fetch_add(1, Ordering::Relaxed);

@@ -12,8 +12,8 @@ use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::Origin;
 
 use super::options::connect_at_once;
+use super::sockets::{is_tcp, local_name, named, peer_name, tuple};
 use super::{inside, options};
-use super::sockets::{address, is_tcp, local_name, peer_name, tuple};
 use crate::ffi::{self, Failure};
 use crate::table::{self, Entry};
 use crate::{process, real, turn};
@@ -35,8 +35,7 @@ pub unsafe fn connect(fd: c_int, at: *const sockaddr, length: socklen_t) -> c_in
     let candidate = before == Some(Entry::Candidate);
     let mut call = if before == Some(Entry::Calling) { Call::Protected } else { Call::Plain };
     if (candidate || before.is_none() && process::may_call()) && !Bypass::active() {
-        // SAFETY: the caller's address.
-        let to = unsafe { address(at, length) };
+        let to = named(at, length);
         if let Some(to) = to {
             call = inside(Call::Plain, || calls(fd, to, candidate));
         }

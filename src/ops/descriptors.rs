@@ -3,11 +3,11 @@
 use libc::{c_int, c_long, c_uint};
 use tcpr_node::channel::client::Bypass;
 
-use super::inside;
+use super::{inside, lock_in};
 use crate::table::{self, Entry};
 use crate::{ffi, process, real, turn};
 
-const CLOSE_RANGE_CLOEXEC: c_int = 4;
+const CLOSE_RANGE_UNSHARE: c_int = 2;
 
 /// Whether changes to the table are this thread's to make.
 pub(super) fn is_for_us() -> bool {
@@ -38,7 +38,12 @@ pub(super) fn arrive(fd: c_int) {
     }
 }
 
-fn refuse() -> c_int {
+/// Whether a call names a descriptor of our own: to the application its number is not in use.
+pub(super) fn is_internal(fd: c_int) -> bool {
+    table::get(fd) == Some(Entry::Internal) && is_for_us()
+}
+
+pub(super) fn refuse() -> c_int {
     ffi::set_errno(libc::EBADF);
     -1
 }
@@ -48,11 +53,10 @@ fn refuse() -> c_int {
 /// # Safety
 /// As in the C library.
 pub unsafe fn close(fd: c_int) -> c_int {
+    if is_internal(fd) {
+        return refuse();
+    }
     if is_for_us() {
-        // To the application its number is not in use.
-        if table::get(fd) == Some(Entry::Internal) {
-            return refuse();
-        }
         closing(fd);
     }
     // SAFETY: the caller's argument.
@@ -65,7 +69,9 @@ pub unsafe fn close(fd: c_int) -> c_int {
 /// As in the C library.
 pub unsafe fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
     let ours = || table::range(first, last);
-    if flags & CLOSE_RANGE_CLOEXEC != 0 || ours().next().is_none() || !is_for_us() {
+    // Nothing is closed: it only marks, or it fails.
+    let closes = flags & !CLOSE_RANGE_UNSHARE == 0 && first <= last;
+    if !closes || ours().next().is_none() || !is_for_us() {
         // SAFETY: the caller's arguments.
         return unsafe { real::close_range(first, last, flags) };
     }
@@ -123,7 +129,7 @@ fn copied(old: c_int, new: c_int) -> c_int {
 /// # Safety
 /// As in the C library.
 pub unsafe fn dup(fd: c_int) -> c_int {
-    if table::get(fd) == Some(Entry::Internal) && is_for_us() {
+    if is_internal(fd) {
         return refuse();
     }
     // SAFETY: the caller's argument.
@@ -139,13 +145,9 @@ fn replacing(from: c_int, to: c_int) {
     }
     arrive(to);
     inside((), || {
-        if table::get(to) != Some(Entry::Internal) {
-            return process::closing(to);
-        }
-        let moved = process::joined().and_then(|client| client.vacate(to));
-        table::set(to, None);
-        if let Some(fd) = moved {
-            table::set(fd, Some(Entry::Internal));
+        match table::get(to) {
+            Some(Entry::Internal) => process::vacate(to),
+            _ => process::closing(to),
         }
     });
 }
@@ -155,6 +157,9 @@ fn replacing(from: c_int, to: c_int) {
 /// # Safety
 /// As in the C library.
 pub unsafe fn dup2(from: c_int, to: c_int) -> c_int {
+    if is_internal(from) {
+        return refuse();
+    }
     if from == to || (table::is_plain(from) && table::is_plain(to)) {
         // SAFETY: the caller's arguments.
         return unsafe { real::dup2(from, to) };
@@ -170,6 +175,9 @@ pub unsafe fn dup2(from: c_int, to: c_int) -> c_int {
 /// As in the C library.
 pub unsafe fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
     let refused = from == to || flags & !libc::O_CLOEXEC != 0;
+    if !refused && is_internal(from) {
+        return refuse();
+    }
     if refused || (table::is_plain(from) && table::is_plain(to)) {
         // SAFETY: the caller's arguments.
         return unsafe { real::dup3(from, to, flags) };
@@ -185,6 +193,9 @@ pub unsafe fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
 /// As in the C library.
 pub unsafe fn fcntl(fd: c_int, command: c_int, argument: c_long) -> c_int {
     let copies = matches!(command, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC);
+    if is_internal(fd) {
+        return refuse();
+    }
     // SAFETY: the caller's arguments.
     let result = unsafe { real::fcntl(fd, command, argument) };
     if copies {
@@ -220,6 +231,30 @@ pub unsafe fn syscall(
             // SAFETY: the caller's argument.
             return c_long::from(unsafe { close(a as c_int) });
         }
+        // SAFETY: the caller's arguments.
+        libc::SYS_close_range => return c_long::from(unsafe { close_range(a as c_uint, b as c_uint, c as c_int) }),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's arguments.
+        libc::SYS_dup2 => return c_long::from(unsafe { dup2(a as c_int, b as c_int) }),
+        // SAFETY: the caller's arguments.
+        libc::SYS_dup3 => return c_long::from(unsafe { dup3(a as c_int, b as c_int, c as c_int) }),
+        libc::SYS_clone if lock_in::forks(a as c_int) && b == 0 => {
+            // SAFETY: the caller's arguments.
+            return lock_in::forked(|| unsafe { real::syscall(number, a, b, c, d, e, f) });
+        }
+        // SAFETY: the caller's arguments.
+        libc::SYS_clone3 if unsafe { lock_in::forks_by(a as *const lock_in::CloneArguments, b as usize) } => {
+            // SAFETY: the caller's arguments.
+            return lock_in::forked(|| unsafe { real::syscall(number, a, b, c, d, e, f) });
+        }
+        // SAFETY: the caller's arguments.
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_fork => return lock_in::forked(|| unsafe { real::syscall(number, a, b, c, d, e, f) }),
+        // SAFETY: the caller's arguments.
+        libc::SYS_prctl => return c_long::from(unsafe { lock_in::prctl(a as c_int, b, c, d, e) }),
+        libc::SYS_seccomp => lock_in::before_seccomp(a, b, c),
+        libc::SYS_unshare if a as c_int & libc::CLONE_NEWNET != 0 => lock_in::before_namespace(),
+        libc::SYS_setns => lock_in::before_namespace(),
         libc::SYS_futex if turn::is_dirty() => {
             const COMMANDS: c_int = !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
             if matches!(b as c_int & COMMANDS, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET) {

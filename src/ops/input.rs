@@ -7,8 +7,10 @@ use libc::{
     MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_WAITALL,
 };
 
+use super::descriptors::{is_internal, refuse};
 use super::options::low_water;
 use super::{connection, inside, passing};
+use crate::ffi::Checked;
 use crate::{ffi, process, real, table, turn};
 
 /// One read: `attempt` makes it without blocking (by number, with extra flags) and `block` as the caller asked.
@@ -19,6 +21,9 @@ fn receive(
     attempt: impl FnOnce(c_int) -> ssize_t,
     block: impl FnOnce() -> ssize_t,
 ) -> ssize_t {
+    if is_internal(fd) {
+        return refuse() as ssize_t;
+    }
     // Nothing to read (a read of nothing returns at once), or not input: urgent bytes stay in the stream.
     if len == 0 || flags & (MSG_ERRQUEUE | MSG_OOB) != 0 {
         return block();
@@ -204,11 +209,13 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
         }
         return n;
     }
-    // SAFETY: null, or the caller's message.
-    let len = unsafe { message.as_ref() }.map_or(0, |m| {
-        // SAFETY: the message's own vector.
-        unsafe { total(m.msg_iov, m.msg_iovlen) }
-    });
+    let mut checked = Checked::default();
+    let len = if checked.is_readable(message, size_of::<msghdr>()) {
+        // SAFETY: it can be read, or is null.
+        unsafe { message.as_ref() }.map_or(0, |m| unsafe { total(m.msg_iov, m.msg_iovlen, &mut checked) })
+    } else {
+        0
+    };
     receive(
         fd,
         flags,
@@ -226,7 +233,7 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
 /// As in the C library.
 pub unsafe fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
     // SAFETY: the caller's vector.
-    let len = usize::try_from(count).map_or(0, |count| unsafe { total(iov, count) });
+    let len = usize::try_from(count).map_or(0, |count| unsafe { total(iov, count, &mut Checked::default()) });
     // SAFETY: all-zero is a valid msghdr.
     let mut message: msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = iov.cast_mut();
@@ -287,12 +294,13 @@ pub unsafe fn recvmmsg(
 /// How many bytes a vector names; 0 if the C library will refuse it.
 ///
 /// # Safety
-/// `iov` is null or points to `count` elements.
-unsafe fn total(iov: *const iovec, count: usize) -> usize {
-    if iov.is_null() || count > libc::UIO_MAXIOV as usize {
+/// What can be read at `iov` stays while the call lasts.
+unsafe fn total(iov: *const iovec, count: usize, checked: &mut Checked) -> usize {
+    let known = count <= libc::UIO_MAXIOV as usize && checked.is_readable(iov, count * size_of::<iovec>());
+    if iov.is_null() || !known {
         return 0;
     }
-    // SAFETY: not null; the caller vouches for the rest.
+    // SAFETY: it was found readable.
     let iov = unsafe { std::slice::from_raw_parts(iov, count) };
     iov.iter().map(|v| v.iov_len).fold(0, usize::saturating_add)
 }

@@ -9,13 +9,15 @@ mod calling;
 mod credentials;
 mod descriptors;
 mod input;
+mod lock_in;
 mod options;
 mod output;
 mod passing;
+mod signals;
 mod sockets;
 mod streams;
 
-pub use accept::{accept, accept4, lock_stash, note_fork, StashGuard};
+pub use accept::{accept, accept4, lock_stash, note_fork, vacate_stash, StashGuard};
 pub use calling::{arrived, connect};
 pub use credentials::{
     initgroups, setegid, seteuid, setgid, setgroups, setregid, setresgid, setresuid, setreuid, setuid,
@@ -25,8 +27,12 @@ pub use options::{getsockopt, setsockopt};
 pub use input::{
     __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,
 };
+pub use lock_in::{_Fork, clone, prctl, setns, unshare};
 pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, splice, write, writev};
 pub use passing::look_for_listeners;
+pub use signals::{
+    __sysv_signal, bsd_signal, leave_handlers, sigaction, signal, sigset, ssignal, sysv_signal, watch_handlers,
+};
 pub use sockets::{bind, listen, protected_socket, shutdown, socket, tell_listener};
 pub use streams::{fclose, fdopen, fileno, fileno_unlocked, flush_streams, lock_streams, StreamsGuard};
 

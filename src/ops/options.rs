@@ -10,6 +10,7 @@ use tcpr_node::channel::Event;
 use tcpr_session::options::{self, LONGEST};
 
 use super::{connection, inside};
+use crate::ffi::Checked;
 use crate::table::{self, Entry};
 use crate::{ffi, process, real};
 
@@ -229,6 +230,7 @@ pub unsafe fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_v
         let off = name != TCP_ULP
             && !value.is_null()
             && length as usize >= size_of::<c_int>()
+            && Checked::default().is_readable(value, size_of::<c_int>())
             // SAFETY: the caller's value, of which so much is there; nothing is known of its alignment.
             && unsafe { value.cast::<c_int>().read_unaligned() } == 0;
         if !off {

@@ -14,8 +14,10 @@ use tcpr_node::channel::client::Client;
 use tcpr_node::channel::ring::{Sent, MAX_PAYLOAD};
 use tcpr_node::channel::Event;
 
+use super::descriptors::{is_for_us, is_internal, refuse};
 use super::{connection, inside, passing};
 use crate::process::{self, Swallowed};
+use crate::ffi::Checked;
 use crate::{ffi, real, table, turn};
 
 /// What is left to write of an application's buffers.
@@ -24,18 +26,20 @@ struct Source<'a> {
     /// Bytes of the first buffer that are written already.
     skip: usize,
     left: usize,
+    checked: Checked,
 }
 
 impl<'a> Source<'a> {
     /// `None` if the C library is to refuse the arguments.
     ///
     /// # Safety
-    /// `iov` is null or points to `count` elements, each of which names readable memory, for as long as `'a`.
-    unsafe fn new(iov: *const iovec, count: usize) -> Option<Self> {
-        if iov.is_null() || count > libc::UIO_MAXIOV as usize {
+    /// What can be read at `iov` stays for as long as `'a`.
+    unsafe fn new(iov: *const iovec, count: usize, mut checked: Checked) -> Option<Self> {
+        let known = count <= libc::UIO_MAXIOV as usize && checked.is_readable(iov, count * size_of::<iovec>());
+        if iov.is_null() || !known {
             return None;
         }
-        // SAFETY: not null; the caller vouches for the rest.
+        // SAFETY: it was found readable, and stays, says the caller.
         let iov = unsafe { std::slice::from_raw_parts(iov, count) };
         let mut left = 0usize;
         for part in iov {
@@ -45,7 +49,24 @@ impl<'a> Source<'a> {
             left = left.checked_add(part.iov_len).filter(|&n| n <= isize::MAX as usize)?;
         }
         // Nothing to announce: the C library knows what a write of nothing does.
-        (left > 0).then_some(Self { iov, skip: 0, left })
+        (left > 0).then_some(Self { iov, skip: 0, left, checked: Checked::default() })
+    }
+
+    /// Whether the next bytes can be read.
+    fn is_readable(&mut self, mut n: usize) -> bool {
+        let mut skip = self.skip;
+        for part in self.iov {
+            let here = (part.iov_len - skip).min(n);
+            if !self.checked.is_readable(part.iov_base.cast::<u8>().wrapping_add(skip), here) {
+                return false;
+            }
+            n -= here;
+            skip = 0;
+            if n == 0 {
+                break;
+            }
+        }
+        true
     }
 
     /// Copies the next bytes, without taking them.
@@ -53,8 +74,8 @@ impl<'a> Source<'a> {
         let mut skip = self.skip;
         for part in self.iov {
             let n = (part.iov_len - skip).min(to.len());
-            // SAFETY: the application names iov_len readable bytes at iov_base, and keeps them while its call
-            // lasts; should another thread of it change them, we send what we copied.
+            // SAFETY: they were found readable, and the application keeps them while its call lasts; should another thread of
+            // it change them, we send what we copied.
             unsafe {
                 let from = part.iov_base.cast::<u8>().add(skip);
                 std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), n);
@@ -88,7 +109,7 @@ enum Outcome {
     Wrote(usize),
     /// errno, with nothing written.
     Failed(c_int),
-    /// The manager is gone and nothing was written: the C library goes on.
+    /// Nothing was written, and the C library goes on: the manager is gone, or the memory is bad.
     Plain,
 }
 
@@ -136,6 +157,13 @@ fn transmit(
         turn::before_write(client);
         let written = total - source.left;
         let chunk = source.left.min(MAX_PAYLOAD);
+        if !source.is_readable(chunk) {
+            if written > 0 {
+                break;
+            }
+            // The kernel says what is wrong with it.
+            return Outcome::Plain;
+        }
         let sent = inside(None, || {
             let send = |bytes: &[u8]| match ffi::raw_send(fd, bytes, flags, extra) {
                 n if n >= 0 => Sent::Taken(n as usize),
@@ -256,15 +284,17 @@ fn may_interrupt() -> bool {
 /// As for `writev`.
 unsafe fn put(
     fd: c_int,
-    iov: *const iovec,
-    count: usize,
+    (iov, count, checked): (*const iovec, usize, Checked),
     flags: c_int,
     extra: Option<&msghdr>,
     plain: impl FnOnce() -> ssize_t,
 ) -> ssize_t {
+    if is_internal(fd) {
+        return refuse() as ssize_t;
+    }
     let Some((client, handle)) = connection(fd) else { return plain() };
     // SAFETY: the caller keeps writev's contract.
-    let Some(source) = (unsafe { Source::new(iov, count) }) else { return plain() };
+    let Some(source) = (unsafe { Source::new(iov, count, checked) }) else { return plain() };
     // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
     unsafe { real::pthread_testcancel() };
     transmit(client, handle, fd, source, flags, extra).result(flags, plain)
@@ -277,7 +307,7 @@ unsafe fn put(
 pub unsafe fn write(fd: c_int, buffer: *const c_void, n: size_t) -> ssize_t {
     let iov = iovec { iov_base: buffer.cast_mut(), iov_len: n };
     // SAFETY: the caller's buffer, and the C library's function for it.
-    unsafe { put(fd, &iov, 1, 0, None, || real::write(fd, buffer, n)) }
+    unsafe { put(fd, (&iov, 1, Checked::OURS), 0, None, || real::write(fd, buffer, n)) }
 }
 
 /// As in the C library.
@@ -287,7 +317,7 @@ pub unsafe fn write(fd: c_int, buffer: *const c_void, n: size_t) -> ssize_t {
 pub unsafe fn writev(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
     let elements = usize::try_from(count).unwrap_or(usize::MAX);
     // SAFETY: the caller's vector, and the C library's function for it.
-    unsafe { put(fd, iov, elements, 0, None, || real::writev(fd, iov, count)) }
+    unsafe { put(fd, (iov, elements, Checked::default()), 0, None, || real::writev(fd, iov, count)) }
 }
 
 /// As in the C library.
@@ -297,7 +327,7 @@ pub unsafe fn writev(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
 pub unsafe fn send(fd: c_int, buffer: *const c_void, n: size_t, flags: c_int) -> ssize_t {
     let iov = iovec { iov_base: buffer.cast_mut(), iov_len: n };
     // SAFETY: the caller's buffer, and the C library's function for it.
-    unsafe { put(fd, &iov, 1, flags, None, || real::send(fd, buffer, n, flags)) }
+    unsafe { put(fd, (&iov, 1, Checked::OURS), flags, None, || real::send(fd, buffer, n, flags)) }
 }
 
 /// As in the C library.
@@ -319,7 +349,7 @@ pub unsafe fn sendto(
     message.msg_namelen = length;
     let extra = (!address.is_null()).then_some(&message);
     // SAFETY: the caller's buffer, and the C library's function for it.
-    unsafe { put(fd, &iov, 1, flags, extra, || real::sendto(fd, buffer, n, flags, address, length)) }
+    unsafe { put(fd, (&iov, 1, Checked::OURS), flags, extra, || real::sendto(fd, buffer, n, flags, address, length)) }
 }
 
 /// As in the C library.
@@ -331,16 +361,18 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
         // SAFETY: the caller's arguments.
         unsafe { real::sendmsg(fd, message, flags) }
     };
-    // SAFETY: null, or the caller's message.
-    let Some(m) = (unsafe { message.as_ref() }) else { return plain() };
-    // SAFETY: the caller's message.
-    unsafe { passing::sending(m) };
+    if table::is_plain(fd) && !is_for_us() {
+        return plain();
+    }
+    let mut checked = Checked::default();
+    // SAFETY: the caller's message, if it can be read.
+    let Some(m) = (unsafe { passing::sending(message, &mut checked) }) else { return plain() };
     if table::is_plain(fd) {
         return plain();
     }
     let extra = (m.msg_controllen > 0 || !m.msg_name.is_null()).then_some(m);
     // SAFETY: the message's own vector, and the C library's function for it.
-    unsafe { put(fd, m.msg_iov, m.msg_iovlen, flags, extra, plain) }
+    unsafe { put(fd, (m.msg_iov, m.msg_iovlen, checked), flags, extra, plain) }
 }
 
 /// As in the C library.
@@ -350,10 +382,12 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
 pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
     // The kernel's own bound.
     let count = count.min(libc::UIO_MAXIOV as c_uint);
-    if messages.is_null() || connection(fd).is_none() {
-        for i in (0..count).take_while(|_| !messages.is_null()) {
+    let known = Checked::is_writable(messages, count as usize * size_of::<mmsghdr>());
+    if !known || connection(fd).is_none() {
+        let mut checked = Checked::default();
+        for i in (0..count).take_while(|_| known && is_for_us()) {
             // SAFETY: the caller's array has count elements.
-            unsafe { passing::sending(&(*messages.add(i as usize)).msg_hdr) };
+            unsafe { passing::sending(&raw const (*messages.add(i as usize)).msg_hdr, &mut checked) };
         }
         // SAFETY: the caller's arguments.
         return unsafe { real::sendmmsg(fd, messages, count, flags) };
@@ -381,6 +415,9 @@ pub unsafe fn sendfile(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) ->
         unsafe { real::sendfile(fd, from, offset, n) }
     };
     let Some((client, handle)) = connection(fd) else { return plain() };
+    if !offset.is_null() && !Checked::is_writable(offset, size_of::<off_t>()) {
+        return plain();
+    }
     // SAFETY: null, or the caller's offset.
     let start = match unsafe { offset.as_ref() } {
         Some(offset) => *offset,
@@ -421,7 +458,7 @@ fn copy_file(client: &Client, handle: u32, fd: c_int, from: c_int, start: off_t,
             break;
         }
         let iov = [iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: got as usize }];
-        let source = Source { iov: &iov, skip: 0, left: got as usize };
+        let source = Source { iov: &iov, skip: 0, left: got as usize, checked: Checked::OURS };
         match transmit(client, handle, fd, source, 0, None) {
             Outcome::Wrote(sent) => {
                 written += sent;

@@ -10,6 +10,7 @@ use tcpr_node::channel::Origin;
 use super::sockets::{is_tcp, local_name, peer_name, tuple};
 use super::sockets::protect_listener;
 use super::{descriptors, inside};
+use crate::ffi::Checked;
 use crate::table::{self, Entry};
 use crate::{ffi, process};
 
@@ -42,11 +43,16 @@ unsafe fn descriptors_of(message: &msghdr, each: impl Fn(c_int)) {
     }
 }
 
-/// A message is about to be sent.
+/// A message is about to be sent. `None`: the C library is to say what is wrong with it.
 ///
 /// # Safety
-/// As for `sendmsg`.
-pub unsafe fn sending(message: &msghdr) {
+/// What can be read at `message` is the caller's to send.
+pub unsafe fn sending<'a>(message: *const msghdr, checked: &mut Checked) -> Option<&'a msghdr> {
+    if message.is_null() || !checked.is_readable(message, size_of::<msghdr>()) {
+        return None;
+    }
+    // SAFETY: it can be read, and is the caller's.
+    let message = unsafe { &*message };
     let passes = |fd| {
         descriptors::arrive(fd);
         if let Some(Entry::Connection { handle }) = table::get(fd) {
@@ -54,9 +60,13 @@ pub unsafe fn sending(message: &msghdr) {
         }
     };
     if message.msg_controllen > 0 && descriptors::is_for_us() {
+        if !Checked::default().is_readable(message.msg_control, message.msg_controllen) {
+            return None;
+        }
         // SAFETY: the caller's message.
         unsafe { descriptors_of(message, passes) };
     }
+    Some(message)
 }
 
 /// A message was received.

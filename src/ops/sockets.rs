@@ -12,9 +12,16 @@ use tcpr_session::tuple::FourTuple;
 use super::options::accept_at_once;
 use super::passing::unseen_listener;
 use super::{connection, inside};
-use crate::ffi::Failure;
+use crate::ffi::{Checked, Failure};
 use crate::table::{self, Entry};
 use crate::{ffi, process, real, turn};
+
+/// An internet address that the application names; `None`: the C library is to say what is wrong with it.
+pub(super) fn named(at: *const sockaddr, length: socklen_t) -> Option<SocketAddr> {
+    let bytes = (length as usize).min(mem::size_of::<sockaddr_storage>());
+    // SAFETY: what is looked at was found readable.
+    if Checked::default().is_readable(at, bytes) { unsafe { address(at, length) } } else { None }
+}
 
 /// An internet address of the C interface.
 ///
@@ -127,8 +134,7 @@ enum Binding {
 pub unsafe fn bind(fd: c_int, at: *const sockaddr, length: socklen_t) -> c_int {
     let candidate = table::get(fd) == Some(Entry::Candidate);
     if (candidate || process::is_configured()) && !Bypass::active() {
-        // SAFETY: the caller's address.
-        let to = unsafe { address(at, length) };
+        let to = named(at, length);
         if let Some(to) = to.filter(|to| to.port() != 0 || process::may_call()) {
             match inside(Binding::Plain, || binding(fd, to, candidate)) {
                 Binding::Plain => {}

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 
 use libc::{c_int, off64_t, size_t, ssize_t, FILE};
 
 use super::{connection, inside};
-use crate::process::{self, lock};
+use crate::process::{self, lock, Locked};
 use crate::real::{self, CookieCalls};
 use crate::{ffi, preload};
 
@@ -21,7 +21,7 @@ static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Keeps others from the list of streams; held over a fork.
 pub struct StreamsGuard {
-    _list: MutexGuard<'static, Option<Streams>>,
+    _list: Locked<'static, Option<Streams>>,
 }
 
 /// See [`StreamsGuard`].

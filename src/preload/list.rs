@@ -42,7 +42,7 @@ macro_rules! for_each_hook {
             waits {
                 fn epoll_wait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int) -> c_int, looks timeout == 0;
                 fn epoll_pwait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t) -> c_int, looks timeout == 0;
-                fn epoll_pwait2(ep: c_int, events: *mut epoll_event, max: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int, looks is_zero_timespec(timeout);
+                fn epoll_pwait2(ep: c_int, events: *mut epoll_event, max: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int, looks is_zero_unless_bad(timeout);
                 fn poll(fds: *mut pollfd, n: nfds_t, timeout: c_int) -> c_int, looks timeout == 0;
                 fn __poll_chk(fds: *mut pollfd, n: nfds_t, timeout: c_int, size: size_t) -> c_int, looks timeout == 0;
                 fn ppoll(fds: *mut pollfd, n: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int, looks is_zero_timespec(timeout);
@@ -57,7 +57,7 @@ macro_rules! for_each_hook {
                 fn sigsuspend(mask: *const sigset_t) -> c_int, looks false;
                 fn sigwait(set: *const sigset_t, signal: *mut c_int) -> c_int, looks false;
                 fn sigwaitinfo(set: *const sigset_t, info: *mut siginfo_t) -> c_int, looks false;
-                fn sigtimedwait(set: *const sigset_t, info: *mut siginfo_t, timeout: *const timespec) -> c_int, looks is_zero_timespec(timeout);
+                fn sigtimedwait(set: *const sigset_t, info: *mut siginfo_t, timeout: *const timespec) -> c_int, looks is_zero_unless_bad(timeout);
                 fn pthread_cond_wait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t) -> c_int, looks false;
                 fn pthread_cond_timedwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, until: *const timespec) -> c_int, looks false;
                 fn pthread_cond_clockwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, clock: clockid_t, until: *const timespec) -> c_int, looks false;
@@ -88,6 +88,18 @@ macro_rules! for_each_hook {
                 fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int;
                 fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
                 fn closefrom(first: c_int) -> ();
+                fn sigaction(signal: c_int, new: *const SigAction, old: *mut SigAction) -> c_int;
+                fn signal(signal: c_int, handler: sighandler_t) -> sighandler_t;
+                fn bsd_signal(signal: c_int, handler: sighandler_t) -> sighandler_t;
+                fn ssignal(signal: c_int, handler: sighandler_t) -> sighandler_t;
+                fn sysv_signal(signal: c_int, handler: sighandler_t) -> sighandler_t;
+                fn __sysv_signal(signal: c_int, handler: sighandler_t) -> sighandler_t;
+                fn sigset(signal: c_int, handler: sighandler_t) -> sighandler_t;
+                fn _Fork() -> pid_t;
+                fn clone(f: *mut c_void, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent: *mut c_void, tls: *mut c_void, child: *mut c_void) -> c_int;
+                fn prctl(option: c_int, a: c_long, b: c_long, c: c_long, d: c_long) -> c_int;
+                fn unshare(flags: c_int) -> c_int;
+                fn setns(fd: c_int, kind: c_int) -> c_int;
                 fn setuid(id: uid_t) -> c_int;
                 fn setgid(id: gid_t) -> c_int;
                 fn seteuid(id: uid_t) -> c_int;

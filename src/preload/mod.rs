@@ -9,7 +9,7 @@ use std::ffi::{c_char, c_void};
 
 use libc::{
     c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, gid_t, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off64_t, off_t,
-    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, siginfo_t, sigset_t, size_t,
+    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sigaction as SigAction, sighandler_t, siginfo_t, sigset_t, size_t,
     sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
 };
 
@@ -73,6 +73,7 @@ macro_rules! exports {
             ///
             /// # Safety
             /// As in the C library.
+            #[allow(non_snake_case)] // C's names
             #[no_mangle]
             pub unsafe extern "C-unwind" fn $a_name($($a_arg: $a_type),*) -> $a_ret {
                 // SAFETY: the caller's arguments, as they came.
@@ -99,6 +100,11 @@ pub extern "C-unwind" fn _Exit(status: c_int) -> ! {
 fn is_zero_timespec(time: *const timespec) -> bool {
     // SAFETY: null, or the application's timeout, which the C library is about to read too.
     unsafe { time.as_ref() }.is_some_and(|t| t.tv_sec == 0 && t.tv_nsec == 0)
+}
+
+/// Where the kernel is the first to look at it.
+fn is_zero_unless_bad(time: *const timespec) -> bool {
+    ffi::Checked::default().is_readable(time, size_of::<timespec>()) && is_zero_timespec(time)
 }
 
 fn is_zero_timeval(time: *const timeval) -> bool {

@@ -14,12 +14,14 @@
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/select.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -91,6 +93,77 @@ static void handle(int number, void (*handler)(int), int flags)
     action.sa_handler = handler;
     action.sa_flags = flags;
     sigaction(number, &action, NULL);
+}
+
+/* Memory that ends after the page's first half, in ways in which memory ends. */
+struct half {
+    const char *how;
+    char *end;
+};
+
+static struct half halves[3];
+
+static void make_halves(void)
+{
+    long page = sysconf(_SC_PAGESIZE);
+    char name[] = "/tmp/tcpr-conformance-XXXXXX";
+    int file = mkstemp(name);
+    unlink(name);
+    if (file < 0 || ftruncate(file, 2 * page) != 0)
+        abort();
+    char *unmapped = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *forbidden = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *truncated = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    munmap(unmapped + page, page);
+    mprotect(forbidden + page, page, PROT_NONE);
+    if (ftruncate(file, page) != 0)
+        abort();
+    close(file);
+    halves[0] = (struct half){"unmapped", unmapped + page};
+    halves[1] = (struct half){"forbidden", forbidden + page};
+    halves[2] = (struct half){"truncated", truncated + page};
+}
+
+/* What is looked at lies there, wholly or in part. */
+static void bad_memory(int fd)
+{
+    int mode = fcntl(fd, F_GETFL);
+    fcntl(fd, F_SETFL, mode | O_NONBLOCK);
+    for (int i = 0; i < 3; i++) {
+        char *bad = halves[i].end, byte = 'x';
+        struct iovec vector[2] = {{&byte, 1}, {bad, 1}}, *vectors = (struct iovec *)(bad - sizeof *vectors);
+        struct msghdr message, *messages = (struct msghdr *)(bad - 8);
+        memset(&message, 0, sizeof message);
+        *vectors = (struct iovec){&byte, 1};
+        T(halves[i].how, i);
+        T("write", N(write)(fd, bad, 10));
+        T("write half", N(write)(fd, bad - 10, 20));
+        T("send", N(send)(fd, bad, 1, MSG_DONTWAIT | MSG_NOSIGNAL));
+        T("sendto", N(sendto)(fd, bad - 1, 2, MSG_DONTWAIT | MSG_NOSIGNAL, NULL, 0));
+        T("writev", N(writev)(fd, vector, 2));
+        T("writev vector", N(writev)(fd, vectors, 2));
+        T("writev all", N(writev)(fd, (struct iovec *)bad, 1));
+        T("readv", N(readv)(fd, vectors, 2));
+        T("sendmsg", N(sendmsg)(fd, messages, MSG_DONTWAIT | MSG_NOSIGNAL));
+        T("recvmsg", N(recvmsg)(fd, messages, MSG_DONTWAIT));
+        message.msg_iov = vectors;
+        message.msg_iovlen = 2;
+        T("sendmsg vector", N(sendmsg)(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
+        T("recvmsg vector", N(recvmsg)(fd, &message, MSG_DONTWAIT));
+        message.msg_iov = vector;
+        T("sendmsg bytes", N(sendmsg)(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
+        message.msg_iovlen = 1;
+        message.msg_control = bad;
+        message.msg_controllen = 64;
+        T("sendmsg control", N(sendmsg)(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
+        T("sendmmsg", sendmmsg(fd, (struct mmsghdr *)bad, 1, MSG_DONTWAIT | MSG_NOSIGNAL));
+        T("connect", N(connect)(-1, (struct sockaddr *)bad, 16));
+        T("bind", N(bind)(fd, (struct sockaddr *)(bad - 2), 16) < 0);
+        T("setsockopt", N(setsockopt)(fd, SOL_SOCKET, SO_KEEPALIVE, bad, 4));
+        T("nanosleep", nanosleep((struct timespec *)bad, NULL));
+        T("epoll_pwait2", epoll_pwait2(fd, (struct epoll_event *)&message, 1, (struct timespec *)bad, NULL));
+    }
+    fcntl(fd, F_SETFL, mode);
 }
 
 /* Bad descriptors, bad pointers, bad counts: on anything at all. */
@@ -199,6 +272,7 @@ static void files(void)
     T("sendfile", N(sendfile)(p[1], fd, NULL, 3));
     T("sendfile from a pipe", N(sendfile)(fd, p[0], NULL, 3));
     errors(fd);
+    bad_memory(p[1]);
     FILE *stream = fdopen(fd, "r+");
     T("fclose", fclose(stream));
     T("close after fclose", N(close)(fd));
@@ -223,6 +297,7 @@ static void unix_sockets(void)
     T("sendmsg", N(sendmsg)(s[1], &message, 0));
     T("recvfrom", N(recvfrom)(s[0], buffer, 100, 0, NULL, NULL));
     errors(s[0]);
+    bad_memory(s[0]);
     T("shutdown", N(shutdown)(s[0], SHUT_WR));
     T("recv end", N(recv)(s[1], buffer, 100, 0));
     broken_pipes = 0;
@@ -232,6 +307,91 @@ static void unix_sockets(void)
     T("signals", broken_pipes);
     N(close)(s[0]);
     N(close)(s[1]);
+}
+
+static volatile sig_atomic_t handled;
+
+static void handles(int number)
+{
+    handled = number;
+}
+
+static void handles_three(int number, siginfo_t *info, void *context)
+{
+    handled = info->si_signo == number && info->si_code == SI_TKILL && context ? 1000 + number : -1;
+}
+
+static sigjmp_buf out;
+
+static void jumps(int number)
+{
+    siglongjmp(out, number);
+}
+
+static void say(int number)
+{
+    struct sigaction now;
+    T("sigaction", sigaction(number, NULL, &now));
+    T("is handles", now.sa_handler == handles);
+    T("is handles_three", now.sa_sigaction == handles_three);
+    T("is default", now.sa_handler == SIG_DFL);
+    T("flags", now.sa_flags);
+    T("mask", sigismember(&now.sa_mask, SIGHUP));
+    T("raise", now.sa_handler == SIG_DFL ? 0 : raise(number));
+    T("handled", handled);
+    handled = 0;
+}
+
+/* Old calls are among them. */
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+static void signals(void)
+{
+    struct sigaction action, before;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = handles;
+    sigaddset(&action.sa_mask, SIGHUP);
+    action.sa_flags = SA_RESTART;
+    T("sigaction", sigaction(SIGUSR1, &action, &before));
+    T("was default", before.sa_handler == SIG_DFL);
+    say(SIGUSR1);
+    action.sa_sigaction = handles_three;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;
+    T("sigaction", sigaction(SIGUSR1, &action, &before));
+    T("was handles", before.sa_handler == handles);
+    T("flags", before.sa_flags);
+    say(SIGUSR1);
+    action.sa_handler = handles;
+    action.sa_flags = SA_RESETHAND;
+    T("sigaction", sigaction(SIGUSR1, &action, NULL));
+    say(SIGUSR1);
+    say(SIGUSR1);
+    T("signal", signal(SIGUSR1, handles) == SIG_DFL);
+    say(SIGUSR1);
+    T("siginterrupt", siginterrupt(SIGUSR1, 1));
+    say(SIGUSR1);
+    T("signal", signal(SIGUSR1, SIG_IGN) == handles);
+    T("signal", signal(SIGUSR1, SIG_DFL) == SIG_IGN);
+    T("sysv_signal", sysv_signal(SIGUSR1, handles) == SIG_DFL);
+    say(SIGUSR1);
+    say(SIGUSR1);
+    T("sigset", sigset(SIGUSR1, handles) == SIG_DFL);
+    T("sigset", sigset(SIGUSR1, SIG_DFL) == handles);
+    T("kill", sigaction(SIGKILL, &action, NULL));
+    T("none", sigaction(0, &action, NULL));
+    T("too high", sigaction(65, &action, NULL));
+    T("signal none", signal(65, handles) == SIG_ERR);
+    handle(SIGUSR1, jumps, 0);
+    int jumped = sigsetjmp(out, 1);
+    if (jumped == 0)
+        raise(SIGUSR1);
+    T("jumped", jumped);
+    handle(SIGSEGV, jumps, SA_NODEFER);
+    jumped = sigsetjmp(out, 1);
+    if (jumped == 0)
+        *(volatile char *)halves[0].end = 1;
+    T("jumped", jumped);
+    handle(SIGSEGV, SIG_DFL, 0);
+    handle(SIGUSR1, SIG_DFL, 0);
 }
 
 static void *returns(void *argument)
@@ -406,6 +566,14 @@ static void tcp_accept(int listener)
     /* What the two failures took off the queue. */
     while ((fd = N(accept)(listener, NULL, NULL)) >= 0)
         N(close)(fd);
+    peer = client_side();
+    T("accept to bad memory", N(accept)(listener, (struct sockaddr *)halves[0].end, &length));
+    close(peer);
+    peer = client_side();
+    T("accept of a bad length", N(accept)(listener, (struct sockaddr *)&name, (socklen_t *)halves[0].end));
+    close(peer);
+    while ((fd = N(accept)(listener, NULL, NULL)) >= 0)
+        N(close)(fd);
     T("blocking", fcntl(listener, F_SETFL, 0));
     struct timeval patience = {0, 30000};
     setsockopt(listener, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
@@ -429,6 +597,7 @@ static void tcp_input(int listener)
     peer_sends(peer, "hello, world");
     T("peek", N(recv)(fd, a, 5, MSG_PEEK));
     T("read", N(read)(fd, a, 3));
+    T("read bad", N(read)(fd, halves[0].end, 3));
     T("readv", N(readv)(fd, two, 2));
     T("recvfrom", N(recvfrom)(fd, a, 10, 0, (struct sockaddr *)&name, &length));
     T("length", length);
@@ -482,6 +651,7 @@ static void tcp_output(int listener)
     struct msghdr message;
     struct mmsghdr many[2];
     pthread_t thread;
+    bad_memory(fd);
     T("write", N(write)(fd, "write,", 6));
     T("writev", N(writev)(fd, three, 3));
     T("send", N(send)(fd, "send,", 5, MSG_NOSIGNAL));
@@ -509,6 +679,7 @@ static void tcp_output(int listener)
     T("position", lseek(fileno(file), 0, SEEK_CUR));
     T("sendfile end", N(sendfile)(fd, fileno(file), NULL, 100));
     T("sendfile 0", N(sendfile)(fd, fileno(file), NULL, 0));
+    T("sendfile bad", N(sendfile)(fd, fileno(file), (off_t *)halves[1].end, 1));
     offset = -1;
     T("sendfile before", N(sendfile)(fd, fileno(file), &offset, 1));
     peer_gets(peer, 8);
@@ -825,6 +996,7 @@ int main(int count, char **arguments)
     for (int i = 0; i < BIG; i++)
         big[i] = (char)(i * 7 + i / 4096);
 
+    make_halves();
     section = "bad descriptors";
     bad_descriptors();
     section = "pipes";
@@ -835,6 +1007,8 @@ int main(int count, char **arguments)
     unix_sockets();
     section = "waits";
     waits();
+    section = "signals";
+    signals();
 
     section = "tcp";
     T("socket", listener = N(socket)(AF_INET, SOCK_STREAM, 0));
@@ -851,6 +1025,8 @@ int main(int count, char **arguments)
     tcp_input(listener);
     section = "tcp output";
     tcp_output(listener);
+    section = "tcp signals";
+    signals();
     section = "tcp ends";
     tcp_ends(listener);
     section = "tcp streams";

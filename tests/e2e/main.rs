@@ -18,6 +18,7 @@ mod local;
 mod network;
 mod options;
 mod other_tcp;
+mod processes;
 mod proxies;
 mod requests;
 mod resets;

@@ -142,6 +142,13 @@ impl Fake {
                     channel.set_epoch(1, 0);
                     channel.set_pending(self.port, self.pending);
                 }
+                Incoming::Resumes { number, channel: other } => {
+                    let Some(by) = self.channels.remove(&id) else { return Ok(()) };
+                    if let Some(channel) = self.channels.get_mut(&other) {
+                        channel.resume(by, number)?;
+                    }
+                    return Ok(());
+                }
                 Incoming::Request(number, Request::GetRecovered { max, .. }, _) => {
                     let n = self.waiting.len().min(max as usize).min(MAX_RECOVERED);
                     let streams: Vec<TcpStream> = self.waiting.drain(..n).collect();

@@ -8,41 +8,46 @@ use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::ring::{Full, Mapping, Producer, Sent};
 use super::server::ChannelRole;
+use super::sys::{self, Own};
 use super::wire::{self, Hello, Numbered, RecoveredInfo, Reply, Request, Welcome};
-use super::{sys, Event};
+use super::Event;
 
-thread_local! {
-    static BYPASS: Cell<u32> = const { Cell::new(0) };
+struct Inside {
+    depth: Cell<u32>,
+    afterwards: Cell<Option<fn()>>,
 }
 
-/// While it lives, the hooks of this thread are plain libc: the thread is inside tcpr.
-///
-/// A signal handler that interrupts the thread meanwhile is plain too. What it writes to a protected session
-/// is not announced, so the manager adopts it from the packet.
+thread_local! {
+    static BYPASS: Inside = const { Inside { depth: Cell::new(0), afterwards: Cell::new(None) } };
+}
+
+/// While it lives, the hooks of this thread are plain libc: the thread is inside tcpr. The application's signal handlers wait
+/// until it is not (see `signals` of libtcpr).
+#[derive(Debug)]
 pub struct Bypass(());
 
 impl Bypass {
     /// Enters, whether the thread is inside or not.
     pub fn enter() -> Self {
-        BYPASS.with(|depth| depth.set(depth.get() + 1));
+        BYPASS.with(|inside| inside.depth.set(inside.depth.get() + 1));
         Self(())
     }
 
     /// Enters, unless the thread is inside already: then the caller is us, or a signal handler.
     #[inline]
     pub fn enter_first() -> Option<Self> {
-        BYPASS.with(|depth| {
-            if depth.get() != 0 {
+        BYPASS.with(|inside| {
+            if inside.depth.get() != 0 {
                 return None;
             }
-            depth.set(1);
+            inside.depth.set(1);
             Some(Self(()))
         })
     }
@@ -50,7 +55,12 @@ impl Bypass {
     /// Whether this thread is inside tcpr.
     #[inline]
     pub fn active() -> bool {
-        BYPASS.with(|depth| depth.get() != 0)
+        BYPASS.with(|inside| inside.depth.get() != 0)
+    }
+
+    /// Has something done as soon as this thread is not inside any more.
+    pub fn afterwards(f: fn()) {
+        BYPASS.with(|inside| inside.afterwards.set(Some(f)));
     }
 
     /// For a thread of our own, as the embedded manager: inside for ever.
@@ -61,7 +71,14 @@ impl Bypass {
 
 impl Drop for Bypass {
     fn drop(&mut self) {
-        BYPASS.with(|depth| depth.set(depth.get() - 1));
+        let afterwards = BYPASS.with(|inside| {
+            let depth = inside.depth.get() - 1;
+            inside.depth.set(depth);
+            if depth == 0 { inside.afterwards.take() } else { None }
+        });
+        if let Some(f) = afterwards {
+            f();
+        }
     }
 }
 
@@ -88,9 +105,14 @@ impl From<io::Error> for ClientError {
     }
 }
 
+/// Told of numbers that have become descriptors of ours (true), and of those that are none any more.
+pub type Note = fn(RawFd, bool);
+
 /// A process's connection to its manager.
 pub struct Client {
     welcome: Welcome,
+    token: String,
+    note: Note,
     mapping: Arc<Mapping>,
     producing: Mutex<Producing>,
     requesting: Mutex<Requesting>,
@@ -100,16 +122,25 @@ pub struct Client {
 
 struct Producing {
     producer: Producer,
-    kick: OwnedFd,
+    kick: Own,
+}
+
+impl Producing {
+    /// Wakes the manager if it sleeps. False: what does it is lost.
+    fn kick(&mut self) -> bool {
+        !self.producer.wants_kick() || self.kick.kick()
+    }
 }
 
 struct Requesting {
-    socket: OwnedFd,
+    socket: Own,
     number: u32,
 }
 
 /// How long a request may take. The manager answers within its loop; it is slow only when it is in trouble.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a manager that is there may take to admit us.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a watched manager is looked at.
 const WATCH_NAP: Duration = Duration::from_millis(20);
 /// How long a producer naps between looks at a full ring.
@@ -122,38 +153,10 @@ impl Client {
         token: &str,
         linked: bool,
         patience: Duration,
+        note: Note,
     ) -> Result<Self, ClientError> {
         let _inside = Bypass::enter();
-        let deadline = Instant::now() + patience;
-        let name = wire::socket_name(service);
-        let hello = Hello {
-            version: wire::PROTOCOL_VERSION,
-            pid: std::process::id(),
-            token: token.to_owned(),
-            linked,
-        };
-        let (requesting, reply, fds) = loop {
-            let socket = match sys::seqpacket_connect(&name) {
-                Ok(socket) => sys::move_high(socket),
-                Err(e) if Instant::now() >= deadline => {
-                    let text = format!("no manager of service \"{service}\" answers: {e}");
-                    return Err(ClientError { errno: libc::ENOTCONN, text });
-                }
-                Err(_) => {
-                    nap(Duration::from_millis(10));
-                    continue;
-                }
-            };
-            let mut requesting = Requesting { socket, number: 0 };
-            match requesting.ask(&hello, &[], deadline.max(Instant::now() + Duration::from_millis(100))) {
-                // The manager has died, or strangers have pushed us out before it heard us.
-                Err(e) if e.errno == libc::ENOTCONN && Instant::now() < deadline => nap(Duration::from_millis(10)),
-                answer => {
-                    let (reply, fds) = answer?;
-                    break (requesting, reply, fds);
-                }
-            }
-        };
+        let (requesting, reply, fds) = introduce(service, token, linked, None, patience)?;
         let welcome = match reply {
             Reply::Welcome(welcome) => welcome,
             Reply::Error { errno, text } => return Err(ClientError { errno, text }),
@@ -163,9 +166,13 @@ impl Client {
             fds.try_into().map_err(|_| protocol("a welcome without shared memory"))?;
         let mapping = Arc::new(Mapping::new(memory.as_fd())?);
         let producer = Producer::new(mapping.clone())?;
-        let kick = sys::move_high(kick);
+        let kick = Own::timer(sys::move_high(kick))?;
+        note(requesting.socket.number(), true);
+        note(kick.number(), true);
         Ok(Self {
             welcome,
+            token: token.to_owned(),
+            note,
             mapping,
             producing: Mutex::new(Producing { producer, kick }),
             requesting: Mutex::new(requesting),
@@ -203,9 +210,9 @@ impl Client {
     /// Wakes the manager, if it sleeps, for what was told and does not wake it by itself.
     pub fn kick(&self) {
         let _inside = Bypass::enter();
-        let mut producing = lock(&self.producing);
-        if producing.producer.wants_kick() {
-            sys::kick(producing.kick.as_fd());
+        let kicked = lock(&self.producing).kick();
+        if !kicked {
+            self.resume();
         }
     }
 
@@ -233,13 +240,14 @@ impl Client {
             let mut producing = lock(&self.producing);
             let result = entry(&mut producing.producer);
             let urgent = kicks || result.is_err() || producing.producer.is_half_full();
-            if urgent && producing.producer.wants_kick() {
-                sys::kick(producing.kick.as_fd());
+            let kicked = !urgent || producing.kick();
+            drop(producing);
+            if !kicked {
+                self.resume();
             }
             if let Ok(value) = result {
                 return Some(value);
             }
-            drop(producing);
             self.look_for_manager();
             nap(FULL_NAP);
         }
@@ -248,11 +256,47 @@ impl Client {
 
     fn look_for_manager(&self) {
         // Held by another thread: that one waits for a reply, and will find out itself.
-        if let Ok(requesting) = self.requesting.try_lock() {
-            if requesting.hung_up() {
+        let Ok(requesting) = self.requesting.try_lock() else { return };
+        if !requesting.socket.is_ours() {
+            drop(requesting);
+            self.resume();
+        } else if requesting.hung_up() {
+            self.gone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The application has closed what is ours, by calls that no hook sees: makes it anew. False: that cannot be, and nothing is
+    /// told any more.
+    fn resume(&self) -> bool {
+        let mut requesting = lock(&self.requesting);
+        let mut producing = lock(&self.producing);
+        if self.is_gone() || requesting.socket.is_ours() && producing.kick.is_ours() {
+            return !self.is_gone();
+        }
+        let anew = || {
+            let (service, channel) = (&self.welcome.service, self.welcome.channel);
+            let (requesting, reply, fds) = introduce(service, &self.token, false, Some(channel), Duration::ZERO)?;
+            match (reply, <[OwnedFd; 1]>::try_from(fds)) {
+                (Reply::Ok, Ok([kick])) => Ok((requesting, Own::timer(sys::move_high(kick))?)),
+                (Reply::Error { errno, text }, _) => Err(ClientError { errno, text }),
+                _ => Err(protocol("a channel without its kick")),
+            }
+        };
+        (self.note)(requesting.socket.number(), false);
+        (self.note)(producing.kick.number(), false);
+        match anew() {
+            Ok((socket, kick)) => {
+                (*requesting, producing.kick) = (socket, kick);
+                (self.note)(requesting.socket.number(), true);
+                (self.note)(producing.kick.number(), true);
+                log::warn!("the program closed descriptors of tcpr's; they were made anew");
+            }
+            Err(e) => {
+                log::error!("the program closed descriptors of tcpr's, and is not protected any more: {e}");
                 self.gone.store(true, Ordering::Relaxed);
             }
         }
+        !self.is_gone()
     }
 
     fn request(&self, request: Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
@@ -264,7 +308,16 @@ impl Client {
         if self.is_gone() {
             return Err(gone());
         }
-        let result = lock(&self.requesting).ask(request, fds, Instant::now() + REPLY_TIMEOUT);
+        let mut requesting = lock(&self.requesting);
+        if !requesting.socket.is_ours() {
+            drop(requesting);
+            if !self.resume() {
+                return Err(gone());
+            }
+            requesting = lock(&self.requesting);
+        }
+        let result = requesting.ask(request, fds, Instant::now() + REPLY_TIMEOUT);
+        drop(requesting);
         match result {
             Ok((Reply::Error { errno, text }, _)) => Err(ClientError { errno, text }),
             Err(e) if e.errno == libc::ENOTCONN => {
@@ -280,10 +333,11 @@ impl Client {
         &self,
         port: u16,
         max: u32,
-    ) -> Result<(Vec<(RecoveredInfo, OwnedFd)>, bool), ClientError> {
+    ) -> Result<(Vec<(RecoveredInfo, Own)>, bool), ClientError> {
         let (reply, fds) = self.request(Request::GetRecovered { port, max })?;
         match reply {
             Reply::Recovered { sessions, more } if sessions.len() == fds.len() => {
+                let fds: Vec<Own> = fds.into_iter().map(Own::new).collect::<io::Result<_>>()?;
                 Ok((sessions.into_iter().zip(fds).collect(), more))
             }
             _ => Err(protocol("recovered sessions without their descriptors")),
@@ -416,25 +470,64 @@ impl Client {
         }
     }
 
-    /// Our descriptors: the application must neither close nor overwrite them.
-    pub fn descriptors(&self) -> [RawFd; 2] {
-        let kick = lock(&self.producing).kick.as_raw_fd();
-        [lock(&self.requesting).socket.as_raw_fd(), kick]
+    #[cfg(test)]
+    pub(super) fn descriptors(&self) -> [RawFd; 2] {
+        [lock(&self.requesting).socket.number(), lock(&self.producing).kick.number()]
     }
 
-    /// Gives up one number that the application wants for itself. Returns where our descriptor went.
-    pub fn vacate(&self, fd: RawFd) -> Option<RawFd> {
+    /// Gives up one number that the application wants for itself.
+    pub fn vacate(&self, fd: RawFd) {
         let _inside = Bypass::enter();
         let mut requesting = lock(&self.requesting);
         let mut producing = lock(&self.producing);
         for ours in [&mut requesting.socket, &mut producing.kick] {
-            if ours.as_raw_fd() == fd {
-                let moved = sys::move_high(ours.try_clone().ok()?);
-                *ours = moved;
-                return Some(ours.as_raw_fd());
+            if ours.number() == fd && ours.make_way() {
+                (self.note)(ours.number(), true);
             }
         }
-        None
+    }
+
+    /// Nothing more is told: the process is about to forbid itself what it takes.
+    pub fn leave(&self) -> Result<(), ClientError> {
+        let told = self.tell(Request::Leave);
+        self.gone.store(true, Ordering::Relaxed);
+        told
+    }
+}
+
+/// Connects to the manager of a service and says who we are.
+fn introduce(
+    service: &str,
+    token: &str,
+    linked: bool,
+    resume: Option<u32>,
+    patience: Duration,
+) -> Result<(Requesting, Reply, Vec<OwnedFd>), ClientError> {
+    let deadline = Instant::now() + patience;
+    let name = wire::socket_name(service);
+    let hello =
+        Hello { version: wire::PROTOCOL_VERSION, pid: std::process::id(), token: token.to_owned(), linked, resume };
+    loop {
+        let socket = match sys::seqpacket_connect(&name) {
+            Ok(socket) => Own::new(sys::move_high(socket))?,
+            Err(e) if Instant::now() >= deadline => {
+                let text = format!("no manager of service \"{service}\" answers: {e}");
+                return Err(ClientError { errno: libc::ENOTCONN, text });
+            }
+            Err(_) => {
+                nap(Duration::from_millis(10));
+                continue;
+            }
+        };
+        let mut requesting = Requesting { socket, number: 0 };
+        match requesting.ask(&hello, &[], deadline.max(Instant::now() + ANSWER_TIMEOUT)) {
+            // The manager has died, or strangers have pushed us out before it heard us.
+            Err(e) if e.errno == libc::ENOTCONN && Instant::now() < deadline => nap(Duration::from_millis(10)),
+            answer => {
+                let (reply, fds) = answer?;
+                return Ok((requesting, reply, fds));
+            }
+        }
     }
 }
 
@@ -461,6 +554,10 @@ impl Requesting {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Ok(_) => {}
                 Err(e) => return Err(e.into()),
+            }
+            // Meanwhile its number may have become a connection of the application's, whose input is not ours to take.
+            if !self.socket.is_ours() {
+                return Err(ClientError { errno: libc::EBADF, text: "the program closed tcpr's channel".into() });
             }
             let (n, fds) = match sys::receive(self.socket.as_fd(), &mut buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,

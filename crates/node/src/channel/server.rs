@@ -119,6 +119,13 @@ impl AsFd for ChannelListener {
 pub enum Incoming {
     /// The process was admitted and has its ring now: watch [`Channel::kick_fd`].
     Joined(Hello),
+    /// The process has joined before, and has lost its end of that channel; see [`Channel::resume`].
+    Resumes {
+        /// The number of its message.
+        number: u32,
+        /// The channel.
+        channel: u32,
+    },
     /// A request; give its number to [`Channel::reply`]. With the descriptor that belongs to a [`Request::Call`] or a
     /// [`Request::GiveBack`].
     Request(u32, Request, Option<OwnedFd>),
@@ -204,32 +211,51 @@ impl Channel {
             return Ok(Some(Incoming::Request(request.number, request.body, socket)));
         }
         let hello: Numbered<Hello> = wire::decode(&buffer[..n]).map_err(misbehaved)?;
-        self.admit(hello).map(|hello| Some(Incoming::Joined(hello)))
+        self.check(&hello)?;
+        if let Some(channel) = hello.body.resume {
+            return Ok(Some(Incoming::Resumes { number: hello.number, channel }));
+        }
+        self.admit(hello.number).map(|()| Some(Incoming::Joined(hello.body)))
     }
 
-    fn admit(&mut self, hello: Numbered<Hello>) -> Result<Hello, ChannelError> {
-        let Numbered { number, body: hello } = hello;
-        let refuse = |errno, text: String| {
-            let body = Reply::Error { errno, text: text.clone() };
-            // It is being turned away: whether it hears why is its own affair.
-            let _ = send(self.socket.as_fd(), number, body, &[]);
-            Err(ChannelError::Misbehaved(text))
-        };
+    /// Turns away who does not belong here.
+    fn check(&self, hello: &Numbered<Hello>) -> Result<(), ChannelError> {
+        let (number, hello) = (hello.number, &hello.body);
         if hello.version != wire::PROTOCOL_VERSION {
             let (theirs, ours) = (hello.version, wire::PROTOCOL_VERSION);
-            return refuse(
-                libc::EPROTO,
-                format!("libtcpr speaks channel version {theirs}, the manager {ours}"),
-            );
+            let text = format!("libtcpr speaks channel version {theirs}, the manager {ours}");
+            return Err(self.refuse(number, libc::EPROTO, text));
         }
         if !same(hello.token.as_bytes(), self.greeting.token.as_bytes()) {
-            return refuse(libc::EACCES, "wrong token: the program was not started by this manager".into());
+            let text = "wrong token: the program was not started by this manager";
+            return Err(self.refuse(number, libc::EACCES, text.into()));
         }
+        Ok(())
+    }
+
+    /// Answers a hello with no.
+    pub fn refuse(&self, number: u32, errno: i32, text: String) -> ChannelError {
+        // It is being turned away: whether it hears why is its own affair.
+        let _ = send(self.socket.as_fd(), number, Reply::Error { errno, text: text.clone() }, &[]);
+        ChannelError::Misbehaved(text)
+    }
+
+    /// Goes on with the socket of another channel, which its process has opened for having lost this one's. The memory is what
+    /// it was, and with it all that was told; there is another kick.
+    pub fn resume(&mut self, by: Channel, number: u32) -> Result<(), ChannelError> {
+        let Some(joined) = &mut self.joined else { return Err(by.refuse(number, libc::ENOTCONN, "no such channel".into())) };
+        let kick = sys::kick_timer(self.id)?;
+        send(by.socket.as_fd(), number, Reply::Ok, &[kick.as_fd()])?;
+        (joined.kick, self.socket) = (kick, by.socket);
+        Ok(())
+    }
+
+    fn admit(&mut self, number: u32) -> Result<(), ChannelError> {
         let process = sys::pidfd(self.socket.as_fd(), self.pid)?;
         let memory = sys::memory(ring::MEMORY_BYTES)?;
         let mapping = Arc::new(Mapping::new(memory.as_fd())?);
         ring::initialise(&mapping);
-        let kick = sys::eventfd()?;
+        let kick = sys::kick_timer(self.id)?;
         let greeting = &self.greeting;
         for (slot, port) in mapping.header().recovered.iter().zip(&greeting.ports) {
             slot.port.store(port.port.into(), Ordering::Relaxed);
@@ -246,7 +272,7 @@ impl Channel {
         send(self.socket.as_fd(), number, Reply::Welcome(welcome), &[memory.as_fd(), kick.as_fd()])?;
         let consumer = Consumer::new(mapping.clone());
         self.joined = Some(Joined { mapping, consumer, kick, process });
-        Ok(hello)
+        Ok(())
     }
 
     /// Answers a request. Descriptors are duplicated into the process: close yours afterwards, or its close

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
@@ -95,6 +95,11 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>])
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &mut iov;
     message.msg_iovlen = 1;
+    // The channel's socket does not look at this; TCP refuses it, and so do most others, should the number have become theirs a
+    // moment ago: none of our bytes get into a connection of the application.
+    let nobody = libc::AF_UNSPEC as libc::sa_family_t;
+    message.msg_name = (&raw const nobody).cast_mut().cast();
+    message.msg_namelen = mem::size_of_val(&nobody) as _;
     if !fds.is_empty() {
         let payload = fds.len() * mem::size_of::<RawFd>();
         // SAFETY: pure arithmetic.
@@ -119,7 +124,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>])
     }
     loop {
         // SAFETY: message points to the live iov, bytes and control above; the kernel only reads them.
-        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_FASTOPEN) };
         if sent >= 0 {
             return Ok(());
         }
@@ -195,24 +200,136 @@ pub(super) fn file_size(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(stat.st_size as u64)
 }
 
-pub(super) fn eventfd() -> io::Result<OwnedFd> {
+/// What wakes the manager: a timer that never expires by itself. No byte is written to it: whatever else its number may have
+/// become in a process that closes what it does not know, nothing of ours gets into that. Its interval tells it from others.
+pub(super) fn kick_timer(channel: u32) -> io::Result<OwnedFd> {
+    const NEVER: libc::time_t = 50 * 365 * 24 * 3600;
     // SAFETY: takes no pointers.
-    own(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
+    let timer = own(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) })?;
+    let interval = libc::timespec { tv_sec: NEVER, tv_nsec: libc::c_long::from(channel % 1_000_000_000) };
+    set_timer(timer.as_raw_fd(), 0, libc::timespec { tv_sec: NEVER, tv_nsec: 0 }, interval)?;
+    Ok(timer)
 }
 
-/// Wakes whoever watches the eventfd. A full counter means that it is awake already.
-pub(super) fn kick(eventfd: BorrowedFd<'_>) {
-    let one = 1u64.to_ne_bytes();
-    // By number: in the application `write` is a hook and a cancellation point.
-    // SAFETY: `one` is live and eight bytes long.
-    unsafe { libc::syscall(libc::SYS_write, eventfd.as_raw_fd(), one.as_ptr(), one.len()) };
+fn set_timer(fd: RawFd, flags: libc::c_int, value: libc::timespec, interval: libc::timespec) -> io::Result<()> {
+    let times = libc::itimerspec { it_interval: interval, it_value: value };
+    // SAFETY: `times` is live, and no old value is asked for.
+    check(unsafe { libc::timerfd_settime(fd, flags, &times, std::ptr::null_mut()) }).map(|_| ())
 }
 
-/// Clears an eventfd.
-pub(super) fn unkick(eventfd: BorrowedFd<'_>) {
+/// The interval of a timer; `None`: the number is something else.
+fn interval(fd: RawFd) -> Option<(i64, i64)> {
+    // SAFETY: all-zero is a valid itimerspec.
+    let mut times: libc::itimerspec = unsafe { mem::zeroed() };
+    // SAFETY: `times` is live and writable.
+    let result = unsafe { libc::timerfd_gettime(fd, &mut times) };
+    (result == 0).then_some((times.it_interval.tv_sec, times.it_interval.tv_nsec))
+}
+
+/// Clears a kick.
+pub(super) fn unkick(timer: BorrowedFd<'_>) {
     let mut count = [0u8; 8];
     // SAFETY: `count` is live, writable and eight bytes long.
-    unsafe { libc::syscall(libc::SYS_read, eventfd.as_raw_fd(), count.as_mut_ptr(), count.len()) };
+    unsafe { libc::syscall(libc::SYS_read, timer.as_raw_fd(), count.as_mut_ptr(), count.len()) };
+}
+
+/// A descriptor of ours in a process that may close any number, by calls that no hook sees, and have it for something else.
+/// Before something is done with it that would not leave everything else alone, it is asked whether it still is what it was;
+/// and it is closed only then.
+#[derive(Debug)]
+pub struct Own {
+    fd: RawFd,
+    identity: Identity,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Identity {
+    /// Device and number.
+    File(u64, u64),
+    /// All timers are one file: its interval.
+    Timer(i64, i64),
+}
+
+impl Own {
+    /// A socket or a file.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let identity = file(fd.as_raw_fd())?;
+        Ok(Self { fd: fd.into_raw_fd(), identity })
+    }
+
+    /// What [`kick_timer`] made.
+    pub(super) fn timer(fd: OwnedFd) -> io::Result<Self> {
+        let (sec, nsec) = interval(fd.as_raw_fd()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { fd: fd.into_raw_fd(), identity: Identity::Timer(sec, nsec) })
+    }
+
+    /// Its number.
+    pub fn number(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Whether the number is still that.
+    pub fn is_ours(&self) -> bool {
+        match self.identity {
+            Identity::File(..) => file(self.fd).is_ok_and(|now| now == self.identity),
+            Identity::Timer(sec, nsec) => interval(self.fd) == Some((sec, nsec)),
+        }
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: open, or the number of something that the application has opened since; a borrow of that may do no more than
+        // fail, which is what the callers see to.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+
+    /// Gives it away; `None`: it is lost.
+    pub fn release(self) -> Option<OwnedFd> {
+        // SAFETY: it is ours, and nobody closes it any more.
+        let fd = self.is_ours().then(|| unsafe { OwnedFd::from_raw_fd(self.fd) });
+        mem::forget(self);
+        fd
+    }
+
+    /// Moves to another number. False: there is none, or it is lost.
+    pub fn make_way(&mut self) -> bool {
+        let Some(copy) = self.is_ours().then(|| self.as_fd().try_clone_to_owned().ok()).flatten() else { return false };
+        // What was there is closed.
+        *self = Self { fd: move_high(copy).into_raw_fd(), identity: self.identity };
+        true
+    }
+
+    /// Wakes whoever watches the timer. Nothing but a timer understands it. False: it is lost.
+    pub(super) fn kick(&self) -> bool {
+        /// `_IOW('T', 0, u64)`: as if it had expired so often.
+        const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
+        let (Identity::Timer(tv_sec, tv_nsec), one) = (&self.identity, 1u64) else { return false };
+        // SAFETY: `one` is live.
+        if unsafe { libc::ioctl(self.fd, TFD_IOC_SET_TICKS, &raw const one) } == 0 {
+            return true;
+        }
+        // A kernel without that call (CONFIG_CHECKPOINT_RESTORE): let it expire.
+        let interval = libc::timespec { tv_sec: *tv_sec, tv_nsec: *tv_nsec };
+        let long_ago = libc::timespec { tv_sec: 0, tv_nsec: 1 };
+        self.is_ours() && set_timer(self.fd, libc::TFD_TIMER_ABSTIME, long_ago, interval).is_ok()
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            // By number: in the application `close` is a hook and a cancellation point.
+            // SAFETY: takes no pointers.
+            unsafe { libc::syscall(libc::SYS_close, self.fd) };
+        }
+    }
+}
+
+fn file(fd: RawFd) -> io::Result<Identity> {
+    // SAFETY: all-zero is a valid stat.
+    let mut stat: libc::stat = unsafe { mem::zeroed() };
+    // SAFETY: stat is live and writable.
+    check(unsafe { libc::fstat(fd, &mut stat) })?;
+    Ok(Identity::File(stat.st_dev, stat.st_ino))
 }
 
 /// The process at the other end of a Unix socket, as this process numbers it, and its user.
@@ -299,7 +416,7 @@ pub fn descriptor_limit() -> u64 {
 }
 
 /// Moves a descriptor to a high number, out of the way of applications that count theirs.
-pub(super) fn move_high(fd: OwnedFd) -> OwnedFd {
+pub fn move_high(fd: OwnedFd) -> OwnedFd {
     // The kernel's table grows to the highest number, and every fork copies it: high, but not a million.
     let floor = descriptor_limit().min(4096).saturating_sub(64) as libc::c_int;
     // SAFETY: takes no pointers.

@@ -14,7 +14,7 @@ use tcpr_session::tuple::FourTuple;
 use super::client::{Bypass, Client};
 use super::ring::{self, Consumer, Mapping, Producer, Sent, MAX_PAYLOAD, MEMORY_BYTES, RING_BYTES};
 use super::server::{Channel, ChannelError, ChannelListener, ChannelRole, Greeting, Incoming};
-use super::wire::{PortInfo, RecoveredInfo, Reply, Request, SessionFacts};
+use super::wire::{self, PortInfo, RecoveredInfo, Reply, Request, SessionFacts};
 use super::{sys, Event, Origin};
 
 const PORT: u16 = 5555;
@@ -62,7 +62,7 @@ fn accept(listener: &mut ChannelListener) -> Channel {
 fn pair() -> (Client, Channel) {
     let greeting = greeting();
     let mut listener = ChannelListener::bind(greeting.clone()).unwrap();
-    let joining = thread::spawn(move || Client::connect(&greeting.service, &greeting.token, true, PATIENCE));
+    let joining = thread::spawn(move || Client::connect(&greeting.service, &greeting.token, true, PATIENCE, |_, _| ()));
     let mut channel = accept(&mut listener);
     assert!(matches!(incoming(&mut channel), Ok(Incoming::Joined(hello)) if hello.linked));
     (joining.join().unwrap().unwrap(), channel)
@@ -88,7 +88,7 @@ fn a_process_is_admitted_with_the_right_token_only() {
 
     let greeting = greeting();
     let mut listener = ChannelListener::bind(greeting.clone()).unwrap();
-    let joining = thread::spawn(move || Client::connect(&greeting.service, "guess", true, PATIENCE));
+    let joining = thread::spawn(move || Client::connect(&greeting.service, "guess", true, PATIENCE, |_, _| ()));
     let mut channel = accept(&mut listener);
     assert!(matches!(incoming(&mut channel), Err(ChannelError::Misbehaved(_))));
     assert_eq!(joining.join().unwrap().err().unwrap().errno, libc::EACCES);
@@ -96,7 +96,7 @@ fn a_process_is_admitted_with_the_right_token_only() {
 
 #[test]
 fn without_a_manager_joining_fails_in_time() {
-    let error = Client::connect("nobody", "", false, Duration::from_millis(50)).err().unwrap();
+    let error = Client::connect("nobody", "", false, Duration::from_millis(50), |_, _| ()).err().unwrap();
     assert_eq!(error.errno, libc::ENOTCONN);
 }
 
@@ -297,7 +297,7 @@ fn requests_are_answered_with_descriptors() {
     assert!(more);
     assert_eq!(sessions.len(), 200);
     assert_eq!((sessions[7].0.tuple, sessions[7].0.absorb), (tuple(7), 1 << 40));
-    let stream = std::os::unix::net::UnixStream::from(sessions.into_iter().next().unwrap().1);
+    let stream = std::os::unix::net::UnixStream::from(sessions.into_iter().next().unwrap().1.release().unwrap());
     assert_eq!(std::io::Read::bytes(stream).next().unwrap().unwrap(), b'x');
     assert_eq!(client.session(tuple(7)).unwrap_err().errno, libc::ENOENT);
     assert_eq!(client.session(tuple(7)).unwrap().session, 8);
@@ -334,11 +334,10 @@ fn our_descriptors_are_high_and_give_way() {
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
     let floor = limit.rlim_cur.min(4096).saturating_sub(64) as i32;
     assert!(descriptors.iter().all(|&fd| fd >= floor), "{descriptors:?}");
-    for fd in descriptors {
-        let moved = client.vacate(fd).unwrap();
-        assert_ne!(moved, fd);
-    }
-    assert_eq!(client.vacate(0), None);
+    descriptors.iter().for_each(|fd| client.vacate(*fd));
+    client.vacate(0);
+    let moved = client.descriptors();
+    assert!((0..2).all(|i| moved[i] != descriptors[i] && moved[i] >= floor), "{descriptors:?}, {moved:?}");
     // The channel works as before.
     assert!(channel.prepare_sleep().unwrap());
     client.push(&Event::Commit { thread: 1 });
@@ -527,4 +526,75 @@ fn a_process_that_is_cut_off_goes_on_without_its_channel() {
     assert!(!channel.has_joined() && channel.kick_fd().is_none());
     assert_eq!(drained(&mut channel), Vec::<String>::new());
     assert!(client.session(tuple(1)).is_err());
+}
+
+/// Puts another file under a number, as an application does that closes what it does not know.
+fn put_over(fd: i32, other: &impl AsRawFd) {
+    // SAFETY: what was there is lost to whoever had it, which is what is tried here.
+    assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), fd) }, fd);
+}
+
+fn holds_nothing(stream: &std::net::TcpStream) {
+    use std::io::Read;
+    stream.set_nonblocking(true).unwrap();
+    let read = (&mut &*stream).read(&mut [0]);
+    assert_eq!(read.map_err(|e| e.kind()), Err(std::io::ErrorKind::WouldBlock));
+}
+
+/// Both ends of a connection.
+fn connection() -> [std::net::TcpStream; 2] {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let one = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    [one, listener.accept().unwrap().0]
+}
+
+#[test]
+fn a_channel_goes_on_whose_descriptors_the_application_has_put_something_else_over() {
+    let greeting = greeting();
+    let mut listener = ChannelListener::bind(greeting.clone()).unwrap();
+    let joining = thread::spawn(move || Client::connect(&greeting.service, "secret", true, PATIENCE, |_, _| ()));
+    let mut channel = accept(&mut listener);
+    assert!(matches!(incoming(&mut channel), Ok(Incoming::Joined(_))));
+    let client = Arc::new(joining.join().unwrap().unwrap());
+    for case in 0..3 {
+        let [ours, theirs] = connection();
+        // The one, the other, or both.
+        let lost = client.descriptors().into_iter().enumerate().filter(|(i, _)| *i != case);
+        lost.for_each(|(_, fd)| put_over(fd, &ours));
+        assert!(channel.prepare_sleep().unwrap());
+        // A kick finds out, or a look at the manager does.
+        let telling = client.clone();
+        let telling = thread::spawn(move || {
+            assert!(telling.push(&Event::Wait { thread: 1, zero_timeout: false }));
+            telling.wait_role(ChannelRole::Fenced, Some(Duration::from_millis(1)))
+        });
+        let mut by = accept(&mut listener);
+        let Ok(Incoming::Resumes { number, channel: id }) = incoming(&mut by) else { panic!() };
+        assert_eq!(id, channel.id());
+        channel.resume(by, number).unwrap();
+        assert_eq!(telling.join().unwrap(), Ok(false));
+        assert!(!client.is_gone());
+        assert_eq!(drained(&mut channel).len(), 1);
+        holds_nothing(&theirs);
+        // It is theirs, and stays open.
+        use std::io::Write;
+        (&ours).write_all(b"x").unwrap();
+    }
+    // Nobody has it who does not know the token.
+    let socket = sys::seqpacket_connect(&wire::socket_name(&client.welcome().service)).unwrap();
+    let mut by = accept(&mut listener);
+    let (version, resume) = (wire::PROTOCOL_VERSION, Some(channel.id()));
+    let hello = wire::Hello { version, pid: 1, token: "guess".into(), linked: false, resume };
+    sys::send(socket.as_fd(), &wire::encode(&wire::Numbered { number: 1, body: hello }).unwrap(), &[]).unwrap();
+    assert!(matches!(incoming(&mut by), Err(ChannelError::Misbehaved(_))));
+}
+
+/// Should a number have become a connection's in the last moment.
+#[test]
+fn tcp_takes_no_message_of_the_channel() {
+    let [ours, theirs] = connection();
+    let error = sys::send(ours.as_fd(), b"a message", &[]).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+    assert_eq!(sys::send(ours.as_fd(), b"a message", &[ours.as_fd()]).unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
+    holds_nothing(&theirs);
 }

@@ -42,6 +42,8 @@ pub struct Hello {
     pub token: String,
     /// Whether the program calls `tcpr_*` itself.
     pub linked: bool,
+    /// The process has lost the descriptors of this channel of its own, and goes on with it: the shared memory is what it was.
+    pub resume: Option<u32>,
 }
 
 /// A protected port, as far as the application's side needs to know.
@@ -120,6 +122,8 @@ pub enum Request {
     },
     /// The process that hosts this manager exits, and the manager with it: answered by the end of the channel.
     Dismiss,
+    /// The process is about to forbid itself most system calls: from now on nothing more is told.
+    Leave,
 }
 
 /// One restored session; its descriptor travels beside the message, in the same order.

@@ -1,10 +1,11 @@
 //! Channels to the applications' hooks.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use tcpr_session::filter::{Filter, Origin, PROGRAM};
@@ -28,6 +29,8 @@ const STRANGERS_AT_ONCE: usize = 32;
 const REQUESTS_AT_ONCE: usize = 32;
 /// How long they have to say it: the library says it at once.
 const HELLO_WAIT: Duration = Duration::from_secs(2);
+/// Of so many connections it is asked whether a program that was executed has them.
+const SOCKETS_ASKED: usize = 256;
 /// What is refused is written to the log no more often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -57,15 +60,26 @@ pub(super) struct App {
     broken: bool,
     /// It was cut off, and lives: what matters of it is when it dies.
     deaf: bool,
-    /// It has closed its channel, and lives: it is another program now (exec).
+    /// It said that it would tell nothing more.
     left: bool,
+    /// Its end of the channel is closed, and it lives.
+    closed: Option<Closed>,
 }
 
 impl App {
     /// It tells what it does.
     pub(super) fn has_joined(&self) -> bool {
-        !self.deaf && !self.left
+        !self.deaf && !self.left && self.closed.is_none()
     }
+}
+
+/// How a process lost its end of the channel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    /// It executes another program, which has some of its connections, or none.
+    Exec { has_some: bool },
+    /// It closed what it did not know, behind its library, which may make it anew.
+    Behind,
 }
 
 /// Takes what the hooks have told since the last time into the filter.
@@ -150,6 +164,85 @@ impl Manager {
         (app.broken, app.deaf) = (false, true);
         self.filter.cut_off(now, id);
         self.takeover.app_gone(id);
+    }
+
+    /// It is about to forbid itself the system calls by which it would tell: what it does from now on only packets and the
+    /// kernel say.
+    fn app_leaves(&mut self, id: u32, number: u32) {
+        self.drain_apps();
+        let Some(app) = self.apps.get_mut(&id) else { return };
+        log::info!("application {} goes on without hooks: it locks itself in (seccomp)", app.channel.pid());
+        app.left = true;
+        self.takeover.app_gone(id);
+        self.reply(id, number, Reply::Ok);
+    }
+
+    /// A process whose channel was closed behind its library goes on with it, over another socket.
+    fn app_resumes(&mut self, by: u32, number: u32, id: u32) {
+        let Some((_, by)) = self.strangers.take(by) else { return };
+        self.poller.remove(by.socket_fd().as_raw_fd());
+        let found = self.apps.get_mut(&id).filter(|app| !app.deaf && app.channel.pid() == by.pid());
+        let Some(app) = found else {
+            let why = describe(&by.refuse(number, libc::ENOTCONN, "there is no such channel".to_owned()));
+            return self.turned_away(&why);
+        };
+        log::warn!("application {} has closed descriptors of the library's, which has made them anew", by.pid());
+        for fd in [Some(app.channel.socket_fd()), app.channel.kick_fd()].into_iter().flatten() {
+            self.poller.remove(fd.as_raw_fd());
+        }
+        if let Err(error) = app.channel.resume(by, number) {
+            log::error!("application {}: {}", app.channel.pid(), describe(&error));
+        }
+        app.closed = None;
+        let watched = [(Some(app.channel.socket_fd()), Token::Channel(id)), (app.channel.kick_fd(), Token::Kick(id))];
+        for (fd, token) in watched {
+            if let Err(error) = fd.map_or(Ok(()), |fd| self.poller.add(fd.as_raw_fd(), token)) {
+                log::error!("cannot watch an application: {error}");
+            }
+        }
+        self.drain_apps();
+    }
+
+    /// How many processes have protected connections, and tell nothing any more of what they do with them.
+    pub(super) fn unhooked(&self) -> usize {
+        let silent = |app: &App| app.deaf || app.left || !matches!(app.closed, None | Some(Closed::Exec { has_some: false }));
+        self.apps.iter().filter(|(id, app)| silent(app) && self.filter.has_connections(**id)).count()
+    }
+
+    /// Whether the hooks of some process are off by no will of its own: what it has would not survive.
+    pub(super) fn has_lost_one(&self) -> bool {
+        let lost = |app: &App| app.deaf || app.closed == Some(Closed::Behind);
+        self.apps.iter().any(|(id, app)| lost(app) && self.filter.has_connections(*id))
+    }
+
+    /// The other end of a channel is closed, and its process lives.
+    fn app_closed(&mut self, id: u32) {
+        let Some(app) = self.apps.get(&id) else { return };
+        let pid = app.channel.pid();
+        let closed = if !maps_channel(pid) {
+            Closed::Exec { has_some: self.has_sockets(id, pid) }
+        } else {
+            log::warn!("application {pid} has closed the library's descriptors, and is not protected until that has made them anew");
+            Closed::Behind
+        };
+        if let Some(app) = self.apps.get_mut(&id) {
+            app.closed = Some(closed);
+        }
+        if closed != Closed::Behind {
+            // What it is now rings no bell, and does not know one.
+            self.takeover.app_gone(id);
+        }
+    }
+
+    /// Whether a process has sockets of the connections that were this channel's.
+    fn has_sockets(&mut self, id: u32, pid: u32) -> bool {
+        let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let names: HashSet<_> = links.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+        let tuples = self.filter.tuples_of(id);
+        tuples.iter().take(SOCKETS_ASKED).any(|tuple| {
+            let found = self.sockdiag.find(tuple.local, tuple.peer);
+            found.is_ok_and(|s| s.is_some_and(|s| names.contains(Path::new(&format!("socket:[{}]", s.inode)))))
+        })
     }
 
     /// Announces that we sleep. False: there is something to read first.
@@ -254,11 +347,12 @@ impl Manager {
                     }
                 }
                 channel.set_pressure(self.partner.pressure);
-                self.apps.insert(id, App { channel, broken: false, deaf: false, left: false });
+                self.apps.insert(id, App { channel, broken: false, deaf: false, left: false, closed: None });
                 self.program.iter_mut().for_each(|program| program.trouble = None);
                 self.publish_role();
                 self.publish_pending();
             }
+            Ok(Some(Incoming::Resumes { number, channel })) => self.app_resumes(id, number, channel),
             // Nothing else is said by who has not joined.
             Ok(Some(Incoming::Request(..))) | Err(ChannelError::Gone) => drop(self.strangers.take(id)),
             Err(error) => {
@@ -277,19 +371,20 @@ impl Manager {
         for _ in 0..REQUESTS_AT_ONCE {
             let Some(app) = self.apps.get_mut(&id).filter(|app| !app.deaf) else { return };
             match app.channel.receive() {
-                Ok(Some(Incoming::Joined(_))) => {}
+                Ok(Some(Incoming::Joined(_) | Incoming::Resumes { .. })) => {}
                 Ok(Some(Incoming::Request(number, request, socket))) => self.answer(id, number, request, socket),
                 Ok(None) => return,
                 Err(ChannelError::Gone) => {
                     // The channel is closed; the process may live on (exec), and its death is told apart.
                     let now = self.now();
                     drain(&mut self.apps, &mut self.filter, now);
-                    if let Some(app) = self.apps.get_mut(&id) {
-                        app.left = true;
+                    if let Some(app) = self.apps.get(&id) {
                         self.poller.remove(app.channel.socket_fd().as_raw_fd());
                     }
-                    // What it is now rings no bell, and does not know one.
-                    return self.takeover.app_gone(id);
+                    if self.apps.get(&id).is_some_and(|app| process_lives(app.channel.pid())) {
+                        self.app_closed(id);
+                    }
+                    return;
                 }
                 Err(error) => {
                     log::warn!("application: {}", describe(&error));
@@ -315,12 +410,20 @@ impl Manager {
     fn drop_app(&mut self, id: u32) {
         let now = self.now();
         let Some(app) = self.apps.remove(&id) else { return };
+        if app.left && self.program_lives() {
+            // It could not say so: its end is that of one child, and the program's business.
+            self.filter.exit(now, id);
+        }
         self.poller.remove(app.channel.socket_fd().as_raw_fd());
         for fd in [app.channel.process_fd(), app.channel.kick_fd()].into_iter().flatten() {
             self.poller.remove(fd.as_raw_fd());
         }
         self.filter.process_gone(now, id);
         self.takeover.app_gone(id);
+    }
+
+    fn program_lives(&self) -> bool {
+        self.program.as_ref().map_or(Some(std::process::id()), Program::pid).is_some_and(process_lives)
     }
 
     /// The program that we started crashed: so did what it told through its channels.
@@ -418,6 +521,7 @@ impl Manager {
                     self.reply(id, number, Reply::Error { errno: libc::EPERM, text });
                 }
             }
+            Request::Leave => self.app_leaves(id, number),
             Request::SessionInfo { tuple } => {
                 let passed = || self.filter.passed_info(&tuple).map(|(absorb, greeted)| (absorb, greeted, false));
                 let recovered = self.filter.recovered_info(&tuple).or_else(passed);
@@ -477,6 +581,11 @@ impl Manager {
             app.channel.set_epoch(epoch.number, u32::from(epoch.member));
         }
     }
+}
+
+/// Whether a process has the shared memory of a channel: an exec takes it away.
+fn maps_channel(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("memfd:tcpr-channel"))
 }
 
 /// Whether a process lives and is not on its way out (PF_EXITING): its descriptors are closed on the way, long

@@ -224,7 +224,12 @@ impl Manager {
             "role": role,
             "epoch": epoch.number,
             "epoch_member": self.config.members.get(usize::from(epoch.member)).map(|m| m.name.clone()),
-            "protected": self.role.protected() && self.host.whole(&self.filter) && !self.partner.unguarded && trouble.is_none() && unaccepted == 0,
+            "protected": self.role.protected()
+                && self.host.whole(&self.filter)
+                && !self.partner.unguarded
+                && trouble.is_none()
+                && unaccepted == 0
+                && !self.has_lost_one(),
             "unaccepted": unaccepted,
             "host": self.host.status(&self.filter),
             "partner": self.partner_status(),
@@ -234,6 +239,7 @@ impl Manager {
             "virtual_ip_here": self.vip_up,
             "applications": self.applications(),
             "program_trouble": trouble,
+            "unhooked": self.unhooked(),
             "hooked": self.filter.hooked(),
             "engine": if self.filter.engine() == Engine::Splice { "splice" } else { "repair" },
             "program_starts": self.program.as_ref().map(|p| p.starts),

@@ -543,6 +543,19 @@ impl Filter {
         self.forget_process(channel);
     }
 
+    /// Whether the process of this channel has connections.
+    #[must_use]
+    pub fn has_connections(&self, channel: u32) -> bool {
+        self.live.values().any(|live| live.owners.contains(&channel))
+    }
+
+    /// Those, as the kernel names them.
+    #[must_use]
+    pub fn tuples_of(&self, channel: u32) -> Vec<FourTuple> {
+        let of_it = self.live.iter().filter(|(_, live)| live.owners.contains(&channel));
+        of_it.filter_map(|(id, _)| self.store.get(*id)).map(|s| self.inner(&s.open.tuple)).collect()
+    }
+
     fn forget_process(&mut self, channel: u32) {
         self.handles.retain(|(c, _), _| *c != channel);
         self.closing.retain(|(t, _)| (*t >> 32) as u32 != channel);
