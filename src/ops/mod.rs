@@ -14,6 +14,7 @@ mod output;
 mod passing;
 mod sockets;
 mod streams;
+mod waits;
 
 pub use accept::{accept, accept4, lock_stash, StashGuard};
 pub use calling::{arrived, connect};
@@ -26,6 +27,7 @@ pub use input::{
     __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,
 };
 pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, splice, write, writev};
+pub use waits::{semop, semtimedop};
 pub use sockets::{bind, listen, protected_socket, shutdown, socket, tell_listener};
 pub use streams::{fclose, fdopen, fileno, fileno_unlocked, flush_streams, lock_streams, StreamsGuard};
 

@@ -28,4 +28,5 @@ mod streams;
 mod unanswered;
 mod unhooked;
 mod versions;
+mod workers;
 mod world;

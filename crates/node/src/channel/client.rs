@@ -190,7 +190,7 @@ impl Client {
             event,
             Event::Wait { .. }
                 | Event::ReadsOn { .. }
-                | Event::Blocked { .. }
+                | Event::Blocked { over: false, .. }
                 | Event::Commit { .. }
                 | Event::Exit
                 | Event::Close { .. }

@@ -29,6 +29,7 @@ mod roles;
 mod signals;
 mod sweep;
 mod takeover;
+mod threads;
 mod virtual_ip;
 
 use std::collections::HashMap;
