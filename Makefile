@@ -31,7 +31,7 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server)
 
 $(EXAMPLES)/plain_chat_server: examples/plain_chat_server.c
 	@mkdir -p $(EXAMPLES)
@@ -50,7 +50,7 @@ $(EXAMPLES)/linked_caller: tests/c/caller.c include/tcpr.h include/tcpr_compat.h
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -D_GNU_SOURCE -Iinclude -include tcpr_compat.h -pthread -o $@ $< -L$(RELEASE) -ltcpr
 
-$(EXAMPLES)/conformance $(EXAMPLES)/line_server $(EXAMPLES)/option_server $(EXAMPLES)/inherit_server $(EXAMPLES)/passer $(EXAMPLES)/process_server $(EXAMPLES)/signal_server $(EXAMPLES)/event_loop $(EXAMPLES)/listeners $(EXAMPLES)/raw_server $(EXAMPLES)/caller: $(EXAMPLES)/%: tests/c/%.c
+$(EXAMPLES)/conformance $(EXAMPLES)/line_server $(EXAMPLES)/option_server $(EXAMPLES)/inherit_server $(EXAMPLES)/passer $(EXAMPLES)/process_server $(EXAMPLES)/signal_server $(EXAMPLES)/event_loop $(EXAMPLES)/listeners $(EXAMPLES)/raw_server $(EXAMPLES)/caller $(EXAMPLES)/workers $(EXAMPLES)/splice_server: $(EXAMPLES)/%: tests/c/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -pthread -o $@ $<
 

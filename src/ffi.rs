@@ -8,7 +8,9 @@ use std::ffi::c_void;
 use std::mem;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use libc::{c_int, c_long, msghdr, size_t, sockaddr, socklen_t, ssize_t};
+use libc::{c_int, c_long, c_uint, msghdr, off64_t, size_t, sockaddr, socklen_t, ssize_t};
+
+use crate::real;
 
 /// The thread's errno.
 pub fn errno() -> c_int {
@@ -79,12 +81,14 @@ impl From<tcpr_node::channel::client::ClientError> for Failure {
     }
 }
 
-/// A system call that returns a byte count, or -1 and errno.
+/// A system call that returns a byte count, or -1 and errno. By the C library's `syscall`, not by our hook of that name.
 macro_rules! raw {
-    ($number:expr $(, $argument:expr)* $(,)?) => {
+    ($number:expr $(, $argument:expr)* $(,)?) => {{
+        let given: &[c_long] = &[$($argument as c_long),*];
+        let at = |i: usize| given.get(i).copied().unwrap_or(0);
         // SAFETY: the caller passes on what the application gave us, or its own live memory.
-        unsafe { libc::syscall($number $(, $argument as c_long)*) as ssize_t }
-    };
+        unsafe { real::syscall($number, at(0), at(1), at(2), at(3), at(4), at(5)) as ssize_t }
+    }};
 }
 
 /// Writes a few bytes of our own.
@@ -132,6 +136,41 @@ pub fn raw_send(fd: c_int, bytes: &[u8], flags: c_int, extra: Option<&msghdr>) -
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let message = msghdr { msg_iov: &mut iov, msg_iovlen: 1, ..*extra };
     raw!(libc::SYS_sendmsg, fd, &raw const message, flags)
+}
+
+/// `splice` with the application's arguments.
+///
+/// # Safety
+/// As for `splice`: the pointers may be written through.
+pub unsafe fn raw_splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t {
+    raw!(libc::SYS_splice, from, from_at, to, to_at, n, flags)
+}
+
+/// Reads what there is.
+pub fn raw_read(fd: c_int, to: &mut [u8]) -> ssize_t {
+    raw!(libc::SYS_read, fd, to.as_mut_ptr(), to.len())
+}
+
+/// A pipe of our own: where it is read, and where it is written.
+pub fn raw_pipe() -> Option<[c_int; 2]> {
+    let mut ends = [0; 2];
+    (raw!(libc::SYS_pipe2, ends.as_mut_ptr(), libc::O_CLOEXEC) == 0).then_some(ends)
+}
+
+/// Whether the descriptor is a pipe.
+pub fn is_pipe(fd: c_int) -> bool {
+    let saved = errno();
+    let pipe = raw!(libc::SYS_fcntl, fd, libc::F_GETPIPE_SZ, 0) > 0;
+    set_errno(saved);
+    pipe
+}
+
+/// Gives one pipe the capacity of another, if it may.
+pub fn set_capacity_of(pipe: c_int, other: c_int) {
+    let size = raw!(libc::SYS_fcntl, other, libc::F_GETPIPE_SZ, 0);
+    if size > 0 {
+        raw!(libc::SYS_fcntl, pipe, libc::F_SETPIPE_SZ, size);
+    }
 }
 
 /// Reads a file at a position.
@@ -239,6 +278,11 @@ pub unsafe fn send_again(signal: c_int, info: *const libc::siginfo_t) -> bool {
     let (process, thread) = (raw!(libc::SYS_getpid), raw!(libc::SYS_gettid));
     raw!(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, info) == 0
         || raw!(libc::SYS_tgkill, process, thread, signal) == 0
+}
+
+/// The kernel's number of the calling thread.
+pub fn thread_id() -> u32 {
+    raw!(libc::SYS_gettid) as u32
 }
 
 /// Ends the process.

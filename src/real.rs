@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
     c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, gid_t, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off64_t, off_t,
-    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sigaction as SigAction, sighandler_t, siginfo_t, sigset_t, size_t,
+    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sembuf, sigaction as SigAction, sighandler_t, siginfo_t, sigset_t, size_t,
     sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
 };
 
@@ -50,7 +50,7 @@ impl Lacking for () {
 
 macro_rules! real_functions {
     (
-        reads { $(fn $r_name:ident($($r_arg:ident: $r_type:ty),*) -> $r_ret:ty;)* }
+        reads { $(fn $r_name:ident($($r_arg:ident: $r_type:ty),*) -> $r_ret:ty, looks $r_looks:expr;)* }
         by_descriptor { $(fn $d_name:ident($($d_arg:ident: $d_type:ty),*) -> $d_ret:ty;)* }
         waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, looks $looks:expr;)* }
         always { $(fn $a_name:ident($($a_arg:ident: $a_type:ty),*) -> $a_ret:ty;)* }

@@ -33,15 +33,14 @@ thread_local! {
     static HAS_READ: Cell<bool> = const { Cell::new(false) };
 }
 
-static NEXT_THREAD: AtomicU32 = AtomicU32::new(1);
 /// pthread key whose destructor ends the last turn of a thread, plus one.
 static EXIT_KEY: AtomicU32 = AtomicU32::new(0);
 
-/// This thread's name on the channel.
+/// This thread's name on the channel: the kernel's number of it, by which the manager can see whether it sleeps.
 pub fn thread() -> u32 {
     THREAD.with(|cell| {
         if cell.get() == 0 {
-            cell.set(NEXT_THREAD.fetch_add(1, Ordering::Relaxed));
+            cell.set(ffi::thread_id());
             watch_thread_exit();
         }
         cell.get()
@@ -91,10 +90,11 @@ fn tell_other() {
     });
 }
 
-/// Before a read of a descriptor that is none of our connections: a turn that has written ends if it waits for others.
+/// Before a read of a descriptor that is none of our connections, or an accept: a turn that has written ends if it waits for
+/// others. `looks`: it will not wait.
 #[inline]
-pub fn before_foreign_read(fd: c_int) {
-    if DIRTY.with(Cell::get) == Dirty::Wrote && ffi::would_wait(fd) {
+pub fn before_foreign_read(fd: c_int, looks: impl FnOnce() -> bool) {
+    if matches!(DIRTY.with(Cell::get), Dirty::Wrote | Dirty::Looked) && !looks() && ffi::would_wait(fd) {
         wait(false);
     }
 }
@@ -168,6 +168,13 @@ pub fn write(
 #[inline]
 pub fn before_write(client: &Client) {
     let least = if DIRTY.with(Cell::get) == Dirty::Wrote { STOP } else { EASE };
+    if is_dirty() && client.is_pressed(least) && !client.is_gone() {
+        // It is in the middle of what it does, though it sleeps.
+        ffi::guarded((), || {
+            let _inside = Bypass::enter();
+            blocked(client);
+        });
+    }
     while client.is_pressed(least) && !client.is_gone() {
         // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
         unsafe { real::pthread_testcancel() };
@@ -179,7 +186,12 @@ pub fn before_write(client: &Client) {
 
 /// Before a write waits in its middle: what is written so far must leave, or nobody makes room.
 pub fn blocked(client: &Client) {
-    client.push(&Event::Blocked { thread: thread() });
+    client.push(&Event::Blocked { thread: thread(), over: false });
+}
+
+/// After that, if nothing more is written.
+pub fn unblocked(client: &Client) {
+    client.push(&Event::Blocked { thread: thread(), over: true });
 }
 
 /// Any other event about output.
@@ -204,6 +216,7 @@ fn touched(how: Dirty) {
 pub fn forget(orphaned: bool) {
     DIRTY.with(|d| d.set(if orphaned { Dirty::Orphaned } else { Dirty::No }));
     HAS_READ.with(|has| has.set(false));
+    THREAD.with(|cell| cell.set(0));
 }
 
 /// Makes the key by which the end of a thread is noticed. Once, when the process joins.

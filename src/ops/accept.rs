@@ -82,7 +82,7 @@ pub fn vacate_stash(fd: c_int) {
 /// As in the C library.
 pub unsafe fn accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { take(fd, address, length, 0, || real::accept(fd, address, length)) }
+    unsafe { take(fd, address, length, 0, || elsewhere(fd, || real::accept(fd, address, length))) }
 }
 
 /// As in the C library.
@@ -91,7 +91,17 @@ pub unsafe fn accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) 
 /// As in the C library.
 pub unsafe fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { take(fd, address, length, flags, || real::accept4(fd, address, length, flags)) }
+    unsafe { take(fd, address, length, flags, || elsewhere(fd, || real::accept4(fd, address, length, flags))) }
+}
+
+/// Of what is accepted on a listener that is none of ours, the turn is told, and of waiting for it.
+fn elsewhere(fd: c_int, accept: impl FnOnce() -> c_int) -> c_int {
+    turn::before_foreign_read(fd, || false);
+    let new = accept();
+    if new >= 0 {
+        turn::read_other();
+    }
+    new
 }
 
 /// What an accepted connection is.

@@ -215,6 +215,8 @@ pub unsafe fn fcntl64(fd: c_int, command: c_int, argument: c_long) -> c_int {
 
 /// As in the C library. Node closes its sockets by number, and languages wait by number.
 ///
+/// What reads and writes a protected descriptor by number is as good as the function of that name.
+///
 /// # Safety
 /// As in the C library.
 pub unsafe fn syscall(
@@ -227,10 +229,34 @@ pub unsafe fn syscall(
     f: c_long,
 ) -> c_long {
     match number {
-        libc::SYS_close if !table::is_plain(a as c_int) && !Bypass::active() => {
+        _ if table::is_plain(a as c_int) || Bypass::active() => {}
+        // SAFETY: the caller's arguments.
+        libc::SYS_read => return unsafe { super::read(a as c_int, b as _, c as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_readv => return unsafe { super::readv(a as c_int, b as _, c as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_recvfrom => return unsafe { super::recvfrom(a as c_int, b as _, c as _, d as _, e as _, f as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_recvmsg => return unsafe { super::recvmsg(a as c_int, b as _, c as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_write => return unsafe { super::write(a as c_int, b as _, c as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_writev => return unsafe { super::writev(a as c_int, b as _, c as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_sendto => return unsafe { super::sendto(a as c_int, b as _, c as _, d as _, e as _, f as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_sendmsg => return unsafe { super::sendmsg(a as c_int, b as _, c as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_sendfile => return unsafe { super::sendfile(a as c_int, b as _, c as _, d as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_shutdown => return c_long::from(unsafe { super::shutdown(a as c_int, b as c_int) }),
+        libc::SYS_close => {
             // SAFETY: the caller's argument.
             return c_long::from(unsafe { close(a as c_int) });
         }
+        _ => {}
+    }
+    match number {
         // SAFETY: the caller's arguments.
         libc::SYS_close_range => return c_long::from(unsafe { close_range(a as c_uint, b as c_uint, c as c_int) }),
         #[cfg(target_arch = "x86_64")]
@@ -255,6 +281,12 @@ pub unsafe fn syscall(
         libc::SYS_seccomp => lock_in::before_seccomp(a, b, c),
         libc::SYS_unshare if a as c_int & libc::CLONE_NEWNET != 0 => lock_in::before_namespace(),
         libc::SYS_setns => lock_in::before_namespace(),
+        // Its first descriptor or its second.
+        libc::SYS_splice if !Bypass::active() => {
+            // SAFETY: the caller's arguments.
+            return unsafe { super::splice(a as c_int, b as _, c as c_int, d as _, e as _, f as _) } as c_long;
+        }
+        libc::SYS_futex_waitv => turn::before_wait(|| false),
         libc::SYS_futex if turn::is_dirty() => {
             const COMMANDS: c_int = !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
             if matches!(b as c_int & COMMANDS, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET) {

@@ -3,8 +3,8 @@
 use std::ffi::c_void;
 
 use libc::{
-    c_int, c_uint, iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec, MSG_DONTWAIT,
-    MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_WAITALL,
+    c_int, c_uint, iovec, mmsghdr, msghdr, off64_t, size_t, sockaddr, socklen_t, ssize_t, timespec, MSG_DONTWAIT,
+    MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_WAITALL, SPLICE_F_NONBLOCK,
 };
 
 use super::descriptors::{is_internal, refuse};
@@ -29,9 +29,7 @@ fn receive(
         return block();
     }
     let Some((client, handle)) = connection(fd) else {
-        if flags & MSG_DONTWAIT == 0 {
-            turn::before_foreign_read(fd);
-        }
+        turn::before_foreign_read(fd, || flags & MSG_DONTWAIT != 0);
         let n = block();
         if n > 0 {
             turn::read_other();
@@ -198,6 +196,7 @@ pub unsafe fn __recvfrom_chk(
 /// As in the C library.
 pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
     if table::is_plain(fd) {
+        turn::before_foreign_read(fd, || flags & MSG_DONTWAIT != 0);
         // SAFETY: the caller's arguments.
         let n = unsafe { real::recvmsg(fd, message, flags) };
         if n > 0 {
@@ -261,6 +260,7 @@ pub unsafe fn recvmmsg(
     timeout: *mut timespec,
 ) -> c_int {
     let Some((client, handle)) = connection(fd) else {
+        turn::before_foreign_read(fd, || flags & MSG_DONTWAIT != 0);
         // SAFETY: the caller's arguments.
         let received = unsafe { real::recvmmsg(fd, messages, count, flags, timeout) };
         for i in 0..received.max(0) as usize {
@@ -289,6 +289,31 @@ pub unsafe fn recvmmsg(
         });
     }
     received
+}
+
+/// Moves input of a connection into a pipe. The kernel does it; how much it was is what the manager must know.
+///
+/// # Safety
+/// As for `splice`.
+pub(super) unsafe fn splice_from(fd: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t {
+    if flags & SPLICE_F_NONBLOCK == 0 && !ffi::is_ready(to, libc::POLLOUT) {
+        turn::before_wait(|| false);
+        let mut room = libc::pollfd { fd: to, events: libc::POLLOUT, revents: 0 };
+        // SAFETY: room is live and writable.
+        if unsafe { real::poll(&raw mut room, 1, -1) } < 0 {
+            return -1;
+        }
+    }
+    let attempt = |_| match ffi::is_ready(fd, libc::POLLIN) {
+        // SAFETY: the caller's arguments.
+        true => unsafe { ffi::raw_splice(fd, from_at, to, to_at, n, flags | SPLICE_F_NONBLOCK) },
+        false => {
+            ffi::set_errno(libc::EAGAIN);
+            -1
+        }
+    };
+    // SAFETY: the caller's arguments.
+    receive(fd, 0, n, attempt, || unsafe { real::splice(fd, from_at, to, to_at, n, flags) })
 }
 
 /// How many bytes a vector names; 0 if the C library will refuse it.

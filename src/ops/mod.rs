@@ -16,6 +16,7 @@ mod passing;
 mod signals;
 mod sockets;
 mod streams;
+mod waits;
 
 pub use accept::{accept, accept4, lock_stash, note_fork, vacate_stash, StashGuard};
 pub use calling::{arrived, connect};
@@ -33,6 +34,7 @@ pub use passing::look_for_listeners;
 pub use signals::{
     __sysv_signal, bsd_signal, leave_handlers, sigaction, signal, sigset, ssignal, sysv_signal, watch_handlers,
 };
+pub use waits::{semop, semtimedop};
 pub use sockets::{bind, listen, protected_socket, shutdown, socket, tell_listener};
 pub use streams::{fclose, fdopen, fileno, fileno_unlocked, flush_streams, lock_streams, StreamsGuard};
 

@@ -4,18 +4,19 @@
 //! the count that the kernel took is noted; then, if the caller's call may block, it waits outside.
 
 use std::ffi::c_void;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use libc::{
     c_int, c_uint, iovec, mmsghdr, msghdr, off64_t, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec, MSG_DONTWAIT,
-    MSG_NOSIGNAL, MSG_OOB, MSG_ZEROCOPY,
+    MSG_MORE, MSG_NOSIGNAL, MSG_OOB, MSG_ZEROCOPY, SPLICE_F_MORE, SPLICE_F_NONBLOCK,
 };
 use tcpr_node::channel::client::Client;
 use tcpr_node::channel::ring::{Sent, MAX_PAYLOAD};
 use tcpr_node::channel::Event;
 
 use super::descriptors::{is_for_us, is_internal, refuse};
-use super::{connection, inside, passing};
+use super::{connection, input, inside, passing};
 use crate::process::{self, Swallowed};
 use crate::ffi::Checked;
 use crate::{ffi, real, table, turn};
@@ -137,6 +138,7 @@ fn transmit(
     mut source: Source<'_>,
     flags: c_int,
     mut extra: Option<&msghdr>,
+    patience: &mut Patience,
 ) -> Outcome {
     let saved = ffi::errno();
     let flags = match ours(fd, flags) {
@@ -152,7 +154,6 @@ fn transmit(
             source.advance(n as usize);
         }
     }
-    let mut patience = None;
     while source.left > 0 {
         turn::before_write(client);
         let written = total - source.left;
@@ -180,6 +181,7 @@ fn transmit(
                 if n > 0 {
                     // Ancillary data goes with the first bytes.
                     extra = None;
+                    patience.begun = true;
                 }
                 if n == chunk {
                     continue;
@@ -202,11 +204,15 @@ fn transmit(
             break;
         }
         inside((), || turn::blocked(client));
-        let patience = patience.get_or_insert_with(|| Patience::of(fd));
         match patience.wait_writable(fd) {
             Ok(()) => {}
-            Err(_) if written > 0 => break,
-            Err(error) => return Outcome::Failed(error),
+            Err(error) => {
+                inside((), || turn::unblocked(client));
+                match written {
+                    0 => return Outcome::Failed(error),
+                    _ => break,
+                }
+            }
         }
     }
     ffi::set_errno(saved);
@@ -230,52 +236,62 @@ fn ours(fd: c_int, flags: c_int) -> Result<c_int, c_int> {
     Ok(flags)
 }
 
-/// How long a blocking write may wait: SO_SNDTIMEO.
+/// What a blocking write does when it has to wait.
+#[derive(Default)]
 struct Patience {
-    until: Option<Instant>,
+    /// How long it may yet wait: SO_SNDTIMEO, looked at when it first waits.
+    left: Option<Option<Duration>>,
+    /// Something is written already.
+    begun: bool,
 }
 
 impl Patience {
-    fn of(fd: c_int) -> Self {
-        let timeout = ffi::option::<libc::timeval>(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO)
-            .map(|t| Duration::new(t.tv_sec.max(0) as u64, t.tv_usec.max(0) as u32 * 1000))
-            .filter(|t| !t.is_zero());
-        Self { until: timeout.map(|t| Instant::now() + t) }
-    }
-
-    /// Waits until the kernel takes bytes again. This is a cancellation point.
-    fn wait_writable(&self, fd: c_int) -> Result<(), c_int> {
-        loop {
-            let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
-            let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
-            let left = left.map(|l| timespec {
-                tv_sec: l.as_secs() as libc::time_t,
-                tv_nsec: l.subsec_nanos() as libc::c_long,
-            });
-            let timeout = left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-            // SAFETY: entry and the timeout are live; no mask is given.
-            let found = unsafe { real::ppoll(&mut entry, 1, timeout, std::ptr::null()) };
-            match found {
-                0 => return Err(libc::EAGAIN),
-                n if n > 0 => return Ok(()),
-                _ if ffi::errno() == libc::EINTR && !may_interrupt() => {}
-                _ => return Err(ffi::errno()),
-            }
+    /// Waits until the kernel takes bytes again. This is a cancellation point. As the kernel does it for TCP: any signal that
+    /// is handled ends a write that has begun, or that has a timeout; else the handler's SA_RESTART decides.
+    fn wait_writable(&mut self, fd: c_int) -> Result<(), c_int> {
+        let left = self.left.get_or_insert_with(|| {
+            ffi::option::<libc::timeval>(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO)
+                .map(|t| Duration::new(t.tv_sec.max(0) as u64, t.tv_usec.max(0) as u32 * 1000))
+                .filter(|t| !t.is_zero())
+        });
+        if !self.begun && left.is_none() {
+            return wait_in_send(fd);
+        }
+        let started = Instant::now();
+        let timeout = left.map(|l| timespec {
+            tv_sec: l.as_secs() as libc::time_t,
+            tv_nsec: l.subsec_nanos() as libc::c_long,
+        });
+        let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+        // SAFETY: entry and the timeout are live; no mask is given.
+        let found = unsafe { real::ppoll(&mut entry, 1, timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref), std::ptr::null()) };
+        if let Some(left) = left {
+            *left = left.saturating_sub(started.elapsed());
+        }
+        match found {
+            0 => Err(libc::EAGAIN),
+            n if n > 0 => Ok(()),
+            _ => Err(ffi::errno()),
         }
     }
 }
 
-/// Whether a signal handler is installed without SA_RESTART: a send that it interrupts fails with EINTR.
-/// Otherwise the kernel would have gone on waiting, which poll never does.
-fn may_interrupt() -> bool {
-    (1..=31).any(|signal| {
-        // SAFETY: all-zero is a valid sigaction.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        // SAFETY: only asks; action is live and writable.
-        let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &mut action) };
-        let handled = action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN;
-        asked == 0 && handled && action.sa_flags & libc::SA_RESTART == 0
-    })
+/// Waits for room, in the call that the application makes: only the kernel knows which signal came, and whether its handler
+/// has the call go on. Where there is room it finds that our byte cannot be read, and takes none.
+fn wait_in_send(fd: c_int) -> Result<(), c_int> {
+    static UNREADABLE: OnceLock<usize> = OnceLock::new();
+    let page = *UNREADABLE.get_or_init(|| {
+        // SAFETY: a fresh mapping at an address of the kernel's choice; it is never unmapped.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+        page.addr()
+    });
+    // SAFETY: the address is for the kernel alone, which checks it.
+    let sent = unsafe { real::send(fd, std::ptr::without_provenance(page), 1, MSG_NOSIGNAL) };
+    match ffi::errno() {
+        _ if sent >= 0 => Ok(()),
+        libc::EFAULT => Ok(()),
+        error => Err(error),
+    }
 }
 
 /// A write of one vector.
@@ -297,7 +313,7 @@ unsafe fn put(
     let Some(source) = (unsafe { Source::new(iov, count, checked) }) else { return plain() };
     // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
     unsafe { real::pthread_testcancel() };
-    transmit(client, handle, fd, source, flags, extra).result(flags, plain)
+    transmit(client, handle, fd, source, flags, extra, &mut Patience::default()).result(flags, plain)
 }
 
 /// As in the C library.
@@ -401,6 +417,12 @@ pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: 
             return if i > 0 { i as c_int } else { -1 };
         }
         message.msg_len = n as c_uint;
+        // SAFETY: the message's own vector, as in `sendmsg`, which has just written it.
+        let asked = unsafe { Source::new(message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen, Checked::OURS) }.map_or(0, |s| s.left);
+        if (n as usize) < asked {
+            // What comes next would follow a gap.
+            return i as c_int + 1;
+        }
     }
     count as c_int
 }
@@ -448,6 +470,7 @@ pub unsafe fn sendfile(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) ->
 fn copy_file(client: &Client, handle: u32, fd: c_int, from: c_int, start: off_t, n: usize) -> Outcome {
     let mut buffer = vec![0u8; n.min(MAX_PAYLOAD)];
     let mut written = 0;
+    let mut patience = Patience::default();
     while written < n {
         let want = (n - written).min(buffer.len());
         let got = ffi::raw_pread(from, &mut buffer[..want], start + written as off_t);
@@ -459,7 +482,7 @@ fn copy_file(client: &Client, handle: u32, fd: c_int, from: c_int, start: off_t,
         }
         let iov = [iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: got as usize }];
         let source = Source { iov: &iov, skip: 0, left: got as usize, checked: Checked::OURS };
-        match transmit(client, handle, fd, source, 0, None) {
+        match transmit(client, handle, fd, source, 0, None, &mut patience) {
             Outcome::Wrote(sent) => {
                 written += sent;
                 if sent < got as usize {
@@ -482,17 +505,102 @@ pub unsafe fn sendfile64(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) 
     unsafe { sendfile(fd, from, offset, n) }
 }
 
-/// As in the C library. To and from a protected connection it would go around us: a program whose kernel cannot splice
-/// something copies it.
+/// As in the C library. What goes from a pipe to a connection is announced, so it is copied.
 ///
 /// # Safety
 /// As in the C library.
 pub unsafe fn splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t {
-    let ours = |fd| !table::is_plain(fd) && connection(fd).is_some();
-    if ours(from) || ours(to) {
-        ffi::set_errno(libc::EINVAL);
-        return -1;
+    let plain = || {
+        // SAFETY: the caller's arguments.
+        unsafe { real::splice(from, from_at, to, to_at, n, flags) }
+    };
+    if !table::is_plain(from) && connection(from).is_some() {
+        // SAFETY: the caller's arguments.
+        return unsafe { input::splice_from(from, from_at, to, to_at, n, flags) };
     }
-    // SAFETY: the caller's arguments.
-    unsafe { real::splice(from, from_at, to, to_at, n, flags) }
+    let known = || ffi::is_pipe(from) && from_at.is_null() && to_at.is_null() && n > 0;
+    match if table::is_plain(to) { None } else { connection(to) } {
+        // What is wrong with its arguments the kernel says.
+        Some((client, handle)) if known() => copy_pipe(client, handle, to, from, n, flags, plain),
+        Some(_) => plain(),
+        None => {
+            turn::before_foreign_read(from, || flags & SPLICE_F_NONBLOCK != 0);
+            let n = plain();
+            if n > 0 {
+                turn::read_other();
+            }
+            n
+        }
+    }
+}
+
+/// A pipe of ours into which the beginning of another one is copied.
+struct Copy([c_int; 2]);
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        self.0.into_iter().for_each(ffi::raw_close);
+    }
+}
+
+/// Writes what is in a pipe. It stays there until the kernel has taken it.
+fn copy_pipe(
+    client: &Client,
+    handle: u32,
+    fd: c_int,
+    from: c_int,
+    n: usize,
+    flags: c_uint,
+    plain: impl FnOnce() -> ssize_t,
+) -> ssize_t {
+    // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
+    unsafe { real::pthread_testcancel() };
+    let saved = ffi::errno();
+    let Some(copy) = inside(None, || ffi::raw_pipe().map(Copy)) else {
+        ffi::set_errno(libc::ENOMEM);
+        return -1;
+    };
+    ffi::set_capacity_of(copy.0[1], from);
+    let send_flags = if flags & SPLICE_F_MORE != 0 { MSG_MORE } else { 0 };
+    let mut buffer = vec![0; n.min(MAX_PAYLOAD)];
+    let (mut written, mut patience) = (0, Patience::default());
+    while written < n {
+        let want = (n - written).min(buffer.len());
+        let waits = written == 0 && flags & SPLICE_F_NONBLOCK == 0;
+        if waits && ffi::would_wait(from) {
+            turn::before_wait(|| false);
+        }
+        // SAFETY: takes no pointers; it is a cancellation point, and the copy is closed then, too.
+        let got = unsafe { libc::tee(from, copy.0[1], want, if waits { 0 } else { SPLICE_F_NONBLOCK }) };
+        if got <= 0 {
+            if got < 0 && written == 0 {
+                return -1;
+            }
+            break;
+        }
+        if ffi::raw_read(copy.0[0], &mut buffer[..got as usize]) != got {
+            break;
+        }
+        let iov = [iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: got as usize }];
+        let source = Source { iov: &iov, skip: 0, left: got as usize, checked: Checked::OURS };
+        match transmit(client, handle, fd, source, send_flags, None, &mut patience) {
+            Outcome::Wrote(sent) => {
+                let mut left = sent;
+                while left > 0 {
+                    match ffi::raw_read(from, &mut buffer[..left]) {
+                        taken if taken > 0 => left -= taken as usize,
+                        _ => break,
+                    }
+                }
+                written += sent;
+                if sent < got as usize {
+                    break;
+                }
+            }
+            other if written == 0 => return other.result(0, plain),
+            _ => break,
+        }
+    }
+    ffi::set_errno(saved);
+    written as ssize_t
 }

@@ -2,7 +2,7 @@
 //!
 //! - `by_descriptor`: straight to the C library unless the first argument is a descriptor with an entry in
 //!   the table; else the function of the same name in `ops`
-//! - `reads`: the same; of what it reads elsewhere the turn is told
+//! - `reads`: the same; of what it reads or accepts elsewhere the turn is told, and of waiting for it, unless it only `looks`
 //! - `waits`: ends the thread's turn, then the C library; `looks` says when it has a timeout of zero
 //! - `always`: the function of the same name in `ops` decides
 
@@ -11,13 +11,13 @@ macro_rules! for_each_hook {
     ($callback:ident) => {
         $callback! {
             reads {
-                fn read(fd: c_int, buffer: *mut c_void, n: size_t) -> ssize_t;
-                fn __read_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t) -> ssize_t;
-                fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t;
-                fn recv(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int) -> ssize_t;
-                fn __recv_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t, flags: c_int) -> ssize_t;
-                fn recvfrom(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t;
-                fn __recvfrom_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t;
+                fn read(fd: c_int, buffer: *mut c_void, n: size_t) -> ssize_t, looks false;
+                fn __read_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t) -> ssize_t, looks false;
+                fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t, looks false;
+                fn recv(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int) -> ssize_t, looks flags & libc::MSG_DONTWAIT != 0;
+                fn __recv_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t, flags: c_int) -> ssize_t, looks flags & libc::MSG_DONTWAIT != 0;
+                fn recvfrom(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t, looks flags & libc::MSG_DONTWAIT != 0;
+                fn __recvfrom_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t, looks flags & libc::MSG_DONTWAIT != 0;
             }
             by_descriptor {
                 // Output
@@ -63,12 +63,24 @@ macro_rules! for_each_hook {
                 fn pthread_cond_clockwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, clock: clockid_t, until: *const timespec) -> c_int, looks false;
                 fn pthread_join(thread: pthread_t, result: *mut *mut c_void) -> c_int, looks false;
                 fn pthread_timedjoin_np(thread: pthread_t, result: *mut *mut c_void, until: *const timespec) -> c_int, looks false;
+                fn pthread_clockjoin_np(thread: pthread_t, result: *mut *mut c_void, clock: clockid_t, until: *const timespec) -> c_int, looks false;
+                fn pthread_barrier_wait(barrier: *mut c_void) -> c_int, looks false;
+                fn cnd_wait(cond: *mut c_void, mutex: *mut c_void) -> c_int, looks false;
+                fn cnd_timedwait(cond: *mut c_void, mutex: *mut c_void, until: *const timespec) -> c_int, looks false;
+                fn thrd_join(thread: pthread_t, result: *mut c_int) -> c_int, looks false;
+                fn thrd_sleep(time: *const timespec, left: *mut timespec) -> c_int, looks false;
+                fn mq_receive(queue: c_int, message: *mut c_char, n: size_t, priority: *mut c_uint) -> ssize_t, looks ffi::is_nonblocking(queue);
+                fn mq_timedreceive(queue: c_int, message: *mut c_char, n: size_t, priority: *mut c_uint, until: *const timespec) -> ssize_t, looks ffi::is_nonblocking(queue);
+                fn msgrcv(queue: c_int, message: *mut c_void, n: size_t, kind: c_long, flags: c_int) -> ssize_t, looks flags & libc::IPC_NOWAIT != 0;
+                fn aio_suspend(list: *const c_void, n: c_int, timeout: *const timespec) -> c_int, looks is_zero_timespec(timeout);
+                fn aio_suspend64(list: *const c_void, n: c_int, timeout: *const timespec) -> c_int, looks is_zero_timespec(timeout);
                 fn sem_wait(semaphore: *mut sem_t) -> c_int, looks false;
                 fn sem_timedwait(semaphore: *mut sem_t, until: *const timespec) -> c_int, looks false;
                 fn sem_clockwait(semaphore: *mut sem_t, clock: clockid_t, until: *const timespec) -> c_int, looks false;
                 fn wait(status: *mut c_int) -> pid_t, looks false;
                 fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t, looks options & libc::WNOHANG != 0;
                 fn wait4(pid: pid_t, status: *mut c_int, options: c_int, usage: *mut rusage) -> pid_t, looks options & libc::WNOHANG != 0;
+                fn wait3(status: *mut c_int, options: c_int, usage: *mut rusage) -> pid_t, looks options & libc::WNOHANG != 0;
                 fn waitid(kind: idtype_t, id: id_t, info: *mut siginfo_t, options: c_int) -> c_int, looks options & libc::WNOHANG != 0;
             }
             always {
@@ -83,6 +95,8 @@ macro_rules! for_each_hook {
                 fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int;
                 fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
                 fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t) -> c_int;
+                fn semop(set: c_int, operations: *mut sembuf, n: size_t) -> c_int;
+                fn semtimedop(set: c_int, operations: *mut sembuf, n: size_t, timeout: *const timespec) -> c_int;
                 fn splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t;
                 fn dup2(from: c_int, to: c_int) -> c_int;
                 fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int;

@@ -9,7 +9,7 @@ use std::ffi::{c_char, c_void};
 
 use libc::{
     c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, gid_t, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off64_t, off_t,
-    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sigaction as SigAction, sighandler_t, siginfo_t, sigset_t, size_t,
+    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sembuf, sigaction as SigAction, sighandler_t, siginfo_t, sigset_t, size_t,
     sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
 };
 
@@ -17,7 +17,7 @@ use crate::{ffi, ops, process, real, table, turn};
 
 macro_rules! exports {
     (
-        reads { $(fn $r_name:ident($r_fd:ident: c_int $(, $r_arg:ident: $r_type:ty)*) -> $r_ret:ty;)* }
+        reads { $(fn $r_name:ident($r_fd:ident: c_int $(, $r_arg:ident: $r_type:ty)*) -> $r_ret:ty, looks $r_looks:expr;)* }
         by_descriptor { $(fn $d_name:ident($d_fd:ident: c_int $(, $d_arg:ident: $d_type:ty)*) -> $d_ret:ty;)* }
         waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, looks $looks:expr;)* }
         always { $(fn $a_name:ident($($a_arg:ident: $a_type:ty),*) -> $a_ret:ty;)* }
@@ -30,6 +30,7 @@ macro_rules! exports {
             #[no_mangle]
             pub unsafe extern "C-unwind" fn $r_name($r_fd: c_int $(, $r_arg: $r_type)*) -> $r_ret {
                 if table::is_plain($r_fd) {
+                    turn::before_foreign_read($r_fd, || $r_looks);
                     // SAFETY: the caller's arguments, as they came.
                     let n = unsafe { real::$r_name($r_fd $(, $r_arg)*) };
                     if n > 0 {

@@ -723,6 +723,269 @@ static void tcp_output(int listener)
     close(peer);
 }
 
+/* As T, for calls that end in their middle: all, a part, or none. */
+#define PART(label, call, whole)                                                                                  \
+    do {                                                                                                          \
+        errno = UNTOUCHED;                                                                                        \
+        long result_ = (long)(call);                                                                              \
+        int errno_ = errno;                                                                                       \
+        printf("%s: %s = %s errno %d\n", section, label,                                                          \
+               result_ == (long)(whole) ? "all" : result_ > 0 ? "a part" : result_ == 0 ? "0" : "-1", errno_);    \
+        fflush(stdout);                                                                                           \
+    } while (0)
+
+static void fill(int fd)
+{
+    /* The peer's window may grow a while after it was filled. */
+    for (int quiet = 0; quiet < 5; quiet++) {
+        while (N(send)(fd, big, BIG, MSG_DONTWAIT) > 0)
+            quiet = 0;
+        rest(100);
+    }
+}
+
+static void empty(int peer)
+{
+    static char buffer[65536];
+    for (int quiet = 0; quiet < 3; quiet++) {
+        while (recv(peer, buffer, sizeof buffer, MSG_DONTWAIT) > 0)
+            quiet = 0;
+        rest(30);
+    }
+}
+
+static void *empties_later(void *argument)
+{
+    static char buffer[65536];
+    rest(400);
+    while (recv(*(int *)argument, buffer, sizeof buffer, 0) > 0)
+        ;
+    return NULL;
+}
+
+static void alarm_in(int flags)
+{
+    handle(SIGALRM, on_signal, flags);
+    ualarm(150000, 0);
+}
+
+/* Calls that wait, and signals: with and without SA_RESTART, with and without a timeout. */
+static void tcp_signals(int listener)
+{
+    int peer, fd = accepted(listener, &peer);
+    struct iovec one = {big, BIG};
+    struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1};
+    struct timeval patience = {0, 400000}, none = {0, 0};
+    pthread_t thread;
+    char a[10];
+    FILE *file = tmpfile();
+    fwrite(big, 1, BIG, file);
+    fflush(file);
+    /* So that what is written never fits. */
+    int small = 65536;
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+    setsockopt(peer, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    sigset_t alarms;
+    sigemptyset(&alarms);
+    sigaddset(&alarms, SIGALRM);
+
+    for (int restart = 0; restart < 2; restart++) {
+        int flags = restart ? SA_RESTART : 0;
+        off_t offset = 0;
+        printf("%s: %s SA_RESTART\n", section, restart ? "with" : "without");
+        alarm_in(flags);
+        PART("write", N(write)(fd, big, BIG), BIG);
+        empty(peer);
+        alarm_in(flags);
+        PART("writev", N(writev)(fd, &one, 1), BIG);
+        empty(peer);
+        alarm_in(flags);
+        PART("sendmsg", N(sendmsg)(fd, &message, 0), BIG);
+        empty(peer);
+        alarm_in(flags);
+        PART("sendfile", N(sendfile)(fd, fileno(file), &offset, BIG), BIG);
+        empty(peer);
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+        PART("write until timeout", N(write)(fd, big, BIG), BIG);
+        fill(fd);
+        PART("full until timeout", N(write)(fd, big, BIG), BIG);
+        alarm_in(flags);
+        PART("full, a timeout and a signal", N(write)(fd, big, BIG), BIG);
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &none, sizeof none);
+        if (!restart) {
+            alarm_in(flags);
+            PART("full", N(write)(fd, big, BIG), BIG);
+            offset = 0;
+            alarm_in(flags);
+            PART("full sendfile", N(sendfile)(fd, fileno(file), &offset, BIG), BIG);
+        }
+        empty(peer);
+
+        peer_sends(peer, "abc");
+        alarm_in(flags);
+        T("recv WAITALL", N(recv)(fd, a, 5, MSG_WAITALL));
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+        peer_sends(peer, "abc");
+        T("recv WAITALL until timeout", N(recv)(fd, a, 5, MSG_WAITALL));
+        alarm_in(flags);
+        T("recv, a timeout and a signal", N(recv)(fd, a, 5, 0));
+        alarm_in(flags);
+        T("recv WAITALL, a timeout and a signal", N(recv)(fd, a, 5, MSG_WAITALL));
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &none, sizeof none);
+        if (!restart) {
+            alarm_in(flags);
+            T("accept", N(accept)(listener, NULL, NULL));
+        }
+        setsockopt(listener, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+        alarm_in(flags);
+        T("accept, a timeout and a signal", N(accept)(listener, NULL, NULL));
+        setsockopt(listener, SOL_SOCKET, SO_RCVTIMEO, &none, sizeof none);
+    }
+
+    /* That another signal's handler has no SA_RESTART does not matter. Whom a signal interrupts is this thread. */
+    handle(SIGUSR1, on_signal, 0);
+    fill(fd);
+    pthread_sigmask(SIG_BLOCK, &alarms, NULL);
+    pthread_create(&thread, NULL, empties_later, &peer);
+    pthread_sigmask(SIG_UNBLOCK, &alarms, NULL);
+    alarm_in(SA_RESTART);
+    PART("full, goes on", N(write)(fd, big, BIG), BIG);
+    pthread_sigmask(SIG_BLOCK, &alarms, NULL);
+    N(shutdown)(fd, SHUT_WR);
+    pthread_join(thread, NULL);
+    handle(SIGUSR1, SIG_DFL, 0);
+    pthread_create(&thread, NULL, sends_later, &peer);
+    pthread_sigmask(SIG_UNBLOCK, &alarms, NULL);
+    handle(SIGALRM, on_signal, SA_RESTART);
+    ualarm(50000, 0);
+    T("read, goes on", N(read)(fd, a, 2));
+    T("rest", N(recv)(fd, a, 3, MSG_WAITALL));
+    pthread_join(thread, NULL);
+    fclose(file);
+    N(close)(fd);
+    close(peer);
+
+    /* What follows a message that went in part would follow a gap. */
+    fd = accepted(listener, &peer);
+    struct mmsghdr many[2] = {{.msg_hdr = message}, {.msg_hdr = message}};
+    T("sendmmsg", sendmmsg(fd, many, 2, MSG_DONTWAIT));
+    T("a part", many[0].msg_len > 0 && many[0].msg_len < BIG);
+    T("the second", many[1].msg_len);
+    N(close)(fd);
+    close(peer);
+}
+
+static void *fills_pipe(void *argument)
+{
+    for (long at = 0; at < BIG;) {
+        ssize_t n = write(*(int *)argument, big + at, (size_t)(BIG - at < 100000 ? BIG - at : 100000));
+        if (n <= 0)
+            break;
+        at += n;
+    }
+    close(*(int *)argument);
+    return NULL;
+}
+
+static void tcp_splices(int listener)
+{
+    int peer, fd = accepted(listener, &peer), ends[2], others[2];
+    char a[100];
+    loff_t offset = 0;
+    pthread_t thread, filler;
+    T("pipe", pipe(ends));
+    FILE *file = tmpfile();
+    fputs("0123456789", file);
+    fflush(file);
+    peer_sends(peer, "hello, world");
+    T("socket to pipe", splice(fd, NULL, ends[1], NULL, 5, 0));
+    T("socket to pipe", splice(fd, NULL, ends[1], NULL, 100, SPLICE_F_MOVE | SPLICE_F_NONBLOCK));
+    T("is", read(ends[0], a, 100) == 12 && memcmp(a, "hello, world", 12) == 0);
+    T("nothing", splice(fd, NULL, ends[1], NULL, 0, 0));
+    T("socket at an offset", splice(fd, &offset, ends[1], NULL, 5, SPLICE_F_NONBLOCK));
+    T("to an offset", splice(fd, NULL, ends[1], &offset, 5, SPLICE_F_NONBLOCK));
+    struct timeval patience = {0, 30000}, none = {0, 0};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    T("until timeout", splice(fd, NULL, ends[1], NULL, 5, 0));
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &none, sizeof none);
+    handle(SIGALRM, on_signal, 0);
+    ualarm(50000, 0);
+    T("interrupted", splice(fd, NULL, ends[1], NULL, 5, 0));
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    T("empty", splice(fd, NULL, ends[1], NULL, 5, 0));
+    fcntl(fd, F_SETFL, 0);
+    pthread_create(&thread, NULL, sends_later, &peer);
+    T("waits", splice(fd, NULL, ends[1], NULL, 100, 0));
+    pthread_join(thread, NULL);
+    T("read", N(read)(fd, a, 100));
+    T("is", read(ends[0], a, 100));
+    T("socket to file", splice(fd, NULL, fileno(file), NULL, 5, SPLICE_F_NONBLOCK));
+    T("socket to itself", splice(fd, NULL, fd, NULL, 5, SPLICE_F_NONBLOCK));
+    T("file to socket", splice(fileno(file), &offset, fd, NULL, 5, 0));
+    T("empty pipe", splice(ends[0], NULL, fd, NULL, 5, SPLICE_F_NONBLOCK));
+    T("write", write(ends[1], "through a pipe", 14));
+    T("pipe at an offset", splice(ends[0], &offset, fd, NULL, 5, 0));
+    T("pipe to an offset", splice(ends[0], NULL, fd, &offset, 5, 0));
+    T("pipe to socket", splice(ends[0], NULL, fd, NULL, 5, 0));
+    T("pipe to socket", splice(ends[0], NULL, fd, NULL, 100, SPLICE_F_MORE));
+    T("send", N(send)(fd, ".", 1, 0));
+    peer_gets(peer, 15);
+    T("file to pipe", splice(fileno(file), &offset, ends[1], NULL, 5, 0));
+    T("tee", pipe(others) == 0 && tee(ends[0], others[1], 3, 0) == 3);
+    struct iovec part = {big, 100};
+    T("vmsplice", vmsplice(others[1], &part, 1, 0));
+    T("pipe to socket", splice(others[0], NULL, fd, NULL, 3, 0));
+    peer_gets(peer, 3);
+    close(others[0]);
+    close(others[1]);
+    close(ends[1]);
+    T("rest of it", splice(ends[0], NULL, fd, NULL, 100, 0));
+    T("its end", splice(ends[0], NULL, fd, NULL, 100, 0));
+    peer_gets(peer, 5);
+    close(ends[0]);
+
+    /* Much, to a peer that is slow, without waiting in the call. */
+    T("pipe", pipe(ends));
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    pthread_create(&thread, NULL, swallows, &peer);
+    pthread_create(&filler, NULL, fills_pipe, &ends[1]);
+    long sent = 0;
+    for (;;) {
+        ssize_t n = splice(ends[0], NULL, fd, NULL, 1 << 20, 0);
+        struct pollfd room = {fd, POLLOUT, 0};
+        if (n > 0)
+            sent += n;
+        else if (n == 0 || errno != EAGAIN)
+            break;
+        else
+            poll(&room, 1, -1);
+    }
+    T("sent", sent);
+    pthread_join(filler, NULL);
+    has_swallowed(thread);
+    close(ends[0]);
+
+    /* Nobody reads. */
+    fcntl(fd, F_SETFL, 0);
+    T("pipe", pipe(ends));
+    T("write", write(ends[1], big, 1000));
+    fill(fd);
+    alarm_in(0);
+    T("full", splice(ends[0], NULL, fd, NULL, 1000, 0));
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    T("full", splice(ends[0], NULL, fd, NULL, 1000, 0));
+    T("it is still there", read(ends[0], a, 100));
+    shutdown(fd, SHUT_WR);
+    broken_pipes = 0;
+    T("ended", splice(ends[0], NULL, fd, NULL, 1000, 0));
+    T("signals", broken_pipes);
+    close(ends[0]);
+    close(ends[1]);
+    fclose(file);
+    N(close)(fd);
+    close(peer);
+}
+
 static void tcp_ends(int listener)
 {
     int peer, fd = accepted(listener, &peer);
@@ -1027,6 +1290,10 @@ int main(int count, char **arguments)
     tcp_output(listener);
     section = "tcp signals";
     signals();
+    section = "tcp interrupted";
+    tcp_signals(listener);
+    section = "tcp splices";
+    tcp_splices(listener);
     section = "tcp ends";
     tcp_ends(listener);
     section = "tcp streams";

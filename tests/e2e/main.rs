@@ -32,4 +32,5 @@ mod streams;
 mod unanswered;
 mod unhooked;
 mod versions;
+mod workers;
 mod world;

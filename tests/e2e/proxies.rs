@@ -305,32 +305,39 @@ fn a_proxy_on_asyncio() {
     proxied(&Proxy { most: 100, ..python("pxasync", "asyncio", "192.0.2.9") });
 }
 
-fn haproxy(mode: &str, threads: &str) -> Config {
+fn haproxy(mode: &str, threads: &str, options: &str) -> Config {
     let text = format!(
         "global\n  maxconn 200\n  {threads}\n\
-         defaults\n  mode {mode}\n  timeout connect 60s\n  timeout client 10m\n  timeout server 10m\n  timeout http-request 10m\n\
+         defaults\n  mode {mode}\n  {options}\n  timeout connect 60s\n  timeout client 10m\n  timeout server 10m\n  timeout http-request 10m\n\
          frontend in\n  bind :5555\n  default_backend out\n\
          backend out\n  {}  server s 192.0.2.9:7777\n",
         if mode == "http" { "http-reuse never\n" } else { "" },
     );
-    Config::new(&format!("haproxy-{mode}-{}", threads.len()), &text)
+    Config::new(&format!("haproxy-{mode}-{}", threads.len() + options.len()), &text)
 }
 
 #[test]
 fn haproxy_in_tcp_mode() {
-    let config = haproxy("tcp", "nbthread 1");
+    let config = haproxy("tcp", "nbthread 1", "");
     proxied(&Proxy { most: 60, ..Proxy::new("haptcp", &["haproxy", "-db", "-f", &config.path()]) });
+}
+
+/// What one connection sends goes to the other one through a pipe.
+#[test]
+fn haproxy_that_splices() {
+    let config = haproxy("tcp", "nbthread 1", "option splice-request\n  option splice-response");
+    proxied(&Proxy { most: 60, ..Proxy::new("hapsplice", &["haproxy", "-db", "-f", &config.path()]) });
 }
 
 #[test]
 fn haproxy_with_several_threads() {
-    let config = haproxy("tcp", "nbthread 4");
+    let config = haproxy("tcp", "nbthread 4", "");
     proxied(&Proxy { most: 100, ..Proxy::new("hapthr", &["haproxy", "-db", "-f", &config.path()]) });
 }
 
 #[test]
 fn haproxy_in_http_mode() {
-    let config = haproxy("http", "nbthread 1");
+    let config = haproxy("http", "nbthread 1", "");
     proxied(&Proxy { http: true, most: 50, ..Proxy::new("haphttp", &["haproxy", "-db", "-f", &config.path()]) });
 }
 

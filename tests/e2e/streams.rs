@@ -55,6 +55,12 @@ fn an_asyncio_echo_over_ipv6_goes_on() {
     echo(&V6, "echo6", &["python3", &script("asyncio_echo.py"), "5555", V6.any]);
 }
 
+/// Through pipes, by splice(2).
+#[test]
+fn an_echo_by_splice_goes_on() {
+    echo(&Over { failovers: 4, ..V4 }, "spliced", &[&built("splice_server"), "5555", "::", "echo"]);
+}
+
 /// A raw byte stream through a linked server.
 #[test]
 fn a_linked_echo_goes_on_through_ten_failovers() {

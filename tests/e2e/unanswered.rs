@@ -1,6 +1,7 @@
 //! When input is done: messages by their length, input that is never answered, too much of it, and what a server says
 //! before it is asked.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::Ordering::Relaxed;
@@ -156,4 +157,76 @@ fn discarded_input_is_read_once() {
         eprintln!("{fault:?}: {count} bytes after it");
     }
     w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+/// A line of more than a session may keep tears it; answered and at rest, it is as good as any.
+#[test]
+fn a_session_that_had_too_much_is_protected_again_at_rest() {
+    let program = "import socket, threading\n\
+        listener = socket.create_server(('', 5555))\n\
+        def serve(c):\n    for line in c.makefile('rb'): c.sendall(b'%d\\n' % len(line))\n\
+        while True: threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()\n";
+    let mut w = World::new("torn", Service::new("lines", PORT), &["python3", "-c", program]);
+    let (to, peer) = (w.pair.addr(), w.peer.clone());
+    let stream = peer.enter(|| connect(to)).expect("connected");
+    let mut answers = BufReader::new(stream.try_clone().expect("cloned"));
+    let mut answered = |length: usize| {
+        (&stream).write_all(b"\n").expect("asked");
+        let mut answer = String::new();
+        answers.read_line(&mut answer).expect("answered");
+        assert_eq!(answer, format!("{}\n", length + 1));
+    };
+    for (n, fault) in [Fault::KillServer, Fault::Switchover, Fault::Cut].into_iter().enumerate() {
+        const LONG: usize = 6 << 20;
+        (&stream).write_all(&vec![b'x'; LONG]).expect("sent");
+        tcpr_lab::wait_until(PATIENCE, "it is torn", || torn_sessions(&w) == 1);
+        answered(LONG);
+        tcpr_lab::wait_until(PATIENCE, "it is protected again", || torn_sessions(&w) == 0);
+        (&stream).write_all(&vec![b'x'; n]).expect("sent");
+        w.fail_over(fault);
+        w.protected();
+        answered(n);
+    }
+    w.no_reset();
+}
+
+/// What was spliced from a connection is done: an upload is not given again from its beginning.
+#[test]
+fn an_upload_by_splice_goes_on_where_it_was() {
+    const ALL: usize = 64 << 20;
+    /// What the program may have put away in a turn that was not over, and in what its socket held.
+    const AGAIN: usize = 12 << 20;
+    let directory = std::env::temp_dir().join(format!("tcpr-uploads-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("a directory");
+    let path = directory.display().to_string();
+    let service = Service::new("upload", PORT).unanswered("discard");
+    let mut w = World::new("upload", service, &[&built("splice_server"), "5555", "::", &path]);
+    let (to, peer) = (w.pair.addr(), w.peer.clone());
+    for fault in [Fault::Switchover, Fault::KillServer] {
+        let mut stream = peer.enter(|| connect(to)).expect("connected");
+        let port = stream.local_addr().expect("an address").port();
+        let bytes: Vec<u8> = (0..ALL).map(|i| (i / 4096 * 7 + i) as u8).collect();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let bytes = &bytes;
+            scope.spawn(move || {
+                stream.write_all(&bytes[..ALL / 2]).expect("the first half");
+                told.recv_timeout(PATIENCE * 2).expect("it is over");
+                stream.write_all(&bytes[ALL / 2..]).expect("the rest");
+                stream.shutdown(Shutdown::Write).expect("its end");
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).expect("an answer");
+                let length: usize = answer.trim().parse().expect("a number");
+                assert!(length <= ALL / 2 + AGAIN, "{fault:?}: {length} of {ALL} bytes were given to the second program");
+            });
+            w.fail_over(fault);
+            w.protected();
+            tell.send(()).expect("heard");
+        });
+        let put = fs::read(directory.join(port.to_string())).expect("what was put away");
+        assert!(put.len() >= ALL && put.len() <= ALL + AGAIN, "{fault:?}: {} bytes for {ALL}", put.len());
+        assert!(put[put.len() - ALL / 4..] == bytes[ALL - ALL / 4..] && put[..ALL / 8] == bytes[..ALL / 8], "{fault:?}: other bytes");
+    }
+    let _ = fs::remove_dir_all(&directory);
+    w.no_reset();
 }

@@ -18,6 +18,16 @@ use std::time::Duration;
 /// A thread of a hooked application: `channel << 32 | thread`.
 pub type Thread = u64;
 
+/// How long a turn that keeps something back goes on before it is asked whether its threads sleep; then less and less often.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LAST_LOOK: Duration = Duration::from_millis(64);
+/// How long a thread has slept that does not sleep for a moment only: one that keeps back an answer, and one that has only
+/// read, or that waits for a lock, for it may be in the middle of its work.
+const SLEEPS: Duration = Duration::from_millis(1);
+const SLEEPS_ON: Duration = Duration::from_millis(500);
+/// Most threads that are asked about at a time.
+const MOST_ASKED: usize = 64;
+
 /// Past this many open turns, further ones end with each event: an application that makes up thread
 /// numbers must not eat the manager's memory.
 const MAX_OPEN_TURNS: usize = 1 << 16;
@@ -109,6 +119,20 @@ pub struct Counters {
     pub timeouts: u64,
 }
 
+/// A thread as the kernel sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It runs, or nobody can tell.
+    Awake,
+    /// It sleeps in a system call.
+    Asleep {
+        /// How often it has gone to sleep, this time included.
+        times: u64,
+        /// It waits for a lock, or it is not known for what.
+        lock: bool,
+    },
+}
+
 #[derive(Debug)]
 struct OpenTurn {
     group: u32,
@@ -116,6 +140,10 @@ struct OpenTurn {
     last_read: Option<(SessionId, u64)>,
     /// It looked for events without waiting, and what it had written until then was let go as open.
     looked: bool,
+    /// It waits in the middle of a write.
+    blocked: bool,
+    /// Since when it has been seen asleep, and the how manieth time it was; nothing was heard of it since.
+    asleep: Option<(Now, u64)>,
 }
 
 /// Open turns that commit as one.
@@ -125,6 +153,9 @@ struct Group {
     threads: Vec<Thread>,
     sessions: Vec<SessionId>,
     deadline: Option<Now>,
+    /// When to ask whether its threads sleep, and how long it was until then.
+    look: Option<Now>,
+    nap: Duration,
     /// More than one session was touched (also if one is closed meanwhile).
     several: bool,
     /// A session was touched whose port is not `independent`.
@@ -152,6 +183,10 @@ pub struct TurnPolicy {
     /// Commits to be polled: all entries in a row, and the number that each commit takes.
     entries: VecDeque<CommitEntry>,
     commits: VecDeque<usize>,
+    /// Threads to ask about: see `poll_asked`.
+    asked: Vec<Thread>,
+    /// When something was heard last.
+    heard: Now,
     counters: Counters,
 }
 
@@ -172,6 +207,8 @@ impl TurnPolicy {
             free_groups: Vec::new(),
             entries: VecDeque::new(),
             commits: VecDeque::new(),
+            asked: Vec::new(),
+            heard: Duration::ZERO,
             counters: Counters::default(),
         }
     }
@@ -252,6 +289,7 @@ impl TurnPolicy {
         if n == 0 || !self.touch(t, s) {
             return;
         }
+        self.look_after(now, t);
         let (Some(p), Some(turn)) = (self.sessions.get_mut(&s), self.threads.get_mut(&t)) else {
             return;
         };
@@ -378,6 +416,7 @@ impl TurnPolicy {
         if !self.touch(t, s) {
             return;
         }
+        self.look_after(self.heard, t);
         if let Some(p) = self.sessions.get_mut(&s) {
             p.consume(n);
         }
@@ -428,13 +467,20 @@ impl TurnPolicy {
     /// The thread waits in the middle of a write, for a peer that does not take what it has written so far unless it
     /// gets it. Only a turn over sessions that depend on each other keeps it back, for as long as a turn may last.
     pub fn blocked(&mut self, t: Thread) {
-        let Some(g) = self.threads.get(&t).map(|turn| turn.group) else {
+        let Some(turn) = self.threads.get_mut(&t) else {
             return;
         };
+        turn.blocked = true;
+        let g = turn.group;
         let group = &self.groups[g as usize];
         if group.threads.len() == 1 && !(group.several && group.dependent) {
             self.let_go(g);
         }
+    }
+
+    /// It waits no more, and its write ends as it is.
+    pub fn unblocked(&mut self, t: Thread) {
+        self.look_after(self.heard, t);
     }
 
     /// Lets the output of a turn go that is not over: its responses are open.
@@ -532,13 +578,60 @@ impl TurnPolicy {
 
     /// When `handle_timeout` wants to be called.
     pub fn poll_timeout(&self) -> Option<Now> {
-        self.groups.iter().filter_map(|g| g.deadline).min()
+        self.groups.iter().flat_map(|g| [g.deadline, g.look]).flatten().min()
+    }
+
+    /// Takes the threads to ask the kernel about, for [`Self::rest`].
+    pub fn poll_asked(&mut self) -> std::vec::Drain<'_, Thread> {
+        self.asked.drain(..)
+    }
+
+    /// What the kernel says of a thread, all of whose events until then were told. A thread that sleeps has ended its turn,
+    /// whatever it waits for, unless it may be in the middle of it. Tells whether it has.
+    #[must_use]
+    pub fn rest(&mut self, now: Now, t: Thread, rest: Rest) -> bool {
+        let Some(turn) = self.threads.get_mut(&t) else { return false };
+        let Rest::Asleep { times, lock } = rest else {
+            turn.asleep = None;
+            return false;
+        };
+        if turn.blocked {
+            return false;
+        }
+        let since = match turn.asleep {
+            Some((since, before)) if before == times => since,
+            _ => turn.asleep.insert((now, times)).0,
+        };
+        let sessions = &self.groups[turn.group as usize].sessions;
+        let answers = sessions.iter().filter_map(|s| self.sessions.get(s)).any(|p| p.keeps_answer());
+        now.saturating_sub(since) >= if answers && !lock { SLEEPS } else { SLEEPS_ON }
+    }
+
+    /// Whose threads are to be asked about: those of groups that have something to say when they end.
+    fn ask_sleepers(&mut self, now: Now) {
+        for g in 0..self.groups.len() {
+            if self.groups[g].look.is_none_or(|at| at > now) {
+                continue;
+            }
+            let sessions = self.groups[g].sessions.iter().filter_map(|s| self.sessions.get(s));
+            if !sessions.clone().any(|p| p.keeps()) {
+                self.groups[g].look = None;
+                continue;
+            }
+            let group = &mut self.groups[g];
+            group.look = Some(now.saturating_add(group.nap));
+            group.nap = (group.nap * 2).min(LAST_LOOK);
+            let awake = |t: &Thread| self.threads.get(t).is_some_and(|turn| !turn.blocked);
+            let room = MOST_ASKED.saturating_sub(self.asked.len());
+            self.asked.extend(self.groups[g].threads.iter().copied().filter(awake).take(room));
+        }
     }
 
     /// Lets go what turns that outlast `max_turn` have written so far; the turns go on. A turn over several
     /// sessions is not committed by that: until it ends, the sessions that it wrote to are torn. But turns of
     /// several threads that tie each other together are cut here, for they might overlap for ever.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.ask_sleepers(now);
         for g in 0..self.groups.len() as u32 {
             let group = &mut self.groups[g as usize];
             if group.deadline.is_none_or(|d| d > now) {
@@ -695,7 +788,19 @@ impl TurnPolicy {
         }
     }
 
+    /// Something was heard of the thread: it is awake, and from now on it may fall asleep.
+    fn look_after(&mut self, now: Now, t: Thread) {
+        self.heard = now;
+        let Some(turn) = self.threads.get_mut(&t) else { return };
+        (turn.blocked, turn.asleep) = (false, None);
+        let group = &mut self.groups[turn.group as usize];
+        if group.look.is_none() {
+            (group.look, group.nap) = (Some(now.saturating_add(FIRST_LOOK)), FIRST_LOOK);
+        }
+    }
+
     fn start_clock(&mut self, now: Now, t: Thread) {
+        self.look_after(now, t);
         if let Some(turn) = self.threads.get(&t) {
             let deadline = now.saturating_add(self.max_turn);
             self.groups[turn.group as usize]
@@ -725,7 +830,7 @@ impl TurnPolicy {
         group.shared |= group.channel != channel_of(t);
         group.threads.push(t);
         let group = g;
-        self.threads.insert(t, OpenTurn { group, last_read, looked: false });
+        self.threads.insert(t, OpenTurn { group, last_read, looked: false, blocked: false, asleep: None });
     }
 
     fn add_session(&mut self, g: u32, s: SessionId) {
@@ -767,6 +872,12 @@ impl TurnPolicy {
             (Some(x), Some(y)) => Some(x.min(y)),
             (x, y) => x.or(y),
         };
+        // Both have one, or have had and nothing to say.
+        (group.look, group.nap) = match (group.look, from_group.look) {
+            (Some(x), Some(y)) => (Some(x.min(y)), group.nap.min(from_group.nap)),
+            (None, y) => (y, from_group.nap),
+            (x, None) => (x, group.nap),
+        };
         self.free_groups.push(from);
     }
 
@@ -776,7 +887,7 @@ impl TurnPolicy {
         let group = &mut self.groups[g as usize];
         group.threads.clear();
         group.shared = false;
-        group.deadline = None;
+        (group.deadline, group.look) = (None, None);
         self.free_groups.push(g);
     }
 

@@ -197,7 +197,7 @@ impl Client {
             event,
             Event::Wait { .. }
                 | Event::ReadsOn { .. }
-                | Event::Blocked { .. }
+                | Event::Blocked { over: false, .. }
                 | Event::Commit { .. }
                 | Event::Exit
                 | Event::Close { .. }

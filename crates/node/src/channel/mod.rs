@@ -59,8 +59,8 @@ impl Origin {
 
 /// What the hooks of one process did, in the order in which they did it.
 ///
-/// `handle` names a protected connection within its process; `thread` an application thread. Neither is ever
-/// reused by that process.
+/// `handle` names a protected connection within its process, and is never reused by it; `thread` is the number that a thread
+/// has for the kernel, as it sees it itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// The process holds a protected connection.
@@ -117,6 +117,8 @@ pub enum Event<'a> {
     Blocked {
         /// Who waits.
         thread: u32,
+        /// It waits no more, and the write ends as it is.
+        over: bool,
     },
     /// `tcpr_consume`: the application says how much of the input is done.
     Consume {

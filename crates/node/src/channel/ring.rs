@@ -289,7 +289,7 @@ impl Producer {
             }
             Event::ReadsOn { thread } => raw = Raw { kind: KIND_READS_ON, thread, ..raw },
             Event::ReadsOther { thread } => raw = Raw { kind: KIND_READS_OTHER, thread, ..raw },
-            Event::Blocked { thread } => raw = Raw { kind: KIND_BLOCKED, thread, ..raw },
+            Event::Blocked { thread, over } => raw = Raw { kind: KIND_BLOCKED, thread, flags: over.into(), ..raw },
             Event::Consume { thread, handle, n } => {
                 raw = Raw { kind: KIND_CONSUME, thread, handle, a: n, ..raw };
             }
@@ -556,7 +556,7 @@ fn event<'a>(
         KIND_WAIT => Event::Wait { thread, zero_timeout: raw.flags & 1 != 0 },
         KIND_READS_ON => Event::ReadsOn { thread },
         KIND_READS_OTHER => Event::ReadsOther { thread },
-        KIND_BLOCKED => Event::Blocked { thread },
+        KIND_BLOCKED => Event::Blocked { thread, over: raw.flags & 1 != 0 },
         KIND_CONSUME => Event::Consume { thread, handle, n },
         KIND_COMMIT => Event::Commit { thread },
         KIND_SHUTDOWN => Event::Shutdown { thread, handle },

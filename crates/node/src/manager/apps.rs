@@ -14,6 +14,7 @@ use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
 
 use super::program::Program;
+use super::threads;
 use super::{Manager, Token};
 use crate::channel::server::{Channel, ChannelError, ChannelRole, Incoming};
 use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
@@ -128,7 +129,8 @@ fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
         Event::ReadsOn { thread } => filter.reads_on(now, id, thread),
         Event::Option { handle, level, name, value } => filter.option_set(id, handle, level, name, value),
         Event::ReadsOther { thread } => filter.reads_other(id, thread),
-        Event::Blocked { thread } => filter.blocked(id, thread),
+        Event::Blocked { thread, over: false } => filter.blocked(id, thread),
+        Event::Blocked { thread, over: true } => filter.unblocked(id, thread),
         Event::Consume { thread, handle, n } => filter.consume(id, thread, handle, n),
         Event::Shutdown { thread, handle } => filter.shutdown(now, id, thread, handle),
         Event::Close { thread, handle, shared } => filter.close(now, id, thread, handle, shared),
@@ -460,6 +462,17 @@ impl Manager {
             }
             Ok(_) => {}
             Err(error) => log::warn!("session {session}: the kernel does not say whether it is closed: {error}"),
+        }
+    }
+
+    /// Whether a thread sleeps whose turn is open. What it told before it fell asleep comes first.
+    pub(super) fn ask_asleep(&mut self, id: u32, thread: u32) {
+        let Some(rest) = self.apps.get(&id).and_then(|app| threads::rest(app.channel.pid(), thread)) else { return };
+        self.drain_apps();
+        // Behind a write that is under way more may have been told.
+        if self.apps.get(&id).is_some_and(|app| app.channel.open_intent().is_none()) {
+            let now = self.now();
+            self.filter.rest(now, id, thread, rest);
         }
     }
 

@@ -31,6 +31,7 @@ mod sharing;
 mod signals;
 mod sweep;
 mod takeover;
+mod threads;
 mod virtual_ip;
 
 use std::collections::HashMap;

@@ -214,6 +214,7 @@ impl Manager {
                 }
             }
             Action::AskClosed(session) => self.ask_closed(session),
+            Action::AskAsleep(channel, thread) => self.ask_asleep(channel, thread),
             Action::Ended(session, tuple, reason) => {
                 log::debug!("session {session} {tuple} ended: {reason:?}");
                 self.takeover.forget(session);

@@ -8,7 +8,7 @@ use super::{Action, Filter, Mode};
 use crate::record::{self, Committed, MAX_OPEN};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
-use crate::turn::{Thread, TurnPolicy};
+use crate::turn::{Rest, Thread, TurnPolicy};
 use crate::Now;
 
 /// How a process came to hold a connection.
@@ -276,10 +276,25 @@ impl Filter {
         }
     }
 
+    /// The answer to [`Action::AskAsleep`].
+    pub fn rest(&mut self, now: Now, channel: u32, thread: u32, rest: Rest) {
+        if self.mode.serves() && self.turns.rest(now, thread_key(channel, thread), rest) {
+            self.turn_end(now, channel, thread);
+            self.run_commits(now);
+        }
+    }
+
     /// A thread waits in the middle of a write: see [`crate::turn::TurnPolicy::blocked`].
     pub fn blocked(&mut self, channel: u32, thread: u32) {
         if self.mode != Mode::Passive {
             self.turns.blocked(thread_key(channel, thread));
+        }
+    }
+
+    /// It waits no more, and goes on without having written all.
+    pub fn unblocked(&mut self, channel: u32, thread: u32) {
+        if self.mode != Mode::Passive {
+            self.turns.unblocked(thread_key(channel, thread));
         }
     }
 

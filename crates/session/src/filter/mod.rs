@@ -112,6 +112,9 @@ pub enum Action {
     /// Ask the kernel whether the connection, which hooks said was closed, is open all the same; then call
     /// [`Filter::still_open`].
     AskClosed(SessionId),
+    /// Ask the kernel whether this thread (its channel, and its name there) sleeps, take all that hooks have told since, and
+    /// then call [`Filter::rest`].
+    AskAsleep(u32, u32),
     /// A session ended; its record is deleted.
     Ended(SessionId, FourTuple, EndReason),
 }
@@ -530,6 +533,7 @@ impl Filter {
             return;
         }
         self.turns.handle_timeout(now);
+        self.actions.extend(self.turns.poll_asked().map(|t| Action::AskAsleep((t >> 32) as u32, t as u32)));
         self.run_commits(now);
         self.check_suspicious(now);
         self.handle_recovery_timeout(now);

@@ -179,6 +179,8 @@ impl Rig {
             let received = self.taken.unwrap_or(self.f.store().get(session).map_or(0, Session::in_end));
             self.f.unread(self.now, session, received, self.unread);
         }
+        // Its threads never sleep in the middle of what they do.
+        out.retain(|a| !matches!(a, Action::AskAsleep(..)));
         self.actions.extend(out.iter().cloned());
         out
     }

@@ -46,6 +46,8 @@ pub(super) struct Progress {
     dead: Option<Box<Dead>>,
     /// Torn for good.
     lost: bool,
+    /// Torn until a turn ends with which all that was read is done: more was unanswered than is kept.
+    over: bool,
     /// As last committed.
     pub done: CommitEntry,
     /// The group of open turns that has touched this session.
@@ -100,6 +102,7 @@ impl Progress {
             own: false,
             dead: None,
             lost: false,
+            over: false,
             done: CommitEntry {
                 session,
                 in_done,
@@ -214,6 +217,17 @@ impl Progress {
         self.written > self.done.out_done || self.fin_asked != self.done.fin
     }
 
+    /// The end of the turn would answer something: there is output that is not committed, or whose response is open.
+    pub fn keeps_answer(&self) -> bool {
+        let open = self.done.out_base != self.written || self.done.torn && !self.lost && self.finished() >= self.in_read;
+        self.pending() || open || self.answered > self.done.in_done
+    }
+
+    /// The end of the turn would say anything at all.
+    pub fn keeps(&self) -> bool {
+        self.keeps_answer() || self.target() > self.done.in_done
+    }
+
     pub fn quiescent(&self) -> bool {
         self.group == NO_GROUP && !self.pending() && self.in_read == self.done.in_done
     }
@@ -274,16 +288,20 @@ impl Progress {
 
     /// How far the input would be done if the turn was whole.
     fn target(&self) -> u64 {
+        self.finished().max(self.done.in_done)
+    }
+
+    /// The same, by what the application did alone.
+    fn finished(&self) -> u64 {
         let discard = self.unanswered == Unanswered::Discard;
         let reached = if discard { self.in_read } else { self.answered };
-        let target = if let Some(consumed) = self.consumed {
+        if let Some(consumed) = self.consumed {
             consumed
         } else if let Some(scanner) = &self.scanner {
             scanner.last_end(reached).unwrap_or(0)
         } else {
             reached
-        };
-        target.max(self.done.in_done)
+        }
     }
 
     /// Commits: `alone` if the turn touched no other session, `timeout` if it is not over yet.
@@ -291,6 +309,10 @@ impl Progress {
         let before = self.done;
         self.again &= self.written <= before.out_done;
         let target = self.target();
+        if !timeout && !self.short && self.finished() >= self.in_read {
+            // It has answered all, and keeps nothing that nobody else knows.
+            self.over = false;
+        }
         let unfinished = self.short || (timeout && alone && !self.fin_asked);
         // An open response counts on being written again, because its input is read again, or because
         // the application greets whoever connects.
@@ -325,9 +347,9 @@ impl Progress {
 
     fn settled(&mut self, before: CommitEntry, open: bool) -> Settled {
         if self.in_read - self.done.in_done > self.max_unanswered {
-            self.lost = true;
+            self.over = true;
         }
-        if self.lost {
+        if self.lost || self.over {
             // Reset at a takeover, whatever it held: so hold nothing.
             let done = &mut self.done;
             done.in_done = self.in_read;
@@ -339,7 +361,7 @@ impl Progress {
         }
         Settled {
             changed: self.done != before,
-            open: open && !self.lost,
+            open: open && !self.lost && !self.over,
             newly_torn: self.done.torn && !before.torn,
         }
     }

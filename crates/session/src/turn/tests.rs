@@ -54,6 +54,10 @@ fn fin(e: CommitEntry) -> CommitEntry {
     CommitEntry { fin: true, ..e }
 }
 
+fn lines() -> PortPolicy {
+    PortPolicy::framed(Framing::Lines)
+}
+
 fn discard() -> PortPolicy {
     PortPolicy {
         unanswered: Unanswered::Discard,
@@ -272,7 +276,7 @@ fn a_short_push_that_nothing_would_repeat_is_torn() {
 }
 
 #[test]
-fn too_much_unanswered_input_tears_for_good() {
+fn too_much_unanswered_input_tears() {
     let port = PortPolicy {
         max_unanswered_bytes: 100,
         ..PortPolicy::default()
@@ -286,7 +290,7 @@ fn too_much_unanswered_input_tears_for_good() {
     assert_eq!(one(&mut p), vec![torn(entry(1, 101, 0, 0))]);
     p.write(MS, T, 1, 5, false);
     p.turn_end(MS, T);
-    assert_eq!(one(&mut p), vec![torn(entry(1, 101, 5, 5))]);
+    assert_eq!(one(&mut p), vec![entry(1, 101, 5, 5)]);
     assert_eq!(p.counters().torn, 1);
 
     // A message that is answered in the same turn may be larger.
@@ -304,8 +308,170 @@ fn too_much_unanswered_input_tears_for_good() {
         &[1],
     );
     p.read(MS, T, 1, 1000);
-    p.handle_timeout(p.poll_timeout().unwrap());
+    p.handle_timeout(51 * MS);
     assert_eq!(one(&mut p)[0].in_done, 1000);
+}
+
+#[test]
+fn a_session_at_rest_is_protected_again_whatever_it_exceeded() {
+    let port = PortPolicy { max_unanswered_bytes: 100, ..PortPolicy::default() };
+    let mut p = with(port, &[1]);
+    p.read(MS, T, 1, 150);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 150, 0, 0))]);
+    // Half a message more is no answer; nor is an answer that may not be whole.
+    p.read(MS, T, 1, 10);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 160, 0, 0))]);
+    p.write(MS, T, 1, 4, true);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 160, 4, 4))]);
+    p.write(MS, T, 1, 4, false);
+    p.handle_timeout(100 * MS);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 160, 8, 8))]);
+    p.write(MS, T, 1, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 160, 12, 12)]);
+    // From then on it is as any other.
+    p.read(MS, T, 1, 20);
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty());
+    p.write(MS, T, 1, 5, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 180, 17, 17)]);
+    p.read(MS, T, 1, 101);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 281, 17, 17))]);
+    assert_eq!(p.counters().torn, 2);
+}
+
+#[test]
+fn a_line_that_was_too_long_tears_until_it_has_ended() {
+    let mut p = with(PortPolicy { max_unanswered_bytes: 100, ..lines() }, &[1]);
+    p.input(1, 0, &[b'x'; 150]);
+    p.read(MS, T, 1, 150);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 150, 0, 0))]);
+    // The end of it, and the beginning of another.
+    p.input(1, 150, b"x\nab");
+    p.read(MS, T, 1, 4);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 154, 0, 0))]);
+    p.input(1, 154, b"c\n");
+    p.read(MS, T, 1, 2);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 156, 0, 0)]);
+    p.input(1, 156, b"def");
+    p.read(MS, T, 1, 3);
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty() && p.done(1).is_some_and(|done| done.in_done == 156));
+}
+
+#[test]
+fn input_that_nobody_answered_is_not_consumed_by_being_too_much() {
+    let mut p = with(PortPolicy { max_unanswered_bytes: 100, ..PortPolicy::default() }, &[1]);
+    p.consume(T, 1, 0);
+    p.read(MS, T, 1, 150);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 150, 0, 0))]);
+    p.consume(T, 1, 140);
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty());
+    p.consume(T, 1, 10);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 150, 0, 0)]);
+}
+
+const AWAKE: Rest = Rest::Awake;
+
+fn asleep(times: u64) -> Rest {
+    Rest::Asleep { times, lock: false }
+}
+
+fn asked(p: &mut TurnPolicy) -> Vec<Thread> {
+    p.poll_asked().collect()
+}
+
+#[test]
+fn a_thread_that_sleeps_has_ended_its_turn() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 5, false);
+    p.handle_timeout(2 * MS);
+    assert_eq!(asked(&mut p), [T]);
+    assert!(!p.rest(2 * MS, T, asleep(7)));
+    assert_eq!(p.poll_timeout(), Some(3 * MS));
+    p.handle_timeout(3 * MS);
+    assert_eq!(asked(&mut p), [T]);
+    // It has slept and woken up meanwhile; it runs; and it is heard of.
+    assert!(!p.rest(3 * MS, T, asleep(8)));
+    assert!(!p.rest(4 * MS, T, AWAKE) && !p.rest(5 * MS, T, asleep(8)));
+    p.write(6 * MS, T, 1, 5, false);
+    assert!(!p.rest(6 * MS, T, asleep(8)));
+    assert!(commits(&mut p).is_empty());
+    assert!(p.rest(7 * MS, T, asleep(8)));
+    p.turn_end(7 * MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 10, 10)]);
+    assert!(!p.rest(8 * MS, T, asleep(8)) && p.poll_timeout().is_none());
+}
+
+#[test]
+fn who_has_handed_its_work_on_and_sleeps_holds_up_no_answer() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 10);
+    p.handle_timeout(2 * MS);
+    // It has nothing to say when its turn ends.
+    assert!(asked(&mut p).is_empty() && p.poll_timeout().is_none());
+    p.write(3 * MS, T2, 1, 5, false);
+    p.turn_end(3 * MS, T2);
+    assert!(commits(&mut p).is_empty());
+    p.handle_timeout(4 * MS);
+    assert_eq!(asked(&mut p), [T]);
+    assert!(!p.rest(4 * MS, T, asleep(1)) && p.rest(5 * MS, T, asleep(1)));
+    p.turn_end(5 * MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 5, 5)]);
+}
+
+#[test]
+fn an_answer_that_outlasted_its_time_is_whole_when_its_thread_sleeps() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 1, 5, false);
+    p.handle_timeout(60 * MS);
+    assert_eq!((one(&mut p), asked(&mut p)), (vec![entry(1, 0, 5, 0)], vec![T]));
+    let at = p.poll_timeout().expect("it is asked again");
+    p.handle_timeout(at);
+    assert_eq!(asked(&mut p), [T]);
+    assert!(!p.rest(at, T, asleep(1)) && p.rest(at + MS, T, asleep(1)));
+    p.turn_end(at + MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 10, 5, 5)]);
+}
+
+#[test]
+fn who_waits_in_the_middle_of_its_work_has_not_ended_it() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    // For room in a socket.
+    p.read(MS, T, 1, 10);
+    p.write(MS, T, 2, 5, true);
+    p.blocked(T);
+    p.handle_timeout(2 * MS);
+    assert!(asked(&mut p).is_empty());
+    assert!(!p.rest(2 * MS, T, asleep(1)) && !p.rest(600 * MS, T, asleep(1)));
+    p.turn_end(600 * MS, T);
+    commits(&mut p);
+    // For a lock, unless that takes very long.
+    let lock = Rest::Asleep { times: 1, lock: true };
+    p.read(601 * MS, T, 1, 10);
+    p.write(601 * MS, T, 2, 5, false);
+    assert!(!p.rest(602 * MS, T, lock) && !p.rest(1000 * MS, T, lock) && p.rest(1102 * MS, T, lock));
+    p.turn_end(1102 * MS, T);
+    // For something that it needs to answer what it has read.
+    let mut p = with(lines(), &[1]);
+    p.input(1, 0, b"do it\n");
+    p.read(MS, T, 1, 6);
+    p.handle_timeout(2 * MS);
+    assert_eq!(asked(&mut p), [T]);
+    assert!(!p.rest(2 * MS, T, asleep(1)) && !p.rest(400 * MS, T, asleep(1)) && p.rest(502 * MS, T, asleep(1)));
 }
 
 #[test]
@@ -373,15 +539,12 @@ fn adopted_bytes_commit_at_once_or_with_their_turn() {
 fn an_overlong_turn_is_committed_in_parts() {
     let mut p = with(PortPolicy::default(), &[1, 2]);
     p.read(10 * MS, T, 1, 5);
-    assert_eq!(p.poll_timeout(), None);
     p.write(20 * MS, T, 1, 5, false);
     p.write(60 * MS, T, 1, 5, false);
-    assert_eq!(p.poll_timeout(), Some(70 * MS));
     p.handle_timeout(69 * MS);
     assert!(commits(&mut p).is_empty());
     p.handle_timeout(70 * MS);
     assert_eq!(one(&mut p), vec![entry(1, 0, 10, 0)]);
-    assert_eq!(p.poll_timeout(), None);
     p.turn_end(80 * MS, T);
     assert_eq!(one(&mut p), vec![entry(1, 5, 10, 10)]);
 

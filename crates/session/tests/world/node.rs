@@ -619,6 +619,8 @@ impl Node {
                             self.filter.still_open(now, session);
                         }
                     }
+                    // What this application does between two waits it does at once.
+                    Action::AskAsleep(..) => {}
                     Action::Ended(_, tuple, reason) => {
                         if reason == tcpr_session::record::EndReason::Torn {
                             let lonely = self.lonely.remove(&tuple);
