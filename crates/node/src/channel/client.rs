@@ -135,6 +135,8 @@ impl Producing {
 struct Requesting {
     socket: Own,
     number: u32,
+    /// Sessions that came when nobody waited for them any more. We alone have them: closed, they would end.
+    late: Vec<(RecoveredInfo, Own)>,
 }
 
 /// How long a request may take. The manager answers within its loop; it is slow only when it is in trouble.
@@ -338,7 +340,10 @@ impl Client {
         match reply {
             Reply::Recovered { sessions, more } if sessions.len() == fds.len() => {
                 let fds: Vec<Own> = fds.into_iter().map(Own::new).collect::<io::Result<_>>()?;
-                Ok((sessions.into_iter().zip(fds).collect(), more))
+                let late = |(info, _): &mut (RecoveredInfo, Own)| info.tuple.local.port() == port;
+                let mut all: Vec<_> = lock(&self.requesting).late.extract_if(.., late).collect();
+                all.extend(sessions.into_iter().zip(fds));
+                Ok((all, more))
             }
             _ => Err(protocol("recovered sessions without their descriptors")),
         }
@@ -519,7 +524,7 @@ fn introduce(
                 continue;
             }
         };
-        let mut requesting = Requesting { socket, number: 0 };
+        let mut requesting = Requesting { socket, number: 0, late: Vec::new() };
         match requesting.ask(&hello, &[], deadline.max(Instant::now() + ANSWER_TIMEOUT)) {
             // The manager has died, or strangers have pushed us out before it heard us.
             Err(e) if e.errno == libc::ENOTCONN && Instant::now() < deadline => nap(Duration::from_millis(10)),
@@ -567,9 +572,12 @@ impl Requesting {
                 return Err(gone());
             }
             let reply: Numbered<Reply> = wire::decode(&buffer[..n])?;
-            // An older one answers somebody who gave up: its descriptors are closed here.
             if reply.number == self.number {
                 return Ok((reply.body, fds));
+            }
+            // An older one answers somebody who gave up.
+            if let Reply::Recovered { sessions, .. } = reply.body {
+                self.late.extend(sessions.into_iter().zip(fds.into_iter().flat_map(Own::new)));
             }
         }
     }
