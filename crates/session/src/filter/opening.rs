@@ -135,7 +135,8 @@ fn settled(
         internal_port: tuple.local.port(),
         isn_in,
         isn_out,
-        mss: theirs.mss.unwrap_or(536),
+        // What we ask for is what we send, too, where the application has set it (TCP_MAXSEG).
+        mss: theirs.mss.unwrap_or(536).min(ours.mss.unwrap_or(u16::MAX)),
         shifts,
         sack: theirs.sack_permitted && ours.sack_permitted,
         timestamps: theirs.timestamps.is_some() && ours.timestamps.is_some(),
