@@ -37,6 +37,8 @@ pub struct Splice {
     pub peer_shifts: (u8, u8),
     /// Output before this number of the local TCP's is not its own, but sent by us: no acknowledgement below it is shown.
     pub floor: Option<Seq>,
+    /// What the local TCP's clock was when it answered: as long as there is a floor no echo of what it never said is shown.
+    pub clock: u32,
 }
 
 impl Splice {
@@ -69,6 +71,15 @@ impl Splice {
                     }
                 });
             }
+            // What has yet to become a connection refuses segments for that (Linux 6.15).
+            segment.each_option(|kind, at| {
+                if (kind, at.len()) == (TIMESTAMPS, 10) {
+                    let echo: &mut [u8; 4] = (&mut out[at.start + 6..at.end]).try_into().expect("four bytes");
+                    if (u32::from_be_bytes(*echo).wrapping_sub(self.clock) as i32) < 0 {
+                        *echo = self.clock.to_be_bytes();
+                    }
+                }
+            });
         }
         segment.finish(out);
     }

@@ -161,7 +161,7 @@ impl Filter {
         if outer != tuple {
             let isn = syn.seq();
             let ports = (tuple.local.port(), outer.local.port());
-            let same = Splice { isn, ports, output: Shift::default(), input: Shift::default(), shifts: (0, 0), peer_shifts: (0, 0), floor: None };
+            let same = Splice { isn, ports, output: Shift::default(), input: Shift::default(), shifts: (0, 0), peer_shifts: (0, 0), floor: None, clock: 0 };
             self.splices.insert(outer, same);
             // Should nothing come of it.
             self.splice_over(self.clock, &outer);
@@ -230,6 +230,7 @@ impl Filter {
             shifts: same(ours),
             peer_shifts: same(theirs),
             floor: None,
+            clock: 0,
         };
         self.splices.insert(tuple, splice);
         true

@@ -135,7 +135,7 @@ fn settled(
         internal_port: tuple.local.port(),
         isn_in,
         isn_out,
-        // Ours is less where the application has asked for that (TCP_MAXSEG), and then it sends no more either.
+        // What we ask for is what we send, too, where the application has set it (TCP_MAXSEG).
         mss: theirs.mss.unwrap_or(536).min(ours.mss.unwrap_or(u16::MAX)),
         shifts,
         sack: theirs.sack_permitted && ours.sack_permitted,

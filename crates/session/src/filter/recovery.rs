@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::live::{Live, Stage};
+use super::live::{seconds, Live, Stage};
 use super::marks::Marks;
 use super::output::TIMESTAMP_LEAD_MS;
 use super::tail::room_after;
@@ -185,6 +185,7 @@ impl Filter {
                 // The peer must not see our clock go back (RFC 7323, section 5.3), and may have seen this much.
                 live.ts_value = live.ts_value.wrapping_add(TIMESTAMP_LEAD_MS);
                 live.ts_shown = live.ts_value;
+                live.ts_value_at = seconds(now);
             }
             if s.established {
                 live.stage = Stage::Probing;

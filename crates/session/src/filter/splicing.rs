@@ -422,6 +422,7 @@ impl Filter {
             shifts: s.open.shifts.map_or((0, 0), |(_, told)| (ours.window_scale.unwrap_or(0), told)),
             peer_shifts: s.open.shifts.map_or((0, 0), |(theirs, _)| (theirs, ours.window_scale.map_or(0, |_| theirs))),
             floor: Some(isn.add(1)),
+            clock,
         };
         live.kernel_una = base;
         live.kernel_nxt = base;

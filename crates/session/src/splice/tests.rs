@@ -94,6 +94,7 @@ fn splice(local: &Half, wire: &Half, shifts: (u8, u8)) -> Splice {
         shifts,
         peer_shifts: (3, 3),
         floor: None,
+        clock: 0,
     }
 }
 

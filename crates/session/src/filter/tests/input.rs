@@ -455,6 +455,24 @@ fn after_a_long_silence_our_own_clock_is_followed() {
     }
 }
 
+/// And it does after a takeover, if nothing was said since.
+#[test]
+fn after_a_long_silence_our_own_clock_is_followed_on_a_new_master() {
+    let mut r = Rig::with_timestamps();
+    r.peer(Say { ts: Some((500, 201)), ..say(ACK, 0, 0, b"ping") });
+    r.stored();
+    r.fail_over();
+    r.peer(Say { ts: Some((501, 201)), ..say(ACK, 4, 0, b"") });
+    let first = r.restore(true).timestamp.unwrap();
+    r.recovered();
+    r.f.hold_for_replica(0);
+    let ts = first.wrapping_add(25 * 86_400_000);
+    r.pass(Duration::from_secs(25 * 86_400));
+    let actions = r.kernel(Say { ts: Some((ts, 501)), ..say(ACK, 0, 4, b"") });
+    assert!(!r.passes(&actions), "the replica has to know it first: {actions:?}");
+    assert_eq!(r.session().ts_value, ts);
+}
+
 /// A new master does not know how old the last timestamp is.
 #[test]
 fn a_new_master_hears_a_peer_whose_clock_has_come_round() {

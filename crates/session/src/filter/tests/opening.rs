@@ -322,6 +322,21 @@ fn a_syn_is_let_in_without_what_no_session_can_go_on_with() {
     }
 }
 
+/// A listener with TCP_MAXSEG asks its peers for short segments, and sends none that are longer.
+#[test]
+fn segments_are_as_short_as_the_listener_asks_for() {
+    let mut r = Rig::new();
+    let (syn, mut syn_ack) = (r.syn(false), r.syn_ack(false));
+    syn_ack[42..44].copy_from_slice(&1000u16.to_be_bytes());
+    let asked = Segment::parse(&syn_ack).unwrap();
+    let mut whole = Vec::new();
+    asked.rewrite(asked.seq(), asked.ack(), &mut whole);
+    r.inp(&syn);
+    r.out(&whole);
+    r.stored();
+    assert_eq!(r.session().open.mss, 1000);
+}
+
 #[test]
 fn a_syn_that_asks_for_nothing_new_is_let_in_as_it_is() {
     let mut r = Rig::new();

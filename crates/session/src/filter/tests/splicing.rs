@@ -409,6 +409,32 @@ fn what_was_held_from_before_acknowledges_nothing_before_the_half() {
     }
 }
 
+/// A listener that keeps a connection to itself until its client says something (TCP_DEFER_ACCEPT) takes it by that, and looks
+/// at what it echoes.
+#[test]
+fn what_was_held_from_before_echoes_no_clock_before_that_of_the_half() {
+    let mut r = busy(true).spliced_over(true, 4);
+    r.half_syn_ack();
+    let echoes = |actions: &[Action]| -> Vec<u32> {
+        let changed = actions.iter().filter_map(|a| if let Action::ModifyIn(_, p) = a { Some(p) } else { None });
+        changed.map(|p| Segment::parse(p).unwrap().options().timestamps.unwrap().1).collect()
+    };
+    r.peer(Say { ts: Some((510, 200)), ..say(ACK, 9, 4, b"late") });
+    r.attach();
+    let told = r.drain();
+    assert_eq!(echoes(&told), [HALF_CLOCK]);
+    // From its first acknowledgement on the peer's echoes are what they are.
+    r.half(ACK, 0, 13, b"", HALF_CLOCK + 3);
+    r.read(9);
+    r.write(b"more");
+    r.wait();
+    r.half(ACK, 0, 13, b"more", HALF_CLOCK + 5);
+    let shown = r.f.store().get(r.session().open.session).unwrap().ts_value;
+    r.peer(Say { ts: Some((520, shown)), ..say(ACK, 13, 8, b"") });
+    let told = r.peer(Say { ts: Some((520, 200)), ..say(ACK, 13, 8, b"") });
+    assert!((echoes(&told)[0].wrapping_sub(HALF_CLOCK) as i32) < 0, "{told:?}");
+}
+
 /// Two sessions wait for the listener, and the first one is asked for.
 fn two_wait() -> Rig {
     let mut r = busy(false);

@@ -17,14 +17,14 @@ impl Rig {
         self.drain()
     }
 
-    fn restore(&mut self, answered: bool) -> RestoreSpec {
+    pub(super) fn restore(&mut self, answered: bool) -> RestoreSpec {
         let id = self.id();
         let spec = self.f.restore_spec(id, answered, 0).unwrap();
         self.f.restored(self.now, id, spec.sent.len());
         spec
     }
 
-    fn recovered(&mut self) -> Vec<Action> {
+    pub(super) fn recovered(&mut self) -> Vec<Action> {
         self.f.attach(self.now, CHANNEL, HANDLE, Origin::Recovered, &tuple(self.port));
         self.drain()
     }
