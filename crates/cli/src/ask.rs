@@ -53,8 +53,8 @@ pub fn status(common: &Common) -> Result<u8, String> {
         println!("member     {}", text(&answer, "member"));
         println!("role       {}", text(&answer, "role"));
         println!("epoch      {}", answer["epoch"]);
-        let why = answer["host"]["missing"].as_str().or_else(|| answer["program_trouble"].as_str());
-        let missing = why.map(|why| format!(" ({why})")).unwrap_or_default();
+        let why: Vec<&str> = [&answer["host"]["missing"], &answer["program_trouble"]].into_iter().filter_map(Value::as_str).collect();
+        let missing = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
         println!("protected  {}{missing}", if protected { "yes" } else { "no" });
         match answer.get("partner") {
             Some(Value::Object(_)) => {

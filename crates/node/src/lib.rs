@@ -10,6 +10,7 @@ pub mod heartbeat;
 pub mod key;
 pub mod link;
 pub mod manager;
+pub mod nat;
 pub mod nfqueue;
 pub mod outgoing;
 pub mod pathmtu;

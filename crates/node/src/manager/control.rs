@@ -223,7 +223,7 @@ impl Manager {
             "role": role,
             "epoch": epoch.number,
             "epoch_member": self.config.members.get(usize::from(epoch.member)).map(|m| m.name.clone()),
-            "protected": self.role.protected() && self.host.whole(&self.filter) && trouble.is_none(),
+            "protected": self.role.protected() && self.host.whole(&self.filter) && trouble.is_none() && self.partner.program_trouble.is_none(),
             "host": self.host.status(&self.filter),
             "partner": self.partner_status(),
             "sessions": self.filter.store().len(),
