@@ -222,6 +222,29 @@ fn peers_behind_a_translating_router_go_on() {
     w.pair.wait_sessions(0, PATIENCE).expect("no records");
 }
 
+/// What the members themselves translate only one of them knows: whoever sets it up is told.
+#[test]
+fn rules_that_translate_what_peers_connect_to_are_named() {
+    let w = chat("dnat", Hosted::ByRun, |pair| {
+        let rule = "-t nat -A PREROUTING -d 192.0.2.200 -p tcp --dport 80 -j DNAT --to-destination 192.0.2.200:5555";
+        pair.host(0).tool(&format!("iptables {rule}")).expect("a rule");
+    });
+    let said = |i: usize, command: &str| {
+        let out = w.pair.tcpr(i, &[command]).expect("it runs");
+        (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    let names = |text: &str| text.contains("--dport 80") && text.contains("translates what peers connect to");
+    let (code, text) = said(0, "check");
+    assert!(code == Some(0) && names(&text), "{code:?}: {text}");
+    let (_, text) = said(0, "doctor");
+    assert!(text.lines().any(|l| l.starts_with("FAIL  address translation") && names(l)), "{text}");
+    assert!(names(&w.pair.process(0).expect("a process").tail(200)));
+    for command in ["check", "doctor"] {
+        let (_, text) = said(1, command);
+        assert!(!names(&text), "{command}: {text}");
+    }
+}
+
 /// The names that others find the manager by: removed by whoever cleans up.
 #[test]
 fn the_control_socket_is_put_back() {

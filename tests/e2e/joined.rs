@@ -122,6 +122,24 @@ fn a_port_that_is_served_by_a_stranger() {
     pair.wait_protected(PATIENCE).expect("protected: both have joined");
 }
 
+/// A failover would find nobody: the master says so of its partner.
+#[test]
+fn the_partners_program_counts() {
+    let m = Members::new("partner");
+    let mut pair = m.pair(lines(), &[&built("line_server"), "5555", "keep"], Hosted::ByRun);
+    let master = pair.wait_protected(PATIENCE).expect("protected");
+    pair.start(1 - master, &[&built("static_line_server"), "5555", "keep"]).expect("started");
+    let said = wait_for(PATIENCE, || {
+        let status = pair.status(master).expect("a status");
+        let trouble = status["partner"]["trouble"].as_str().unwrap_or_default();
+        status["protected"] == false && trouble.contains("linked statically") && trouble.contains("--no-preload")
+    });
+    assert!(said, "{}", pair.describe());
+    assert_eq!(pair.tcpr(master, &["status"]).expect("status").status.code(), Some(1));
+    pair.start(1 - master, &[&built("line_server"), "5555", "keep"]).expect("started");
+    pair.wait_protected(PATIENCE).expect("protected again");
+}
+
 #[test]
 fn a_program_without_the_library_has_to_listen() {
     let m = Members::new("idle");

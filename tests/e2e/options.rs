@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use tcpr_lab::member::Service;
+use tcpr_lab::member::{Hosted, Service};
 use tcpr_lab::set_number;
 
 use crate::requests::connect;
@@ -166,9 +166,9 @@ fn a_listener_of_one_device_has_its_connections_back() {
 }
 
 /// The server hears of a client when that has said something: clients that have said nothing keep nobody waiting.
-#[test]
-fn a_listener_that_waits_for_data_has_its_connections_back() {
-    let mut w = World::new("deferred", Service::new("inherit", PORT), &[&built("inherit_server"), "5555", "4", "deferred"]);
+fn deferred(label: &str, by: Hosted) {
+    let program = [&built("inherit_server")[..], "5555", "4", "deferred"];
+    let mut w = World::hosted(label, Service::new("inherit", PORT), &program, by);
     let (mut asker, mut silent) = (Asker::new(&w), Asker::new(&w));
     values(&mut asker, "first");
     for fault in [Fault::Switchover, Fault::KillServer, Fault::KillAll] {
@@ -180,6 +180,16 @@ fn a_listener_that_waits_for_data_has_its_connections_back() {
         assert!(took < Duration::from_secs(10), "{fault:?}: {took:?}");
     }
     values(&mut silent, "late");
+}
+
+#[test]
+fn a_listener_that_waits_for_data_has_its_connections_back() {
+    deferred("deferred", Hosted::ByRun);
+}
+
+#[test]
+fn a_listener_that_waits_for_data_without_the_library_has_its_connections_back() {
+    deferred("sdeferred", Hosted::ByRunUnhooked);
 }
 
 /// The segments of a connection stay as small as its listener wants them.

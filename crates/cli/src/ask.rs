@@ -55,8 +55,9 @@ pub fn status(common: &Common) -> Result<u8, String> {
         println!("epoch      {}", answer["epoch"]);
         let unaccepted = answer["unaccepted"].as_u64().filter(|n| *n > 0);
         let unaccepted = unaccepted.map(|n| format!("the program does not accept {n} recovered sessions"));
-        let why = answer["host"]["missing"].as_str().or_else(|| answer["program_trouble"].as_str()).or(unaccepted.as_deref());
-        let missing = why.map(|why| format!(" ({why})")).unwrap_or_default();
+        let told = [&answer["host"]["missing"], &answer["program_trouble"]].into_iter().filter_map(Value::as_str);
+        let why: Vec<&str> = told.chain(unaccepted.as_deref()).collect();
+        let missing = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
         println!("protected  {}{missing}", if protected { "yes" } else { "no" });
         match answer.get("partner") {
             Some(Value::Object(_)) => {

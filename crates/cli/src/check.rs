@@ -1,7 +1,7 @@
 //! What can be said without a manager: check, cleanup.
 
 use serde_json::json;
-use tcpr_node::rules;
+use tcpr_node::{nat, rules};
 use tcpr_node::vip::Vip;
 
 use crate::{load, Common};
@@ -11,6 +11,7 @@ pub fn check(common: &Common, no_preload: bool) -> Result<u8, String> {
     let config = load(common.config.as_ref())?;
     let mut unsupported = config.unsupported();
     let mut warnings = config.warnings();
+    warnings.extend(nat::trouble(&config, &nat::rulesets()));
     let unhooked = config.unsupported_unhooked();
     if no_preload {
         unsupported.extend(unhooked);

@@ -1,11 +1,11 @@
 //! `tcpr doctor`: what this kernel, its settings and these privileges allow, and what to do about it.
 
 use std::fs;
-use std::process::Command;
 
 use serde_json::json;
 use tcpr_node::conntrack::Conntrack;
 use tcpr_node::manager::control::ControlRequest;
+use tcpr_node::nat;
 use tcpr_node::nfqueue::Queue;
 use tcpr_node::rawsock::RawSender;
 use tcpr_node::rules::{self, Rules, RulesState};
@@ -21,12 +21,13 @@ type Finding = Result<String, String>;
 /// Looks at everything, and says it.
 pub fn doctor(common: &Common) -> Result<u8, String> {
     let plain = |_| String::new();
+    let rules = nat::rulesets();
     let mut findings: Vec<(&str, Finding)> = vec![
         ("raw sockets", RawSender::open().map(|_| String::new()).map_err(|e| format!("{e}; run as root, or give CAP_NET_RAW and CAP_NET_ADMIN"))),
         ("sock_diag", SockDiag::open().map(|_| String::new()).map_err(|e| format!("{e}; the kernel needs CONFIG_INET_DIAG"))),
         ("NFQUEUE", queue()),
         ("changed packets", changed_packets()),
-        ("conntrack", conntrack()),
+        ("conntrack", conntrack(&rules)),
         ("TCP options", tcp_options()),
     ];
     let backend = rules::backend().map(|(backend, why)| format!("{backend}: {why}"));
@@ -36,6 +37,7 @@ pub fn doctor(common: &Common) -> Result<u8, String> {
             let there = Vip::new(&config.service.interface, v.addr, v.prefix).map(drop).map(plain);
             findings.push(("interface", there.map_err(|e| e.to_string())));
         }
+        findings.push(("address translation", nat::trouble(&config, &rules).map_or_else(|| Ok(String::new()), Err)));
         let installed = Rules::of(&config).installed().map(|state| match state {
             RulesState::Absent => "none of the service; tcpr run installs them".to_owned(),
             RulesState::Wrong(text) => format!("{text}; tcpr run installs them anew"),
@@ -92,13 +94,8 @@ fn changed_packets() -> Finding {
 
 /// Rules that ask for a state of connection tracking, which has not seen the connections begin that a new master takes over. It
 /// is told of them, where it listens; else these rules decide.
-fn conntrack() -> Finding {
-    let said = |program: &str, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).output().ok()?;
-        String::from_utf8(output.stdout).ok()
-    };
-    let rules = [said("iptables-save", &[]), said("iptables-legacy-save", &[]), said("ip6tables-save", &[]), said("ip6tables-legacy-save", &[]), said("nft", &["list", "ruleset"])];
-    let lines = || rules.iter().flatten().flat_map(|text| text.lines()).map(str::trim);
+fn conntrack(rules: &[String]) -> Finding {
+    let lines = || rules.iter().flat_map(|text| text.lines()).map(str::trim);
     let asks = |line: &&str| ["ctstate", "--state", "ct state"].iter().any(|words| line.contains(words));
     let Some(rule) = lines().find(asks) else { return Ok(String::new()) };
     let untold = match Conntrack::open().and_then(|mut conntrack| conntrack.probe()) {

@@ -11,6 +11,7 @@ pub mod heartbeat;
 pub mod key;
 pub mod link;
 pub mod manager;
+pub mod nat;
 pub mod nfqueue;
 pub mod outgoing;
 pub mod pathmtu;

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{mpsc, Arc, Mutex, PoisonError};
@@ -33,6 +34,8 @@ pub struct Question {
     pub joined: Vec<u32>,
     /// Ports on which one of them has said that it listens.
     pub told: Vec<u16>,
+    /// The program runs without the library: nobody joins, and its listeners are asked for in the peers' names.
+    pub unhooked: bool,
 }
 
 /// What was seen.
@@ -109,6 +112,10 @@ impl Look {
         self.holders.retain(|inode, _| inodes.contains(inode));
         self.in_vain.retain(|inode, since| inodes.contains(inode) && since.elapsed() < SEARCH_AGAIN);
         let joined: HashSet<u32> = question.joined.iter().copied().collect();
+        if question.unhooked {
+            self.accept_at_once(listeners.iter().map(|l| l.inode));
+            return Ok(Seen { listening: !listeners.is_empty(), strangers: Vec::new() });
+        }
         let mut program = Vec::new();
         let mut seen = Seen { listening: !listeners.is_empty(), strangers: Vec::new() };
         let mut named = HashSet::new();
@@ -148,6 +155,21 @@ impl Look {
         Ok(seen)
     }
 
+    /// A listener that waits for data (TCP_DEFER_ACCEPT) would not accept the connections of peers that say nothing, when they are
+    /// taken back. With the library in the program, that sees to it.
+    fn accept_at_once(&mut self, listeners: impl Iterator<Item = u32>) {
+        let program = descendants(std::process::id());
+        for inode in listeners {
+            let Some(pid) = self.holder(inode, program.iter().copied()).or_else(|| self.search(inode)) else { continue };
+            let Some((_, fd)) = self.holders.get(&inode) else { continue };
+            match no_longer_defers(pid, *fd) {
+                Ok(false) => {}
+                Ok(true) => log::info!("the listener of {} accepts at once from now on (TCP_DEFER_ACCEPT is off)", name(pid)),
+                Err(error) => log::debug!("{}: TCP_DEFER_ACCEPT cannot be looked at: {error}", name(pid)),
+            }
+        }
+    }
+
     /// Which of these processes has the socket.
     fn holder(&mut self, inode: u32, mut among: impl Iterator<Item = u32> + Clone) -> Option<u32> {
         if let Some((pid, fd)) = self.holders.get(&inode).copied() {
@@ -174,6 +196,35 @@ impl Look {
         }
         found
     }
+}
+
+/// Turns TCP_DEFER_ACCEPT off on another process's listener. Returns whether it was on.
+fn no_longer_defers(pid: u32, fd: u32) -> io::Result<bool> {
+    let own = |fd: libc::c_long| match libc::c_int::try_from(fd) {
+        // SAFETY: a descriptor just made, owned by nobody else.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: no pointers.
+    let process = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: no pointers.
+    let socket = own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })?;
+    let mut seconds: libc::c_int = 0;
+    let mut length = size_of_val(&seconds) as libc::socklen_t;
+    let (tcp, defer) = (libc::SOL_TCP, libc::TCP_DEFER_ACCEPT);
+    // SAFETY: value and length are live, and the length is that of the value.
+    if unsafe { libc::getsockopt(socket.as_raw_fd(), tcp, defer, (&raw mut seconds).cast(), &raw mut length) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if seconds == 0 {
+        return Ok(false);
+    }
+    let off: libc::c_int = 0;
+    // SAFETY: the pointer and the length are those of `off`, which lives through the call.
+    if unsafe { libc::setsockopt(socket.as_raw_fd(), tcp, defer, (&raw const off).cast(), length) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(true)
 }
 
 /// The names in a directory that are numbers.
@@ -397,7 +448,7 @@ mod tests {
         let at = listener.local_addr().unwrap();
         let mut look = Look { ours: Ours::at(&[at]), sockdiag: SockDiag::open().unwrap(), holders: HashMap::new(), in_vain: HashMap::new() };
         let me = std::process::id();
-        let question = |joined: &[u32]| Question { joined: joined.to_vec(), told: Vec::new() };
+        let question = |joined: &[u32]| Question { joined: joined.to_vec(), ..Question::default() };
         assert_eq!(look.at(&question(&[me])).unwrap(), Seen { listening: true, strangers: Vec::new() });
         let seen = look.at(&question(&[1])).unwrap();
         let [stranger] = &seen.strangers[..] else { panic!("{seen:?}") };

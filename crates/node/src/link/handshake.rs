@@ -22,7 +22,7 @@ use std::time::Duration;
 pub const PROTOCOL: u16 = 3;
 /// The first that has records of what made the application connect.
 pub const CAUSES: u16 = 2;
-/// The first that has records of the options that the application sets.
+/// The first that has records of the options that the application sets, and says what is wrong with a program.
 pub const OPTIONS: u16 = 3;
 /// The oldest protocol that it speaks.
 const OLDEST: u16 = 1;

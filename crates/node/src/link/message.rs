@@ -34,6 +34,7 @@ mod kind {
     pub const HANDOVER: u8 = 21;
     pub const HANDOVER_ACK: u8 = 22;
     pub const BYE: u8 = 23;
+    pub const PROGRAM: u8 = 24;
 }
 
 /// What the members say to each other; borrowed bytes live until the next call on the link.
@@ -106,6 +107,11 @@ pub enum Message<'a> {
         more: u64,
         /// The names, as the filter makes them.
         names: &'a [u8],
+    },
+    /// Whether the sender's program would take the sessions over. Since protocol version 3.
+    Program {
+        /// Why not; empty: it would.
+        trouble: Cow<'a, str>,
     },
     /// The sender closes the connection on purpose.
     Bye {
@@ -236,6 +242,9 @@ pub fn encode_head<'a>(message: &Message<'a>, state: &mut Continuation, out: &mu
         Message::PairedAck { epoch } => put_control(kind::PAIRED_ACK, &Only { epoch }, out)?,
         Message::Handover { epoch, position } => put_control(kind::HANDOVER, &Point { epoch, position }, out)?,
         Message::HandoverAck { epoch } => put_control(kind::HANDOVER_ACK, &Only { epoch }, out)?,
+        Message::Program { ref trouble } => {
+            put_control(kind::PROGRAM, &Reason { reason: Cow::Borrowed(trouble.as_ref()) }, out)?;
+        }
         Message::Bye { ref reason } => {
             put_control(kind::BYE, &Reason { reason: Cow::Borrowed(reason.as_ref()) }, out)?;
         }
@@ -282,6 +291,7 @@ pub fn decode<'a>(message: &'a [u8], state: &mut Continuation) -> Result<Message
             Message::Handover { epoch, position }
         }
         kind::HANDOVER_ACK => Message::HandoverAck { epoch: take_control::<Only>(kind, body)?.epoch },
+        kind::PROGRAM => Message::Program { trouble: take_control::<Reason<'_>>(kind, body)?.reason },
         kind::BYE => Message::Bye { reason: take_control::<Reason<'_>>(kind, body)?.reason },
         other => return Err(Malformed::Kind(other)),
     })
@@ -353,7 +363,7 @@ pub(crate) mod tests {
     pub(crate) type Plan = (u8, Epoch, u64, Vec<u8>);
 
     pub(crate) fn any_plan(longest: usize) -> impl Strategy<Value = Plan> {
-        (0u8..12, any_epoch(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..=longest))
+        (0u8..13, any_epoch(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..=longest))
     }
 
     pub(crate) fn build((what, epoch, position, bytes): &Plan) -> Message<'_> {
@@ -378,6 +388,7 @@ pub(crate) mod tests {
             8 => Message::HandoverAck { epoch },
             9 => Message::Forward { bytes },
             10 => Message::Alone { epoch, more: position, names: bytes },
+            11 => Message::Program { trouble: String::from_utf8_lossy(bytes) },
             _ => Message::Bye { reason: String::from_utf8_lossy(bytes) },
         }
     }

@@ -228,6 +228,7 @@ impl Manager {
                 && self.host.whole(&self.filter)
                 && !self.partner.unguarded
                 && trouble.is_none()
+                && self.partner.program_trouble.is_none()
                 && unaccepted == 0
                 && !self.has_lost_one(),
             "unaccepted": unaccepted,

@@ -49,6 +49,7 @@ use crate::channel::server::{ChannelListener, Greeting};
 use crate::channel::wire::{OutgoingInfo, PortInfo};
 use crate::config::{self, Config, Durability};
 use crate::guard::{Claim, Guard};
+use crate::nat;
 use crate::nfqueue::Queue;
 use crate::pathmtu::PathMtu;
 use crate::rawsock::RawSender;
@@ -179,7 +180,7 @@ impl Manager {
         if !unsupported.is_empty() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, unsupported.join("; ")));
         }
-        config.warnings().iter().for_each(|warning| log::warn!("{warning}"));
+        config.warnings().into_iter().chain(nat::trouble(&config, &nat::rulesets())).for_each(|warning| log::warn!("{warning}"));
         let start = Instant::now();
         let service = &config.service;
         let lock = disk::Lock::take(&service.state_dir)?;

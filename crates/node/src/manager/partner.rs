@@ -23,6 +23,8 @@ use crate::key::{self, Key};
 use crate::link::{CloseReason, Fault, Hello, Link, LinkConfig, Listener, Message, CAUSES, OPTIONS, PROTOCOL};
 use crate::reach::Reach;
 
+/// So much of what the partner says of its program is kept.
+const MOST_SAID: usize = 1000;
 /// How often the dialing member tries.
 pub(super) const DIAL_EVERY: Duration = Duration::from_millis(100);
 /// A partner whose manager runs is heard to be of another version this often, or more.
@@ -116,6 +118,10 @@ pub(super) struct Partner {
     last_close: Option<String>,
     /// When the partner last said that we have no protocol version in common, and the words for it.
     estranged: Option<(Now, String)>,
+    /// Why its program would not take the sessions over, as it has said.
+    pub program_trouble: Option<String>,
+    /// What we have said of ours.
+    program_told: Option<String>,
     greet_at: Now,
     /// When heartbeats got through in both directions last.
     contact_at: Now,
@@ -211,6 +217,8 @@ impl Partner {
             heard_bye: false,
             last_close: None,
             estranged: None,
+            program_trouble: None,
+            program_told: None,
             greet_at: now,
             contact_at: now,
             to_tell: None,
@@ -545,6 +553,7 @@ impl Manager {
         };
         self.partner.greet_at = self.now() + GREET_EVERY;
         self.partner.send(&Message::Hello(hello));
+        self.partner.program_told = None;
         self.tell_alone();
         self.partner.flush();
     }
@@ -554,6 +563,18 @@ impl Manager {
     pub(super) fn greet_again(&mut self, now: Now, changed: bool) {
         if self.partner.link_up && !self.role.in_contact() && (changed || now >= self.partner.greet_at) {
             self.greet();
+        }
+    }
+
+    /// Says why our program would not take the sessions over, if that has changed.
+    pub(super) fn tell_program(&mut self, trouble: Option<&str>) {
+        let speaks = self.partner.link.as_ref().and_then(Link::version).is_some_and(|version| version >= OPTIONS);
+        let trouble = trouble.unwrap_or_default();
+        // It takes us for well until we say otherwise.
+        if self.partner.link_up && speaks && self.partner.program_told.as_deref().unwrap_or_default() != trouble {
+            self.partner.program_told = Some(trouble.to_owned());
+            self.partner.send(&Message::Program { trouble: trouble.into() });
+            self.partner.flush();
         }
     }
 
@@ -640,6 +661,7 @@ impl Manager {
                     return Err(format!("the partner goes on in protocol version {}, which we do not speak", hello.protocol));
                 }
                 self.partner.estranged = None;
+                self.partner.program_trouble = None;
                 if hello.config_digest != self.partner.digest {
                     log::warn!("the partner's configuration of ports, virtual IP or durability differs from ours");
                 }
@@ -735,6 +757,13 @@ impl Manager {
                 if epoch <= self.role.epoch() && matches!(self.role.role(), Role::Master | Role::Fenced) {
                     self.hear_alone(now, names, more == 0);
                 }
+            }
+            Message::Program { trouble } => {
+                let trouble = Some(trouble.chars().take(MOST_SAID).collect::<String>()).filter(|text| !text.is_empty());
+                if let Some(text) = &trouble {
+                    log::error!("not protected: the partner's program would not take over: {text}");
+                }
+                self.partner.program_trouble = trouble;
             }
             Message::Bye { reason } => {
                 log::info!("the partner says good-bye: {reason}");
@@ -1007,6 +1036,7 @@ impl Manager {
             let port = self.config.failover.heartbeat_port;
             format!("connected, but heartbeats do not get through in both directions, so this is no pair: is UDP port {port} open between the members?")
         });
+        let program = self.partner.program_trouble.as_ref().map(|text| format!("its program would not take over: {text}"));
         json!({
             "member": name,
             "address": address.ip().to_string(),
@@ -1022,7 +1052,7 @@ impl Manager {
             "heartbeats_refused": self.partner.heartbeat.as_ref().map_or(0, |h| h.rejected().total()),
             "trouble": match self.partner.link_up {
                 true if self.partner.unguarded => Some("its packet rules are missing"),
-                true => deaf.as_deref(),
+                true => deaf.as_deref().or(program.as_deref()),
                 false => self.partner.estrangement(self.now()).or(self.partner.last_close.as_deref()),
             },
         })

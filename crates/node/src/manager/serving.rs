@@ -67,12 +67,15 @@ impl Manager {
         if let Some(seen) = watch.take() {
             self.serving.seen = Some(seen);
         }
-        watch.ask(Question { joined, told });
+        watch.ask(Question { joined, told, unhooked: !self.filter.hooked() });
         let trouble = self.program_trouble();
         let serving = &mut self.serving;
         if trouble.as_ref() != serving.trouble.as_ref().map(|(_, text)| text) {
             serving.trouble = trouble.map(|text| (now, text));
         }
+        let lasting = serving.trouble.as_ref().filter(|(since, _)| now >= *since + LASTS).map(|(_, text)| text.clone());
+        self.tell_program(lasting.as_deref());
+        let serving = &mut self.serving;
         match &serving.trouble {
             Some((since, text)) if now >= *since + LASTS && serving.said.as_ref() != Some(text) => {
                 log::error!("not protected: {text}");
