@@ -1,6 +1,6 @@
-/* splice_server PORT ADDRESS echo|raw|DIRECTORY: sends back what comes, by splice(2) through a pipe of each connection ("raw":
- * by system calls that no library sees); or puts it into a file in DIRECTORY that has the peer's port for its name, and answers
- * its length at its end. */
+/* splice_server PORT ADDRESS echo|DIRECTORY [raw]: sends back what comes, by splice(2) through a pipe of each connection; or puts
+ * it into a file in DIRECTORY that has the peer's port for its name, and answers its length at its end. "raw": by system calls
+ * that no library sees. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -73,8 +73,12 @@ static void serve(struct client *c)
         long n = move(c->fd, c->pipe[1], 65536);
         if (n < 0 && errno == EAGAIN)
             return watch(c, EPOLLIN);
-        if (n == 0 && c->to >= 0)
-            dprintf(c->fd, "%ld\n", c->all);
+        if (n == 0 && c->to >= 0) {
+            char answer[32];
+            int length = snprintf(answer, sizeof answer, "%ld\n", c->all);
+            if (write(c->fd, answer, (size_t)length) != length)
+                perror("write");
+        }
         if (n <= 0)
             return drop(c);
         c->inside = (size_t)n;
@@ -93,9 +97,9 @@ static int file_of(const char *directory, const struct sockaddr_in6 *peer)
 
 int main(int argc, char **argv)
 {
-    if (argc != 4)
+    if (argc != 4 && argc != 5)
         return 2;
-    raw = strcmp(argv[3], "raw") == 0;
+    raw = argc == 5;
     signal(SIGPIPE, SIG_IGN);
     struct sockaddr_in6 here = {.sin6_family = AF_INET6, .sin6_port = htons((unsigned short)atoi(argv[1]))};
     int one = 1, listener = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK, 0);
@@ -122,7 +126,7 @@ int main(int argc, char **argv)
                 continue;
             }
             c->fd = fd;
-            c->to = raw || strcmp(argv[3], "echo") == 0 ? -1 : file_of(argv[3], &peer);
+            c->to = strcmp(argv[3], "echo") == 0 ? -1 : file_of(argv[3], &peer);
             epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &(struct epoll_event){.events = EPOLLIN, .data.ptr = c});
         }
     }

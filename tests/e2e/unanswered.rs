@@ -193,14 +193,25 @@ fn a_session_that_had_too_much_is_protected_again_at_rest() {
 /// What was spliced from a connection is done: an upload is not given again from its beginning.
 #[test]
 fn an_upload_by_splice_goes_on_where_it_was() {
+    upload("upload", &[]);
+}
+
+/// By system calls that no library sees: then the kernel is asked how far it was read.
+#[test]
+fn an_upload_around_the_hooks_goes_on_where_it_was() {
+    upload("around", &["raw"]);
+}
+
+fn upload(label: &str, how: &[&str]) {
     const ALL: usize = 64 << 20;
     /// What the program may have put away in a turn that was not over, and in what its socket held.
     const AGAIN: usize = 12 << 20;
-    let directory = std::env::temp_dir().join(format!("tcpr-uploads-{}", std::process::id()));
+    let directory = std::env::temp_dir().join(format!("tcpr-{label}-{}", std::process::id()));
     fs::create_dir_all(&directory).expect("a directory");
     let path = directory.display().to_string();
     let service = Service::new("upload", PORT).unanswered("discard");
-    let mut w = World::new("upload", service, &[&built("splice_server"), "5555", "::", &path]);
+    let program = built("splice_server");
+    let mut w = World::new(label, service, &[&[&program[..], "5555", "::", &path], how].concat());
     let (to, peer) = (w.pair.addr(), w.peer.clone());
     for fault in [Fault::Switchover, Fault::KillServer] {
         let mut stream = peer.enter(|| connect(to)).expect("connected");
@@ -229,4 +240,26 @@ fn an_upload_by_splice_goes_on_where_it_was() {
     }
     let _ = fs::remove_dir_all(&directory);
     w.no_reset();
+}
+
+/// What is read around the hooks and not answered is bounded like any other, and shown.
+#[test]
+fn what_is_read_around_the_hooks_is_bounded() {
+    let directory = std::env::temp_dir().join(format!("tcpr-bounded-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("a directory");
+    let path = directory.display().to_string();
+    let w = World::new("bounded", Service::new("upload", PORT), &[&built("splice_server"), "5555", "::", &path, "raw"]);
+    let (to, peer) = (w.pair.addr(), w.peer.clone());
+    let mut stream = peer.enter(|| connect(to)).expect("connected");
+    stream.write_all(&vec![7; 16 << 20]).expect("sent");
+    tcpr_lab::wait_until(PATIENCE, "it is torn", || torn_sessions(&w) == 1);
+    let out = w.pair.tcpr(w.protected(), &["sessions", "--json"]).expect("sessions");
+    let sessions: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let at = |name: &str| sessions["sessions"][0][name].as_u64().unwrap_or_else(|| panic!("no {name}: {sessions}"));
+    assert!(at("in_stored") - at("in_done") <= 6 << 20, "{sessions}");
+    stream.shutdown(Shutdown::Write).expect("its end");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert_eq!(answer.trim(), (16 << 20).to_string());
+    let _ = fs::remove_dir_all(&directory);
 }
