@@ -270,12 +270,12 @@ fn python<'a>(label: &'a str, how: &str, upstream: &str) -> Proxy<'a> {
 
 #[test]
 fn a_proxy_with_a_thread_for_each_client() {
-    proxied(&Proxy { most: 40, doubles: true, ..python("pxthread", "thread", "192.0.2.9") });
+    proxied(&Proxy { most: 15, doubles: true, ..python("pxthread", "thread", "192.0.2.9") });
 }
 
 #[test]
 fn a_proxy_whose_threads_connect_first() {
-    proxied(&Proxy { most: 60, doubles: true, ..python("pxfirst", "first", "192.0.2.9") });
+    proxied(&Proxy { most: 15, doubles: true, ..python("pxfirst", "first", "192.0.2.9") });
 }
 
 #[test]
@@ -297,12 +297,12 @@ fn a_proxy_over_ipv6() {
 /// Whose connect it is cannot be told where threads take clients from a queue.
 #[test]
 fn a_proxy_with_a_pool_of_threads() {
-    proxied(&Proxy { most: 100, doubles: true, ..python("pxpool", "pool", "192.0.2.9") });
+    proxied(&Proxy { most: 30, doubles: true, ..python("pxpool", "pool", "192.0.2.9") });
 }
 
 #[test]
 fn a_proxy_on_asyncio() {
-    proxied(&Proxy { most: 100, ..python("pxasync", "asyncio", "192.0.2.9") });
+    proxied(&Proxy { most: 50, ..python("pxasync", "asyncio", "192.0.2.9") });
 }
 
 fn haproxy(mode: &str, threads: &str, options: &str) -> Config {
@@ -319,7 +319,7 @@ fn haproxy(mode: &str, threads: &str, options: &str) -> Config {
 #[test]
 fn haproxy_in_tcp_mode() {
     let config = haproxy("tcp", "nbthread 1", "");
-    proxied(&Proxy { most: 60, ..Proxy::new("haptcp", &["haproxy", "-db", "-f", &config.path()]) });
+    proxied(&Proxy { most: 25, ..Proxy::new("haptcp", &["haproxy", "-db", "-f", &config.path()]) });
 }
 
 /// What one connection sends goes to the other one through a pipe.
@@ -332,7 +332,7 @@ fn haproxy_that_splices() {
 #[test]
 fn haproxy_with_several_threads() {
     let config = haproxy("tcp", "nbthread 4", "");
-    proxied(&Proxy { most: 100, ..Proxy::new("hapthr", &["haproxy", "-db", "-f", &config.path()]) });
+    proxied(&Proxy { most: 65, ..Proxy::new("hapthr", &["haproxy", "-db", "-f", &config.path()]) });
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn haproxy_in_http_mode() {
 
 #[test]
 fn socat_with_a_process_for_each_client() {
-    proxied(&Proxy { most: 30, ..Proxy::new("pxsocat", &["socat", "TCP-LISTEN:5555,fork,reuseaddr,backlog=100", "TCP:192.0.2.9:7777"]) });
+    proxied(&Proxy { most: 15, ..Proxy::new("pxsocat", &["socat", "TCP-LISTEN:5555,fork,reuseaddr,backlog=100", "TCP:192.0.2.9:7777"]) });
 }
 
 #[test]
@@ -353,5 +353,5 @@ fn nginx_as_a_stream_proxy() {
          events { worker_connections 512; }\n\
          stream { server { listen 5555; proxy_connect_timeout 60s; proxy_timeout 10m; proxy_pass 192.0.2.9:7777; } }\n";
     let config = Config::new("stream", text);
-    proxied(&Proxy { most: 30, ..Proxy::new("pxnginx", &["nginx", "-c", &config.path(), "-p", &config.0.display().to_string()]) });
+    proxied(&Proxy { most: 15, ..Proxy::new("pxnginx", &["nginx", "-c", &config.path(), "-p", &config.0.display().to_string()]) });
 }

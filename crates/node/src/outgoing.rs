@@ -1,19 +1,28 @@
 //! Sockets with which the application is about to connect to a protected destination (`[[service.outgoing]]`).
 
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use crate::repair::with_sockaddr;
 
 /// A socket that was made ready.
 #[derive(Clone, Copy, Debug)]
 pub struct Lent {
-    /// Its number in the kernel, never used again.
-    pub cookie: u64,
+    /// Its number: see [`number`].
+    pub number: u64,
     /// The application has bound it to a port of its choice.
     pub bound: bool,
+}
+
+/// The number of a socket as the kernel tells it of a connection: that of SO_COOKIE, which is never used again. The connection of
+/// a multipath socket is a socket of its own, which has that one's inode.
+#[must_use]
+pub fn number(cookie: u64, inode: u64, multipath: bool) -> u64 {
+    if multipath { inode | 1 << 63 } else { cookie }
 }
 
 /// Gives a socket the virtual IP as its address, and lets it connect from there although the machine may not have it: on a
@@ -26,7 +35,8 @@ pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<Lent> {
     let fd = socket.as_raw_fd();
     let refused = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     // Multipath TCP is plain TCP in the end: nothing more is negotiated.
-    if !matches!(get::<libc::c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)?, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) {
+    let protocol: libc::c_int = get(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)?;
+    if !matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) {
         return refused("it is no TCP socket".into());
     }
     let v6 = match get(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)? {
@@ -44,9 +54,10 @@ pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<Lent> {
     }
     let at = TcpStream::from(socket.try_clone()?).local_addr()?;
     let ip = at.ip().to_canonical();
-    let cookie = get(fd, libc::SOL_SOCKET, libc::SO_COOKIE)?;
+    let inode = File::from(socket.try_clone()?).metadata()?.ino();
+    let number = number(get(fd, libc::SOL_SOCKET, libc::SO_COOKIE)?, inode, protocol == libc::IPPROTO_MPTCP);
     if ip == vip {
-        return Ok(Lent { cookie, bound: at.port() != 0 && !is_ephemeral(at.port()) });
+        return Ok(Lent { number, bound: at.port() != 0 && !is_ephemeral(at.port()) });
     }
     if !ip.is_unspecified() || at.port() != 0 {
         return refused(format!("it is bound to {at}: bind it to {vip}, or leave it unbound"));
@@ -59,7 +70,7 @@ pub fn prepare(socket: &OwnedFd, vip: IpAddr) -> io::Result<Lent> {
     };
     // SAFETY: the pointer and the length are those of an address, good for the call, which only reads it.
     with_sockaddr(&SocketAddr::new(ip, 0), |address, length| check(unsafe { libc::bind(fd, address, length) }))?;
-    Ok(Lent { cookie, bound: false })
+    Ok(Lent { number, bound: false })
 }
 
 /// Whether the kernel gives such ports to whoever asks for any.

@@ -149,6 +149,7 @@ impl Case {
                     Action::AskAlive(channel) if self.rng.percent(50) => self.f.process_alive(self.now, channel),
                     Action::AskAlive(channel) => self.f.process_gone(self.now, channel),
                     Action::AskUnread(id) if self.rng.percent(80) => self.unread(id),
+                    Action::AskClosed(id) if self.rng.percent(50) => self.f.still_open(self.now, id),
                     _ => {}
                 }
             }
@@ -241,6 +242,9 @@ impl Case {
         let (first, second) = if out { (ours, theirs) } else { (theirs, ours) };
         let syn_packet = syn(!out, flags::SYN, first, Seq(0), ts.then_some((1000, 0)));
         let answer = syn(out, flags::SYN | flags::ACK, second, first.add(1), ts.then_some((5000, 1000)));
+        if out && self.rng.percent(80) {
+            self.lend(t);
+        }
         self.packet(!out, &syn_packet);
         self.act();
         self.packet(out, &answer);
@@ -253,8 +257,22 @@ impl Case {
         self.packet(!out, &packet);
         self.act();
         if self.rng.percent(80) {
-            self.f.attach(self.now, 1, i as u32, Origin::Accepted, &t);
+            let origin = if out { Origin::Connected } else { Origin::Accepted };
+            self.f.attach(self.now, 1, i as u32, origin, &t);
+            self.f.taken(1, 0, i as u32, origin);
         }
+    }
+
+    /// A process connects, by a socket of its own, or one that was lent before, or by none that it has shown.
+    fn lend(&mut self, tuple: FourTuple) {
+        let (channel, thread, socket) = (self.channel(), self.rng.below(3) as u32, self.rng.below(20));
+        let bound = self.rng.percent(10);
+        if self.rng.percent(80) {
+            self.f.lend(channel, thread, socket, tuple.peer, bound);
+        }
+        let other = self.rng.below(20);
+        let socket = [Some(socket), Some(socket), Some(socket), Some(other), None][self.rng.below(5) as usize];
+        self.f.called_by(tuple, socket);
     }
 
     fn packet(&mut self, from_peer: bool, packet: &[u8]) {
@@ -355,12 +373,15 @@ impl Case {
         let (now, thread, handle) = (self.now, self.rng.below(3) as u32, self.rng.below(TUPLES + 1) as u32);
         let channel = if self.rng.percent(80) { 1 } else { self.channel() };
         let n = self.amount();
-        match self.rng.below(22) {
+        match self.rng.below(24) {
             0 | 1 => {
                 const ORIGINS: [Origin; 4] = [Origin::Accepted, Origin::Connected, Origin::Recovered, Origin::Inherited];
                 let origin = ORIGINS[self.rng.below(4) as usize];
                 let t = if self.rng.percent(85) { tuple(u64::from(handle) % TUPLES) } else { self.any_tuple() };
                 self.f.attach(now, channel, handle, origin, &t);
+                if n.is_multiple_of(4) {
+                    self.f.taken(channel, thread, handle, origin);
+                }
             }
             2..=5 => {
                 let bytes = vec![b'w'; n.min(5000) as usize];
@@ -383,6 +404,11 @@ impl Case {
             19 => self.f.set_intents(n.is_multiple_of(2).then_some((channel, handle))),
             20 if n.is_multiple_of(16) => self.f.cut_off(now, channel),
             21 if n.is_multiple_of(16) => self.f.process_gone(now, channel),
+            22 => self.f.reads_other(channel, thread),
+            23 => {
+                let t = if self.rng.percent(80) { tuple(self.rng.below(2)) } else { self.any_tuple() };
+                self.lend(t);
+            }
             _ => {}
         }
         if self.rng.percent(60) {
@@ -432,7 +458,7 @@ impl Case {
     /// What the manager says beside.
     fn manager(&mut self) {
         let (now, id, odd) = (self.now, self.session(), self.rng.percent(50));
-        match self.rng.below(13) {
+        match self.rng.below(19) {
             0 => self.unread(id),
             1 => self.f.all_accepted(now, |_| odd),
             2 => self.f.program_exited(now),
@@ -452,6 +478,27 @@ impl Case {
             11 => {
                 let t = self.any_tuple();
                 let _ = (self.f.recovered_info(&t), self.f.inner(&t), self.f.outer(&t), self.f.unaccepted(), self.f.with_sockets().count());
+            }
+            12 => {
+                // What the kernel has taken of it, or any number.
+                let taken = self.f.store().get(id).map_or(0, |s| s.in_ackable());
+                let received = self.near(taken);
+                self.f.went_around(now, id, received, odd);
+            }
+            13 => {
+                let Some(id) = self.f.poll_around() else { return };
+                let taken = self.f.store().get(id).map_or(0, |s| s.in_ackable());
+                let received = if odd { taken } else { self.near(taken) };
+                self.f.went_around(now, id, received, false);
+            }
+            14 => self.f.still_open(now, id),
+            15 | 16 => {
+                let _ = (self.f.gate(now), self.f.hand_out(id), self.f.is_later(id), self.f.any_later(), self.f.next_may());
+                self.f.handed_out(now, id);
+            }
+            17 => {
+                let t = self.any_tuple();
+                let _ = (self.f.passed_info(&t), self.f.with_socket(id), self.f.take_other_name(id), self.f.around());
             }
             _ => {
                 for id in std::mem::take(&mut self.probed) {

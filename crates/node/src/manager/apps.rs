@@ -568,7 +568,7 @@ impl Manager {
         let lent = outgoing::prepare(socket, vip.ok_or_else(|| refused("there is no virtual IP of its family"))?)?;
         // What the application did before is why it connects.
         self.drain_apps();
-        self.filter.lend(channel, thread, lent.cookie, to, lent.bound);
+        self.filter.lend(channel, thread, lent.number, to, lent.bound);
         Ok(())
     }
 

@@ -8,8 +8,8 @@ use tcpr_session::segment;
 use tcpr_session::tuple::FourTuple;
 
 use super::{apps, Manager, Token};
-use crate::nfqueue;
 use crate::sockdiag::{state, Listing, Ours, SockDiag, TcpSocket};
+use crate::{nfqueue, outgoing};
 
 /// Most batches taken from one queue before the other has its turn.
 const BATCHES: usize = 8;
@@ -125,7 +125,9 @@ impl Manager {
                         log::warn!("the kernel does not say whose the connection {tuple} is: {error}");
                         None
                     });
-                    filter.called_by(tuple, socket.map(|s| s.cookie));
+                    let number = |s: TcpSocket| outgoing::number(s.cookie, s.inode.into(), !filter.is_lent(s.cookie));
+                    let socket = socket.map(number);
+                    filter.called_by(tuple, socket);
                 }
                 filter.packet_out(now, packet.id, packet.payload);
             });

@@ -63,7 +63,7 @@ impl Filter {
         if live.loose() {
             return;
         }
-        let taken = (live.kernel_base + received).saturating_sub(u64::from(ended));
+        let taken = live.kernel_base.saturating_add(received).saturating_sub(u64::from(ended));
         if self.around.get(&id).is_some_and(|around| around.input > taken.max(s.in_end())) {
             // Its process says that it has read what no kernel gave it.
             self.around.remove(&id);
@@ -80,7 +80,7 @@ impl Filter {
             }
         }
         let slipped = taken > s.in_end() || ended && !s.in_fin;
-        if slipped && (s.in_fin || taken > s.in_end() + MOST) {
+        if slipped && (s.in_fin || taken > s.in_end().saturating_add(MOST)) {
             self.counters.around_reset += 1;
             return self.reset_lost(now, id);
         }

@@ -81,10 +81,22 @@ struct Call {
     /// The thread has never had to do with any peer's session.
     aloof: bool,
     caller: Caller,
+    /// The place of its session among those of its cause is free, and others of them wait: it makes a new one.
+    gap: Option<u32>,
 }
 
 impl Call {
-    const UNKNOWN: Call = Call { number: 0, thread: 0, aloof: false, caller: Caller::Unclear(None) };
+    const UNKNOWN: Call = Call { number: 0, thread: 0, aloof: false, caller: Caller::Unclear(None), gap: None };
+}
+
+/// Sessions of one cause (a client; None: the program itself) to one destination.
+type Family = (Option<SessionId>, SocketAddr);
+
+fn family(caller: &Caller, to: SocketAddr) -> Family {
+    match caller {
+        Caller::Of { session, .. } => (Some(*session), to),
+        _ => (None, to),
+    }
 }
 
 /// The peers' sessions that a thread has had to do with.
@@ -161,6 +173,8 @@ pub(super) struct Causes {
     /// How many sessions are not to be handed out yet; and whether another one may be.
     pub later: usize,
     next_may: bool,
+    /// Places without a session for which the program has called since the takeover, and was refused.
+    refused: HashMap<Family, BTreeSet<u32>>,
     /// What came to be known while the log did not grow.
     late: Vec<(SessionId, Option<Cause>)>,
 }
@@ -177,6 +191,7 @@ impl Causes {
         self.numbers.clear();
         self.unclear.clear();
         self.gate = None;
+        self.refused.clear();
         self.at_accept.clear();
         self.newcomer_until = Duration::ZERO;
         self.later = 0;
@@ -187,6 +202,7 @@ impl Causes {
 
     pub fn process_gone(&mut self, channel: u32) {
         self.processes.remove(&channel);
+        self.refused.clear();
         let of_it = |t: &Thread| (*t >> 32) as u32 == channel;
         self.workers.retain(|t, _| !of_it(t));
         self.lent.retain(|(_, call)| !of_it(&call.thread));
@@ -554,7 +570,7 @@ impl Filter {
         let number = self.causes.tick();
         let aloof = self.causes.workers.get(&key).is_none_or(|w| w.life == Life::None);
         self.causes.lent.retain(|(other, _)| *other != socket);
-        self.causes.lent.push_back((socket, Call { number, thread: key, aloof, caller }));
+        self.causes.lent.push_back((socket, Call { number, thread: key, aloof, caller, gap: None }));
         if self.causes.lent.len() > MAX_CALLS {
             self.causes.lent.pop_front();
         }
@@ -629,6 +645,12 @@ impl Filter {
         (first && self.is_outgoing(&tuple)).then_some(tuple)
     }
 
+    /// Whether a socket of this number was lent, and its call has made no session yet.
+    #[must_use]
+    pub fn is_lent(&self, socket: u64) -> bool {
+        self.causes.lent.iter().any(|(other, _)| *other == socket)
+    }
+
     /// The local TCP's connection of this name is that socket; None: the kernel does not say.
     pub fn called_by(&mut self, tuple: FourTuple, socket: Option<u64>) {
         let Some(at) = socket.and_then(|socket| self.causes.lent.iter().position(|(other, _)| *other == socket)) else {
@@ -660,7 +682,7 @@ impl Filter {
         };
         let number = self.causes.tick();
         // Each may be another thread's.
-        self.note_call(tuple, Call { number, thread: number, aloof: true, caller });
+        self.note_call(tuple, Call { number, thread: number, aloof: true, caller, gap: None });
     }
 
     /// The application has made this connection.
@@ -731,6 +753,7 @@ impl Filter {
     /// The session that a connect is to have back; None: it makes a new one.
     pub(super) fn had_before(&mut self, tuple: &FourTuple) -> Option<SessionId> {
         let call = self.causes.call(tuple);
+        let mut gap = None;
         let found = match call.caller {
             Caller::Bound => self.store.find(tuple).filter(|id| self.store.get(*id).is_some_and(|s| s.cause == Some(Cause::Bound))),
             Caller::Unclear(_) => None,
@@ -738,16 +761,34 @@ impl Filter {
                 let alike = self.alike(caller, tuple.peer);
                 // One that the application had closed has its place, though it has no socket yet: nobody has it back.
                 let waits = |id: &SessionId| self.live.get(id).is_some_and(|l| !l.closed && (l.uncalled() || l.probing()));
-                let nth = first_free(alike.iter().filter(|(id, _)| !waits(id)).map(|(_, nth)| *nth));
+                let refused = self.causes.refused.get(&family(caller, tuple.peer)).into_iter().flatten().copied();
+                let nth = first_free(alike.iter().filter(|(id, _)| !waits(id)).map(|(_, nth)| *nth).chain(refused));
+                gap = (alike.iter().all(|(_, n)| *n != nth) && alike.iter().any(|(id, _)| waits(id))).then_some(nth);
                 let several = matches!(caller, Caller::Own) && self.causes.own.get(&tuple.peer).is_some_and(|t| t.len() > 1) && self.config.hooked;
                 alike.into_iter().find(|(_, n)| *n == nth).filter(|_| !several).map(|(id, _)| id)
             }
         };
         let found = found.or_else(|| self.only_own(tuple).filter(|_| call.aloof));
+        if let Some((_, call)) = self.causes.calls.iter_mut().rev().find(|(t, _)| t == tuple) {
+            call.gap = gap;
+        }
         let found = found.filter(|id| self.live.get(id).is_some_and(|l| l.uncalled()))?;
         self.causes.calls.retain(|(t, _)| t != tuple);
         self.causes.numbers.insert(found, call.number);
         Some(found)
+    }
+
+    /// Whoever was called refuses: the next connect is for the next place, or those behind a place that is free, and stays so,
+    /// would never be called for.
+    pub(super) fn note_refusal(&mut self, tuple: &FourTuple, reset: &Segment<'_>) {
+        if !reset.has(flags::ACK) || !self.has_called(tuple, reset.ack().add(u32::MAX.into())) {
+            return;
+        }
+        let inner = self.inner(tuple);
+        let call = self.causes.call(&inner);
+        if let Some(place) = call.gap {
+            self.causes.refused.entry(family(&call.caller, tuple.peer)).or_default().insert(place);
+        }
     }
 
     /// The one session to this destination, if it is the program's own.

@@ -160,6 +160,9 @@ impl Filter {
 
     fn unknown_in(&mut self, now: Now, id: Option<u32>, tuple: FourTuple, segment: &Segment<'_>, bytes: &[u8]) {
         let opens = segment.has(flags::SYN) && !segment.has(flags::ACK);
+        if segment.has(flags::RST) {
+            self.note_refusal(&tuple, segment);
+        }
         if self.mode == Mode::Restoring {
             // No new connection before the recovered ones are in the application's hands, and no RST from a
             // kernel that has not yet all its sockets.

@@ -741,6 +741,36 @@ fn the_second_one_that_a_client_caused_is_not_given_for_the_first() {
     assert_eq!(p.has_back(50_002, 5), Some(40_003));
 }
 
+/// The first one has ended, and who is called for it anew refuses.
+#[test]
+fn a_place_that_is_refused_keeps_nobody_from_those_behind_it() {
+    for of_alice in [false, true] {
+        let mut p = Proxy::new();
+        if of_alice {
+            p.accepts(ALICE, 1);
+            p.reads(ALICE, 1);
+        }
+        for port in [40_001, 40_002, 40_003] {
+            p.connects(port, 1);
+        }
+        let s = p.r.f.store().get(p.id(40_001)).unwrap();
+        let gone = packet(40_001, false, RST, s.in_seq(s.in_end()), Seq(0), b"");
+        p.r.inp(&gone);
+        p.taken_over();
+        if of_alice {
+            p.holds(ALICE, 4, Origin::Recovered);
+            p.r.f.lift_barrier(p.r.now);
+            p.reads(ALICE, 4);
+        }
+        assert_eq!(p.has_back(50_001, 4), None);
+        // A stranger does not know the number.
+        p.r.inp(&packet(50_001, false, RST | ACK, Seq(0), isn(50_001).add(77), b""));
+        assert_eq!(p.has_back(50_002, 4), None);
+        p.r.inp(&packet(50_001, false, RST | ACK, Seq(0), isn(50_001).add(1), b""));
+        assert_eq!((p.has_back(50_003, 4), p.has_back(50_004, 4)), (Some(40_002), Some(40_003)), "{of_alice}");
+    }
+}
+
 #[test]
 fn a_port_of_its_choice_says_which_one_it_is() {
     let mut p = Proxy::new();
