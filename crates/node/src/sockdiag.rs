@@ -213,7 +213,11 @@ impl SockDiag {
     /// Destroys a connection, whoever holds it; a process that does reads ECONNABORTED. `Ok(false)` if there is
     /// none with these addresses. What was received and not read can still be read. **Sends a RST**, see the module. Needs CAP_NET_ADMIN.
     pub fn destroy(&mut self, local: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
-        self.destroy_id(local, &self.id_of(local, peer))
+        // By its addresses alone the kernel would find the listener where there is no such connection, and destroy that.
+        match self.find(local, peer)? {
+            Some(socket) => self.destroy_this(&socket),
+            None => Ok(false),
+        }
     }
 
     /// The same for this very socket: `Ok(false)` also if another one has its addresses by now.

@@ -783,6 +783,17 @@ fn connections_are_listed_and_destroyed_with_a_reset() {
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
+/// The kernel finds the listener where there is no connection with these addresses.
+#[test]
+fn a_listener_is_not_destroyed_for_a_connection_that_is_not_there() {
+    let net = Net::new();
+    let listener = net.a(|| TcpListener::bind(SERVICE).unwrap());
+    listener.set_nonblocking(true).unwrap();
+    let peer = "192.0.2.9:4000".parse().unwrap();
+    assert!(!net.a(|| SockDiag::open().unwrap().destroy(SERVICE, peer).unwrap()));
+    assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
 #[test]
 fn orphans_are_destroyed_too() {
     let net = Net::new();

@@ -201,7 +201,7 @@ impl Manager {
     }
 
     /// What has waited for the rules.
-    fn go_on(&mut self, now: Now) {
+    pub(super) fn go_on(&mut self, now: Now) {
         if self.role.role() != Role::Master {
             return;
         }
@@ -211,6 +211,9 @@ impl Manager {
         }
         if takeover {
             self.begin_takeover(now);
+            if std::mem::take(&mut self.partner.pairing_waits) {
+                self.start_pairing();
+            }
         } else if self.takeover.died {
             self.recover_here(now);
         }

@@ -94,6 +94,8 @@ pub(super) struct Partner {
 
     /// As master: the log is shipped over the link from this position on.
     shipping: bool,
+    /// The role machine has asked for a snapshot, and the takeover has yet to begin.
+    pub(super) pairing_waits: bool,
     snapshot: Option<Snapshot>,
     /// What was taken from the filter, for its memory.
     fresh: Vec<u8>,
@@ -201,6 +203,7 @@ impl Partner {
             carrier_due: now,
             complain_at: [now; 4],
             shipping: false,
+            pairing_waits: false,
             snapshot: None,
             fresh: Vec::new(),
             batch: Vec::new(),
@@ -973,6 +976,7 @@ impl Manager {
     /// The log of an epoch that is over goes nowhere.
     pub(super) fn stop_shipping(&mut self) {
         self.partner.shipping = false;
+        self.partner.pairing_waits = false;
         self.partner.snapshot = None;
         self.partner.batch.clear();
         self.partner.batch_sent = 0;

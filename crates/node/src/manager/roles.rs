@@ -76,6 +76,8 @@ impl Manager {
                 self.step_down(now);
                 self.beat();
             }
+            // A takeover begins a log of its own: nobody can follow the one before it.
+            RoleAction::StartPairing if self.host.takeover_waits => self.partner.pairing_waits = true,
             RoleAction::StartPairing => self.start_pairing(),
             RoleAction::HoldForReplica { .. } => {
                 let position = self.partner.stored;
@@ -126,8 +128,9 @@ impl Manager {
                 log::info!("in reach again");
                 self.filter.set_fenced(now, false);
                 self.vip_add(now);
-                if self.takeover.died {
-                    self.recover_here(now);
+                // What had to wait for the rules, and may have had to wait for this, too.
+                if self.host.is_guarded() {
+                    self.go_on(now);
                 }
             }
             RoleAction::ProbeReach => self.probe_reach(now),
