@@ -201,9 +201,35 @@ unsafe fn take(
     new
 }
 
+/// The program's receive timeout of a listener: not one that a thread of this or of another process has lent it just now.
+fn receive_timeout(fd: c_int) -> libc::timeval {
+    /// The last one that was not lent: of a program that sets one, while somebody else lends his.
+    static KNOWN: Mutex<libc::timeval> = Mutex::new(libc::timeval { tv_sec: 0, tv_usec: 0 });
+    let found = ffi::option::<libc::timeval>(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO);
+    let mut known = lock(&KNOWN);
+    match found {
+        Some(found) if !is_lent(&found) => *known = found,
+        _ => {}
+    }
+    *known
+}
+
+/// The kernel counts in ticks: what comes back may be more, up to the longest of them.
+fn is_lent(timeout: &libc::timeval) -> bool {
+    timeout.tv_sec == 0 && (LENT.tv_usec..=10_000).contains(&timeout.tv_usec)
+}
+
+/// Whether a listener has such a timeout just now.
+pub(super) fn is_lent_to(listener: c_int) -> bool {
+    ffi::option::<libc::timeval>(listener, libc::SOL_SOCKET, libc::SO_RCVTIMEO).is_some_and(|timeout| is_lent(&timeout))
+}
+
+/// For a moment in which nobody waits for long on a listener; see `accept_at_once`.
+const LENT: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 1000 };
+
 fn has_receive_timeout(fd: c_int) -> bool {
-    ffi::option::<libc::timeval>(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO)
-        .is_some_and(|t| t.tv_sec != 0 || t.tv_usec != 0)
+    let t = receive_timeout(fd);
+    t.tv_sec != 0 || t.tv_usec != 0
 }
 
 /// Looks at what the kernel gave us and attaches it if it is a peer's.
@@ -356,16 +382,15 @@ fn accept_at_once(listener: c_int, flags: c_int) -> Option<(c_int, Option<Socket
     if !ffi::is_ready(listener, libc::POLLIN) {
         return None;
     }
-    let timeout = libc::timeval { tv_sec: 0, tv_usec: 1000 };
     let option = (libc::SOL_SOCKET, libc::SO_RCVTIMEO);
     let before = if ffi::is_nonblocking(listener) {
         None
     } else {
         // Another thread may be faster. Non-blocking mode would be seen by everybody who shares the listener;
-        // a timeout is seen by those who block just now, and ours go on when they see it.
-        let before = ffi::option::<libc::timeval>(listener, option.0, option.1);
-        ffi::set_option(listener, option.0, option.1, timeout);
-        before
+        // a timeout is seen by those who block just now, and ours go on when they see it. Others may lend one, too.
+        let before = receive_timeout(listener);
+        ffi::set_option(listener, option.0, option.1, LENT);
+        Some(before)
     };
     let mut peer = Name::default();
     // SAFETY: the name is live, writable and of the given size.

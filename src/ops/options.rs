@@ -9,6 +9,7 @@ use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::Event;
 use tcpr_session::options::{self, LONGEST};
 
+use super::accept::is_lent_to;
 use super::{connection, inside};
 use crate::ffi::Checked;
 use crate::table::{self, Entry};
@@ -171,6 +172,9 @@ pub(super) fn lacking(listener: c_int, fd: c_int) -> Vec<u8> {
         if !inherited {
             // IP_TOS has changed it.
             options::append(&mut run, *level as u8, *name as u8, &[0; 4]);
+            continue;
+        }
+        if (*level, *name) == (libc::SOL_SOCKET, libc::SO_RCVTIMEO) && is_lent_to(listener) {
             continue;
         }
         let (mut wanted, mut has) = ([0; LONGEST], [0; LONGEST]);

@@ -118,10 +118,11 @@ fn go_on(w: &mut World, clients: &mut [Client], faults: &[Fault], server: &Serve
         let took = Duration::from_micros(status["takeover"]["done_us"].as_u64().expect("a time"));
         eprintln!("{when}: done in {took:?}, by process {by_process:?}");
         assert!(took < SOON, "{when}: {took:?}\n{}", w.pair.describe());
-        if server.serve > 0 {
-            // Of several listeners the kernel chooses one for each doorbell.
-            let least = if server.shared { (clients.len() * 3).div_ceil(server.serve * 4) } else { 1 };
-            let even = by_process.len() == server.serve && by_process.values().all(|n| *n >= least);
+        if server.serve > 1 {
+            // Nobody has nearly all of them: on a busy machine one may come too late for its part (`manager/sharing.rs` is tested
+            // for the rest), and of several listeners the kernel chooses one for each doorbell.
+            let most = by_process.values().max().expect("somebody answers");
+            let even = by_process.len() <= server.serve && (!server.shared || most * 4 <= clients.len() * 3);
             // With engine splice they are the kernel's to hand out.
             assert!(even || engine() == "splice", "{when}: {by_process:?}\n{}", w.pair.describe());
         }
@@ -203,6 +204,18 @@ fn a_listener_of_multipath_tcp() {
     lines_go_on("mptcp", &ONE);
 }
 
+/// No library has told that anybody listens.
+#[test]
+fn a_listener_that_was_made_around_the_library() {
+    lines_go_on("raw", &ONE);
+}
+
+/// A doorbell would be a client to it: its connections are made by its listener.
+#[test]
+fn a_listener_that_io_uring_accepts_from() {
+    lines_go_on("uring", &ONE);
+}
+
 /// A file that a server reads or writes.
 struct Dir(PathBuf);
 
@@ -273,7 +286,7 @@ fn nothing_strange(dir: &Dir) {
     let log = fs::read_to_string(dir.0.join("access.log")).expect("a log");
     let strange: Vec<&str> = log.lines().filter(|line| !line.contains("\" 200 ") || line.contains("192.0.2.200 ")).collect();
     assert!(strange.is_empty(), "{strange:#?}");
-    assert!(log.lines().count() > 100);
+    assert!(log.lines().count() >= 64, "{log}");
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 /// How long one that has had more waits for another to ask.
-pub(super) const HOLD: Duration = Duration::from_millis(5);
+pub(super) const HOLD: Duration = Duration::from_millis(10);
+/// One that did not come meanwhile is not waited for again before the other has had so many more.
+const EXCUSED: usize = 4;
 /// How long all these waits of one takeover may be: clients wait, too.
 const MOST: Duration = Duration::from_millis(100);
 
@@ -22,22 +24,22 @@ pub(super) struct Sharing {
 #[derive(Debug, Default)]
 struct Asker {
     taken: usize,
-    /// It did not ask though another waited for it.
-    absent: bool,
+    /// It did not ask when another waited for it: is not waited for before that one has had so many.
+    excused: usize,
 }
 
 impl Sharing {
     /// A process asks. Returns whether it is new.
     pub fn asks(&mut self, channel: u32) -> bool {
         let new = !self.askers.contains_key(&channel);
-        self.askers.entry(channel).or_default().absent = false;
+        self.askers.entry(channel).or_default().excused = 0;
         new
     }
 
     /// Whether it is to wait: another has had less, or one that nobody knows yet may be there.
     pub fn holds(&self, channel: u32) -> bool {
         let taken = self.askers.get(&channel).map_or(0, |asker| asker.taken);
-        let behind = |(id, asker): (&u32, &Asker)| *id != channel && !asker.absent && asker.taken < taken;
+        let behind = |(id, asker): (&u32, &Asker)| *id != channel && asker.taken < taken && asker.excused <= taken;
         self.waited < MOST && (!self.known && taken > 0 || self.askers.iter().any(behind))
     }
 
@@ -50,7 +52,10 @@ impl Sharing {
     pub fn waited_in_vain(&mut self, held: &[u32]) {
         self.known = true;
         self.waited += HOLD;
-        self.askers.iter_mut().filter(|(id, _)| !held.contains(id)).for_each(|(_, asker)| asker.absent = true);
+        let most = held.iter().filter_map(|id| self.askers.get(id)).map(|asker| asker.taken).max().unwrap_or(0);
+        for (_, asker) in self.askers.iter_mut().filter(|(id, _)| !held.contains(id)) {
+            asker.excused = most + EXCUSED;
+        }
     }
 
     /// It is dead.
