@@ -154,3 +154,40 @@ fn a_handler_that_writes_or_jumps_out_of_a_write_contradicts_nothing() {
         assert_eq!((counter(&w, "contradicted"), counter(&w, "adopted_bytes")), (0, 0), "{way}");
     }
 }
+
+/// vsftpd clones a process for each client, in namespaces of its own, and locks it in: it answers as without us, and ends.
+#[test]
+fn vsftpd_answers_from_its_sandbox() {
+    let dir = std::env::temp_dir().join(format!("tcpr-vsftpd-{}", std::process::id()));
+    std::fs::create_dir_all(dir.join("empty")).expect("a directory");
+    let config = dir.join("vsftpd.conf");
+    let empty = dir.join("empty").display().to_string();
+    let text = format!(
+        "listen=YES\nbackground=NO\nlisten_port=5555\nanonymous_enable=YES\nanon_root={empty}\n\
+         secure_chroot_dir={empty}\nseccomp_sandbox=YES\nisolate=YES\nisolate_network=YES\n"
+    );
+    std::fs::write(&config, text).expect("written");
+    assert!(std::path::Path::new("/usr/sbin/vsftpd").exists(), "this test needs vsftpd: apt-get install vsftpd");
+    let w = World::new("vsftpd", Service::new("ftp", PORT), &["/usr/sbin/vsftpd", &config.display().to_string()]);
+    let began = Instant::now();
+    w.peer.enter(|| {
+        for _ in 0..3 {
+            let stream = connect(w.pair.addr()).expect("connected");
+            let mut answers = BufReader::new(stream.try_clone().expect("cloned"));
+            for (says, code) in [("", "220"), ("USER ftp", "331"), ("PASS x", "230"), ("PWD", "257"), ("NOOP", "200"), ("QUIT", "221")] {
+                if !says.is_empty() {
+                    (&stream).write_all(format!("{says}\r\n").as_bytes()).expect("sent");
+                }
+                let mut answer = String::new();
+                answers.read_line(&mut answer).unwrap_or_else(|e| panic!("{says}: {e}\n{}", w.pair.describe()));
+                assert!(answer.starts_with(code), "{says}: {answer}\n{}", w.pair.describe());
+            }
+            let mut rest = String::new();
+            assert_eq!(answers.read_line(&mut rest).expect("an end"), 0, "{rest}");
+        }
+    });
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_eq!((counter(&w, "contradicted"), counter(&w, "lost_track")), (0, 0));
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+    std::fs::remove_dir_all(&dir).expect("removed");
+}
