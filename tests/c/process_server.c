@@ -22,7 +22,9 @@
  *   over      by dup2 over them, without the C library
  *   libc      by the C library: close one by one, close_range, closefrom and dup2 in turn
  */
+#ifndef _GNU_SOURCE /* linked: tcpr_compat.h comes first */
 #define _GNU_SOURCE
+#endif
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use tcpr_lab::member::Service;
+use tcpr_lab::member::{Hosted, Service};
 
 use crate::requests::{connect, pause, through};
 use crate::servers::answered_through;
@@ -96,6 +96,22 @@ fn a_process_that_locks_itself_in_lives_and_is_counted() {
         drop(stream);
         unhooked(0);
     }
+}
+
+/// The same where the manager is a thread of the program, preloaded or linked.
+#[test]
+fn what_a_program_does_with_its_manager_inside_stops_nobody() {
+    let both = |program: &str, way: &str| {
+        let linked = format!("linked_{program}");
+        for (program, by) in [(program, Hosted::ByPreloaded), (&linked, Hosted::ByLinked)] {
+            let mut w = World::hosted(way, Service::new("lines", PORT).lines(), &[&built(program), "5555", way], by);
+            answered_through(&mut w, &[Fault::Switchover, Fault::KillAll], 3, 40, 1000);
+            assert_eq!((counter(&w, "contradicted"), counter(&w, "lost_track"), counter(&w, "cut_off")), (0, 0, 0));
+        }
+    };
+    both("process_server", "range");
+    both("process_server", "libc");
+    both("signal_server", "jump");
 }
 
 /// As in servers that inetd runs.
