@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn
+TEST_PACKAGES := memcached nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd
 # What the benchmarks compare with; they say what is missing.
 BENCH_PACKAGES := keepalived criu
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
@@ -31,7 +31,7 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server linked_process_server linked_signal_server)
 
 $(EXAMPLES)/plain_chat_server: examples/plain_chat_server.c
 	@mkdir -p $(EXAMPLES)
@@ -46,7 +46,7 @@ $(EXAMPLES)/static_caller: tests/c/caller.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -static -pthread -o $@ $<
 
-$(EXAMPLES)/linked_caller: tests/c/caller.c include/tcpr.h include/tcpr_compat.h
+$(EXAMPLES)/linked_caller $(EXAMPLES)/linked_process_server $(EXAMPLES)/linked_signal_server: $(EXAMPLES)/linked_%: tests/c/%.c include/tcpr.h include/tcpr_compat.h
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -D_GNU_SOURCE -Iinclude -include tcpr_compat.h -pthread -o $@ $< -L$(RELEASE) -ltcpr
 

@@ -312,7 +312,10 @@ fn next_recovered(client: &Client, listener: c_int, port: u16) -> Option<(Recove
     let queue = guard.get_or_insert_default().entry(port).or_default();
     loop {
         if queue.sessions.is_empty() {
-            let room = if FORKED.load(Ordering::Relaxed) { room(listener).min(1) } else { room(listener) };
+            // Where others accept, too, or where one that is handed out at once is not lost to a program that closes what it
+            // does not know.
+            let one = FORKED.load(Ordering::Relaxed) || client.has_lost();
+            let room = if one { room(listener).min(1) } else { room(listener) };
             if room == 0 {
                 // As the kernel says it.
                 return None;

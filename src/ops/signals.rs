@@ -18,7 +18,7 @@ use libc::{c_int, sigaction as SigAction, sighandler_t, siginfo_t, ucontext_t};
 use tcpr_node::channel::client::Bypass;
 
 use crate::process::{self, lock};
-use crate::{ffi, real};
+use crate::{ffi, real, turn};
 
 /// Signals are numbered from 1.
 const SIGNALS: usize = 65;
@@ -132,8 +132,13 @@ extern "C-unwind" fn interrupted(signal: c_int, info: *mut siginfo_t, context: *
     let run = unsafe {
         mem::transmute::<usize, unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void)>(address)
     };
+    let amid_a_turn = turn::is_dirty();
     // SAFETY: the kernel's arguments.
-    unsafe { run(signal, info, context) }
+    unsafe { run(signal, info, context) };
+    if !amid_a_turn {
+        // What it has done belongs to nothing else, and the thread may go on waiting without a call that would say so.
+        turn::before_wait(|| false);
+    }
 }
 
 /// Whether the thread itself made it: it cannot go on before it is handled.

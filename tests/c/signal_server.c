@@ -5,7 +5,9 @@
  *   rejump  the same, also out of the write of a line, which is written again
  *   write   the handler writes a dot to the connection now and then
  */
+#ifndef _GNU_SOURCE /* linked: tcpr_compat.h comes first */
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <netinet/in.h>
 #include <pthread.h>

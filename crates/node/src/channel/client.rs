@@ -118,6 +118,8 @@ pub struct Client {
     requesting: Mutex<Requesting>,
     /// The manager was found dead: nothing is told any more.
     gone: AtomicBool,
+    /// The application has closed descriptors that it does not know.
+    lost: AtomicBool,
 }
 
 struct Producing {
@@ -179,6 +181,7 @@ impl Client {
             producing: Mutex::new(Producing { producer, kick }),
             requesting: Mutex::new(requesting),
             gone: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         })
     }
 
@@ -191,6 +194,11 @@ impl Client {
     /// held by the rules, which fail closed.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Whether the application is known to close descriptors that it does not know.
+    pub fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Tells an event (not [`Event::Write`]). False: nobody is there to hear it.
@@ -284,6 +292,7 @@ impl Client {
                 _ => Err(protocol("a channel without its kick")),
             }
         };
+        self.lost.store(true, Ordering::Relaxed);
         (self.note)(requesting.socket.number(), false);
         (self.note)(producing.kick.number(), false);
         match anew() {

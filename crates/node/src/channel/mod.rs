@@ -15,7 +15,7 @@ pub mod server;
 mod sys;
 pub mod wire;
 
-pub use sys::{descriptor_limit, move_high, Own};
+pub use sys::{descriptor_limit, move_high, Own, KICK};
 pub(crate) use sys::hold_name;
 
 #[cfg(test)]

@@ -200,6 +200,9 @@ pub(super) fn file_size(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(stat.st_size as u64)
 }
 
+/// TFD_IOC_SET_TICKS, `_IOW('T', 0, u64)`: to a timer it is as if it had expired so often.
+pub const KICK: libc::c_ulong = 0x4008_5400;
+
 /// What wakes the manager: a timer that never expires by itself. No byte is written to it: whatever else its number may have
 /// become in a process that closes what it does not know, nothing of ours gets into that. Its interval tells it from others.
 pub(super) fn kick_timer(channel: u32) -> io::Result<OwnedFd> {
@@ -300,11 +303,9 @@ impl Own {
 
     /// Wakes whoever watches the timer. Nothing but a timer understands it. False: it is lost.
     pub(super) fn kick(&self) -> bool {
-        /// `_IOW('T', 0, u64)`: as if it had expired so often.
-        const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
         let (Identity::Timer(tv_sec, tv_nsec), one) = (&self.identity, 1u64) else { return false };
         // SAFETY: `one` is live.
-        if unsafe { libc::ioctl(self.fd, TFD_IOC_SET_TICKS, &raw const one) } == 0 {
+        if unsafe { libc::ioctl(self.fd, KICK, &raw const one) } == 0 {
             return true;
         }
         // A kernel without that call (CONFIG_CHECKPOINT_RESTORE): let it expire.
@@ -327,8 +328,9 @@ impl Drop for Own {
 fn file(fd: RawFd) -> io::Result<Identity> {
     // SAFETY: all-zero is a valid stat.
     let mut stat: libc::stat = unsafe { mem::zeroed() };
-    // SAFETY: stat is live and writable.
-    check(unsafe { libc::fstat(fd, &mut stat) })?;
+    // By number: C libraries differ in which call they make, and a program's seccomp filter may look.
+    // SAFETY: stat is live and writable, and what the kernel fills on 64-bit systems.
+    check(unsafe { libc::syscall(libc::SYS_fstat, fd, &raw mut stat) } as libc::c_int)?;
     Ok(Identity::File(stat.st_dev, stat.st_ino))
 }
 

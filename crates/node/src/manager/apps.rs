@@ -222,6 +222,9 @@ impl Manager {
         let Some(app) = self.apps.get(&id) else { return };
         let pid = app.channel.pid();
         let closed = if !maps_channel(pid) {
+            let now = self.now();
+            self.filter.turns_end(now, id);
+            self.filter.run_commits(now);
             Closed::Exec { has_some: self.has_sockets(id, pid) }
         } else {
             log::warn!("application {pid} has closed the library's descriptors, and is not protected until that has made them anew");
@@ -412,7 +415,7 @@ impl Manager {
     fn drop_app(&mut self, id: u32) {
         let now = self.now();
         let Some(app) = self.apps.remove(&id) else { return };
-        if app.left && self.program_lives() {
+        if (app.left || matches!(app.closed, Some(Closed::Exec { .. }))) && self.program_lives() {
             // It could not say so: its end is that of one child, and the program's business.
             self.filter.exit(now, id);
         }

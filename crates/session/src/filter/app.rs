@@ -392,6 +392,11 @@ impl Filter {
         }
         loose.sort_unstable();
         loose.into_iter().for_each(|id| self.closed_unasked(now, channel, id));
+        self.turns_end(now, channel);
+    }
+
+    /// What the process of this channel did so far is whole: it has ended, or executes another program.
+    pub fn turns_end(&mut self, now: Now, channel: u32) {
         let first = thread_key(channel, 0);
         let turns: Vec<Thread> = self.in_turn.range(first..=first | u64::from(u32::MAX)).copied().collect();
         for thread in turns {
