@@ -242,7 +242,7 @@ fn upload(label: &str, how: &[&str]) {
     w.no_reset();
 }
 
-/// What is read around the hooks and not answered is bounded like any other, and shown.
+/// What is read around the hooks and not answered has the same bound as all else, and past it the session is torn.
 #[test]
 fn what_is_read_around_the_hooks_is_bounded() {
     let directory = std::env::temp_dir().join(format!("tcpr-bounded-{}", std::process::id()));
@@ -253,10 +253,6 @@ fn what_is_read_around_the_hooks_is_bounded() {
     let mut stream = peer.enter(|| connect(to)).expect("connected");
     stream.write_all(&vec![7; 16 << 20]).expect("sent");
     tcpr_lab::wait_until(PATIENCE, "it is torn", || torn_sessions(&w) == 1);
-    let out = w.pair.tcpr(w.protected(), &["sessions", "--json"]).expect("sessions");
-    let sessions: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
-    let at = |name: &str| sessions["sessions"][0][name].as_u64().unwrap_or_else(|| panic!("no {name}: {sessions}"));
-    assert!(at("in_stored") - at("in_done") <= 6 << 20, "{sessions}");
     stream.shutdown(Shutdown::Write).expect("its end");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");

@@ -1,4 +1,5 @@
 use super::*;
+use crate::turn::Rest;
 
 impl Rig {
     /// Its process says that it has read so much. The kernel, if it is asked, says that it never gave that.
@@ -1201,4 +1202,55 @@ fn what_is_sent_in_place_of_an_end_and_contradicts_what_was_announced_is_no_end(
     assert!(!r.session().out_fin && r.session().torn);
     r.stored();
     assert_eq!(r.session().out_done, 3);
+}
+
+#[test]
+fn a_thread_that_sleeps_lets_its_answer_go() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.stored();
+    r.read(4);
+    r.write(b"pong");
+    assert_eq!(r.kernel(say(ACK, 0, 4, b"pong")), []);
+    r.pass(ms(1));
+    let asleep = Rest::Asleep { times: 1, lock: false };
+    r.f.rest(r.now, CHANNEL, THREAD, asleep);
+    r.stored();
+    assert_eq!(r.session().in_done, 0);
+    // Of a thread that has told nothing there is nothing to end.
+    r.f.rest(r.now + ms(1), CHANNEL, THREAD + 1, asleep);
+    r.f.rest(r.now + ms(1), CHANNEL, THREAD, asleep);
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+    assert_eq!((r.session().in_done, r.session().out_done, r.session().out_base), (4, 4, 4));
+}
+
+#[test]
+fn what_had_too_much_is_taken_over_when_it_is_at_rest() {
+    let mut r = Rig::open();
+    let part = [b'x'; 60_000];
+    let mut at = 0;
+    while at < 5 << 20 {
+        r.peer(say(ACK, at, 0, &part));
+        r.stored();
+        at += part.len() as u64;
+        r.read(part.len() as u64);
+        r.wait();
+    }
+    r.stored();
+    assert!(r.session().torn && r.session().input.is_empty());
+    r.write(b"answer");
+    assert_eq!(r.kernel(say(ACK, 0, at, b"answer")), []);
+    r.wait();
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+    let s = r.session();
+    assert_eq!((s.torn, s.in_done, s.out_done, s.out_base), (false, at, 6, 6));
+    // What comes then is kept for the next one.
+    r.peer(say(ACK, at, 6, b"more"));
+    r.stored();
+    r.read(4);
+    r.wait();
+    r.stored();
+    assert_eq!((r.session().torn, input_of(r.session())), (false, b"more".to_vec()));
 }
