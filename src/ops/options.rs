@@ -50,6 +50,9 @@ pub unsafe fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_v
     if (level, name) == (libc::SOL_SOCKET, libc::SO_RCVLOWAT) {
         LOW_WATER.store(true, Ordering::Relaxed);
     }
+    if (level, name) == (libc::SOL_TCP, libc::TCP_DEFER_ACCEPT) && !table::is_plain(fd) && is_protected(fd) && is_spliced() {
+        return 0;
+    }
     if let Some(errno) = refused(level, name).filter(|_| !table::is_plain(fd) && is_protected(fd)) {
         let off = name != TCP_ULP
             && !value.is_null()
@@ -77,6 +80,20 @@ pub unsafe fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_voi
     }
     // SAFETY: the caller's arguments.
     unsafe { real::getsockopt(fd, level, name, value, length) }
+}
+
+/// Recovered connections are the listener's own: it makes them by handshakes.
+fn is_spliced() -> bool {
+    process::joined().is_some_and(|client| client.welcome().spliced)
+}
+
+/// A listener that keeps connections to itself until their clients have said something (TCP_DEFER_ACCEPT) would do so with
+/// recovered ones, too, whose clients may have nothing to say, and all others wait for these. It may be asked for at any time,
+/// and programs do without: after a while such a connection is accepted all the same.
+pub(super) fn accept_at_once(listener: c_int) {
+    if is_spliced() && ffi::option::<c_int>(listener, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT).is_some_and(|seconds| seconds != 0) {
+        ffi::set_option::<c_int>(listener, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, 0);
+    }
 }
 
 /// A socket that is about to connect to a protected destination sends no bytes with its SYN.

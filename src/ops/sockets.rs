@@ -9,6 +9,7 @@ use tcpr_node::channel::wire::Request;
 use tcpr_node::channel::Event;
 use tcpr_session::tuple::FourTuple;
 
+use super::options::accept_at_once;
 use super::{connection, inside};
 use crate::ffi::Failure;
 use crate::table::{self, Entry};
@@ -195,6 +196,7 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
             let port = at.port();
             table::set(fd, Some(Entry::Listener { port }));
             give_room(fd);
+            accept_at_once(fd);
             tell_listener(client, fd, port);
         });
     }
