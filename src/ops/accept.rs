@@ -325,6 +325,7 @@ impl Inherited {
     fn lacking(listener: c_int, fd: c_int) -> Inherited {
         const TCP_NOTSENT_LOWAT: c_int = 25;
         const TCP_INQ: c_int = 36;
+        const SO_MAX_PACING_RATE: c_int = 47;
         let numbers = [
             (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
             (libc::SOL_SOCKET, libc::SO_OOBINLINE),
@@ -338,7 +339,15 @@ impl Inherited {
             (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
             (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
             (libc::SOL_TCP, TCP_INQ),
+            (libc::SOL_TCP, libc::TCP_LINGER2),
+            (libc::SOL_SOCKET, libc::SO_MARK),
+            (libc::SOL_SOCKET, libc::SO_TIMESTAMP),
+            (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
+            (libc::SOL_SOCKET, SO_MAX_PACING_RATE),
             (libc::SOL_IP, libc::IP_TOS),
+            (libc::SOL_IP, libc::IP_TTL),
+            (libc::SOL_IPV6, libc::IPV6_TCLASS),
+            (libc::SOL_IPV6, libc::IPV6_UNICAST_HOPS),
         ];
         let mut options = Vec::new();
         for (level, option) in numbers {
