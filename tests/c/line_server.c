@@ -12,6 +12,7 @@
  *   rude    the same, though there is more to read
  *   mortal  a thread for each connection; dies of the line "die"
  *   keep    a thread for each connection, which asks silent clients whether they are still there
+ *   defer   a thread for each connection, which is accepted when its client has said something (TCP_DEFER_ACCEPT)
  *   setuid  a thread for each connection, of a server that is nobody once it has bound its port; exits when told to end
  *
  * A client sends its next line when it has the answer to the last one. And two that know no lines:
@@ -406,7 +407,7 @@ static void become_nobody(void)
 int main(int argc, char **argv)
 {
     if (argc != 3) {
-        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|lazy|once|rude|mortal|keep|setuid|frames|sink\n");
+        fprintf(stderr, "usage: line_server PORT pool|pair|stdio|spawn|fork|prefork|greet|lazy|once|rude|mortal|keep|defer|setuid|frames|sink\n");
         return 2;
     }
     const char *way = argv[2];
@@ -421,7 +422,9 @@ int main(int argc, char **argv)
         sigaction(SIGTERM, &told, NULL);
         become_nobody();
     }
-    int lazy = strcmp(way, "lazy") == 0;
+    int lazy = strcmp(way, "lazy") == 0, defer = strcmp(way, "defer") == 0, patience = 30;
+    if (defer && setsockopt(listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, &patience, sizeof patience) < 0)
+        die("TCP_DEFER_ACCEPT");
     if (listen(listener, lazy ? 1 : 64) < 0)
         die("listen");
     signal(SIGPIPE, SIG_IGN);
@@ -446,7 +449,7 @@ int main(int argc, char **argv)
         }
         if (strcmp(way, "pair") == 0) {
             pair(fd);
-        } else if (lazy || strcmp(way, "setuid") == 0) {
+        } else if (lazy || defer || strcmp(way, "setuid") == 0) {
             start(with_lines, (void *)(long)fd);
         } else if (strcmp(way, "stdio") == 0) {
             start(with_stdio, (void *)(long)fd);

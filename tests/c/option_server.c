@@ -8,6 +8,7 @@
  *   lowat N      reads once with SO_RCVLOWAT at N; says how much it got
  *   parts N      sends N lines of ten bytes with MSG_MORE, and under TCP_CORK, before the line
  *   file N       sends bytes N to 2N of a file by sendfile, before the line
+ *   inherited    says what the connection has from its listener
  *   linger       closes the connection, under SO_LINGER, after the line
  *   closed       says how long the last such close took, in ms
  */
@@ -35,6 +36,25 @@
 #ifndef TCP_ZEROCOPY_RECEIVE
 #define TCP_ZEROCOPY_RECEIVE 35
 #endif
+
+#ifndef SO_MAX_PACING_RATE
+#define SO_MAX_PACING_RATE 47
+#endif
+
+/* What the listener is given before it is bound, and its connections have from it. */
+static const struct {
+    const char *name;
+    int level, option, value;
+} inherited[] = {
+    {"mark", SOL_SOCKET, SO_MARK, 7},
+    {"timestamp", SOL_SOCKET, SO_TIMESTAMP, 1},
+    {"pacing", SOL_SOCKET, SO_MAX_PACING_RATE, 1000000000},
+    {"ttl", IPPROTO_IP, IP_TTL, 77},
+    {"tos", IPPROTO_IP, IP_TOS, 8},
+    {"keepidle", IPPROTO_TCP, TCP_KEEPIDLE, 300},
+    {"linger2", IPPROTO_TCP, TCP_LINGER2, 9},
+};
+enum { INHERITED = sizeof inherited / sizeof *inherited };
 
 static volatile long close_ms = -1;
 
@@ -168,6 +188,13 @@ static void *serve(void *argument)
                 ;
             fclose(file);
             free(bytes);
+        } else if (strcmp(what, "inherited") == 0) {
+            for (size_t i = 0, at = strlen(answer); i < INHERITED; i++) {
+                int value = -1;
+                socklen_t room = sizeof value;
+                getsockopt(fd, inherited[i].level, inherited[i].option, &value, &room);
+                at += (size_t)snprintf(answer + at, sizeof answer - 1 - at, " %s %d", inherited[i].name, value);
+            }
         } else if (strcmp(what, "closed") == 0) {
             snprintf(answer, sizeof answer, "closed %ld", close_ms);
         }
@@ -193,6 +220,9 @@ int main(int argc, char **argv)
     /* With "early" before anybody knows whose socket it is: what it accepts has it from there. */
     if (argc > 2 && setsockopt(listener, SOL_SOCKET, SO_ZEROCOPY, &one, sizeof one) != 0)
         die("SO_ZEROCOPY");
+    for (size_t i = 0; i < INHERITED; i++)
+        if (setsockopt(listener, inherited[i].level, inherited[i].option, &inherited[i].value, sizeof(int)) != 0)
+            die(inherited[i].name);
     if (bind(listener, (struct sockaddr *)&at, sizeof at) != 0 || listen(listener, 100) != 0)
         die("listen");
     for (;;) {

@@ -51,12 +51,15 @@ impl Asker {
 const REFUSED: &str = "zerocopy -1/92 ulp -1/2 repair -1/1 receive -1/92 oob -1/95 urgent -1/22 fastopen -1/106 \
                        out -1/22 in -1/22 nodelay 0/0";
 
+const INHERITED: &str = "inherited 0 mark 7 timestamp 1 pacing 1000000000 ttl 77 tos 8 keepidle 300 linger2 9";
+
 #[test]
 fn flags_and_options_of_a_connection_work_or_are_refused() {
     let mut w = World::new("options", Service::new("options", PORT), &[&built("option_server"), "5555"]);
     let mut asker = Asker::new(&w);
     for fault in [Fault::Switchover, Fault::KillAll, Fault::KillServer, Fault::Cut] {
         assert_eq!(asker.ask("options"), REFUSED, "before {fault:?}");
+        assert_eq!(asker.ask("inherited"), INHERITED, "before {fault:?}");
         asker.numbered("zerocopy 3000000", 0, 3_000_000);
         asker.say(b"drop 70000\n");
         asker.say(&[b'd'; 70_000]);
@@ -76,6 +79,7 @@ fn flags_and_options_of_a_connection_work_or_are_refused() {
     }
     // What is read and thrown away, or only looked at, is known: nothing of it is read again, and nothing is left out.
     assert_eq!(asker.ask("options"), REFUSED);
+    assert_eq!(asker.ask("inherited"), INHERITED);
     drop(asker);
     w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }

@@ -103,6 +103,38 @@ fn a_full_accept_queue_loses_nobody() {
     lines_of_clients_are_answered("lazy", World::new, 8, 3);
 }
 
+/// A listener that keeps connections to itself until their clients say something. One that has nothing to say when its server
+/// moves keeps no other waiting.
+#[test]
+fn a_listener_that_waits_for_data_keeps_nobody_waiting() {
+    let mut w = World::new("defer", Service::new("lines", PORT), &[&built("line_server"), "5555", "defer"]);
+    let to = w.pair.addr();
+    let mut streams: Vec<_> = (0..6).map(|_| w.peer.enter(|| connect(to)).expect("connected")).collect();
+    for (round, fault) in [Fault::Switchover, Fault::KillAll, Fault::KillServer, Fault::Cut].into_iter().enumerate() {
+        // One of them never said anything before.
+        let talk = 2 + round;
+        for (i, stream) in streams.iter_mut().enumerate().take(talk).skip(1) {
+            let line = format!("{round} {i}\n");
+            stream.write_all(line.as_bytes()).expect("sent");
+            let asked = std::time::Instant::now();
+            let mut answer = String::new();
+            BufReader::new(&*stream).read_line(&mut answer).expect("an answer");
+            assert_eq!(answer, line);
+            let took = asked.elapsed();
+            assert!(took < std::time::Duration::from_millis(1500), "round {round}: client {i} had its answer after {took:?}");
+        }
+        w.fail_over(fault);
+    }
+    for (i, stream) in streams.iter_mut().enumerate() {
+        stream.write_all(b"at last\n").expect("sent");
+        let mut answer = String::new();
+        BufReader::new(&*stream).read_line(&mut answer).expect("an answer");
+        assert_eq!(answer, "at last\n", "client {i}");
+    }
+    drop(streams);
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
 /// Connections that one process accepts, and passes to others as messages (SCM_RIGHTS).
 fn passed(way: &str, new: New) {
     let mut w = new(way, Service::new("passer", PORT), &[&built("passer"), "5555", way]);
