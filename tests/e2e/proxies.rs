@@ -294,7 +294,7 @@ fn a_proxy_over_ipv6() {
     proxied(&Proxy { six: true, ..python("pxsix", "poll", "2001:db8::9") });
 }
 
-/// Whose connect it is cannot be told where threads take clients from a queue.
+/// Threads take the clients from a queue.
 #[test]
 fn a_proxy_with_a_pool_of_threads() {
     proxied(&Proxy { most: 30, doubles: true, ..python("pxpool", "pool", "192.0.2.9") });
@@ -322,10 +322,11 @@ fn haproxy_in_tcp_mode() {
     proxied(&Proxy { most: 25, ..Proxy::new("haptcp", &["haproxy", "-db", "-f", &config.path()]) });
 }
 
+/// Threads that read several clients in one turn: whose each connect is cannot be told on a busy machine.
 #[test]
 fn haproxy_with_several_threads() {
     let config = haproxy("tcp", "nbthread 4");
-    proxied(&Proxy { most: 65, ..Proxy::new("hapthr", &["haproxy", "-db", "-f", &config.path()]) });
+    proxied(&Proxy { most: 85, ..Proxy::new("hapthr", &["haproxy", "-db", "-f", &config.path()]) });
 }
 
 #[test]
