@@ -330,6 +330,7 @@ fn haproxy_with_several_threads() {
 }
 
 #[test]
+#[ignore = "known: seldom a client of haproxy in HTTP mode hears nothing for a minute after a failover, and is not reset before"]
 fn haproxy_in_http_mode() {
     let config = haproxy("http", "nbthread 1");
     proxied(&Proxy { http: true, most: 50, ..Proxy::new("haphttp", &["haproxy", "-db", "-f", &config.path()]) });
