@@ -167,6 +167,8 @@ pub(super) struct Causes {
     /// Threads that connect before their process has any peer's session, and whether that is still under way.
     own: HashMap<SocketAddr, BTreeMap<Thread, bool>>,
     gate: Option<Gate>,
+    /// The last one was not accepted in time: the next one waits no longer for that.
+    unaccepted: bool,
     newcomer_until: Now,
     /// Ports whose clients make the program connect when it accepts them.
     at_accept: BTreeSet<u16>,
@@ -192,6 +194,7 @@ impl Causes {
         self.unclear.clear();
         self.gate = None;
         self.refused.clear();
+        self.unaccepted = false;
         self.at_accept.clear();
         self.newcomer_until = Duration::ZERO;
         self.later = 0;
@@ -976,6 +979,7 @@ impl Filter {
     pub(super) fn note_taken(&mut self, now: Now, id: SessionId) {
         let Some(gate) = self.causes.gate.as_mut().filter(|gate| gate.session == id) else { return };
         gate.until = now + GATE;
+        self.causes.unaccepted = false;
         if !self.connects_first(id) {
             self.show(now, id);
         }
@@ -999,11 +1003,13 @@ impl Filter {
         }
         let waits = self.waiting_of(id).next().is_some();
         let attached = self.live.get(&id).is_some_and(|live| live.attached);
-        if waits && (!attached && now < gate.since + UNACCEPTED || attached && self.show(now, id)) {
+        let slow = !attached && !self.causes.unaccepted && now < gate.since + UNACCEPTED;
+        if waits && (slow || attached && self.show(now, id)) {
             let until = now + GATE;
             self.causes.gate = self.causes.gate.map(|gate| Gate { until, ..gate });
             return Some(until);
         }
+        self.causes.unaccepted |= waits && !attached;
         self.open_gate(id);
         None
     }
