@@ -25,12 +25,14 @@ impl Asker {
         self.0.get_mut().write_all(bytes).expect("sent");
     }
 
+    #[track_caller]
     pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).expect("an answer");
         line.trim_end().to_owned()
     }
 
+    #[track_caller]
     fn ask(&mut self, question: &str) -> String {
         self.say(format!("{question}\n").as_bytes());
         self.line()

@@ -48,8 +48,6 @@ pub struct Session {
     pub ts_value: u32,
     /// What it is tied to, where it is the application's own; of a peer's: `Unclear`, or nothing.
     pub cause: Option<Cause>,
-    /// Options that the application has set on the connection: see [`crate::options`].
-    pub options: Seldom<VecDeque<u8>>,
 }
 
 impl Session {
@@ -71,7 +69,6 @@ impl Session {
             ts_recent: open.ts_recent,
             ts_value: open.ts_value,
             cause: None,
-            options: Seldom::default(),
             // What moves lives above; the opening record's copy would only make equal sessions differ.
             open: Open { established: false, window: 0, ts_recent: 0, ts_value: 0, in_done: 0, out_acked: 0, ..open },
         }
@@ -236,6 +233,8 @@ pub struct Store {
     by_tuple: ByTuple,
     /// The application's own connections that a session has caused.
     caused: BySession<Vec<SessionId>>,
+    /// Options that the application has set: most sessions have none.
+    options: BySession<Vec<u8>>,
     spare: Spare<VecDeque<u8>>,
 }
 
@@ -285,6 +284,13 @@ impl Store {
         self.sessions.clear();
         self.by_tuple.clear();
         self.caused.clear();
+        self.options.clear();
+    }
+
+    /// The options that the application has set on a session's connection: see [`crate::options`].
+    #[must_use]
+    pub fn options(&self, id: SessionId) -> &[u8] {
+        self.options.get(&id).map_or(&[], |run| run)
     }
 
     /// The application's own connections that this one has caused.
@@ -350,16 +356,15 @@ impl Store {
                 Ok(())
             }
             Record::Options { session, run } => {
-                if let Some(s) = self.sessions.get_mut(&session) {
-                    let mut all: Vec<u8> = s.options.iter().copied().collect();
-                    options::each(run).for_each(|(level, name, value)| options::set(&mut all, level, name, value));
-                    *s.options.make() = all.into();
-                    s.options.tidy();
+                if self.sessions.contains_key(&session) && !run.is_empty() {
+                    let all = self.options.entry(session).or_default();
+                    options::each(run).for_each(|(level, name, value)| options::set(all, level, name, value));
                 }
                 Ok(())
             }
             Record::End { session, .. } => {
                 self.set_cause(session, None);
+                self.options.remove(&session);
                 if let Some(s) = self.sessions.remove(&session) {
                     self.by_tuple.remove(&s.open.tuple);
                 }

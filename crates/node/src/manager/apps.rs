@@ -550,7 +550,7 @@ impl Manager {
                     out_done: s.out_done,
                     out_stored: s.out_done,
                     torn: s.torn,
-                    options: self.filter.options_of(s.open.session),
+                    options: store.options(s.open.session).to_vec(),
                     recovered: recovered.map(|(absorb, greeted, finished)| Recovered { absorb, greeted, finished }),
                 });
                 let reply = match facts {

@@ -150,8 +150,7 @@ impl Filter {
         let Some(id) = self.session_of(channel, handle).filter(|_| self.mode.serves()) else { return };
         let mut run = Vec::new();
         options::append(&mut run, level, name, value);
-        let known: Vec<u8> = self.store.get(id).map(|s| s.options.iter().copied().collect()).unwrap_or_default();
-        if options::get(&known, level, name) != options::get(&run, level, name) {
+        if options::get(self.store.options(id), level, name) != options::get(&run, level, name) {
             self.write_options(id, &run);
         }
     }
@@ -280,16 +279,10 @@ impl Filter {
         if let Some(cause) = self.store.get(id).and_then(|s| s.cause).filter(|_| !self.plain_log) {
             record::encode_cause(id, Some(cause), out);
         }
-        let options = self.options_of(id);
+        let options = self.store.options(id);
         if !options.is_empty() && !self.log_without_options {
-            record::encode_options(id, &options, out);
+            record::encode_options(id, options, out);
         }
-    }
-
-    /// The options that the application had set on a session's connection: see [`crate::options`].
-    #[must_use]
-    pub fn options_of(&self, id: SessionId) -> Vec<u8> {
-        self.store.get(id).map(|s| s.options.iter().copied().collect()).unwrap_or_default()
     }
 
     /// No record takes anything back: a session ends in the log, and begins anew as these records say. What belongs to what is
@@ -297,7 +290,7 @@ impl Filter {
     pub(super) fn tell_anew(&mut self, id: SessionId, records: &[u8]) -> u64 {
         let with_causes = [&[id], self.store.caused_by(id)].concat();
         let causes: Vec<_> = with_causes.iter().filter_map(|id| Some((*id, self.store.get(*id)?.cause))).collect();
-        let options = self.options_of(id);
+        let options = self.store.options(id).to_vec();
         self.write(0, |out| {
             record::encode_end(id, EndReason::Swept, out);
             out.extend_from_slice(records);

@@ -320,7 +320,7 @@ impl Filter {
             absorb: s.out_done - s.out_base,
             greeted: s.out_base > 0,
             input_pending: !s.input.is_empty() || s.in_fin,
-            options: s.options.iter().copied().collect(),
+            options: self.store.options(id).to_vec(),
         })
     }
 

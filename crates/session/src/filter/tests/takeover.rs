@@ -1028,7 +1028,7 @@ fn options_move_with_their_session() {
     let id = r.id();
     r.f.still_open(r.now, id);
     r.stored();
-    assert_eq!(r.f.options_of(id), expected);
+    assert_eq!(r.f.store().options(id), expected);
     r.fail_over();
     r.probe_all();
     assert_eq!(r.restore(false).options, expected);
@@ -1041,12 +1041,12 @@ fn options_are_not_told_to_whom_does_not_know_them() {
     r.f.set_log_without_options(true);
     let end = r.f.log_end();
     r.f.option_set(CHANNEL, HANDLE, 6, 1, &[1, 0, 0, 0]);
-    assert_eq!((r.f.log_end(), r.f.options_of(r.id()).len()), (end, 7));
+    assert_eq!((r.f.log_end(), r.f.store().options(r.id()).len()), (end, 7));
     let mut snapshot = Vec::new();
     r.f.snapshot(&mut snapshot);
     let mut other = Filter::new(config());
     other.replica_apply(&snapshot).expect("a snapshot");
-    assert!(other.options_of(r.id()).is_empty());
+    assert!(other.store().options(r.id()).is_empty());
     // Here the next process has them all the same.
     r.f.process_gone(r.now, CHANNEL);
     r.f.recover(r.now);
