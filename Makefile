@@ -1,5 +1,5 @@
 # tcpr: make demo, make test. Both install what they need (as root, on Debian or Ubuntu) and build.
-.PHONY: all deps test-deps bench-deps build examples demo test soak bench install clean
+.PHONY: all deps test-deps bench-deps build examples demo lint test soak bench install clean
 
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
@@ -65,13 +65,20 @@ $(EXAMPLES)/%: examples/%.c include/tcpr.h
 demo: build
 	$(RELEASE)/tcpr demo
 
+# The form of the code; the rules are in rustfmt.toml and Cargo.toml.
+lint: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+
 test: test-deps
-	$(CARGO) test $(UNIT) --workspace --exclude tcpr --lib --bins --tests -- --test-threads=1
+	@# The pure core shares nothing; the others share the machine.
+	$(CARGO) test $(UNIT) -p tcpr-session --lib --bins --tests
+	$(CARGO) test $(UNIT) --workspace --exclude tcpr --exclude tcpr-session --lib --bins --tests -- --test-threads=1
 	@$(MAKE) --no-print-directory build
 	$(CARGO) test --release --test header
-	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=3
+	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=4
 	@# Known faults of engine splice are not run: see "Known fault" in docs/guarantees.md.
-	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=3 --skip bad_input --skip unhooked --skip an_edge_triggered --skip io_uring_accepts
+	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=4 --skip bad_input --skip unhooked --skip an_edge_triggered --skip io_uring_accepts
 	$(RELEASE)/tcpr demo
 
 # The random end-to-end cases with fresh seeds, on a machine that is kept busy.

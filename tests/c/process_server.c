@@ -196,7 +196,7 @@ static int is_known(int fd)
     for (int i = 0; i < clients; i++)
         if (fds[i].fd == fd)
             return 1;
-    return fd < 3 || ours[fd];
+    return fd < 3 || (fd < MOST && ours[fd]);
 }
 
 static void close_unknown(int fd, int how)

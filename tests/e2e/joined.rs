@@ -69,6 +69,13 @@ fn all_unprotected(cases: &[(&str, &[&str], &[&str])]) {
     });
 }
 
+/// It binds and listens by system calls that no library sees: what else goes around the library nobody knows.
+#[test]
+fn a_listener_that_was_made_around_the_library_is_named() {
+    let words = ["listeners 5555 raw", "has not seen it listen", "--no-preload"];
+    Members::new("jraw").unprotected(lines(), &[&built("listeners"), "5555", "raw"], Hosted::ByRun, &words);
+}
+
 #[test]
 fn a_program_that_no_library_has_entered_is_not_called_protected() {
     let (server, static_server) = (built("line_server"), built("static_line_server"));

@@ -204,12 +204,6 @@ fn a_listener_of_multipath_tcp() {
     lines_go_on("mptcp", &ONE);
 }
 
-/// No library has told that anybody listens.
-#[test]
-fn a_listener_that_was_made_around_the_library() {
-    lines_go_on("raw", &ONE);
-}
-
 /// A doorbell would be a client to it: its connections are made by its listener.
 #[test]
 fn a_listener_that_io_uring_accepts_from() {
@@ -382,7 +376,12 @@ fn haproxy_with_its_workers_and_after_a_reload() {
 /// systemd's own: the program begins with the first connection, which on a backup is the doorbell.
 #[test]
 fn a_program_that_systemd_starts_for_its_first_connection() {
-    let program = ["systemd-socket-activate", "-l", "0.0.0.0:5555", &built("listeners"), "5555", "activate", "passed"];
+    // It passes on what it is told to, and nothing else.
+    let environment = ["LD_PRELOAD", "TCPR_SERVICE", "TCPR_TOKEN", "TCPR_PORTS", "TCPR_OUTGOING", "TCPR_CONFIG"];
+    let mut program = vec!["systemd-socket-activate".to_owned(), "-l".to_owned(), "0.0.0.0:5555".to_owned()];
+    program.extend(environment.iter().flat_map(|name| ["-E".to_owned(), (*name).to_owned()]));
+    program.extend([built("listeners"), "5555".to_owned(), "activate".to_owned(), "passed".to_owned()]);
+    let program: Vec<&str> = program.iter().map(String::as_str).collect();
     let mut w = World::new("activate", Service::new("activate", PORT), &program);
     let mut clients: Vec<Client> = (0..8).map(|_| Client::new(&w, false)).collect();
     go_on(&mut w, &mut clients, &FAULTS, &ONE);

@@ -51,7 +51,7 @@ impl Asker {
 }
 
 const REFUSED: &str = "zerocopy -1/92 ulp -1/2 repair -1/1 receive -1/92 oob -1/95 urgent -1/22 fastopen -1/106 \
-                       out -1/22 in -1/22 nodelay 0/0";
+                       nodelay 0/0";
 
 const INHERITED: &str = "inherited 0 mark 7 timestamp 1 pacing 1000000000 ttl 77 tos 8 keepidle 300 linger2 9";
 

@@ -331,6 +331,7 @@ fn haproxy_that_splices() {
 
 /// Threads that read several clients in one turn: whose each connect is cannot be told on a busy machine.
 #[test]
+#[ignore = "known: on a busy machine seldom a client hears nothing for a minute after a failover, and is not reset before"]
 fn haproxy_with_several_threads() {
     let config = haproxy("tcp", "nbthread 4", "");
     proxied(&Proxy { most: 85, ..Proxy::new("hapthr", &["haproxy", "-db", "-f", &config.path()]) });

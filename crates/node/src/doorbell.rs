@@ -8,11 +8,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::repair::with_sockaddr;
 
-/// The longest segment that a doorbell takes. Nobody else has such a number: connections of this host to itself have tens of
-/// thousands, those of others never fewer than 536, or what somebody asks for, and Linux lets nobody ask for less than 88.
+/// The longest segment that a doorbell takes, and about the shortest that Linux lets anybody ask for (88). Nobody else has
+/// such a number: connections of this host to itself have tens of thousands, or what somebody asks for. Of it timestamps
+/// and the IP options of a listener take their part.
 const MSS: u32 = 89;
-/// With timestamps they take their part.
-const MSS_WITH_TIMESTAMPS: u32 = MSS - 12;
 
 /// Whether a doorbell that was rung has not been taken off yet.
 pub fn waits(rung: &TcpStream) -> bool {
@@ -32,7 +31,7 @@ pub fn is_one(fd: RawFd, local: SocketAddr, peer: SocketAddr) -> bool {
     let mut length = mem::size_of_val(&info) as libc::socklen_t;
     // SAFETY: the pointers are those of `info` and of its length, which live through the call.
     let result = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut length) };
-    result == 0 && matches!(info.tcpi_snd_mss, MSS | MSS_WITH_TIMESTAMPS)
+    result == 0 && info.tcpi_snd_mss <= MSS
 }
 
 /// Connects from an address of this host to a port of the same, and sends one byte: a listener with TCP_DEFER_ACCEPT wakes

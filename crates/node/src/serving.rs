@@ -32,7 +32,7 @@ const WITHOUT: &str = "start it by `tcpr run --no-preload`";
 pub struct Question {
     /// Processes that have joined.
     pub joined: Vec<u32>,
-    /// Ports on which one of them has said that it listens.
+    /// Ports on which a process has said that it listens, one that has joined or one that has ended or executed another program since.
     pub told: Vec<u16>,
     /// The program runs without the library: nobody joins, and its listeners are asked for in the peers' names.
     pub unhooked: bool,
@@ -46,6 +46,9 @@ pub struct Seen {
     /// Processes that serve a protected port and have not joined, or the program's where none has and the reason is known:
     /// which, why, and what to do about it.
     pub strangers: Vec<String>,
+    /// A process has the library, and a listener of which another one has told: it joins when it is used (the worker of a
+    /// server that has put itself into the background, for instance).
+    pub dormant: bool,
 }
 
 /// The thread that looks; it ends with this.
@@ -71,7 +74,7 @@ impl Watch {
                 let before = Instant::now();
                 let seen = look.at(&question).unwrap_or_else(|error| {
                     log::debug!("cannot see who serves the protected ports: {error}");
-                    Seen { listening: true, strangers: Vec::new() }
+                    Seen { listening: true, ..Seen::default() }
                 });
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
                 // On a host of many processes and descriptors most of the time is for others.
@@ -114,10 +117,10 @@ impl Look {
         let joined: HashSet<u32> = question.joined.iter().copied().collect();
         if question.unhooked {
             self.accept_at_once(listeners.iter().map(|l| l.inode));
-            return Ok(Seen { listening: !listeners.is_empty(), strangers: Vec::new() });
+            return Ok(Seen { listening: !listeners.is_empty(), ..Seen::default() });
         }
         let mut program = Vec::new();
-        let mut seen = Seen { listening: !listeners.is_empty(), strangers: Vec::new() };
+        let mut seen = Seen { listening: !listeners.is_empty(), ..Seen::default() };
         let mut named = HashSet::new();
         for listener in &listeners {
             let port = listener.local.port();
@@ -129,6 +132,7 @@ impl Look {
             }
             let holder = self.holder(listener.inode, program.iter().copied()).or_else(|| self.search(listener.inode));
             match holder {
+                Some(pid) if question.told.contains(&port) && has_library(pid) => seen.dormant = true,
                 Some(pid) if named.insert((port, pid)) => {
                     let (why, remedy) = not_joined(pid).unwrap_or_else(|| {
                         let why = "the library is in it and has not seen it listen: it makes its system calls itself, or has inherited the socket";
@@ -143,7 +147,7 @@ impl Look {
                 _ => {}
             }
         }
-        if joined.is_empty() && seen.strangers.is_empty() {
+        if joined.is_empty() && seen.strangers.is_empty() && !seen.dormant {
             // Those of a wrapper come before what it has started.
             for pid in descendants(std::process::id()).into_iter().rev() {
                 if let Some((why, remedy)) = not_joined(pid) {
@@ -298,8 +302,7 @@ fn not_joined(pid: u32) -> Option<(String, String)> {
         let why = format!("its LD_PRELOAD is \"{preload:.100}\": what started it has replaced that of tcpr run");
         return Some((why, or("have the wrapper add to LD_PRELOAD")));
     }
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok().filter(|maps| !maps.is_empty())?;
-    if !maps.contains("libtcpr") {
+    if !has_library(pid) {
         let why = format!("the loader has not taken \"{preload:.100}\": it cannot be read there");
         return Some((why, or("make the file readable for it (chroot, user, mounts)")));
     }
@@ -308,6 +311,12 @@ fn not_joined(pid: u32) -> Option<(String, String)> {
         return Some((why.to_owned(), or("have TCPR_* passed on")));
     }
     None
+}
+
+/// Also where that cannot be known.
+fn has_library(pid: u32) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    maps.is_empty() || maps.contains("libtcpr")
 }
 
 /// The kernel has told the process's loader to take nothing from its environment (AT_SECURE).
@@ -449,7 +458,7 @@ mod tests {
         let mut look = Look { ours: Ours::at(&[at]), sockdiag: SockDiag::open().unwrap(), holders: HashMap::new(), in_vain: HashMap::new() };
         let me = std::process::id();
         let question = |joined: &[u32]| Question { joined: joined.to_vec(), ..Question::default() };
-        assert_eq!(look.at(&question(&[me])).unwrap(), Seen { listening: true, strangers: Vec::new() });
+        assert_eq!(look.at(&question(&[me])).unwrap(), Seen { listening: true, ..Seen::default() });
         let seen = look.at(&question(&[1])).unwrap();
         let [stranger] = &seen.strangers[..] else { panic!("{seen:?}") };
         let expected = format!("port {} is served by process {me} (", at.port());

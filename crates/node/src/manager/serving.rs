@@ -1,5 +1,6 @@
 //! Whether a failover would find somebody to serve: who has not joined is found out, and told (`crate::serving`).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tcpr_session::Now;
@@ -21,12 +22,18 @@ pub(super) struct Serving {
     /// What is wrong, and since when; what of it is in the log.
     trouble: Option<(Now, String)>,
     said: Option<String>,
+    /// Ports on which a process has ever said that it listens.
+    told: BTreeSet<u16>,
 }
 
 impl Serving {
     pub(super) fn new(ours: Ours) -> Serving {
         let watch = Watch::new(ours).map_err(|error| log::warn!("cannot watch who serves the protected ports: {error}")).ok();
-        Serving { watch, due: Duration::ZERO, seen: None, trouble: None, said: None }
+        Serving { watch, due: Duration::ZERO, seen: None, trouble: None, said: None, told: BTreeSet::new() }
+    }
+
+    pub(super) fn note_listening(&mut self, port: u16) {
+        self.told.insert(port);
     }
 }
 
@@ -45,7 +52,7 @@ impl Manager {
             let unknown = || "no process of the program has joined".to_owned();
             return match self.applications() {
                 _ if !stranger.is_empty() => Some(stranger),
-                0 => Some(ended().unwrap_or_else(unknown)),
+                0 if !self.serving.seen.as_ref().is_some_and(|seen| seen.dormant) => Some(ended().unwrap_or_else(unknown)),
                 _ => None,
             };
         }
@@ -62,7 +69,7 @@ impl Manager {
         }
         self.serving.due = now + if self.serving.trouble.is_some() { LOOK_AGAIN } else { LOOK };
         let joined = self.apps.values().filter(|app| app.has_joined()).map(|app| app.channel.pid()).collect();
-        let told = self.config.service.ports.iter().map(|p| p.port).filter(|port| self.takeover.has_listener(*port)).collect();
+        let told = self.serving.told.iter().copied().collect();
         let Some(watch) = &mut self.serving.watch else { return };
         if let Some(seen) = watch.take() {
             self.serving.seen = Some(seen);

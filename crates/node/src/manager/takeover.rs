@@ -599,6 +599,7 @@ impl Manager {
         let t = &mut self.takeover;
         t.listeners.entry(port).or_default().insert(channel);
         t.barrier_until = t.barrier_until.map(|until| until.min(now + BARRIER));
+        self.serving.note_listening(port);
         self.ring_doorbells(now);
         self.filter.listening(now);
     }
