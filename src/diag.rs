@@ -11,8 +11,8 @@ use log::{LevelFilter, Log, Metadata, Record};
 use tcpr_node::channel::client::Bypass;
 use tcpr_node::channel::{move_high, Own};
 
-use crate::process::{self, Locked};
 use crate::ffi;
+use crate::process::{self, Locked};
 
 /// Our own copy of standard error.
 static TO: Mutex<Option<Own>> = Mutex::new(None);

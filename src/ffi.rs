@@ -142,7 +142,14 @@ pub fn raw_send(fd: c_int, bytes: &[u8], flags: c_int, extra: Option<&msghdr>) -
 ///
 /// # Safety
 /// As for `splice`: the pointers may be written through.
-pub unsafe fn raw_splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t {
+pub unsafe fn raw_splice(
+    from: c_int,
+    from_at: *mut off64_t,
+    to: c_int,
+    to_at: *mut off64_t,
+    n: size_t,
+    flags: c_uint,
+) -> ssize_t {
     raw!(libc::SYS_splice, from, from_at, to, to_at, n, flags)
 }
 
@@ -212,8 +219,7 @@ impl Checked {
         let Some(to) = address.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(page)) else { return false };
         let saved = errno();
         // It makes pages present, as reading or writing would, and changes nothing.
-        let good = raw!(libc::SYS_madvise, from, to - from, advice) == 0
-            || (from..to).step_by(page).all(|page| !faults(page));
+        let good = raw!(libc::SYS_madvise, from, to - from, advice) == 0 || (from..to).step_by(page).all(|page| !faults(page));
         set_errno(saved);
         if good {
             (self.from, self.to) = (from, to);
@@ -276,8 +282,7 @@ pub fn set_signal_mask(mask: u64) {
 /// `info` is what the kernel said of it.
 pub unsafe fn send_again(signal: c_int, info: *const libc::siginfo_t) -> bool {
     let (process, thread) = (raw!(libc::SYS_getpid), raw!(libc::SYS_gettid));
-    raw!(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, info) == 0
-        || raw!(libc::SYS_tgkill, process, thread, signal) == 0
+    raw!(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, info) == 0 || raw!(libc::SYS_tgkill, process, thread, signal) == 0
 }
 
 /// The kernel's number of the calling thread.
@@ -374,7 +379,11 @@ pub fn input_queued(fd: c_int) -> usize {
     let mut n: c_int = 0;
     // SAFETY: n is live and writable.
     let result = unsafe { libc::ioctl(fd, libc::FIONREAD, &mut n) };
-    if result == 0 && n > 0 { n as usize } else { 0 }
+    if result == 0 && n > 0 {
+        n as usize
+    } else {
+        0
+    }
 }
 
 /// For a thread of our own: the application's signals are handled by its own threads.

@@ -256,8 +256,7 @@ pub fn join_or_embed(config: Option<&Path>) -> Result<&'static Client, ClientErr
 
 fn embed(config: Option<&Path>) -> Result<Manager, ClientError> {
     let config = config.or_else(|| ENVIRONMENT.get().and_then(|e| e.config.as_deref()));
-    let (service, token) = crate::embedded::start(config)
-        .map_err(|text| ClientError { errno: libc::ENOTCONN, text })?;
+    let (service, token) = crate::embedded::start(config).map_err(|text| ClientError { errno: libc::ENOTCONN, text })?;
     EMBEDDER.store(std::process::id(), Ordering::Relaxed);
     // A daemon changes its directory before it reads the file again.
     let config = config.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
@@ -386,8 +385,7 @@ fn prepare_once() {
 pub fn protects(client: &Client, address: SocketAddr) -> bool {
     let ip = address.ip().to_canonical();
     let welcome = client.welcome();
-    (ip.is_unspecified() || welcome.vips.contains(&ip))
-        && welcome.ports.iter().any(|p| p.port == address.port())
+    (ip.is_unspecified() || welcome.vips.contains(&ip)) && welcome.ports.iter().any(|p| p.port == address.port())
 }
 
 /// Whether an address is one of the service's virtual ones.

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
     c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, gid_t, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off64_t, off_t,
-    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sembuf, sigaction as SigAction, sighandler_t, siginfo_t, sigset_t, size_t,
-    sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
+    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sembuf, sigaction as SigAction, sighandler_t,
+    siginfo_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
 };
 
 use crate::ffi;
@@ -152,11 +152,8 @@ extern "C-unwind" {
     fn funlockfile(file: *mut FILE);
     fn fflush_unlocked(file: *mut FILE) -> c_int;
     /// Not in the libc crate.
-    fn pthread_atfork(
-        prepare: Option<extern "C" fn()>,
-        parent: Option<extern "C" fn()>,
-        child: Option<extern "C" fn()>,
-    ) -> c_int;
+    fn pthread_atfork(prepare: Option<extern "C" fn()>, parent: Option<extern "C" fn()>, child: Option<extern "C" fn()>)
+        -> c_int;
 }
 
 /// The C library's list of streams, which whoever flushes them all holds while our hooks write: it comes before any lock of
@@ -197,4 +194,3 @@ pub fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern 
     // SAFETY: the functions live as long as the library, which is never unloaded (-z nodelete).
     unsafe { pthread_atfork(Some(prepare), Some(parent), Some(child)) };
 }
-

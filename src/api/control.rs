@@ -83,8 +83,7 @@ pub fn remember_failure(text: &str) {
 }
 
 fn client() -> Result<&'static Client, Failure> {
-    process::client()
-        .ok_or_else(|| Failure::new(libc::ENOTCONN, "no manager: call tcpr_init first, or use tcpr run"))
+    process::client().ok_or_else(|| Failure::new(libc::ENOTCONN, "no manager: call tcpr_init first, or use tcpr run"))
 }
 
 fn connection(fd: c_int) -> Result<(u32, Connection), Failure> {

@@ -4,7 +4,6 @@ use libc::{c_int, c_void, iovec, msghdr, off_t, size_t, sockaddr, socklen_t, ssi
 
 use crate::preload;
 
-
 /// As `read`, on any descriptor.
 ///
 /// # Safety
@@ -40,7 +39,14 @@ pub unsafe extern "C-unwind" fn tcpr_recv(fd: c_int, buffer: *mut c_void, n: siz
 /// # Safety
 /// As for `recvfrom`.
 #[no_mangle]
-pub unsafe extern "C-unwind" fn tcpr_recvfrom(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t {
+pub unsafe extern "C-unwind" fn tcpr_recvfrom(
+    fd: c_int,
+    buffer: *mut c_void,
+    n: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    length: *mut socklen_t,
+) -> ssize_t {
     // SAFETY: the caller's arguments.
     unsafe { preload::recvfrom(fd, buffer, n, flags, address, length) }
 }
@@ -90,7 +96,14 @@ pub unsafe extern "C-unwind" fn tcpr_send(fd: c_int, buffer: *const c_void, n: s
 /// # Safety
 /// As for `sendto`.
 #[no_mangle]
-pub unsafe extern "C-unwind" fn tcpr_sendto(fd: c_int, buffer: *const c_void, n: size_t, flags: c_int, address: *const sockaddr, length: socklen_t) -> ssize_t {
+pub unsafe extern "C-unwind" fn tcpr_sendto(
+    fd: c_int,
+    buffer: *const c_void,
+    n: size_t,
+    flags: c_int,
+    address: *const sockaddr,
+    length: socklen_t,
+) -> ssize_t {
     // SAFETY: the caller's arguments.
     unsafe { preload::sendto(fd, buffer, n, flags, address, length) }
 }

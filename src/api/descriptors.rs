@@ -4,7 +4,6 @@ use libc::c_int;
 
 use crate::preload;
 
-
 /// As `close`, on any descriptor.
 ///
 /// # Safety

@@ -4,7 +4,6 @@ use libc::{c_int, c_void, sockaddr, socklen_t};
 
 use crate::{ops, preload};
 
-
 /// As `socket`. A TCP socket made by it is protected if it is bound to a protected port and listens.
 ///
 /// # Safety
@@ -105,7 +104,13 @@ pub unsafe extern "C-unwind" fn tcpr_getpeername(fd: c_int, address: *mut sockad
 /// # Safety
 /// As for `getsockopt`.
 #[no_mangle]
-pub unsafe extern "C-unwind" fn tcpr_getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, length: *mut socklen_t) -> c_int {
+pub unsafe extern "C-unwind" fn tcpr_getsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *mut c_void,
+    length: *mut socklen_t,
+) -> c_int {
     // SAFETY: the caller's arguments.
     unsafe { preload::getsockopt(fd, level, name, value, length) }
 }
@@ -115,7 +120,13 @@ pub unsafe extern "C-unwind" fn tcpr_getsockopt(fd: c_int, level: c_int, name: c
 /// # Safety
 /// As for `setsockopt`.
 #[no_mangle]
-pub unsafe extern "C-unwind" fn tcpr_setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t) -> c_int {
+pub unsafe extern "C-unwind" fn tcpr_setsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    length: socklen_t,
+) -> c_int {
     // SAFETY: the caller's arguments.
     unsafe { preload::setsockopt(fd, level, name, value, length) }
 }

@@ -4,7 +4,6 @@ use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timev
 
 use crate::preload;
 
-
 /// As `poll`. The calling thread's turn ends.
 ///
 /// # Safety
@@ -20,7 +19,12 @@ pub unsafe extern "C-unwind" fn tcpr_poll(fds: *mut pollfd, n: nfds_t, timeout: 
 /// # Safety
 /// As for `ppoll`.
 #[no_mangle]
-pub unsafe extern "C-unwind" fn tcpr_ppoll(fds: *mut pollfd, n: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int {
+pub unsafe extern "C-unwind" fn tcpr_ppoll(
+    fds: *mut pollfd,
+    n: nfds_t,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
     // SAFETY: the caller's arguments.
     unsafe { preload::ppoll(fds, n, timeout, mask) }
 }
@@ -30,7 +34,13 @@ pub unsafe extern "C-unwind" fn tcpr_ppoll(fds: *mut pollfd, n: nfds_t, timeout:
 /// # Safety
 /// As for `select`.
 #[no_mangle]
-pub unsafe extern "C-unwind" fn tcpr_select(n: c_int, reading: *mut fd_set, writing: *mut fd_set, failing: *mut fd_set, timeout: *mut timeval) -> c_int {
+pub unsafe extern "C-unwind" fn tcpr_select(
+    n: c_int,
+    reading: *mut fd_set,
+    writing: *mut fd_set,
+    failing: *mut fd_set,
+    timeout: *mut timeval,
+) -> c_int {
     // SAFETY: the caller's arguments.
     unsafe { preload::select(n, reading, writing, failing, timeout) }
 }
@@ -40,7 +50,14 @@ pub unsafe extern "C-unwind" fn tcpr_select(n: c_int, reading: *mut fd_set, writ
 /// # Safety
 /// As for `pselect`.
 #[no_mangle]
-pub unsafe extern "C-unwind" fn tcpr_pselect(n: c_int, reading: *mut fd_set, writing: *mut fd_set, failing: *mut fd_set, timeout: *const timespec, mask: *const sigset_t) -> c_int {
+pub unsafe extern "C-unwind" fn tcpr_pselect(
+    n: c_int,
+    reading: *mut fd_set,
+    writing: *mut fd_set,
+    failing: *mut fd_set,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
     // SAFETY: the caller's arguments.
     unsafe { preload::pselect(n, reading, writing, failing, timeout, mask) }
 }
@@ -60,7 +77,13 @@ pub unsafe extern "C-unwind" fn tcpr_epoll_wait(ep: c_int, events: *mut epoll_ev
 /// # Safety
 /// As for `epoll_pwait`.
 #[no_mangle]
-pub unsafe extern "C-unwind" fn tcpr_epoll_pwait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t) -> c_int {
+pub unsafe extern "C-unwind" fn tcpr_epoll_pwait(
+    ep: c_int,
+    events: *mut epoll_event,
+    max: c_int,
+    timeout: c_int,
+    mask: *const sigset_t,
+) -> c_int {
     // SAFETY: the caller's arguments.
     unsafe { preload::epoll_pwait(ep, events, max, timeout, mask) }
 }

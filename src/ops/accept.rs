@@ -114,13 +114,7 @@ enum Accepted {
 
 /// # Safety
 /// As for `accept4`.
-unsafe fn take(
-    fd: c_int,
-    to: *mut sockaddr,
-    length: *mut socklen_t,
-    flags: c_int,
-    plain: impl FnOnce() -> c_int,
-) -> c_int {
+unsafe fn take(fd: c_int, to: *mut sockaddr, length: *mut socklen_t, flags: c_int, plain: impl FnOnce() -> c_int) -> c_int {
     let entry = table::get(fd);
     if !matches!(entry, None | Some(Entry::Listener { .. })) {
         return plain();

@@ -144,11 +144,9 @@ fn replacing(from: c_int, to: c_int) {
         return;
     }
     arrive(to);
-    inside((), || {
-        match table::get(to) {
-            Some(Entry::Internal) => process::vacate(to),
-            _ => process::closing(to),
-        }
+    inside((), || match table::get(to) {
+        Some(Entry::Internal) => process::vacate(to),
+        _ => process::closing(to),
     });
 }
 
@@ -219,15 +217,7 @@ pub unsafe fn fcntl64(fd: c_int, command: c_int, argument: c_long) -> c_int {
 ///
 /// # Safety
 /// As in the C library.
-pub unsafe fn syscall(
-    number: c_long,
-    a: c_long,
-    b: c_long,
-    c: c_long,
-    d: c_long,
-    e: c_long,
-    f: c_long,
-) -> c_long {
+pub unsafe fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long {
     match number {
         _ if table::is_plain(a as c_int) || Bypass::active() => {}
         // SAFETY: the caller's arguments.

@@ -3,8 +3,8 @@
 use std::ffi::c_void;
 
 use libc::{
-    c_int, c_uint, iovec, mmsghdr, msghdr, off64_t, size_t, sockaddr, socklen_t, ssize_t, timespec, MSG_DONTWAIT,
-    MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_WAITALL, SPLICE_F_NONBLOCK,
+    c_int, c_uint, iovec, mmsghdr, msghdr, off64_t, size_t, sockaddr, socklen_t, ssize_t, timespec, MSG_DONTWAIT, MSG_ERRQUEUE,
+    MSG_OOB, MSG_PEEK, MSG_WAITALL, SPLICE_F_NONBLOCK,
 };
 
 use super::descriptors::{is_internal, refuse};
@@ -252,13 +252,7 @@ pub unsafe fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
 ///
 /// # Safety
 /// As in the C library.
-pub unsafe fn recvmmsg(
-    fd: c_int,
-    messages: *mut mmsghdr,
-    count: c_uint,
-    flags: c_int,
-    timeout: *mut timespec,
-) -> c_int {
+pub unsafe fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
     let Some((client, handle)) = connection(fd) else {
         turn::before_foreign_read(fd, || flags & MSG_DONTWAIT != 0);
         // SAFETY: the caller's arguments.
@@ -295,7 +289,14 @@ pub unsafe fn recvmmsg(
 ///
 /// # Safety
 /// As for `splice`.
-pub(super) unsafe fn splice_from(fd: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t {
+pub(super) unsafe fn splice_from(
+    fd: c_int,
+    from_at: *mut off64_t,
+    to: c_int,
+    to_at: *mut off64_t,
+    n: size_t,
+    flags: c_uint,
+) -> ssize_t {
     if flags & SPLICE_F_NONBLOCK == 0 && !ffi::is_ready(to, libc::POLLOUT) {
         turn::before_wait(|| false);
         let mut room = libc::pollfd { fd: to, events: libc::POLLOUT, revents: 0 };

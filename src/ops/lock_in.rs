@@ -301,9 +301,7 @@ pub unsafe fn clone(
     let mut task = Task { f, argument };
     process::before_fork();
     // SAFETY: the caller's arguments, but for what is done first.
-    let pid = unsafe {
-        real::clone(begin as *mut c_void, stack, flags, (&raw mut task).cast(), parent, tls, child)
-    };
+    let pid = unsafe { real::clone(begin as *mut c_void, stack, flags, (&raw mut task).cast(), parent, tls, child) };
     process::after_fork_in_parent();
     pid
 }

@@ -20,23 +20,17 @@ mod waits;
 
 pub use accept::{accept, accept4, lock_stash, note_fork, vacate_stash, StashGuard};
 pub use calling::{arrived, connect};
-pub use credentials::{
-    initgroups, setegid, seteuid, setgid, setgroups, setregid, setresgid, setresuid, setreuid, setuid,
-};
+pub use credentials::{initgroups, setegid, seteuid, setgid, setgroups, setregid, setresgid, setresuid, setreuid, setuid};
 pub use descriptors::{close, close_range, closefrom, dup, dup2, dup3, fcntl, fcntl64, syscall};
-pub use options::{getsockopt, setsockopt};
-pub use input::{
-    __read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg,
-};
+pub use input::{__read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg};
 pub use lock_in::{_Fork, clone, prctl, setns, unshare};
+pub use options::{getsockopt, setsockopt};
 pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, splice, write, writev};
 pub use passing::look_for_listeners;
-pub use signals::{
-    __sysv_signal, bsd_signal, leave_handlers, sigaction, signal, sigset, ssignal, sysv_signal, watch_handlers,
-};
-pub use waits::{semop, semtimedop};
+pub use signals::{__sysv_signal, bsd_signal, leave_handlers, sigaction, signal, sigset, ssignal, sysv_signal, watch_handlers};
 pub use sockets::{bind, listen, protected_socket, shutdown, socket, tell_listener};
 pub use streams::{fclose, fdopen, fileno, fileno_unlocked, flush_streams, lock_streams, StreamsGuard};
+pub use waits::{semop, semtimedop};
 
 use libc::c_int;
 use tcpr_node::channel::client::{Bypass, Client};

@@ -154,7 +154,10 @@ fn tell(client: &Client, handle: u32, fd: c_int, level: c_int, name: c_int) {
         _ => None,
     };
     // The kernel doubles what it is given.
-    let half = size.filter(|_| level == libc::SOL_SOCKET).and_then(|size| ffi::option::<c_int>(fd, level, size)).map(|size| (size / 2).to_ne_bytes());
+    let half = size
+        .filter(|_| level == libc::SOL_SOCKET)
+        .and_then(|size| ffi::option::<c_int>(fd, level, size))
+        .map(|size| (size / 2).to_ne_bytes());
     let value = match &half {
         Some(half) => Some(&half[..]),
         None => ffi::raw_option(fd, level, name, &mut room).map(|value| &*value),

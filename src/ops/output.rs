@@ -17,8 +17,8 @@ use tcpr_node::channel::Event;
 
 use super::descriptors::{is_for_us, is_internal, refuse};
 use super::{connection, input, inside, passing};
-use crate::process::{self, Swallowed};
 use crate::ffi::Checked;
+use crate::process::{self, Swallowed};
 use crate::{ffi, real, table, turn};
 
 /// What is left to write of an application's buffers.
@@ -258,13 +258,12 @@ impl Patience {
             return wait_in_send(fd);
         }
         let started = Instant::now();
-        let timeout = left.map(|l| timespec {
-            tv_sec: l.as_secs() as libc::time_t,
-            tv_nsec: l.subsec_nanos() as libc::c_long,
-        });
+        let timeout = left.map(|l| timespec { tv_sec: l.as_secs() as libc::time_t, tv_nsec: l.subsec_nanos() as libc::c_long });
         let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
         // SAFETY: entry and the timeout are live; no mask is given.
-        let found = unsafe { real::ppoll(&mut entry, 1, timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref), std::ptr::null()) };
+        let found = unsafe {
+            real::ppoll(&mut entry, 1, timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref), std::ptr::null())
+        };
         if let Some(left) = left {
             *left = left.saturating_sub(started.elapsed());
         }
@@ -282,7 +281,8 @@ fn wait_in_send(fd: c_int) -> Result<(), c_int> {
     static UNREADABLE: OnceLock<usize> = OnceLock::new();
     let page = *UNREADABLE.get_or_init(|| {
         // SAFETY: a fresh mapping at an address of the kernel's choice; it is never unmapped.
-        let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+        let page =
+            unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
         page.addr()
     });
     // SAFETY: the address is for the kernel alone, which checks it.
@@ -418,7 +418,8 @@ pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: 
         }
         message.msg_len = n as c_uint;
         // SAFETY: the message's own vector, as in `sendmsg`, which has just written it.
-        let asked = unsafe { Source::new(message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen, Checked::OURS) }.map_or(0, |s| s.left);
+        let asked =
+            unsafe { Source::new(message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen, Checked::OURS) }.map_or(0, |s| s.left);
         if (n as usize) < asked {
             // What comes next would follow a gap.
             return i as c_int + 1;

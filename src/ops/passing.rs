@@ -7,8 +7,8 @@ use libc::{c_int, cmsghdr, msghdr};
 use tcpr_node::channel::client::Client;
 use tcpr_node::channel::Origin;
 
-use super::sockets::{is_tcp, local_name, peer_name, tuple};
 use super::sockets::protect_listener;
+use super::sockets::{is_tcp, local_name, peer_name, tuple};
 use super::{descriptors, inside};
 use crate::ffi::Checked;
 use crate::table::{self, Entry};

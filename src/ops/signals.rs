@@ -33,8 +33,7 @@ struct Handler {
 /// What the application sees of the flags that the kernel has otherwise.
 const OURS: c_int = libc::SA_SIGINFO | libc::SA_RESETHAND;
 
-static HANDLERS: [Handler; SIGNALS] =
-    [const { Handler { address: AtomicUsize::new(0), flags: AtomicI32::new(0) } }; SIGNALS];
+static HANDLERS: [Handler; SIGNALS] = [const { Handler { address: AtomicUsize::new(0), flags: AtomicI32::new(0) } }; SIGNALS];
 static WATCHED: AtomicBool = AtomicBool::new(false);
 static CHANGING: Mutex<()> = Mutex::new(());
 
@@ -129,9 +128,7 @@ extern "C-unwind" fn interrupted(signal: c_int, info: *mut siginfo_t, context: *
         ffi::set_errno(saved);
     }
     // SAFETY: the application installed it as a handler; one of a single argument does not look at the others.
-    let run = unsafe {
-        mem::transmute::<usize, unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void)>(address)
-    };
+    let run = unsafe { mem::transmute::<usize, unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void)>(address) };
     let amid_a_turn = turn::is_dirty();
     // SAFETY: the kernel's arguments.
     unsafe { run(signal, info, context) };
@@ -240,5 +237,9 @@ fn replaced(signal: c_int, set: impl FnOnce() -> sighandler_t) -> sighandler_t {
         watch(signal);
         ffi::set_errno(saved);
     }
-    if old == interrupted as *const c_void as sighandler_t { before } else { old }
+    if old == interrupted as *const c_void as sighandler_t {
+        before
+    } else {
+        old
+    }
 }

@@ -20,7 +20,11 @@ use crate::{ffi, process, real, turn};
 pub(super) fn named(at: *const sockaddr, length: socklen_t) -> Option<SocketAddr> {
     let bytes = (length as usize).min(mem::size_of::<sockaddr_storage>());
     // SAFETY: what is looked at was found readable.
-    if Checked::default().is_readable(at, bytes) { unsafe { address(at, length) } } else { None }
+    if Checked::default().is_readable(at, bytes) {
+        unsafe { address(at, length) }
+    } else {
+        None
+    }
 }
 
 /// An internet address of the C interface.

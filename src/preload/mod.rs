@@ -9,8 +9,8 @@ use std::ffi::{c_char, c_void};
 
 use libc::{
     c_int, c_long, c_uint, clockid_t, epoll_event, fd_set, gid_t, id_t, idtype_t, iovec, mmsghdr, msghdr, nfds_t, off64_t, off_t,
-    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sembuf, sigaction as SigAction, sighandler_t, siginfo_t, sigset_t, size_t,
-    sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
+    pid_t, pollfd, pthread_cond_t, pthread_mutex_t, pthread_t, rusage, sem_t, sembuf, sigaction as SigAction, sighandler_t,
+    siginfo_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
 };
 
 use crate::{ffi, ops, process, real, table, turn};

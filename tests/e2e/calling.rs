@@ -83,7 +83,13 @@ impl Drop for Upstream {
     }
 }
 
-fn talk(i: usize, mut stream: TcpStream, (greeted, most): (bool, u64), stop: &AtomicBool, answered: &AtomicUsize) -> Result<(), String> {
+fn talk(
+    i: usize,
+    mut stream: TcpStream,
+    (greeted, most): (bool, u64),
+    stop: &AtomicBool,
+    answered: &AtomicUsize,
+) -> Result<(), String> {
     let mut rng = Rng::new(i as u64 + 1);
     stream.set_read_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
     let mut reader = BufReader::new(stream.try_clone().map_err(|e| e.to_string())?);
@@ -118,7 +124,8 @@ fn service(to: SocketAddr, mode: &str) -> Service {
 
 /// Every port of the upstream.
 fn outgoing(to: SocketAddr, keys: &str) -> String {
-    let one = |i: usize| format!("[[service.outgoing]]\naddress = \"{}\"\n{keys}\n", SocketAddr::new(to.ip(), to.port() + i as u16));
+    let one =
+        |i: usize| format!("[[service.outgoing]]\naddress = \"{}\"\n{keys}\n", SocketAddr::new(to.ip(), to.port() + i as u16));
     (0..COUNT).map(one).collect()
 }
 
@@ -133,7 +140,8 @@ fn command<'a>(program: &'a str, upstream: &'a str, mode: &'a str) -> Vec<&'a st
 
 /// One that hosts its manager dies with it.
 fn faults(w: &mut World, by: Hosted, n: usize) -> Vec<Fault> {
-    let whole = |fault| if by == Hosted::ByLinked && matches!(fault, Fault::KillServer | Fault::Freeze) { Fault::KillAll } else { fault };
+    let whole =
+        |fault| if by == Hosted::ByLinked && matches!(fault, Fault::KillServer | Fault::Freeze) { Fault::KillAll } else { fault };
     w.faults(n).into_iter().map(whole).collect()
 }
 
@@ -243,7 +251,13 @@ fn connections_of_a_program_with_its_own_manager_go_on() {
 fn a_program_without_a_partner_comes_back_to_its_connections() {
     let to: SocketAddr = "192.0.2.9:7000".parse().expect("an address");
     let program = built("caller");
-    let a = Alone::hosted("callone", service(to, "poll").without_ports(), &command(&program, "192.0.2.9", "poll"), false, Hosted::ByRun);
+    let a = Alone::hosted(
+        "callone",
+        service(to, "poll").without_ports(),
+        &command(&program, "192.0.2.9", "poll"),
+        false,
+        Hosted::ByRun,
+    );
     let u = Upstream::new(&a.peer, to, false, 3000);
     u.is_called(&a.pair);
     for round in 0..10 {

@@ -119,7 +119,8 @@ fn nothing_was_agreed_on(w: &World) {
 fn fast_open_and_multipath_clients_get_plain_tcp_and_keep_it() {
     let mut w = served("kinds", "fastopen", Hosted::ByRun);
     go_on(&mut w, &["fastopen", "mptcp", "plain"]);
-    let with_data = w.capture.tcp(&SegFilter::port(PORT).outgoing(true)).iter().filter(|s| s.has(SYN) && s.payload_len > 0).count();
+    let with_data =
+        w.capture.tcp(&SegFilter::port(PORT).outgoing(true)).iter().filter(|s| s.has(SYN) && s.payload_len > 0).count();
     assert!(with_data > 0, "no SYN has carried data");
     nothing_was_agreed_on(&w);
 }

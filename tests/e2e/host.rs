@@ -30,11 +30,18 @@ fn survives(w: &mut World, clients: &ChatClients, what: &str, master: bool, mend
     harm(w.pair.host(i));
     let mended = tcpr_lab::wait_for(PATIENCE, || count(w, i, mends) > before);
     assert!(mended, "{what}: not noticed\n{}", w.pair.describe());
-    let whole = tcpr_lab::wait_for(PATIENCE, || w.pair.status(i).is_ok_and(|s| s["host"]["missing"].is_null() && s["protected"] == true));
+    let whole =
+        tcpr_lab::wait_for(PATIENCE, || w.pair.status(i).is_ok_and(|s| s["host"]["missing"].is_null() && s["protected"] == true));
     assert!(whole, "{what}: not protected again\n{}", w.pair.describe());
-    clients.wait_progress(PATIENCE).and_then(|()| clients.check()).unwrap_or_else(|e| panic!("{what}: {e}\n{}", w.pair.describe()));
+    clients
+        .wait_progress(PATIENCE)
+        .and_then(|()| clients.check())
+        .unwrap_or_else(|e| panic!("{what}: {e}\n{}", w.pair.describe()));
     w.survive(clients, &[fault]);
-    clients.wait_progress(PATIENCE).and_then(|()| clients.check()).unwrap_or_else(|e| panic!("{what}, {fault:?}: {e}\n{}", w.pair.describe()));
+    clients
+        .wait_progress(PATIENCE)
+        .and_then(|()| clients.check())
+        .unwrap_or_else(|e| panic!("{what}, {fault:?}: {e}\n{}", w.pair.describe()));
 }
 
 /// The backend of iptables that has the rules, as doctor says.
@@ -42,7 +49,11 @@ fn iptables(w: &World) -> String {
     let out = w.pair.tcpr(0, &["doctor"]).expect("doctor");
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let legacy = text.lines().any(|l| l.contains(" rules:") && l.contains("legacy"));
-    if legacy { "iptables-legacy".to_owned() } else { "iptables".to_owned() }
+    if legacy {
+        "iptables-legacy".to_owned()
+    } else {
+        "iptables".to_owned()
+    }
 }
 
 /// Something that happens to a host, and what it is called.
@@ -50,9 +61,8 @@ type Reload = (String, Box<dyn Fn(&Host)>);
 
 /// What a firewall does to the rules of others when it is reloaded.
 fn reloads(iptables: &str) -> Vec<Reload> {
-    let run = |line: String| -> Reload {
-        (line.clone(), Box::new(move |host: &Host| drop(host.tool(&line).expect("the reload"))))
-    };
+    let run =
+        |line: String| -> Reload { (line.clone(), Box::new(move |host: &Host| drop(host.tool(&line).expect("the reload")))) };
     let restore: Box<dyn Fn(&Host)> = {
         let program = format!("{iptables}-restore");
         Box::new(move |host: &Host| {
@@ -152,7 +162,11 @@ fn a_firewall_of_the_older_tables_is_reloaded() {
 fn the_virtual_ip_is_put_back() {
     let mut w = chat("vip", Hosted::ByRun, |_| {});
     let clients = clients(&mut w);
-    let harms = ["addr del 192.0.2.200/32 dev eth0", "route del table local local 192.0.2.200 dev eth0", "addr flush dev eth0 to 192.0.2.200"];
+    let harms = [
+        "addr del 192.0.2.200/32 dev eth0",
+        "route del table local local 192.0.2.200 dev eth0",
+        "addr flush dev eth0 to 192.0.2.200",
+    ];
     for (what, fault) in harms.into_iter().zip([Fault::KillAll, Fault::Switchover, Fault::Cut]) {
         survives(&mut w, &clients, what, true, "addresses_restored", &|host| drop(host.ip_cmd(what).expect("ip")), fault);
     }

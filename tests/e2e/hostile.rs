@@ -136,7 +136,11 @@ impl Hostile {
         }
         let right = |i: &usize| {
             let got = self.peer.got[self.base + i];
-            if sure { got == said[*i] } else { got == said[*i] || got == !said[*i] }
+            if sure {
+                got == said[*i]
+            } else {
+                got == said[*i] || got == !said[*i]
+            }
         };
         match (0..BURST).find(|i| !right(i)) {
             Some(i) => Err(format!("byte {} is wrong", self.base + i)),

@@ -32,8 +32,7 @@ fn a_chat_over_ipv6_goes_on_through_ten_failovers() {
 /// Two virtual IPs; the server has a listener for each family.
 #[test]
 fn both_families_go_on_side_by_side() {
-    let service = Service::new("echo", PORT)
-        .set("service", "virtual_ip", "[\"192.0.2.200/24\", \"2001:db8::200/64\"]");
+    let service = Service::new("echo", PORT).set("service", "virtual_ip", "[\"192.0.2.200/24\", \"2001:db8::200/64\"]");
     let mut w = World::new("dual", service, &["python3", &script("asyncio_echo.py"), "5555", ""]);
     for (host, ip) in [(w.pair.host(0), 1), (w.pair.host(1), 2), (&w.peer, 9)] {
         host.ip_cmd(&format!("-6 addr add 2001:db8::{ip}/64 dev eth0 nodad")).expect("an address");

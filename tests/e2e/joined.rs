@@ -112,7 +112,12 @@ fn a_program_with_address_sanitizer_is_told_what_ends_it() {
     let source = format!("{}/tests/c/line_server.c", env!("CARGO_MANIFEST_DIR"));
     let cc = Command::new("cc").args(["-fsanitize=address", "-pthread", "-o", &program, &source]).status().expect("cc");
     assert!(cc.success(), "cc -fsanitize=address: {cc}; install libasan (it comes with gcc)");
-    Members::new("asan").unprotected(lines(), &[&program, "5555", "keep"], Hosted::ByRun, &["the program ended", "AddressSanitizer", "--no-preload"]);
+    Members::new("asan").unprotected(
+        lines(),
+        &[&program, "5555", "keep"],
+        Hosted::ByRun,
+        &["the program ended", "AddressSanitizer", "--no-preload"],
+    );
     std::fs::remove_dir_all(&dir).expect("removed");
 }
 
@@ -161,11 +166,9 @@ fn a_program_without_the_library_has_to_listen() {
 fn a_greeting_is_not_absorbed_without_the_library() {
     let m = Members::new("greeting");
     let pair = Pair::new(&m.a, &m.b, lines().port_key("greeting", "\"absorb\"")).expect("a pair");
-    for (args, code) in [
-        (&["run", "--no-preload", "--", "/bin/sleep", "1000"][..], 1),
-        (&["check", "--no-preload"], 1),
-        (&["check"], 0),
-    ] {
+    for (args, code) in
+        [(&["run", "--no-preload", "--", "/bin/sleep", "1000"][..], 1), (&["check", "--no-preload"], 1), (&["check"], 0)]
+    {
         let out = pair.tcpr(0, args).expect("runs");
         let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");

@@ -3,10 +3,10 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
 use serde_json::Value;
-use tcpr_lab::member::{bin_dir, Pair, Service};
+use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, Rate};
 use tcpr_lab::flags::{ACK, PSH};
+use tcpr_lab::member::{bin_dir, Pair, Service};
 use tcpr_lab::{wait_listening, wait_until, Lab, RawPeer, Said};
 
 use crate::ipv6::{Over, V4, V6};
@@ -114,11 +114,13 @@ fn a_server_without_descriptors_takes_its_connections_later() {
         std::thread::sleep(Duration::from_millis(500));
         clients.check().expect("nobody has lost anything");
         limit_descriptors(program(&w), 4096);
-        clients.wait_progress(PATIENCE).and_then(|()| clients.check()).unwrap_or_else(|e| panic!("{fault:?}: {e}\n{}", w.pair.describe()));
+        clients
+            .wait_progress(PATIENCE)
+            .and_then(|()| clients.check())
+            .unwrap_or_else(|e| panic!("{fault:?}: {e}\n{}", w.pair.describe()));
     }
     w.end(clients);
 }
-
 
 /// The same lines, one by one, for a message that can be read.
 fn same(plain: &Output, other: &Output, how: &str) {
@@ -303,7 +305,8 @@ fn what_two_masters_said_something_on_is_reset_and_the_rest_goes_on() {
         std::thread::sleep(Duration::from_millis(300));
         (0..2).for_each(|i| w.pair.host(i).isolate(true).expect("partition"));
         wait_until(PATIENCE, "both members serve", || {
-            (0..2).all(|i| w.pair.status(i).is_ok_and(|s| s["role"] == "master")) && w.pair.status(old).is_ok_and(|s| s["epoch"].as_u64() > Some(1))
+            (0..2).all(|i| w.pair.status(i).is_ok_and(|s| s["role"] == "master"))
+                && w.pair.status(old).is_ok_and(|s| s["epoch"].as_u64() > Some(1))
         });
         std::thread::sleep(Duration::from_millis(500));
         assert_eq!(torn(1 - old), Some(0));

@@ -105,7 +105,9 @@ const NGINX_SERVES: Server = Server { children: 2, serve: 2, shared: true };
 fn go_on(w: &mut World, clients: &mut [Client], faults: &[Fault], server: &Server) {
     for &fault in faults {
         let backup = 1 - w.protected();
-        wait_until(PATIENCE, "the server runs", || w.pair.programs(backup).first().is_some_and(|main| children(*main).len() >= server.children));
+        wait_until(PATIENCE, "the server runs", || {
+            w.pair.programs(backup).first().is_some_and(|main| children(*main).len() >= server.children)
+        });
         w.fail_over(fault);
         let when = format!("after {fault:?}");
         let by_process = ask_all(w, clients, &when);
@@ -318,7 +320,8 @@ fn nginx_whose_binary_is_upgraded() {
     for _ in 0..2 {
         let backup = 1 - w.protected();
         let pid_file = dir.0.join(format!("{}.pid", w.pair.host(backup).name()));
-        let main = || fs::read_to_string(&pid_file).ok().and_then(|pid| pid.trim().parse().ok()).filter(|pid| children(*pid).len() == 2);
+        let main =
+            || fs::read_to_string(&pid_file).ok().and_then(|pid| pid.trim().parse().ok()).filter(|pid| children(*pid).len() == 2);
         wait_until(PATIENCE, "the server runs", || main().is_some());
         let old = main().expect("it runs");
         signal(&w, old, "-USR2", "another has its place", || main().is_some_and(|new: i32| new != old));
@@ -336,8 +339,22 @@ fn gunicorn_with_its_workers_and_after_an_upgrade() {
     dir.file("app.py", "import os\n\ndef app(environ, start):\n    body = str(os.getpid()).encode()\n    start('200 OK', [('Content-Length', str(len(body)))])\n    return [body]\n");
     let path = dir.0.display().to_string();
     let program = [
-        "gunicorn", "-w", "3", "-k", "gthread", "--threads", "40", "--keep-alive", "600", "-b", "0.0.0.0:5555", "--chdir", &path,
-        "--worker-tmp-dir", &path, "app:app",
+        "gunicorn",
+        "-w",
+        "3",
+        "-k",
+        "gthread",
+        "--threads",
+        "40",
+        "--keep-alive",
+        "600",
+        "-b",
+        "0.0.0.0:5555",
+        "--chdir",
+        &path,
+        "--worker-tmp-dir",
+        &path,
+        "app:app",
     ];
     let mut w = World::new("gunicorn", Service::new("gunicorn", PORT), &program);
     let mut clients: Vec<Client> = (0..24).map(|_| Client::new(&w, true)).collect();
@@ -406,7 +423,10 @@ fn connections_that_nobody_accepts_are_reset() {
     }
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
     let status = w.pair.status(1 - master).expect("status");
-    assert_eq!((&status["counters"]["unaccepted"], &status["sessions"], &status["restoring"]), (&4.into(), &0.into(), &false.into()));
+    assert_eq!(
+        (&status["counters"]["unaccepted"], &status["sessions"], &status["restoring"]),
+        (&4.into(), &0.into(), &false.into())
+    );
     w.protected();
 }
 

@@ -127,7 +127,8 @@ const OF_THE_MOMENT: [&str; 2] = ["6/2", "41/26"];
 fn same(before: &[String], after: &[String], what: &str) {
     let name = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
     let of = |option: &String| after.iter().find(|a| name(a) == name(option));
-    let differ: Vec<_> = before.iter().filter(|o| !after.contains(o) && !OF_THE_MOMENT.contains(&&name(o)[..])).map(|o| (o, of(o))).collect();
+    let differ: Vec<_> =
+        before.iter().filter(|o| !after.contains(o) && !OF_THE_MOMENT.contains(&&name(o)[..])).map(|o| (o, of(o))).collect();
     assert!(differ.is_empty(), "{what}: {differ:?}");
     assert!(before.len() > 60, "{} options", before.len());
 }

@@ -200,9 +200,8 @@ fn smoltcp_does_not_notice() {
             }
             w.fail_over(*fault);
             let before = done.load(Relaxed);
-            let went_on = tcpr_lab::wait_for(PATIENCE, || {
-                stop.load(Relaxed) || done.load(Relaxed) >= before + 5 * CONNECTIONS as u64
-            });
+            let went_on =
+                tcpr_lab::wait_for(PATIENCE, || stop.load(Relaxed) || done.load(Relaxed) >= before + 5 * CONNECTIONS as u64);
             assert!(went_on, "round {round}, {fault:?}: no progress\n{}", w.pair.describe());
             eprintln!("round {round}, {fault:?}: {} lines", done.load(Relaxed));
         }

@@ -190,7 +190,9 @@ fn vsftpd_answers_from_its_sandbox() {
         for _ in 0..3 {
             let stream = connect(w.pair.addr()).expect("connected");
             let mut answers = BufReader::new(stream.try_clone().expect("cloned"));
-            for (says, code) in [("", "220"), ("USER ftp", "331"), ("PASS x", "230"), ("PWD", "257"), ("NOOP", "200"), ("QUIT", "221")] {
+            for (says, code) in
+                [("", "220"), ("USER ftp", "331"), ("PASS x", "230"), ("PWD", "257"), ("NOOP", "200"), ("QUIT", "221")]
+            {
                 if !says.is_empty() {
                     (&stream).write_all(format!("{says}\r\n").as_bytes()).expect("sent");
                 }

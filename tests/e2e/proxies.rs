@@ -181,7 +181,8 @@ impl<'a> Proxy<'a> {
 }
 
 fn proxied(p: &Proxy<'_>) {
-    let (vip, upstream, addresses) = if p.six { ("2001:db8::200/64", "2001:db8::9", SIX) } else { ("192.0.2.200/24", "192.0.2.9", FOUR) };
+    let (vip, upstream, addresses) =
+        if p.six { ("2001:db8::200/64", "2001:db8::9", SIX) } else { ("192.0.2.200/24", "192.0.2.9", FOUR) };
     let to = SocketAddr::new(upstream.parse().expect("an address"), BACKEND);
     let service = Service::new("proxy", PORT).virtual_ip(vip).extra(&format!("[[service.outgoing]]\naddress = \"{to}\""));
     let command: Vec<&str> = p.command.iter().map(String::as_str).collect();
@@ -346,7 +347,10 @@ fn haproxy_in_http_mode() {
 
 #[test]
 fn socat_with_a_process_for_each_client() {
-    proxied(&Proxy { most: 15, ..Proxy::new("pxsocat", &["socat", "TCP-LISTEN:5555,fork,reuseaddr,backlog=100", "TCP:192.0.2.9:7777"]) });
+    proxied(&Proxy {
+        most: 15,
+        ..Proxy::new("pxsocat", &["socat", "TCP-LISTEN:5555,fork,reuseaddr,backlog=100", "TCP:192.0.2.9:7777"])
+    });
 }
 
 #[test]
@@ -356,5 +360,8 @@ fn nginx_as_a_stream_proxy() {
          events { worker_connections 512; }\n\
          stream { server { listen 5555; proxy_connect_timeout 60s; proxy_timeout 10m; proxy_pass 192.0.2.9:7777; } }\n";
     let config = Config::new("stream", text);
-    proxied(&Proxy { most: 15, ..Proxy::new("pxnginx", &["nginx", "-c", &config.path(), "-p", &config.0.display().to_string()]) });
+    proxied(&Proxy {
+        most: 15,
+        ..Proxy::new("pxnginx", &["nginx", "-c", &config.path(), "-p", &config.0.display().to_string()])
+    });
 }

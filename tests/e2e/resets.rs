@@ -59,5 +59,10 @@ fn peers_of_a_port_are_reset_at_a_takeover() {
 
 #[test]
 fn peers_of_a_port_without_the_library_are_reset_at_a_takeover() {
-    peers_are_reset("sresets", "static_line_server", Hosted::ByRunUnhooked, &[Fault::Switchover, Fault::KillServer, Fault::KillAll]);
+    peers_are_reset(
+        "sresets",
+        "static_line_server",
+        Hosted::ByRunUnhooked,
+        &[Fault::Switchover, Fault::KillServer, Fault::KillAll],
+    );
 }

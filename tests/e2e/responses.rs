@@ -54,7 +54,11 @@ fn streams_end(over: &Over) {
             let head = String::from_utf8_lossy(&got[..line]).into_owned();
             let (length, digest) = head.split_once(' ').ok_or_else(|| format!("port {port}: {head:?}"))?;
             if length != sent.len().to_string() || got.len() - line - 1 != 300_000 {
-                return Err(format!("port {port}: sent {}, it says {length}; {} bytes of body", sent.len(), got.len() - line - 1));
+                return Err(format!(
+                    "port {port}: sent {}, it says {length}; {} bytes of body",
+                    sent.len(),
+                    got.len() - line - 1
+                ));
             }
             let expected: String = (0..18_750).map(|i| format!("{}{i:07}\n", &digest[..8])).collect();
             let wrong = got[line + 1..].iter().zip(expected.as_bytes()).position(|(a, b)| a != b);

@@ -1,8 +1,6 @@
 //! What clients see: each byte once, in order, over connections that never end.
 
-use tcpr_lab::client::{
-    ChatClients, ChatOptions, EchoClients, EchoOptions, MemcachedClients, MemcachedOptions, Rate,
-};
+use tcpr_lab::client::{ChatClients, ChatOptions, EchoClients, EchoOptions, MemcachedClients, MemcachedOptions, Rate};
 use tcpr_lab::member::Service;
 
 use crate::ipv6::{Over, V4, V6};
@@ -129,8 +127,7 @@ fn memcached_keeps_its_connections_over_ipv6() {
 fn memcached(over: &Over, label: &str) {
     let command = ["memcached", "-u", "nobody", "-p", "5555", "-U", "0", "-l", over.any];
     let mut w = (over.new)(label, Service::new("memcached", PORT), &command);
-    let clients =
-        MemcachedClients::start(&w.peer, w.pair.addr(), &MemcachedOptions::new(8, w.rng.next_u64())).expect("clients");
+    let clients = MemcachedClients::start(&w.peer, w.pair.addr(), &MemcachedOptions::new(8, w.rng.next_u64())).expect("clients");
     w.survive(&clients, &[Fault::KillServer, Fault::Cut, Fault::Switchover, Fault::KillAll]);
     let verified = clients.stop_and_verify(crate::world::PATIENCE, tcpr_lab::client::End::Keep);
     let stats = verified.unwrap_or_else(|e| panic!("{e}\n{}", w.pair.describe()));

@@ -238,7 +238,10 @@ fn upload(label: &str, how: &[&str]) {
         });
         let put = fs::read(directory.join(port.to_string())).expect("what was put away");
         assert!(put.len() >= ALL && put.len() <= ALL + AGAIN, "{fault:?}: {} bytes for {ALL}", put.len());
-        assert!(put[put.len() - ALL / 4..] == bytes[ALL - ALL / 4..] && put[..ALL / 8] == bytes[..ALL / 8], "{fault:?}: other bytes");
+        assert!(
+            put[put.len() - ALL / 4..] == bytes[ALL - ALL / 4..] && put[..ALL / 8] == bytes[..ALL / 8],
+            "{fault:?}: other bytes"
+        );
     }
     let _ = fs::remove_dir_all(&directory);
     w.no_reset();

@@ -62,7 +62,8 @@ fn a_server_with_its_own_system_calls_comes_back_to_its_connections() {
     let to = a.pair.addr();
     let mut streams: Vec<TcpStream> = (0..4).map(|_| a.peer.enter(|| connect(to)).expect("connected")).collect();
     for round in 0..10 {
-        let lines: Vec<String> = (0..streams.len()).map(|i| format!("{round} {i} {}\n", "x".repeat(a.rng.range(1, 1000) as usize))).collect();
+        let lines: Vec<String> =
+            (0..streams.len()).map(|i| format!("{round} {i} {}\n", "x".repeat(a.rng.range(1, 1000) as usize))).collect();
         for (stream, line) in streams.iter_mut().zip(&lines) {
             pause(&mut a.rng, 3);
             stream.write_all(line.as_bytes()).expect("sent");

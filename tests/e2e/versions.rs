@@ -120,15 +120,8 @@ fn a_partner_of_another_version_is_refused() {
         let mut link = newer.dial(&a);
         newer.until(&mut link, |link| link.established());
         assert_eq!(link.version(), Some(ours));
-        let hello = Hello {
-            protocol,
-            service: "chat".into(),
-            member: 1,
-            boot: 1,
-            epoch: Epoch::default(),
-            role: 0,
-            config_digest: 0,
-        };
+        let hello =
+            Hello { protocol, service: "chat".into(), member: 1, boot: 1, epoch: Epoch::default(), role: 0, config_digest: 0 };
         link.send(&Message::Hello(hello)).expect("sent");
         let mut heard = None;
         newer.until(&mut link, |link| {

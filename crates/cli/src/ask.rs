@@ -39,7 +39,10 @@ pub fn status(common: &Common) -> Result<u8, String> {
         Ok(answer) => answer,
         Err(why) => {
             if common.json {
-                println!("{}", serde_json::json!({ "member": config.me().name, "role": "none", "protected": false, "error": why }));
+                println!(
+                    "{}",
+                    serde_json::json!({ "member": config.me().name, "role": "none", "protected": false, "error": why })
+                );
             } else {
                 eprintln!("tcpr: {why}");
             }
@@ -108,7 +111,11 @@ pub fn sessions(common: &Common) -> Result<u8, String> {
         };
         println!(
             "{:>8}  {:<22} {:<22} {:>12} {:>12}  {state}",
-            s["session"], text(s, "local"), text(s, "peer"), s["in_stored"], s["out_done"]
+            s["session"],
+            text(s, "local"),
+            text(s, "peer"),
+            s["in_stored"],
+            s["out_done"]
         );
     }
     Ok(0)

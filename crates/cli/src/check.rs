@@ -1,8 +1,8 @@
 //! What can be said without a manager: check, cleanup.
 
 use serde_json::json;
-use tcpr_node::{nat, rules};
 use tcpr_node::vip::Vip;
+use tcpr_node::{nat, rules};
 
 use crate::{load, Common};
 
@@ -19,7 +19,10 @@ pub fn check(common: &Common, no_preload: bool) -> Result<u8, String> {
         warnings.extend(unhooked.into_iter().map(|what| format!("tcpr run --no-preload will refuse it: {what}")));
     }
     if common.json {
-        println!("{}", json!({ "ok": unsupported.is_empty(), "member": config.me().name, "unsupported": unsupported, "warnings": warnings }));
+        println!(
+            "{}",
+            json!({ "ok": unsupported.is_empty(), "member": config.me().name, "unsupported": unsupported, "warnings": warnings })
+        );
     } else {
         for u in &unsupported {
             println!("not built: {u}");

@@ -76,14 +76,16 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
     let first = pair.wait_protected(PATIENCE)?;
     tcpr_lab::wait_listening(host(&pair, first), PORT, PATIENCE).map_err(text)?;
     let names = ["a", "b"];
-    show.say(&format!("member {} is master and has the virtual IP 192.0.2.200; {} stands by: protected", names[first], names[1 - first]));
+    show.say(&format!(
+        "member {} is master and has the virtual IP 192.0.2.200; {} stands by: protected",
+        names[first],
+        names[1 - first]
+    ));
 
     let capture = peer.capture(CaptureOptions::port(PORT)).map_err(text)?;
     let (tell, heard) = mpsc::channel();
-    let mut options = ChatOptions::new(clients.max(2), 7).rate(Rate {
-        bytes: (8, 40),
-        pause: (Duration::from_millis(2), Duration::from_millis(6)),
-    });
+    let mut options = ChatOptions::new(clients.max(2), 7)
+        .rate(Rate { bytes: (8, 40), pause: (Duration::from_millis(2), Duration::from_millis(6)) });
     options.phrases = ["hello there", "still here?", "never better", "nice weather", "so it goes", "what was that?"]
         .map(str::to_owned)
         .to_vec();
@@ -97,12 +99,13 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
 
     let first = pair.wait_protected(PATIENCE)?;
     show.say(&format!("--- the network cable of master {} is pulled ---", names[first]));
-    let outage = outage(&chat, || host(&pair, first).cut_silent().map_err(text), || {
-        pair.wait_master_is(1 - first, PATIENCE)
-    })?;
+    let outage = outage(&chat, || host(&pair, first).cut_silent().map_err(text), || pair.wait_master_is(1 - first, PATIENCE))?;
     show.chat(&heard, 0);
     std::thread::sleep(Duration::from_millis(300));
-    show.say(&format!("member {} is master now; the same connections go on; longest silence a client saw: {outage:.0} ms", names[1 - first]));
+    show.say(&format!(
+        "member {} is master now; the same connections go on; longest silence a client saw: {outage:.0} ms",
+        names[1 - first]
+    ));
     show.chat(&heard, 4);
     show.step("host cut off", &chat, Some(outage));
 
@@ -114,9 +117,7 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
 
     pair.wait_protected(PATIENCE)?;
     show.say("--- planned switchover: tcpr switchover ---");
-    let outage_planned = self::outage(&chat, || pair.switchover().map_err(text), || {
-        pair.wait_master_is(first, PATIENCE)
-    })?;
+    let outage_planned = self::outage(&chat, || pair.switchover().map_err(text), || pair.wait_master_is(first, PATIENCE))?;
     show.say(&format!("member {} is master again; longest silence: {outage_planned:.0} ms", names[first]));
     std::thread::sleep(Duration::from_millis(300));
     show.chat(&heard, 3);
@@ -141,7 +142,9 @@ fn host(pair: &Pair, i: usize) -> &Host {
 
 /// The longest silence that any client sees from `what` on, in ms.
 fn outage(
-    chat: &ChatClients, what: impl FnOnce() -> Result<(), String>, done: impl FnOnce() -> Result<(), String>,
+    chat: &ChatClients,
+    what: impl FnOnce() -> Result<(), String>,
+    done: impl FnOnce() -> Result<(), String>,
 ) -> Result<f64, String> {
     chat.reset_stalls();
     what()?;

@@ -23,7 +23,12 @@ pub fn doctor(common: &Common) -> Result<u8, String> {
     let plain = |_| String::new();
     let rules = nat::rulesets();
     let mut findings: Vec<(&str, Finding)> = vec![
-        ("raw sockets", RawSender::open().map(|_| String::new()).map_err(|e| format!("{e}; run as root, or give CAP_NET_RAW and CAP_NET_ADMIN"))),
+        (
+            "raw sockets",
+            RawSender::open()
+                .map(|_| String::new())
+                .map_err(|e| format!("{e}; run as root, or give CAP_NET_RAW and CAP_NET_ADMIN")),
+        ),
         ("sock_diag", SockDiag::open().map(|_| String::new()).map_err(|e| format!("{e}; the kernel needs CONFIG_INET_DIAG"))),
         ("NFQUEUE", queue()),
         ("changed packets", changed_packets()),
@@ -100,9 +105,12 @@ fn conntrack(rules: &[String]) -> Finding {
     let Some(rule) = lines().find(asks) else { return Ok(String::new()) };
     let untold = match Conntrack::open().and_then(|mut conntrack| conntrack.probe()) {
         Ok(()) => return Ok(format!("taken-over connections are made known to it, and \"{rule}\" takes them for what they are")),
-        Err(error) => format!("connection tracking cannot be told of taken-over connections ({error}; try `modprobe nf_conntrack_netlink`), and"),
+        Err(error) => format!(
+            "connection tracking cannot be told of taken-over connections ({error}; try `modprobe nf_conntrack_netlink`), and"
+        ),
     };
-    let setting = |name: &str| fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).unwrap_or_default().trim().to_owned();
+    let setting =
+        |name: &str| fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).unwrap_or_default().trim().to_owned();
     if setting("nf_conntrack_tcp_loose") == "0" {
         return Err(format!("{untold} to \"{rule}\" they are none, with nf_conntrack_tcp_loose = 0; sysctl net.netfilter.nf_conntrack_tcp_loose=1, or exempt the virtual IP"));
     }
@@ -124,5 +132,9 @@ fn tcp_options() -> Finding {
         return Ok(String::new());
     }
     let settings: Vec<String> = off.iter().map(|name| format!("net.ipv4.{name}=1")).collect();
-    Err(format!("sessions that use {} elsewhere cannot be spliced here, or go on slowly; sysctl {}", off.join(", "), settings.join(" ")))
+    Err(format!(
+        "sessions that use {} elsewhere cannot be spliced here, or go on slowly; sysctl {}",
+        off.join(", "),
+        settings.join(" ")
+    ))
 }

@@ -221,13 +221,8 @@ impl Capture {
     pub(crate) fn start(host: &Host, options: CaptureOptions) -> io::Result<Capture> {
         let snaplen = options.snaplen.clamp(64, 65_536);
         let socket = host.enter(|| open(options.tcp_port, snaplen)).map_err(ctx("capture"))?;
-        let inner = Arc::new(Inner {
-            socket,
-            waker: Waker::new()?,
-            snaplen,
-            max_bytes: options.max_bytes,
-            state: Mutex::default(),
-        });
+        let inner =
+            Arc::new(Inner { socket, waker: Waker::new()?, snaplen, max_bytes: options.max_bytes, state: Mutex::default() });
         let started = Instant::now();
         let started_ns = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
         let for_thread = inner.clone();
@@ -355,10 +350,7 @@ fn open(tcp_port: Option<u16>, snaplen: usize) -> io::Result<OwnedFd> {
 pub(crate) fn packet_socket(program: Vec<libc::sock_filter>) -> io::Result<OwnedFd> {
     // Protocol 0: nothing arrives before the filter is there and the interface is chosen.
     let fd = sys::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, 0)?;
-    let prog = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_ptr().cast_mut(),
-    };
+    let prog = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     let s = fd.as_fd();
     sys::setsockopt(s, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &prog)?;
     sys::setsockopt(s, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(64i32 << 20))?;
@@ -370,13 +362,7 @@ pub(crate) fn packet_socket(program: Vec<libc::sock_filter>) -> io::Result<Owned
     addr.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
     addr.sll_ifindex = index as i32;
     // SAFETY: pointer and length describe `addr`, which lives through the call.
-    cvt(unsafe {
-        libc::bind(
-            fd.as_raw_fd(),
-            std::ptr::from_ref(&addr).cast(),
-            size_of::<libc::sockaddr_ll>() as u32,
-        )
-    })?;
+    cvt(unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&addr).cast(), size_of::<libc::sockaddr_ll>() as u32) })?;
     Ok(fd)
 }
 
@@ -388,27 +374,27 @@ fn filter(tcp_port: Option<u16>, snaplen: u32) -> Vec<libc::sock_filter> {
     let Some(port) = tcp_port else { return vec![op(ret, 0, 0, snaplen)] };
     let port = u32::from(port);
     vec![
-        op(ldh, 0, 0, 12),          //  0 Ethernet type
-        op(jeq, 18, 0, 0x0806),     //  1 ARP: take
-        op(jeq, 10, 0, 0x86dd),     //  2 IPv6: go to 13
-        op(jeq, 0, 15, 0x0800),     //  3 not IPv4: drop
-        op(ldb, 0, 0, 23),          //  4 protocol
-        op(jeq, 0, 13, 6),          //  5
-        op(ldh, 0, 0, 20),          //  6 fragment offset
-        op(jset, 11, 0, 0x1fff),    //  7
-        op(ldx_ip, 0, 0, 14),       //  8 X = length of the IP header
-        op(ldh_x, 0, 0, 14),        //  9 source port
-        op(jeq, 9, 0, port),        // 10
-        op(ldh_x, 0, 0, 16),        // 11 destination port
-        op(jeq, 7, 6, port),        // 12
-        op(ldb, 0, 0, 20),          // 13 IPv6: next header
-        op(jeq, 0, 4, 6),           // 14
-        op(ldh, 0, 0, 54),          // 15
-        op(jeq, 3, 0, port),        // 16
-        op(ldh, 0, 0, 56),          // 17
-        op(jeq, 1, 0, port),        // 18
-        op(ret, 0, 0, 0),           // 19 drop
-        op(ret, 0, 0, snaplen),     // 20 take
+        op(ldh, 0, 0, 12),       //  0 Ethernet type
+        op(jeq, 18, 0, 0x0806),  //  1 ARP: take
+        op(jeq, 10, 0, 0x86dd),  //  2 IPv6: go to 13
+        op(jeq, 0, 15, 0x0800),  //  3 not IPv4: drop
+        op(ldb, 0, 0, 23),       //  4 protocol
+        op(jeq, 0, 13, 6),       //  5
+        op(ldh, 0, 0, 20),       //  6 fragment offset
+        op(jset, 11, 0, 0x1fff), //  7
+        op(ldx_ip, 0, 0, 14),    //  8 X = length of the IP header
+        op(ldh_x, 0, 0, 14),     //  9 source port
+        op(jeq, 9, 0, port),     // 10
+        op(ldh_x, 0, 0, 16),     // 11 destination port
+        op(jeq, 7, 6, port),     // 12
+        op(ldb, 0, 0, 20),       // 13 IPv6: next header
+        op(jeq, 0, 4, 6),        // 14
+        op(ldh, 0, 0, 54),       // 15
+        op(jeq, 3, 0, port),     // 16
+        op(ldh, 0, 0, 56),       // 17
+        op(jeq, 1, 0, port),     // 18
+        op(ret, 0, 0, 0),        // 19 drop
+        op(ret, 0, 0, snaplen),  // 20 take
     ]
 }
 
@@ -495,15 +481,13 @@ fn kernel_drops(socket: &OwnedFd) -> u64 {
     let mut len = size_of_val(&stats) as libc::socklen_t;
     // SAFETY: pointer and length describe `stats`.
     let r = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_STATISTICS,
-            stats.as_mut_ptr().cast(),
-            &mut len,
-        )
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, stats.as_mut_ptr().cast(), &mut len)
     };
-    if r == 0 { u64::from(stats[1]) } else { 0 }
+    if r == 0 {
+        u64::from(stats[1])
+    } else {
+        0
+    }
 }
 
 fn timestamp(h: &libc::msghdr) -> u64 {

@@ -51,7 +51,11 @@ impl Host {
             Firewall::OnlyEstablished => {
                 let others = ["-A INPUT -p icmp -j ACCEPT", "-A INPUT -p udp -j ACCEPT"].map(str::to_owned);
                 let link = format!("-A INPUT -p tcp ! --dport {port} -m conntrack --ctstate NEW -j ACCEPT");
-                [lo.to_owned(), known.to_owned(), new, link].into_iter().chain(others).chain(["-P INPUT DROP".to_owned()]).collect()
+                [lo.to_owned(), known.to_owned(), new, link]
+                    .into_iter()
+                    .chain(others)
+                    .chain(["-P INPUT DROP".to_owned()])
+                    .collect()
             }
         };
         for rule in rules {

@@ -37,9 +37,7 @@ pub fn check_privileges() -> io::Result<()> {
     let probe = std::thread::spawn(sys::unshare_net).join();
     match probe.unwrap_or_else(|_| Err(other("the probing thread panicked"))) {
         Ok(()) => Ok(()),
-        Err(e) => Err(denied(format!(
-            "{need}; unshare(CLONE_NEWNET) says: {e}. In a container, start it with --privileged"
-        ))),
+        Err(e) => Err(denied(format!("{need}; unshare(CLONE_NEWNET) says: {e}. In a container, start it with --privileged"))),
     }
 }
 

@@ -30,9 +30,7 @@ pub fn tcpr_bin() -> io::Result<PathBuf> {
     }
     let exe = std::env::current_exe()?;
     let found = exe.ancestors().skip(1).take(3).map(|d| d.join("tcpr")).find(|p| p.is_file());
-    found.ok_or_else(|| {
-        other(format!("no tcpr command near {}; build it (`make`) or set TCPR_BIN", exe.display()))
-    })
+    found.ok_or_else(|| other(format!("no tcpr command near {}; build it (`make`) or set TCPR_BIN", exe.display())))
 }
 
 /// An example built by make: `target/examples/NAME`.
@@ -119,10 +117,11 @@ impl Service {
     /// defaults that is a failover that nobody caused, or a turn that outlasts its limit.
     #[must_use]
     pub fn patient(self) -> Service {
-        self.set("failover", "heartbeat_ms", "100")
-            .set("failover", "misses", "15")
-            .set("failover", "solo_after_ms", "4000")
-            .set("recovery", "max_turn_ms", "5000")
+        self.set("failover", "heartbeat_ms", "100").set("failover", "misses", "15").set("failover", "solo_after_ms", "4000").set(
+            "recovery",
+            "max_turn_ms",
+            "5000",
+        )
     }
 
     /// A key of a section (`failover`, `recovery`, `replication`, `service`), value in TOML. Replaces what
@@ -173,11 +172,7 @@ impl Service {
 
         let mut t = format!("member = {}\n", quoted(me.name()));
         for h in hosts {
-            t.push_str(&format!(
-                "\n[[members]]\nname = {}\naddress = {}\n",
-                quoted(h.name()),
-                quoted(&h.ip().to_string())
-            ));
+            t.push_str(&format!("\n[[members]]\nname = {}\naddress = {}\n", quoted(h.name()), quoted(&h.ip().to_string())));
         }
         for (name, keys) in &sections {
             t.push_str(&format!("\n[{name}]\n"));

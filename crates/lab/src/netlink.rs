@@ -127,10 +127,9 @@ impl Netlink {
     ) -> io::Result<()> {
         let up = libc::IFF_UP as u32;
         let mut m = Msg::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
-        m.ifinfo(0, index, up, up)
-            .attr_str(libc::IFLA_IFNAME, name)
-            .attr_u32(libc::IFLA_MASTER, master)
-            .nest(libc::IFLA_LINKINFO, |m| {
+        m.ifinfo(0, index, up, up).attr_str(libc::IFLA_IFNAME, name).attr_u32(libc::IFLA_MASTER, master).nest(
+            libc::IFLA_LINKINFO,
+            |m| {
                 m.attr_str(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |m| {
                     m.nest(VETH_INFO_PEER, |m| {
                         m.ifinfo(0, peer_index, 0, 0)
@@ -138,7 +137,8 @@ impl Netlink {
                             .attr_u32(libc::IFLA_NET_NS_FD, peer_ns.as_raw_fd() as u32);
                     });
                 });
-            });
+            },
+        );
         self.call(&mut m)
     }
 
@@ -160,12 +160,9 @@ impl Netlink {
     /// Isolated ports of a bridge exchange nothing with each other, everything with the other ports.
     pub(crate) fn set_isolated(&mut self, index: u32, isolated: bool) -> io::Result<()> {
         let mut m = Msg::new(libc::RTM_SETLINK, 0);
-        m.ifinfo(AF_BRIDGE, index, 0, 0).nest(
-            libc::IFLA_PROTINFO | NLA_F_NESTED,
-            |m| {
-                m.attr(IFLA_BRPORT_ISOLATED, &[u8::from(isolated)]);
-            },
-        );
+        m.ifinfo(AF_BRIDGE, index, 0, 0).nest(libc::IFLA_PROTINFO | NLA_F_NESTED, |m| {
+            m.attr(IFLA_BRPORT_ISOLATED, &[u8::from(isolated)]);
+        });
         self.call(&mut m)
     }
 
@@ -187,4 +184,3 @@ impl Netlink {
         self.call(&mut m)
     }
 }
-

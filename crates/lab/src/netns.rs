@@ -90,9 +90,7 @@ pub(crate) fn pids(name: &str) -> Vec<i32> {
     dir.flatten()
         .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
         .filter(|&pid| {
-            pid != own
-                && fs::metadata(format!("/proc/{pid}/ns/net"))
-                    .is_ok_and(|m| m.ino() == ns.ino() && m.dev() == ns.dev())
+            pid != own && fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|m| m.ino() == ns.ino() && m.dev() == ns.dev())
         })
         .collect()
 }

@@ -190,8 +190,7 @@ pub(crate) fn children(parent: i32) -> Vec<i32> {
             // The command's name, in brackets, may hold anything: count from its end.
             let mut f = stat.rsplit(')').next().unwrap_or("").split_whitespace();
             let state = f.next();
-            state.is_some_and(|s| s != "Z" && s != "X")
-                && f.next().and_then(|p| p.parse::<i32>().ok()) == Some(parent)
+            state.is_some_and(|s| s != "Z" && s != "X") && f.next().and_then(|p| p.parse::<i32>().ok()) == Some(parent)
         })
         .collect()
 }

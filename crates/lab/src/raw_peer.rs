@@ -98,9 +98,8 @@ impl RawPeer {
         let packets = if remote.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
         // Of a protocol in network byte order.
         let protocol = libc::c_int::from((packets as u16).to_be());
-        let (sender, socket) = host.enter(|| {
-            Ok::<_, io::Error>((RawSender::open()?, sys::socket(libc::AF_PACKET, libc::SOCK_DGRAM, protocol)?))
-        })?;
+        let (sender, socket) =
+            host.enter(|| Ok::<_, io::Error>((RawSender::open()?, sys::socket(libc::AF_PACKET, libc::SOCK_DGRAM, protocol)?)))?;
         // Every packet that the host receives comes here.
         sys::setsockopt(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(8 << 20))?;
         let local = SocketAddr::new(host.ip(), from);
@@ -184,8 +183,7 @@ impl RawPeer {
             // SAFETY: pointer and length describe the buffer, which lives through the call.
             let n = unsafe { libc::recv(self.socket.as_raw_fd(), packet.as_mut_ptr().cast(), packet.len(), 0) };
             let n = cvt(n as libc::c_int).map_err(ctx("recv"))? as usize;
-            let ours = Segment::parse(&packet[..n])
-                .is_ok_and(|s| s.source() == self.remote && s.destination() == self.local);
+            let ours = Segment::parse(&packet[..n]).is_ok_and(|s| s.source() == self.remote && s.destination() == self.local);
             if ours {
                 packet.truncate(n);
                 return Ok(Some(packet));

@@ -46,8 +46,7 @@ pub(crate) fn unshare_net() -> io::Result<()> {
 pub(crate) fn mount(source: &Path, target: &Path, flags: libc::c_ulong) -> io::Result<()> {
     let (s, t) = (cstring(source)?, cstring(target)?);
     // SAFETY: three strings that end in NUL and live through the call; no data argument.
-    cvt(unsafe { libc::mount(s.as_ptr(), t.as_ptr(), c"none".as_ptr(), flags, std::ptr::null()) })
-        .map(drop)
+    cvt(unsafe { libc::mount(s.as_ptr(), t.as_ptr(), c"none".as_ptr(), flags, std::ptr::null()) }).map(drop)
 }
 
 pub(crate) fn umount_detach(target: &Path) -> io::Result<()> {
@@ -129,13 +128,7 @@ pub fn set_number(socket: &impl std::os::fd::AsFd, level: i32, name: i32, value:
 pub(crate) fn setsockopt<T>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Result<()> {
     // SAFETY: pointer and length describe `value`, which lives through the call.
     cvt(unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_ref(value).cast(),
-            size_of::<T>() as libc::socklen_t,
-        )
+        libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), size_of::<T>() as libc::socklen_t)
     })
     .map(drop)
 }
@@ -158,10 +151,7 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result
 }
 
 pub(crate) fn timespec(d: Duration) -> libc::timespec {
-    libc::timespec {
-        tv_sec: d.as_secs().min(1 << 31) as libc::time_t,
-        tv_nsec: d.subsec_nanos() as libc::c_long,
-    }
+    libc::timespec { tv_sec: d.as_secs().min(1 << 31) as libc::time_t, tv_nsec: d.subsec_nanos() as libc::c_long }
 }
 
 /// Lets this process, and what it starts, hold as many descriptors as its hard limit permits: two
@@ -223,11 +213,7 @@ impl Epoll {
     }
 
     /// Waits with a resolution finer than a millisecond (a client that sends every millisecond needs it).
-    pub(crate) fn wait(
-        &self,
-        events: &mut Vec<libc::epoll_event>,
-        timeout: Option<Duration>,
-    ) -> io::Result<()> {
+    pub(crate) fn wait(&self, events: &mut Vec<libc::epoll_event>, timeout: Option<Duration>) -> io::Result<()> {
         let ts = timeout.map(timespec);
         let tsp = ts.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         events.clear();
@@ -260,8 +246,7 @@ pub(crate) struct Waker(OwnedFd);
 impl Waker {
     pub(crate) fn new() -> io::Result<Waker> {
         // SAFETY: no memory is passed.
-        cvt(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
-            .map(|fd| Waker(owned(fd)))
+        cvt(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }).map(|fd| Waker(owned(fd)))
     }
 
     pub(crate) fn fd(&self) -> RawFd {

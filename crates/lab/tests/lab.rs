@@ -7,12 +7,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tcpr_lab::client::{
-    ChatClients, ChatOptions, EchoClients, EchoOptions, End, MemcachedClients, MemcachedOptions, Rate,
-    StreamClient, StreamOptions,
+    ChatClients, ChatOptions, EchoClients, EchoOptions, End, MemcachedClients, MemcachedOptions, Rate, StreamClient,
+    StreamOptions,
 };
-use tcpr_lab::{
-    flags, seed_from_env, wait_for, wait_listening, wait_until, CaptureOptions, Host, Lab, Process, SegFilter,
-};
+use tcpr_lab::{flags, seed_from_env, wait_for, wait_listening, wait_until, CaptureOptions, Host, Lab, Process, SegFilter};
 
 const PORT: u16 = 5555;
 /// Long enough for a machine that has ten other things to do.

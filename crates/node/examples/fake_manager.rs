@@ -57,16 +57,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     println!("ready");
     let absorb = rest.get(1).map_or(Ok(0), |n| n.parse())?;
-    let mut fake = Fake {
-        vip,
-        port,
-        absorb,
-        channels: HashMap::new(),
-        injector,
-        waiting: vec![],
-        pending: 0,
-        doorbell: None,
-    };
+    let mut fake = Fake { vip, port, absorb, channels: HashMap::new(), injector, waiting: vec![], pending: 0, doorbell: None };
     let ended = Arc::new(AtomicBool::new(false));
     let input_ends = ended.clone();
     thread::spawn(move || {

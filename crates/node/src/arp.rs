@@ -70,7 +70,9 @@ impl Arp {
         if index == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
-                format!("there is no interface \"{interface}\" on this machine; set service.interface to one that `ip link` shows"),
+                format!(
+                    "there is no interface \"{interface}\" on this machine; set service.interface to one that `ip link` shows"
+                ),
             ));
         }
         let mut a = no_address();
@@ -82,10 +84,7 @@ impl Arp {
         if rc < 0 {
             return Err(io::Error::last_os_error());
         }
-        let arp = Arp {
-            socket,
-            interface: interface.to_string(),
-        };
+        let arp = Arp { socket, interface: interface.to_string() };
         arp.mac()?;
         Ok(arp)
     }
@@ -95,23 +94,14 @@ impl Arp {
         let mut a = no_address();
         let mut length = size_of_val(&a) as u32;
         // SAFETY: both pointers are to locals that outlive the call, and `length` is the size of `a`.
-        let rc = unsafe {
-            libc::getsockname(
-                self.socket.as_raw_fd(),
-                (&raw mut a).cast(),
-                &raw mut length,
-            )
-        };
+        let rc = unsafe { libc::getsockname(self.socket.as_raw_fd(), (&raw mut a).cast(), &raw mut length) };
         if rc < 0 {
             return Err(io::Error::last_os_error());
         }
         if a.sll_hatype != ARPHRD_ETHER || a.sll_halen != 6 {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                format!(
-                    "{} is not an Ethernet interface (or has gone); a virtual IP needs one",
-                    self.interface
-                ),
+                format!("{} is not an Ethernet interface (or has gone); a virtual IP needs one", self.interface),
             ));
         }
         let mut mac = [0; 6];
@@ -149,14 +139,7 @@ impl Arp {
         let mut buffer = [0u8; 128];
         loop {
             // SAFETY: the pointer and the length are those of `buffer`, which outlives the call.
-            let n = unsafe {
-                libc::recv(
-                    self.socket.as_raw_fd(),
-                    buffer.as_mut_ptr().cast(),
-                    buffer.len(),
-                    libc::MSG_TRUNC,
-                )
-            };
+            let n = unsafe { libc::recv(self.socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_TRUNC) };
             if n < 0 {
                 let e = io::Error::last_os_error();
                 match e.raw_os_error() {
@@ -175,14 +158,7 @@ impl Arp {
 
     fn send(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: the pointer and the length are those of `frame`, which outlives the call.
-        let n = unsafe {
-            libc::send(
-                self.socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-            )
-        };
+        let n = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         if n < 0 {
             return Err(self.context(io::Error::last_os_error()));
         }
@@ -268,11 +244,7 @@ fn parse(f: &[u8], own: Mac) -> Option<ArpHeard> {
         return None;
     }
     let ip: [u8; 4] = f[28..32].try_into().ok()?;
-    Some(ArpHeard {
-        ip: ip.into(),
-        mac,
-        answer: f[20..22] == REPLY.to_be_bytes() && f[32..38] == own,
-    })
+    Some(ArpHeard { ip: ip.into(), mac, answer: f[20..22] == REPLY.to_be_bytes() && f[32..38] == own })
 }
 
 #[cfg(test)]
@@ -305,36 +277,28 @@ mod tests {
             here.send_gratuitous(vip.into()).unwrap();
             let mac = here.mac().unwrap();
             for _ in 0..2 {
-                assert_eq!(
-                    hear(&there),
-                    ArpHeard {
-                        ip: vip,
-                        mac,
-                        answer: false
-                    }
-                );
+                assert_eq!(hear(&there), ArpHeard { ip: vip, mac, answer: false });
             }
-            let table =
-                pair.there(|| std::fs::read_to_string("/proc/thread-self/net/arp").unwrap());
+            let table = pair.there(|| std::fs::read_to_string("/proc/thread-self/net/arp").unwrap());
             let hex = mac.map(|b| format!("{b:02x}")).join(":");
             assert!(table.contains(&hex), "{hex} is not in {table}");
             for sender in [Ipv4Addr::UNSPECIFIED, [192, 0, 2, 1].into()] {
                 here.probe([192, 0, 2, 7].into(), sender).unwrap();
-                let answer = ArpHeard {
-                    ip: [192, 0, 2, 7].into(),
-                    mac: there.mac().unwrap(),
-                    answer: true,
-                };
+                let answer = ArpHeard { ip: [192, 0, 2, 7].into(), mac: there.mac().unwrap(), answer: true };
                 assert_eq!(hear(&here), answer);
             }
             assert_eq!(here.recv().unwrap(), None);
             // The same for IPv6: an entry that exists is corrected.
             let six: IpAddr = "2001:db8::200".parse().unwrap();
-            let neighbour = || pair.there(|| {
-                let out = std::process::Command::new("ip").args(["-6", "neigh", "show", "2001:db8::200"]).output();
-                String::from_utf8(out.unwrap().stdout).unwrap()
+            let neighbour = || {
+                pair.there(|| {
+                    let out = std::process::Command::new("ip").args(["-6", "neigh", "show", "2001:db8::200"]).output();
+                    String::from_utf8(out.unwrap().stdout).unwrap()
+                })
+            };
+            pair.there(|| {
+                ip("addr add 2001:db8::7/64 dev v1 nodad\nneigh add 2001:db8::200 lladdr 02:00:00:00:00:09 dev v1 nud stale")
             });
-            pair.there(|| ip("addr add 2001:db8::7/64 dev v1 nodad\nneigh add 2001:db8::200 lladdr 02:00:00:00:00:09 dev v1 nud stale"));
             eventually("the neighbour is corrected", || {
                 here.send_gratuitous(six).unwrap();
                 neighbour().contains(&hex)

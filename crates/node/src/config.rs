@@ -224,10 +224,7 @@ pub struct ConfigError {
 
 impl ConfigError {
     fn one(message: impl Into<String>) -> Self {
-        ConfigError {
-            path: None,
-            mistakes: vec![message.into()],
-        }
+        ConfigError { path: None, mistakes: vec![message.into()] }
     }
 }
 
@@ -269,9 +266,7 @@ impl Config {
         };
         let text = std::fs::read_to_string(&path).map_err(|e| {
             fail(ConfigError::one(match e.kind() {
-                std::io::ErrorKind::NotFound => {
-                    "there is no such file; name it with --config or TCPR_CONFIG".to_string()
-                }
+                std::io::ErrorKind::NotFound => "there is no such file; name it with --config or TCPR_CONFIG".to_string(),
                 _ => format!("cannot be read: {e}"),
             }))
         })?;
@@ -281,14 +276,8 @@ impl Config {
 
     /// Validates the text of a configuration; `env_member` overrides its `member` unless empty.
     pub fn parse(text: &str, env_member: Option<&str>) -> Result<Config, ConfigError> {
-        let raw: raw::File = toml::from_str(text)
-            .map_err(|e| ConfigError::one(e.to_string().trim_end().to_string()))?;
-        validate::validate(raw, env_member.filter(|m| !m.is_empty())).map_err(|mistakes| {
-            ConfigError {
-                path: None,
-                mistakes,
-            }
-        })
+        let raw: raw::File = toml::from_str(text).map_err(|e| ConfigError::one(e.to_string().trim_end().to_string()))?;
+        validate::validate(raw, env_member.filter(|m| !m.is_empty())).map_err(|mistakes| ConfigError { path: None, mistakes })
     }
 
     /// This member.
@@ -299,11 +288,7 @@ impl Config {
     /// The other member, unless this one is alone.
     pub fn partner(&self) -> Option<&Member> {
         let me = usize::from(self.member_index);
-        self.members
-            .iter()
-            .enumerate()
-            .find(|(i, _)| *i != me)
-            .map(|(_, m)| m)
+        self.members.iter().enumerate().find(|(i, _)| *i != me).map(|(_, m)| m)
     }
 
     /// Whether this member starts as master when both start together.
@@ -341,13 +326,9 @@ impl Config {
             Arbiter::Keepalived => Some("keepalived"),
         };
         if let Some(name) = arbiter {
-            list.push(format!(
-                "failover.arbiter = \"{name}\" is not built yet; use \"none\""
-            ));
+            list.push(format!("failover.arbiter = \"{name}\" is not built yet; use \"none\""));
         }
-        let ipv6 = |key: &str, what: String| {
-            format!("{key}: {what} is IPv6, which is not built yet; use IPv4 there for now")
-        };
+        let ipv6 = |key: &str, what: String| format!("{key}: {what} is IPv6, which is not built yet; use IPv4 there for now");
         for r in self.failover.reachability.iter().filter(|r| r.is_ipv6()) {
             list.push(ipv6("failover.reachability", r.to_string()));
         }

@@ -109,9 +109,7 @@ impl Conntrack {
         let mut buffer = [0u8; 16 << 10];
         loop {
             // SAFETY: the pointer and length describe the buffer. The kernel answers within the request.
-            let n = unsafe {
-                libc::recv(self.socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
-            };
+            let n = unsafe { libc::recv(self.socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
             let Ok(n) = usize::try_from(n) else { return };
             for message in Messages(&buffer[..n]).filter(|m| m.kind == NLMSG_ERROR && m.error() != 0) {
                 refused(message.error());
@@ -220,7 +218,12 @@ mod tests {
             }
             let found = table();
             assert_eq!(found.lines().count(), 2, "{found}");
-            assert!(found.lines().all(|l| l.contains("ESTABLISHED") && l.contains("[ASSURED]") && l.contains("sport=1234 dport=5555")), "{found}");
+            assert!(
+                found
+                    .lines()
+                    .all(|l| l.contains("ESTABLISHED") && l.contains("[ASSURED]") && l.contains("sport=1234 dport=5555")),
+                "{found}"
+            );
             assert!(in_use());
             // Those that this end has made begin here.
             let tuple = FourTuple { local: "192.0.2.200:40000".parse().unwrap(), peer: "192.0.2.7:80".parse().unwrap() };

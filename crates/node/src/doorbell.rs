@@ -67,7 +67,8 @@ pub fn ring(address: IpAddr, port: u16) -> io::Result<TcpStream> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the pointer and the length are those of an address that lives through the call.
-    let result = with_sockaddr(&SocketAddr::new(address, port), |to, length| unsafe { libc::connect(socket.as_raw_fd(), to, length) });
+    let result =
+        with_sockaddr(&SocketAddr::new(address, port), |to, length| unsafe { libc::connect(socket.as_raw_fd(), to, length) });
     if result < 0 {
         let error = io::Error::last_os_error();
         if error.raw_os_error() != Some(libc::EINPROGRESS) {

@@ -375,9 +375,7 @@ fn legacy_table(socket: &OwnedFd, family: Family, table: &str) -> Option<u64> {
     let ask = |option, buffer: &mut [u8]| {
         let mut length = buffer.len() as libc::socklen_t;
         // SAFETY: the pointers are those of `buffer` and of `length`, which is the buffer's.
-        let rc = unsafe {
-            libc::getsockopt(socket.as_raw_fd(), level, option, buffer.as_mut_ptr().cast(), &raw mut length)
-        };
+        let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, buffer.as_mut_ptr().cast(), &raw mut length) };
         rc == 0
     };
     let mut info = [0u8; INFO];

@@ -61,13 +61,23 @@ pub struct Link {
 #[allow(clippy::large_enum_variant)]
 enum State {
     /// Dialer: the kernel is connecting.
-    Connecting { deadline: Now },
+    Connecting {
+        deadline: Now,
+    },
     /// Dialer: the offer is out.
-    Offered { deadline: Now, noise: Option<HandshakeState> },
+    Offered {
+        deadline: Now,
+        noise: Option<HandshakeState>,
+    },
     /// Listener: waits for the offer.
-    Accepted { deadline: Now },
+    Accepted {
+        deadline: Now,
+    },
     /// Listener: has answered and waits for proof that the dialer is not a recording.
-    Answered { deadline: Now, agreed: Agreed },
+    Answered {
+        deadline: Now,
+        agreed: Agreed,
+    },
     Open(Agreed),
     /// Failed before it was open.
     Dead,
@@ -75,12 +85,7 @@ enum State {
 
 impl Link {
     /// Dials `to`, from `local` if given. It is made in the background: wait for the descriptor to be writable.
-    pub fn connect(
-        now: Now,
-        to: SocketAddr,
-        local: Option<SocketAddr>,
-        config: Arc<LinkConfig>,
-    ) -> io::Result<Link> {
+    pub fn connect(now: Now, to: SocketAddr, local: Option<SocketAddr>, config: Arc<LinkConfig>) -> io::Result<Link> {
         let stream = socket::start_connect(to, local, config.user_timeout)?;
         let deadline = now + HANDSHAKE_TIMEOUT;
         Ok(Link::new(stream, to, config, State::Connecting { deadline }))

@@ -11,8 +11,13 @@ use crate::config::Config;
 /// What the tools for packet rules print, whatever has made the rules. Needs the privilege to see them.
 #[must_use]
 pub fn rulesets() -> Vec<String> {
-    let tools: [(&str, &[&str]); 5] =
-        [("iptables-save", &[]), ("iptables-legacy-save", &[]), ("ip6tables-save", &[]), ("ip6tables-legacy-save", &[]), ("nft", &["list", "ruleset"])];
+    let tools: [(&str, &[&str]); 5] = [
+        ("iptables-save", &[]),
+        ("iptables-legacy-save", &[]),
+        ("ip6tables-save", &[]),
+        ("ip6tables-legacy-save", &[]),
+        ("nft", &["list", "ruleset"]),
+    ];
     let said = |(program, arguments): &(&str, &[&str])| {
         let output = Command::new(program).args(*arguments).output().ok()?;
         String::from_utf8(output.stdout).ok()
@@ -27,7 +32,11 @@ pub fn trouble(config: &Config, rulesets: &[String]) -> Option<String> {
     let ports: Vec<u16> = service.ports.iter().map(|p| p.port).collect();
     let virtual_ips: Vec<IpAddr> = service.virtual_ips.iter().map(|v| v.addr).collect();
     let members: Vec<IpAddr> = config.members.iter().flat_map(|m| m.addresses()).collect();
-    let rule = rulesets.iter().flat_map(|text| text.lines()).map(str::trim).find(|line| translates(line, &ports, &virtual_ips, &members))?;
+    let rule = rulesets
+        .iter()
+        .flat_map(|text| text.lines())
+        .map(str::trim)
+        .find(|line| translates(line, &ports, &virtual_ips, &members))?;
     Some(format!(
         "\"{rule}\" translates what peers connect to: after a takeover the partner's kernel does not know of it, and these connections \
          are reset; have the server listen where the peers connect to, and name that port in [[service.ports]]"

@@ -136,10 +136,7 @@ impl Queue {
     }
 
     /// As [`Queue::recv_batch`], for a receiver that decides on the spot.
-    pub fn recv_batch_with(
-        &mut self,
-        mut f: impl FnMut(QueuedPacket<'_>, &mut Verdicts),
-    ) -> io::Result<usize> {
+    pub fn recv_batch_with(&mut self, mut f: impl FnMut(QueuedPacket<'_>, &mut Verdicts)) -> io::Result<usize> {
         let mut lengths = [0usize; BATCH];
         let received = self.receive(&mut lengths)?;
         for (slot, &length) in self.arena.chunks_exact(SLOT).zip(&lengths[..received]) {
@@ -429,13 +426,7 @@ fn parse_packet(body: &[u8]) -> Option<QueuedPacket<'_>> {
 /// A netlink socket: close-on-exec, non-blocking, in the calling thread's network namespace.
 pub(crate) fn netlink_socket(protocol: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: no pointer is passed.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_NETLINK,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-            protocol,
-        )
-    };
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, protocol) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -484,9 +475,7 @@ fn configure(socket: &OwnedFd, num: u16) -> io::Result<()> {
     // The kernel has answered before send returned. Packets may already be queued, but behind the answer.
     let mut answer = [0; 256];
     // SAFETY: the pointer and length describe `answer`.
-    let n = unsafe {
-        libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), libc::MSG_DONTWAIT)
-    };
+    let n = unsafe { libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), libc::MSG_DONTWAIT) };
     if n < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -510,10 +499,9 @@ fn explain_bind_error(num: u16, error: io::Error) -> io::Error {
                  choose other numbers with `queues` in [service]"
             ),
         ),
-        (Some(libc::EPERM), None) => io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!("NFQUEUE {num}: not permitted: CAP_NET_ADMIN is needed"),
-        ),
+        (Some(libc::EPERM), None) => {
+            io::Error::new(io::ErrorKind::PermissionDenied, format!("NFQUEUE {num}: not permitted: CAP_NET_ADMIN is needed"))
+        }
         _ => io::Error::new(error.kind(), format!("NFQUEUE {num}: {error}")),
     }
 }
@@ -622,19 +610,13 @@ mod tests {
         assert!(packet.csum_verified && packet.checksum_ok() && !packet.truncated());
 
         let unverified: &[u8] = &[0, 0, 0, libc::NFQA_SKB_CSUM_NOTVERIFIED as u8];
-        let buffer = packet_message(&[
-            (libc::NFQA_PACKET_HDR, &[0, 0, 0, 1, 8, 0, 1]),
-            (libc::NFQA_SKB_INFO, unverified),
-        ]);
+        let buffer = packet_message(&[(libc::NFQA_PACKET_HDR, &[0, 0, 0, 1, 8, 0, 1]), (libc::NFQA_SKB_INFO, unverified)]);
         assert!(!parse_packet(Messages(&buffer).next().unwrap().body).unwrap().checksum_ok());
     }
 
     #[test]
     fn cut_messages_are_refused_and_do_not_panic() {
-        let buffer = packet_message(&[
-            (libc::NFQA_PACKET_HDR, &[0, 0, 0, 1, 8, 0, 1]),
-            (libc::NFQA_PAYLOAD, b"payload"),
-        ]);
+        let buffer = packet_message(&[(libc::NFQA_PACKET_HDR, &[0, 0, 0, 1, 8, 0, 1]), (libc::NFQA_PAYLOAD, b"payload")]);
         for end in 0..buffer.len() - 1 {
             assert!(Messages(&buffer[..end]).next().is_none());
             let _ = parse_packet(&buffer[NLMSG_HEADER..end.max(NLMSG_HEADER)]);

@@ -22,7 +22,11 @@ pub struct Lent {
 /// a multipath socket is a socket of its own, which has that one's inode.
 #[must_use]
 pub fn number(cookie: u64, inode: u64, multipath: bool) -> u64 {
-    if multipath { inode | 1 << 63 } else { cookie }
+    if multipath {
+        inode | 1 << 63
+    } else {
+        cookie
+    }
 }
 
 /// Gives a socket the virtual IP as its address, and lets it connect from there although the machine may not have it: on a
@@ -148,7 +152,11 @@ mod tests {
             ip("addr add 192.0.2.1/24 dev v0\naddr add 2001:db8::1/64 dev v0 nodad");
             pair.there(|| ip("addr add 192.0.2.9/24 dev v1\naddr add 2001:db8::9/64 dev v1 nodad"));
             let (four, six): (IpAddr, IpAddr) = ("192.0.2.200".parse().unwrap(), "2001:db8::200".parse().unwrap());
-            for (family, vip, shown) in [(libc::AF_INET, four, "192.0.2.200"), (libc::AF_INET6, six, "2001:db8::200"), (libc::AF_INET6, four, "::ffff:192.0.2.200")] {
+            for (family, vip, shown) in [
+                (libc::AF_INET, four, "192.0.2.200"),
+                (libc::AF_INET6, six, "2001:db8::200"),
+                (libc::AF_INET6, four, "::ffff:192.0.2.200"),
+            ] {
                 let s = socket(family);
                 prepare(&s, vip).unwrap();
                 assert_eq!((local(&s).ip(), local(&s).port()), (shown.parse().unwrap(), 0), "no port yet");

@@ -30,7 +30,9 @@ impl PathMtu {
     pub fn open() -> PathMtu {
         let or_warn = |opened: io::Result<OwnedFd>| match opened {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
-            opened => opened.map_err(|error| log::warn!("routers will not be heard about packets that are too long: {error}")).ok(),
+            opened => {
+                opened.map_err(|error| log::warn!("routers will not be heard about packets that are too long: {error}")).ok()
+            }
         };
         // A set bit hides that type: without these filters every ICMP message of the machine would wake us.
         let hidden: u32 = !(1 << UNREACHABLE);
@@ -65,7 +67,12 @@ impl PathMtu {
     }
 }
 
-fn raw_socket(family: libc::c_int, protocol: libc::c_int, (level, option): (libc::c_int, libc::c_int), hidden: &[u32]) -> io::Result<OwnedFd> {
+fn raw_socket(
+    family: libc::c_int,
+    protocol: libc::c_int,
+    (level, option): (libc::c_int, libc::c_int),
+    hidden: &[u32],
+) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket takes no pointers.
     let fd = unsafe { libc::socket(family, kind, protocol) };

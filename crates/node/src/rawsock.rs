@@ -69,9 +69,7 @@ impl RawSender {
         let to = libc::sockaddr_in {
             sin_family: libc::AF_INET as libc::sa_family_t,
             sin_port: 0,
-            sin_addr: libc::in_addr {
-                s_addr: u32::from_ne_bytes([packet[16], packet[17], packet[18], packet[19]]),
-            },
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([packet[16], packet[17], packet[18], packet[19]]) },
             sin_zero: [0; 8],
         };
         send_to(&self.v4, packet, (&raw const to).cast(), mem::size_of_val(&to))
@@ -126,9 +124,7 @@ fn raw_socket(family: libc::c_int, mark: u32) -> io::Result<OwnedFd> {
 fn set_option(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let length = mem::size_of_val(&value) as libc::socklen_t;
     // SAFETY: the pointer and length describe `value`, which outlives the call.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const value).cast(), length)
-    };
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const value).cast(), length) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

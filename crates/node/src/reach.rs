@@ -64,17 +64,8 @@ impl Reach {
         Reach::new(ReachOptions {
             interface: config.service.interface.clone(),
             virtual_ips: config.service.virtual_ipv4().collect(),
-            targets: config
-                .failover
-                .reachability
-                .iter()
-                .copied()
-                .filter_map(v4)
-                .collect(),
-            partner: config
-                .partner()
-                .map(|p| p.addresses().filter_map(v4).collect())
-                .unwrap_or_default(),
+            targets: config.failover.reachability.iter().copied().filter_map(v4).collect(),
+            partner: config.partner().map(|p| p.addresses().filter_map(v4).collect()).unwrap_or_default(),
         })
     }
 
@@ -164,9 +155,7 @@ impl Reach {
                 if partner {
                     learn(&mut self.partner_macs, heard.mac);
                 }
-                answered |= heard.answer
-                    && self.candidates.contains(&heard.ip)
-                    && !self.partner_macs.contains(&heard.mac);
+                answered |= heard.answer && self.candidates.contains(&heard.ip) && !self.partner_macs.contains(&heard.mac);
             },
         }
         answered
@@ -194,12 +183,7 @@ impl Reach {
                 && !a.is_unspecified()
         };
         if !self.options.targets.is_empty() {
-            let (good, bad): (Vec<_>, Vec<_>) = self
-                .options
-                .targets
-                .iter()
-                .copied()
-                .partition(|a| usable(a));
+            let (good, bad): (Vec<_>, Vec<_>) = self.options.targets.iter().copied().partition(|a| usable(a));
             if good != self.candidates {
                 for a in bad {
                     log::warn!(
@@ -210,38 +194,18 @@ impl Reach {
             self.candidates = good;
             return;
         }
-        let here: Vec<_> = addresses
-            .iter()
-            .filter(|l| l.interface == self.options.interface)
-            .collect();
+        let here: Vec<_> = addresses.iter().filter(|l| l.interface == self.options.interface).collect();
         // Not the virtual IP: a backup that asked in its name would draw its traffic.
-        self.sender = here
-            .iter()
-            .map(|l| l.addr)
-            .find(|a| !vip(a))
-            .unwrap_or(Ipv4Addr::UNSPECIFIED);
+        self.sender = here.iter().map(|l| l.addr).find(|a| !vip(a)).unwrap_or(Ipv4Addr::UNSPECIFIED);
         let networks: Vec<(Ipv4Addr, u32)> = here
             .iter()
             .map(|l| (l.addr, l.mask))
-            .chain(
-                self.options
-                    .virtual_ips
-                    .iter()
-                    .map(|&(a, p)| (a, local::mask(p))),
-            )
+            .chain(self.options.virtual_ips.iter().map(|&(a, p)| (a, local::mask(p))))
             .collect();
-        let on_link = |a: &Ipv4Addr| {
-            networks
-                .iter()
-                .any(|(n, mask)| (n.to_bits() ^ a.to_bits()) & mask == 0)
-        };
+        let on_link = |a: &Ipv4Addr| networks.iter().any(|(n, mask)| (n.to_bits() ^ a.to_bits()) & mask == 0);
         let mut list: Vec<Ipv4Addr> = Vec::new();
         let gateway = local::gateway(&self.options.interface).filter(usable);
-        let peers = self
-            .peers
-            .iter()
-            .copied()
-            .filter(|a| usable(a) && on_link(a));
+        let peers = self.peers.iter().copied().filter(|a| usable(a) && on_link(a));
         for a in peers.take(MAX_PEERS).chain(gateway) {
             if !list.contains(&a) {
                 list.push(a);
@@ -277,12 +241,7 @@ mod tests {
     const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
 
     fn options(targets: &[Ipv4Addr]) -> ReachOptions {
-        ReachOptions {
-            interface: "v0".into(),
-            virtual_ips: vec![(VIP, 24)],
-            targets: targets.to_vec(),
-            partner: vec![PARTNER],
-        }
+        ReachOptions { interface: "v0".into(), virtual_ips: vec![(VIP, 24)], targets: targets.to_vec(), partner: vec![PARTNER] }
     }
 
     /// Long enough for an answer on a veth pair many times over.
@@ -317,9 +276,7 @@ mod tests {
             reach.set_peers(&[]);
             let witness = Arp::new("v0").unwrap();
             reach.probe();
-            eventually("an answer in the socket", || {
-                witness.recv().unwrap().is_some()
-            });
+            eventually("an answer in the socket", || witness.recv().unwrap().is_some());
             reach.restart();
             assert!(!reach.on_readable());
             // Without network: no question leaves, nothing is proved.

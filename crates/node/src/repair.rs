@@ -166,18 +166,24 @@ pub fn restore(spec: &RestoreSpec<'_>) -> Result<OwnedFd, RestoreError> {
     step("TCP_QUEUE_SEQ", set_tcp(fd, libc::TCP_QUEUE_SEQ, &spec.snd_una_seq))?;
 
     step("IP_FREEBIND", set_freebind(fd, &spec.local))?;
-    step("bind", with_sockaddr(&spec.local, |address, length| {
-        // SAFETY: with_sockaddr hands out a pointer to a socket address and its length.
-        check(unsafe { libc::bind(fd, address, length) })
-    }))?;
+    step(
+        "bind",
+        with_sockaddr(&spec.local, |address, length| {
+            // SAFETY: with_sockaddr hands out a pointer to a socket address and its length.
+            check(unsafe { libc::bind(fd, address, length) })
+        }),
+    )?;
     // Sizes segments from the start. TCP_REPAIR_OPTIONS sets the same limit later, but does not tell the
     // code that cuts segments, which would stay at 524 bytes.
     let mss = libc::c_int::from(spec.mss).clamp(MAXSEG_RANGE.0, MAXSEG_RANGE.1);
     step("TCP_MAXSEG", set_tcp(fd, libc::TCP_MAXSEG, &mss))?;
-    step("connect", with_sockaddr(&spec.peer, |address, length| {
-        // SAFETY: with_sockaddr hands out a pointer to a socket address and its length.
-        check(unsafe { libc::connect(fd, address, length) })
-    }))?;
+    step(
+        "connect",
+        with_sockaddr(&spec.peer, |address, length| {
+            // SAFETY: with_sockaddr hands out a pointer to a socket address and its length.
+            check(unsafe { libc::connect(fd, address, length) })
+        }),
+    )?;
 
     let (options, n) = options(spec);
     step("TCP_REPAIR_OPTIONS", set_tcp(fd, libc::TCP_REPAIR_OPTIONS, &options[..n]))?;
@@ -324,9 +330,7 @@ fn options(spec: &RestoreSpec<'_>) -> ([RepairOption; 4], usize) {
     options[0] = RepairOption { code: TCPOPT_MSS, value: u32::from(spec.mss) };
     options[1] = RepairOption { code: TCPOPT_WINDOW, value: scales };
     let mut n = 2;
-    for (present, code) in
-        [(spec.sack, TCPOPT_SACK_PERMITTED), (spec.timestamps.is_some(), TCPOPT_TIMESTAMP)]
-    {
+    for (present, code) in [(spec.sack, TCPOPT_SACK_PERMITTED), (spec.timestamps.is_some(), TCPOPT_TIMESTAMP)] {
         if present {
             options[n].code = code;
             n += 1;
@@ -376,10 +380,8 @@ fn unlock_buffers(fd: i32) -> io::Result<()> {
 }
 
 fn send(fd: i32, first: &[u8], second: &[u8]) -> io::Result<usize> {
-    let mut slices = [first, second].map(|slice| libc::iovec {
-        iov_base: slice.as_ptr().cast_mut().cast(),
-        iov_len: slice.len(),
-    });
+    let mut slices =
+        [first, second].map(|slice| libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() });
     // SAFETY: msghdr is plain data of C for which all zeroes is a valid value.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = slices.as_mut_ptr();
@@ -409,10 +411,7 @@ fn set_freebind(fd: i32, local: &SocketAddr) -> io::Result<()> {
 }
 
 /// Calls `f` with an address as the kernel takes it: pointer and length are good for the call.
-pub(crate) fn with_sockaddr<T>(
-    address: &SocketAddr,
-    f: impl FnOnce(*const libc::sockaddr, libc::socklen_t) -> T,
-) -> T {
+pub(crate) fn with_sockaddr<T>(address: &SocketAddr, f: impl FnOnce(*const libc::sockaddr, libc::socklen_t) -> T) -> T {
     match address {
         SocketAddr::V4(v4) => {
             let raw = libc::sockaddr_in {

@@ -202,9 +202,7 @@ impl Rules {
             let state = self.installed_for(family)?;
             all = Some(match all {
                 None => state,
-                Some(RulesState::Installed(first)) if matches!(state, RulesState::Installed(_)) => {
-                    RulesState::Installed(first)
-                }
+                Some(RulesState::Installed(first)) if matches!(state, RulesState::Installed(_)) => RulesState::Installed(first),
                 Some(RulesState::Absent) if state == RulesState::Absent => RulesState::Absent,
                 Some(wrong @ RulesState::Wrong(_)) => wrong,
                 Some(_) => RulesState::Wrong(format!(
@@ -227,17 +225,12 @@ impl Rules {
         let [(view, table)] = &found[..] else {
             return Ok(match found.is_empty() {
                 true => RulesState::Absent,
-                false => RulesState::Wrong(format!(
-                    "the chains of service \"{}\" are in several tables",
-                    self.service
-                )),
+                false => RulesState::Wrong(format!("the chains of service \"{}\" are in several tables", self.service)),
             });
         };
         Ok(match self.difference(family, view, table) {
             Some(text) => RulesState::Wrong(text),
-            None => {
-                RulesState::Installed(Installed { by: Backend::Iptables(view.tool.clone()), table: table.clone() })
-            }
+            None => RulesState::Installed(Installed { by: Backend::Iptables(view.tool.clone()), table: table.clone() }),
         })
     }
 
@@ -246,22 +239,15 @@ impl Rules {
             let there: Vec<_> = view.rules(table, &chain).map(canonical).collect();
             let wanted: Vec<_> = rules.iter().map(|r| canonical(r)).collect();
             if there != wanted {
-                return Some(format!(
-                    "the rules of {chain} in table {table} are not those of the configuration"
-                ));
+                return Some(format!("the rules of {chain} in table {table} are not those of the configuration"));
             }
             // Behind a rule of somebody else the jump may never be reached.
-            let ahead: Vec<&str> = view
-                .rules(table, hook)
-                .take_while(|r| target(r) != Some(chain.as_str()))
-                .collect();
+            let ahead: Vec<&str> = view.rules(table, hook).take_while(|r| target(r) != Some(chain.as_str())).collect();
             if ahead.len() == view.rules(table, hook).count() {
                 return Some(format!("{hook} in table {table} does not lead to {chain}"));
             }
             if let Some(r) = ahead.iter().find(|r| !target(r).is_some_and(is_ours)) {
-                return Some(format!(
-                    "{hook} in table {table} has a rule before {chain}: {r}"
-                ));
+                return Some(format!("{hook} in table {table} has a rule before {chain}: {r}"));
             }
         }
         None
@@ -270,10 +256,8 @@ impl Rules {
     /// (hook, chain, rules) of both directions.
     fn chains(&self, family: Family) -> [(&'static str, String, Vec<String>); 2] {
         let mark = format!("-m mark --mark {MARK:#x} -j RETURN");
-        let (to_in, to_out) = (
-            format!("-j NFQUEUE --queue-num {}", self.queues.0),
-            format!("-j NFQUEUE --queue-num {}", self.queues.1),
-        );
+        let (to_in, to_out) =
+            (format!("-j NFQUEUE --queue-num {}", self.queues.0), format!("-j NFQUEUE --queue-num {}", self.queues.1));
         let mut input = vec!["-i lo -j RETURN".to_string(), mark.clone()];
         let local = format!("-m mark --mark {MARK_LOCAL:#x} -j DROP");
         let mut output = vec!["-o lo -j RETURN".to_string(), local, mark];
@@ -285,12 +269,8 @@ impl Rules {
             }
             for to in self.outgoing.iter().filter(|to| family.has(to.ip())) {
                 let (a, port) = (to.ip(), to.port());
-                input.push(format!(
-                    "-s {a}/{bits} -d {vip}/{bits} -p tcp -m tcp --sport {port} {to_in}"
-                ));
-                output.push(format!(
-                    "-s {vip}/{bits} -d {a}/{bits} -p tcp -m tcp --dport {port} {to_out}"
-                ));
+                input.push(format!("-s {a}/{bits} -d {vip}/{bits} -p tcp -m tcp --sport {port} {to_in}"));
+                output.push(format!("-s {vip}/{bits} -d {a}/{bits} -p tcp -m tcp --dport {port} {to_out}"));
             }
         }
         let [i, o] = chain_names(&self.service);
@@ -360,10 +340,8 @@ fn listed(family: Family) -> io::Result<Vec<tool::View>> {
 /// The services that have packet rules here, whether or not anybody runs them.
 pub fn leftovers() -> io::Result<Vec<Leftover>> {
     let native = Nft::find().map(|nft| nft.services()).unwrap_or_default();
-    let mut list: Vec<Leftover> = native
-        .into_iter()
-        .map(|service| Leftover { table: nft::table(&service), service, by: Backend::Nft })
-        .collect();
+    let mut list: Vec<Leftover> =
+        native.into_iter().map(|service| Leftover { table: nft::table(&service), service, by: Backend::Nft }).collect();
     let mut views = Vec::new();
     for family in Family::ALL {
         views.extend(listed(family)?);
@@ -373,9 +351,7 @@ pub fn leftovers() -> io::Result<Vec<Leftover>> {
             .chains()
             .filter_map(|(table, chain)| {
                 let name = chain.strip_prefix(PREFIX)?;
-                let name = name
-                    .strip_suffix("-I")
-                    .or_else(|| name.strip_suffix("-O"))?;
+                let name = name.strip_suffix("-I").or_else(|| name.strip_suffix("-O"))?;
                 Some((name.to_ascii_lowercase(), table.to_string()))
             })
             .collect();
@@ -389,19 +365,13 @@ pub fn leftovers() -> io::Result<Vec<Leftover>> {
 }
 
 fn remove_from(view: &tool::View, service: &str) -> io::Result<bool> {
-    let script: String = by_table(view, service)
-        .iter()
-        .map(|(table, chains)| removal(table, chains, view))
-        .collect();
+    let script: String = by_table(view, service).iter().map(|(table, chains)| removal(table, chains, view)).collect();
     if script.is_empty() {
         return Ok(false);
     }
-    view.tool.restore(&script).map_err(|e| {
-        io::Error::new(
-            e.kind(),
-            format!("cannot remove the packet rules of service \"{service}\": {e}"),
-        )
-    })?;
+    view.tool
+        .restore(&script)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot remove the packet rules of service \"{service}\": {e}")))?;
     Ok(true)
 }
 

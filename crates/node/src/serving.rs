@@ -142,7 +142,8 @@ impl Look {
                     seen.strangers.push(text);
                 }
                 None if !question.told.contains(&port) => {
-                    seen.strangers.push(format!("port {port} is served by a process that has not joined, and cannot be looked at"));
+                    seen.strangers
+                        .push(format!("port {port} is served by a process that has not joined, and cannot be looked at"));
                 }
                 _ => {}
             }
@@ -354,7 +355,9 @@ fn why_no_library(program: &Path) -> Option<String> {
         let bits = if elf.wide { 64 } else { 32 };
         return Some(format!("it is a {bits}-bit program, and the library is not"));
     }
-    let Some(loader) = &elf.loader else { return Some("it is linked statically, and has no loader that preloads libraries".to_owned()) };
+    let Some(loader) = &elf.loader else {
+        return Some("it is linked statically, and has no loader that preloads libraries".to_owned());
+    };
     if loader.contains("ld-musl") {
         return Some(format!("its C library is musl ({loader}), and the library is for glibc"));
     }
@@ -455,7 +458,8 @@ mod tests {
     fn the_process_of_a_listener_is_found_and_told_from_those_that_have_joined() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
-        let mut look = Look { ours: Ours::at(&[at]), sockdiag: SockDiag::open().unwrap(), holders: HashMap::new(), in_vain: HashMap::new() };
+        let mut look =
+            Look { ours: Ours::at(&[at]), sockdiag: SockDiag::open().unwrap(), holders: HashMap::new(), in_vain: HashMap::new() };
         let me = std::process::id();
         let question = |joined: &[u32]| Question { joined: joined.to_vec(), ..Question::default() };
         assert_eq!(look.at(&question(&[me])).unwrap(), Seen { listening: true, ..Seen::default() });

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::config::Config;
-use crate::nfqueue::{netlink_socket, netlink_send, u16_ne, u32_ne, Messages, NLMSG_ERROR, NLMSG_HEADER};
+use crate::nfqueue::{netlink_send, netlink_socket, u16_ne, u32_ne, Messages, NLMSG_ERROR, NLMSG_HEADER};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -428,16 +428,23 @@ mod tests {
             IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), end.port()),
             IpAddr::V6(_) => end,
         };
-        for (family, id) in
-            [(libc::AF_INET, socket_id(local, peer)), (libc::AF_INET6, socket_id(mapped(local), mapped(peer)))]
-        {
+        for (family, id) in [(libc::AF_INET, socket_id(local, peer)), (libc::AF_INET6, socket_id(mapped(local), mapped(peer)))] {
             let mut body = vec![family as u8, state::FIN_WAIT1, 0, 0];
             body.extend_from_slice(&id);
             for n in 1..=5u32 {
                 body.extend_from_slice(&n.to_ne_bytes());
             }
             let socket = parse(&body).unwrap();
-            let expected = TcpSocket { local, peer, state: state::FIN_WAIT1, rqueue: 2, wqueue: 3, received: None, inode: 5, cookie: u64::MAX };
+            let expected = TcpSocket {
+                local,
+                peer,
+                state: state::FIN_WAIT1,
+                rqueue: 2,
+                wqueue: 3,
+                received: None,
+                inode: 5,
+                cookie: u64::MAX,
+            };
             assert_eq!(socket, expected);
             assert!(parse(&body[..ANSWER - 1]).is_none());
         }

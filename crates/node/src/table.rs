@@ -123,12 +123,7 @@ fn address(octets: [u8; 16], family: u8) -> IpAddr {
 
 impl Slot {
     fn of(row: &SessionRow, generation: u32, sequence: u32) -> Slot {
-        let flags = [
-            (row.established, ESTABLISHED),
-            (row.peer_finished, IN_FIN),
-            (row.finished, OUT_FIN),
-            (row.torn, TORN),
-        ];
+        let flags = [(row.established, ESTABLISHED), (row.peer_finished, IN_FIN), (row.finished, OUT_FIN), (row.torn, TORN)];
         Slot {
             sequence,
             session: row.session,
@@ -191,8 +186,7 @@ impl Table {
     pub fn new(state_dir: &Path) -> io::Result<Table> {
         let path = path(state_dir);
         let context = |e: io::Error| io::Error::new(e.kind(), format!("session table {}: {e}", path.display()));
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).map_err(context)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).map_err(context)?;
         let mut map = reserve(&file, FIRST).map_err(context)?;
         map[8..12].copy_from_slice(&std::process::id().to_ne_bytes());
         map[..8].copy_from_slice(&MAGIC);

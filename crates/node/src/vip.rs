@@ -88,14 +88,7 @@ pub struct Vip {
 impl Vip {
     /// Prepares the address; nothing is added. The interface must exist.
     pub fn new(interface: &str, addr: IpAddr, prefix: u8) -> io::Result<Vip> {
-        let mut vip = Vip {
-            socket: route_socket()?,
-            interface: interface.to_string(),
-            index: 0,
-            addr,
-            prefix,
-            sequence: 0,
-        };
+        let mut vip = Vip { socket: route_socket()?, interface: interface.to_string(), index: 0, addr, prefix, sequence: 0 };
         vip.index = vip.link()?.index;
         Ok(vip)
     }
@@ -168,8 +161,7 @@ impl Vip {
         if !self.present()? {
             return Ok(false);
         }
-        self.set(lifetime_s)
-            .map_err(|e| self.context("cannot renew", e))?;
+        self.set(lifetime_s).map_err(|e| self.context("cannot renew", e))?;
         self.set_route(lifetime_s);
         Ok(true)
     }
@@ -232,7 +224,11 @@ impl Vip {
     }
 
     fn full(&self) -> u8 {
-        if self.addr.is_ipv4() { 32 } else { 128 }
+        if self.addr.is_ipv4() {
+            32
+        } else {
+            128
+        }
     }
 
     /// Whether the interface has the address.
@@ -258,10 +254,7 @@ impl Vip {
             }
             // struct ifa_cacheinfo: preferred, valid, created, updated.
             let valid = find_attribute(attributes, IFA_CACHEINFO).and_then(|c| u32_at(c, 4));
-            found = Some(Presence {
-                prefix: m[1],
-                remaining_s: valid.filter(|v| *v != u32::MAX),
-            });
+            found = Some(Presence { prefix: m[1], remaining_s: valid.filter(|v| *v != u32::MAX) });
         })
         .map_err(|e| self.context("cannot look for", e))?;
         Ok(found)
@@ -302,25 +295,13 @@ impl Vip {
     /// may take up to a second to say so here; `link` knows at once.
     pub fn running(&self) -> io::Result<bool> {
         let mut name = [0 as libc::c_char; libc::IFNAMSIZ];
-        for (to, from) in name
-            .iter_mut()
-            .zip(self.interface.bytes().take(libc::IFNAMSIZ - 1))
-        {
+        for (to, from) in name.iter_mut().zip(self.interface.bytes().take(libc::IFNAMSIZ - 1)) {
             *to = from as libc::c_char;
         }
-        let mut request = libc::ifreq {
-            ifr_name: name,
-            ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 },
-        };
+        let mut request = libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } };
         // SAFETY: `request` is a whole ifreq that outlives the call, its name ends with a zero byte, and
         // SIOCGIFFLAGS writes nothing but its flags.
-        let rc = unsafe {
-            libc::ioctl(
-                self.socket.as_raw_fd(),
-                libc::SIOCGIFFLAGS as _,
-                &mut request,
-            )
-        };
+        let rc = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &mut request) };
         if rc < 0 {
             let e = io::Error::last_os_error();
             return Err(match e.raw_os_error() {
@@ -348,11 +329,7 @@ impl Vip {
         attribute(&mut body, IFA_CACHEINFO, &cacheinfo);
         let nodad = if self.addr.is_ipv6() { IFA_F_NODAD } else { 0 };
         attribute(&mut body, IFA_FLAGS, &(nodad | IFA_F_NOPREFIXROUTE).to_ne_bytes());
-        self.change(
-            libc::RTM_NEWADDR,
-            libc::NLM_F_CREATE | libc::NLM_F_REPLACE,
-            &body,
-        )
+        self.change(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &body)
     }
 
     fn ifaddrmsg(&self, prefix: u8) -> Vec<u8> {
@@ -366,13 +343,7 @@ impl Vip {
     }
 
     /// One request; `each` is given the kind and body of every message that answers it.
-    fn ask(
-        &mut self,
-        kind: u16,
-        flags: i32,
-        body: &[u8],
-        mut each: impl FnMut(u16, &[u8]),
-    ) -> io::Result<()> {
+    fn ask(&mut self, kind: u16, flags: i32, body: &[u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut message = Vec::with_capacity(HEADER + body.len());
         message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
@@ -438,13 +409,7 @@ impl Vip {
             Some(libc::EPERM) => "; run as root or with CAP_NET_ADMIN",
             _ => "",
         };
-        io::Error::new(
-            e.kind(),
-            format!(
-                "{what} {}/{} on {}: {e}{advice}",
-                self.addr, self.prefix, self.interface
-            ),
-        )
+        io::Error::new(e.kind(), format!("{what} {}/{} on {}: {e}{advice}", self.addr, self.prefix, self.interface))
     }
 }
 
@@ -462,13 +427,7 @@ fn route_socket() -> io::Result<OwnedFd> {
     // the result does not matter.
     // SAFETY: the pointer and the length are those of `on`, which outlives the call.
     unsafe {
-        libc::setsockopt(
-            fd,
-            libc::SOL_NETLINK,
-            libc::NETLINK_GET_STRICT_CHK,
-            (&raw const on).cast(),
-            size_of_val(&on) as u32,
-        )
+        libc::setsockopt(fd, libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK, (&raw const on).cast(), size_of_val(&on) as u32)
     };
     Ok(socket)
 }
@@ -563,10 +522,7 @@ mod tests {
             assert!(vip.present().unwrap());
             let mut waited = Duration::ZERO;
             while vip.present().unwrap() {
-                assert!(
-                    waited < Duration::from_secs(20),
-                    "the address did not expire"
-                );
+                assert!(waited < Duration::from_secs(20), "the address did not expire");
                 std::thread::sleep(Duration::from_millis(50));
                 waited += Duration::from_millis(50);
             }
@@ -630,7 +586,10 @@ mod tests {
                     assert!(vip.remove().unwrap());
                     assert!(there(bare), "{}", shown("addr show dev v0"));
                     assert!(way().contains("dev v0"), "{}", way());
-                    assert!(!shown(&format!("-{} route show", if prefix == 24 { 4 } else { 6 })).contains("65000"), "no route is left");
+                    assert!(
+                        !shown(&format!("-{} route show", if prefix == 24 { 4 } else { 6 })).contains("65000"),
+                        "no route is left"
+                    );
                     // With none of its own the member reaches that network by the virtual IP's.
                     ip(&format!("addr del {bare} dev v0"));
                     assert!(!way().contains("dev v0"), "{}", way());
@@ -661,7 +620,9 @@ mod tests {
                 assert!(vip.renew(1).unwrap());
                 testnet::eventually("it expires", || !vip.present().unwrap());
             }
-            testnet::eventually("its route does, too", || !shown("-6 route show").contains("65000") && !shown("route show").contains("65000"));
+            testnet::eventually("its route does, too", || {
+                !shown("-6 route show").contains("65000") && !shown("route show").contains("65000")
+            });
             assert!(shown("route get 192.0.2.9").contains("dev v0"));
             assert!(shown("-6 route get 2001:db8::9").contains("dev v0"));
         });
@@ -688,15 +649,8 @@ mod tests {
             ip("link del v0");
             assert!(!vip.remove().unwrap());
             let e = vip.add(3).unwrap_err().to_string();
-            assert!(
-                e.contains("no interface \"v0\"") && e.contains("ip link"),
-                "{e}"
-            );
-            assert!(vip
-                .running()
-                .unwrap_err()
-                .to_string()
-                .contains("no interface"));
+            assert!(e.contains("no interface \"v0\"") && e.contains("ip link"), "{e}");
+            assert!(vip.running().unwrap_err().to_string().contains("no interface"));
             assert!(Vip::new("v7", "192.0.2.200".parse().unwrap(), 24).is_err());
         });
     }

@@ -247,9 +247,7 @@ fn a_restored_connection_goes_on_and_has_the_same_parameters() {
     assert_eq!(server.local_addr().unwrap(), local);
     assert_eq!(server.peer_addr().unwrap(), peer);
     assert!(flags_of(server.as_raw_fd()));
-    let same = |s: &SocketState| {
-        (s.state, s.snd_una_seq, s.write_seq, s.rcv_nxt_seq, s.mss, s.snd_wscale, s.rcv_wscale, s.sack)
-    };
+    let same = |s: &SocketState| (s.state, s.snd_una_seq, s.write_seq, s.rcv_nxt_seq, s.mss, s.snd_wscale, s.rcv_wscale, s.sack);
     assert_eq!(same(&before), same(&after));
     assert_eq!(before.snd_mss, after.snd_mss);
     assert_eq!((before.snd_wnd, before.max_window), (after.snd_wnd, after.max_window));
@@ -266,11 +264,9 @@ fn a_restored_connection_goes_on_and_has_the_same_parameters() {
 
 #[test]
 fn connections_without_options_are_restored_too() {
-    for (name, wscale, sack, timestamps) in [
-        ("tcp_window_scaling", false, true, true),
-        ("tcp_sack", true, false, true),
-        ("tcp_timestamps", true, true, false),
-    ] {
+    for (name, wscale, sack, timestamps) in
+        [("tcp_window_scaling", false, true, true), ("tcp_sack", true, false, true), ("tcp_timestamps", true, true, false)]
+    {
         let net = Net::new();
         net.b(|| sysctl(name, "0"));
         let (client, server) = net.connection();
@@ -309,9 +305,7 @@ fn a_queue_pushed_as_sent_is_retransmitted_when_its_timer_runs_out() {
     let (first, second) = lost.split_at(1234);
     let tap = net.tap();
     let start = Instant::now();
-    let restored = net.a(|| {
-        restore(&RestoreSpec { snd_queue: [first, second], ..spec(&before, local, peer) }).unwrap()
-    });
+    let restored = net.a(|| restore(&RestoreSpec { snd_queue: [first, second], ..spec(&before, local, peer) }).unwrap());
     let state = read_state(restored.as_fd()).unwrap();
     assert_eq!((state.unacked, state.unsent), (5000, 0));
     poll_in(&[tap.0.as_raw_fd()], 10_000);
@@ -358,9 +352,7 @@ fn a_peer_that_acknowledged_more_than_we_knew_is_believed() {
     let (local, peer) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
     close_silently(server.into()).unwrap();
     // The record is older: nothing is known of the acknowledgement.
-    let restored = net.a(|| {
-        restore(&RestoreSpec { snd_queue: [b"01234", b"56789"], ..spec(&before, local, peer) }).unwrap()
-    });
+    let restored = net.a(|| restore(&RestoreSpec { snd_queue: [b"01234", b"56789"], ..spec(&before, local, peer) }).unwrap());
     let mut server = TcpStream::from(restored);
     client.write_all(b"go on").unwrap();
     server.set_nonblocking(false).unwrap();
@@ -1110,8 +1102,7 @@ fn cpu_time() -> Duration {
 }
 
 fn poll_in(fds: &[RawFd], timeout_ms: i32) {
-    let mut polls: Vec<_> =
-        fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+    let mut polls: Vec<_> = fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
     // SAFETY: the pointer and length describe `polls`.
     unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout_ms) };
 }
@@ -1125,10 +1116,7 @@ fn set_int(fd: RawFd, level: i32, option: i32, value: i32) {
 /// Non-blocking and close-on-exec.
 fn flags_of(fd: RawFd) -> bool {
     // SAFETY: no pointer is passed.
-    unsafe {
-        libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK != 0
-            && libc::fcntl(fd, libc::F_GETFD) & libc::FD_CLOEXEC != 0
-    }
+    unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK != 0 && libc::fcntl(fd, libc::F_GETFD) & libc::FD_CLOEXEC != 0 }
 }
 
 fn raise_descriptor_limit() {

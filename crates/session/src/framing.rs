@@ -52,17 +52,8 @@ pub struct Scanner {
 impl Scanner {
     /// A scanner whose first byte has offset `start`, which is the start of a message.
     pub fn new(framing: Framing, start: u64) -> Self {
-        let broken =
-            matches!(framing, Framing::Length { bytes, .. } if !matches!(bytes, 1 | 2 | 4 | 8));
-        Scanner {
-            framing,
-            position: start,
-            ends: VecDeque::new(),
-            broken,
-            start,
-            value: 0,
-            end: None,
-        }
+        let broken = matches!(framing, Framing::Length { bytes, .. } if !matches!(bytes, 1 | 2 | 4 | 8));
+        Scanner { framing, position: start, ends: VecDeque::new(), broken, start, value: 0, end: None }
     }
 
     /// Forgets what was fed; a message starts at `start`.
@@ -99,16 +90,10 @@ impl Scanner {
             match self.framing {
                 Framing::None => {}
                 Framing::Lines => self.scan_lines(fresh),
-                Framing::Length {
-                    at,
-                    bytes,
-                    big_endian,
-                    counts_whole_message,
-                } => {
+                Framing::Length { at, bytes, big_endian, counts_whole_message } => {
                     let header = (at as u64).checked_add(u64::from(bytes));
                     let ok = header.is_some_and(|header| {
-                        self.scan_lengths(fresh, header, bytes, big_endian, counts_whole_message)
-                            .is_some()
+                        self.scan_lengths(fresh, header, bytes, big_endian, counts_whole_message).is_some()
                     });
                     self.broken = !ok;
                 }
@@ -126,14 +111,7 @@ impl Scanner {
     }
 
     /// `None` when the stream breaks the framing.
-    fn scan_lengths(
-        &mut self,
-        fresh: &[u8],
-        header: u64,
-        width: u8,
-        big_endian: bool,
-        whole: bool,
-    ) -> Option<()> {
+    fn scan_lengths(&mut self, fresh: &[u8], header: u64, width: u8, big_endian: bool, whole: bool) -> Option<()> {
         let origin = self.position;
         let limit = origin + fresh.len() as u64;
         let mut position = origin;
@@ -163,11 +141,7 @@ impl Scanner {
                 }
                 position += 1;
             }
-            let length = if whole {
-                self.value
-            } else {
-                self.value.checked_add(header)?
-            };
+            let length = if whole { self.value } else { self.value.checked_add(header)? };
             if length < header {
                 return None;
             }
@@ -187,9 +161,7 @@ impl Scanner {
     pub fn last_end(&self, upto: u64) -> Option<u64> {
         let window = upto / 64;
         let after = self.ends.partition_point(|e| e.0 <= window);
-        let top = |(w, bits): (u64, u64)| {
-            (bits != 0).then(|| w * 64 + 63 - u64::from(bits.leading_zeros()))
-        };
+        let top = |(w, bits): (u64, u64)| (bits != 0).then(|| w * 64 + 63 - u64::from(bits.leading_zeros()));
         let (w, bits) = *self.ends.get(after.checked_sub(1)?)?;
         if w < window {
             return top((w, bits));
@@ -216,12 +188,7 @@ mod tests {
     use super::*;
 
     fn length(at: usize, bytes: u8, big_endian: bool, whole: bool) -> Framing {
-        Framing::Length {
-            at,
-            bytes,
-            big_endian,
-            counts_whole_message: whole,
-        }
+        Framing::Length { at, bytes, big_endian, counts_whole_message: whole }
     }
 
     /// All ends, found by asking for every offset.
@@ -232,9 +199,7 @@ mod tests {
             scanner.feed(offset, chunk);
             offset += chunk.len() as u64;
         }
-        let mut found: Vec<u64> = (start..=offset)
-            .filter_map(|o| scanner.last_end(o))
-            .collect();
+        let mut found: Vec<u64> = (start..=offset).filter_map(|o| scanner.last_end(o)).collect();
         found.dedup();
         (found, scanner.broken())
     }
@@ -243,14 +208,8 @@ mod tests {
     fn lines_in_any_split() {
         for piece in 1..=9 {
             let text = b"ab\n\n0123456\nrest";
-            assert_eq!(
-                ends(Framing::Lines, 0, text, piece),
-                (vec![3, 4, 12], false)
-            );
-            assert_eq!(
-                ends(Framing::Lines, 1000, text, piece),
-                (vec![1003, 1004, 1012], false)
-            );
+            assert_eq!(ends(Framing::Lines, 0, text, piece), (vec![3, 4, 12], false));
+            assert_eq!(ends(Framing::Lines, 1000, text, piece), (vec![1003, 1004, 1012], false));
         }
     }
 

@@ -126,10 +126,21 @@ mod tests {
     use proptest::prelude::*;
 
     fn packet(v6: bool, bytes: usize) -> (FourTuple, Vec<u8>) {
-        let (local, peer) = if v6 { ("[2001:db8::200]:5555", "[2001:db8::9]:1000") } else { ("192.0.2.200:5555", "192.0.2.9:1000") };
+        let (local, peer) =
+            if v6 { ("[2001:db8::200]:5555", "[2001:db8::9]:1000") } else { ("192.0.2.200:5555", "192.0.2.9:1000") };
         let tuple = FourTuple { local: local.parse().unwrap(), peer: peer.parse().unwrap() };
         let mut out = Vec::new();
-        Build { source: tuple.local, destination: tuple.peer, seq: Seq(77), ack: Seq(1), flags: 16, window: 1, timestamps: None, payload: &vec![7; bytes] }.write(&mut out);
+        Build {
+            source: tuple.local,
+            destination: tuple.peer,
+            seq: Seq(77),
+            ack: Seq(1),
+            flags: 16,
+            window: 1,
+            timestamps: None,
+            payload: &vec![7; bytes],
+        }
+        .write(&mut out);
         (tuple, out)
     }
 

@@ -19,7 +19,8 @@ pub fn each(mut run: &[u8]) -> impl Iterator<Item = (u8, u8, &[u8])> {
 /// Whether a run holds what it says, and no value that is too long.
 #[must_use]
 pub fn is_whole(run: &[u8]) -> bool {
-    let (length, longest) = each(run).fold((0, 0), |(sum, longest), (.., value)| (sum + 3 + value.len(), value.len().max(longest)));
+    let (length, longest) =
+        each(run).fold((0, 0), |(sum, longest), (.., value)| (sum + 3 + value.len(), value.len().max(longest)));
     length == run.len() && longest <= LONGEST
 }
 

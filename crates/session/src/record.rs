@@ -437,10 +437,7 @@ impl Open {
         let (t, rest) = OpenTail::ref_from_prefix(rest).map_err(|_| Malformed)?;
         let open = Open {
             session: t.session.get(),
-            tuple: FourTuple {
-                local: SocketAddr::new(local, ports[0].get()),
-                peer: SocketAddr::new(peer, ports[1].get()),
-            },
+            tuple: FourTuple { local: SocketAddr::new(local, ports[0].get()), peer: SocketAddr::new(peer, ports[1].get()) },
             internal_port: t.internal_port.get(),
             isn_in: Seq(t.isn_in.get()),
             isn_out: Seq(t.isn_out.get()),
@@ -558,21 +555,22 @@ pub fn encode_cause(session: SessionId, cause: Option<Cause>, out: &mut Vec<u8>)
         Some(Cause::Bound) => (3, false, 0, 0),
         Some(Cause::Unclear { all }) => (4, all, 0, 0),
     };
-    let wire = CauseWire { kind: CAUSE, what, flags: on.into(), reserved: 0, session: session.into(), of: of.into(), nth: nth.into() };
+    let wire =
+        CauseWire { kind: CAUSE, what, flags: on.into(), reserved: 0, session: session.into(), of: of.into(), nth: nth.into() };
     out.extend_from_slice(wire.as_bytes());
 }
 
 /// Appends options that were set; at most [`crate::options::MOST`] bytes.
 pub fn encode_options(session: SessionId, run: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(OptionsWire { kind: OPTIONS, reserved: 0, len: (run.len() as u16).into(), session: session.into() }.as_bytes());
+    out.extend_from_slice(
+        OptionsWire { kind: OPTIONS, reserved: 0, len: (run.len() as u16).into(), session: session.into() }.as_bytes(),
+    );
     out.extend_from_slice(run);
 }
 
 /// Appends the end of a session.
 pub fn encode_end(session: SessionId, reason: EndReason, out: &mut Vec<u8>) {
-    out.extend_from_slice(
-        EndWire { kind: END, reason: reason as u8, reserved: 0.into(), session: session.into() }.as_bytes(),
-    );
+    out.extend_from_slice(EndWire { kind: END, reason: reason as u8, reserved: 0.into(), session: session.into() }.as_bytes());
 }
 
 /// Takes the next record off a batch. None at its end.
@@ -711,7 +709,9 @@ mod tests {
     fn a_cause_survives() {
         let of = |read| Some(Cause::Of { session: u32::MAX, nth: 7, read });
         let unclear = |all| Some(Cause::Unclear { all });
-        for cause in [None, Some(Cause::Own { nth: 1 << 20 }), of(true), of(false), Some(Cause::Bound), unclear(true), unclear(false)] {
+        for cause in
+            [None, Some(Cause::Own { nth: 1 << 20 }), of(true), of(false), Some(Cause::Bound), unclear(true), unclear(false)]
+        {
             let mut out = Vec::new();
             encode_cause(9, cause, &mut out);
             assert_eq!(out.len(), 16);

@@ -432,8 +432,7 @@ impl Store {
     fn check_commit(&self, c: Committed) -> Result<(), StoreError> {
         let Some(s) = self.sessions.get(&c.session) else { return Ok(()) };
         let fits = widen(c.in_done, s.in_done).is_some_and(|n| n >= s.in_done && n <= s.in_end())
-            && widen(c.out_done, s.out_done)
-                .is_some_and(|n| n >= s.out_done && n <= s.out_end() && n >= c.open);
+            && widen(c.out_done, s.out_done).is_some_and(|n| n >= s.out_done && n <= s.out_end() && n >= c.open);
         if fits {
             Ok(())
         } else {

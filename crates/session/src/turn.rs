@@ -63,11 +63,7 @@ impl PortPolicy {
     pub fn framed(framing: Framing) -> Self {
         PortPolicy {
             framing,
-            unanswered: if framing.is_set() {
-                Unanswered::Discard
-            } else {
-                Unanswered::Redeliver
-            },
+            unanswered: if framing.is_set() { Unanswered::Discard } else { Unanswered::Redeliver },
             max_unanswered_bytes: 4 << 20,
             independent: false,
             reset: false,
@@ -215,14 +211,7 @@ impl TurnPolicy {
 
     /// A session is attached, new or recovered. The application will read from `in_done` on and write
     /// from `out_base` on; what it writes below `out_done` is absorbed.
-    pub fn open(
-        &mut self,
-        s: SessionId,
-        policy: PortPolicy,
-        in_done: u64,
-        out_done: u64,
-        out_base: u64,
-    ) {
+    pub fn open(&mut self, s: SessionId, policy: PortPolicy, in_done: u64, out_done: u64, out_base: u64) {
         self.close(s);
         let progress = Progress::new(s, policy, in_done, out_done, out_base);
         self.sessions.insert(s, Box::new(progress));
@@ -803,9 +792,7 @@ impl TurnPolicy {
         self.look_after(now, t);
         if let Some(turn) = self.threads.get(&t) {
             let deadline = now.saturating_add(self.max_turn);
-            self.groups[turn.group as usize]
-                .deadline
-                .get_or_insert(deadline);
+            self.groups[turn.group as usize].deadline.get_or_insert(deadline);
         }
     }
 

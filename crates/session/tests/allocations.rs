@@ -210,7 +210,12 @@ fn an_idle_session_keeps_little() {
     let bounds = [800, 260];
     for (trips, payload) in [(0, &[][..]), (3, &[3; 64]), (3, &[4; 1400])] {
         let each = kept(MANY, trips, payload);
-        eprintln!("{trips} messages of {} bytes: bytes kept of each session: master {}, replica {}", payload.len(), each[0], each[1]);
+        eprintln!(
+            "{trips} messages of {} bytes: bytes kept of each session: master {}, replica {}",
+            payload.len(),
+            each[0],
+            each[1]
+        );
         for i in 0..2 {
             assert!(each[i] <= bounds[i], "{trips} messages of {} bytes: {each:?}, more than {bounds:?}", payload.len());
         }

@@ -103,8 +103,16 @@ impl Case {
         let isns = (0..TUPLES).map(|_| (Seq(rng.next() as u32), Seq(rng.next() as u32))).collect();
         let replica = Filter::new(config.clone());
         Case {
-            rng, config, f, replica, now: Duration::from_secs(1000), id: 0, held_in: BTreeMap::new(), held_out: BTreeSet::new(),
-            probed: Vec::new(), isns,
+            rng,
+            config,
+            f,
+            replica,
+            now: Duration::from_secs(1000),
+            id: 0,
+            held_in: BTreeMap::new(),
+            held_out: BTreeSet::new(),
+            probed: Vec::new(),
+            isns,
         }
     }
 
@@ -144,7 +152,9 @@ impl Case {
                     Action::DropIn(id) => drop(self.held_in.remove(&id).expect("one verdict a packet")),
                     Action::Inject(packet) => self.answer(&packet),
                     Action::Probed(id) if self.rng.percent(70) => self.restore(id, true),
-                    Action::AcceptOut(id) | Action::DropOut(id) | Action::ModifyOut(id, _) => assert!(self.held_out.remove(&id), "one verdict a packet"),
+                    Action::AcceptOut(id) | Action::DropOut(id) | Action::ModifyOut(id, _) => {
+                        assert!(self.held_out.remove(&id), "one verdict a packet")
+                    }
                     Action::Probed(id) => self.probed.push(id),
                     Action::AskAlive(channel) if self.rng.percent(50) => self.f.process_alive(self.now, channel),
                     Action::AskAlive(channel) => self.f.process_gone(self.now, channel),
@@ -170,7 +180,8 @@ impl Case {
         let ack = segment.seq().add(u64::from(segment.sequence_length()));
         let seq = if opens { Seq(self.rng.next() as u32) } else { segment.ack() };
         let mut answer = Vec::new();
-        let build = Build { source, destination, seq, ack, flags: bits, window: self.rng.next() as u16, timestamps, payload: &payload };
+        let build =
+            Build { source, destination, seq, ack, flags: bits, window: self.rng.next() as u16, timestamps, payload: &payload };
         build.write_with(if opens { &[2, 4, 5, 0xb4, 1, 3, 3, 7, 1, 1, 4, 2] } else { &[] }, &mut answer);
         self.packet(false, &answer);
     }
@@ -203,11 +214,19 @@ impl Case {
 
     fn any_tuple(&mut self) -> FourTuple {
         let t = tuple(self.rng.below(TUPLES));
-        if self.rng.percent(5) { FourTuple { local: t.local, peer: (t.peer.ip(), self.rng.next() as u16).into() } } else { t }
+        if self.rng.percent(5) {
+            FourTuple { local: t.local, peer: (t.peer.ip(), self.rng.next() as u16).into() }
+        } else {
+            t
+        }
     }
 
     fn channel(&mut self) -> u32 {
-        if self.rng.percent(3) { PROGRAM } else { 1 + self.rng.below(3) as u32 }
+        if self.rng.percent(3) {
+            PROGRAM
+        } else {
+            1 + self.rng.below(3) as u32
+        }
     }
 
     fn session(&mut self) -> SessionId {
@@ -253,7 +272,17 @@ impl Case {
         let mut packet = Vec::new();
         let (source, destination) = if out { (t.local, t.peer) } else { (t.peer, t.local) };
         let timestamps = ts.then_some((1001, 5000));
-        Build { source, destination, seq: first.add(1), ack: second.add(1), flags: flags::ACK, window: 500, timestamps, payload: &[] }.write(&mut packet);
+        Build {
+            source,
+            destination,
+            seq: first.add(1),
+            ack: second.add(1),
+            flags: flags::ACK,
+            window: 500,
+            timestamps,
+            payload: &[],
+        }
+        .write(&mut packet);
         self.packet(!out, &packet);
         self.act();
         if self.rng.percent(80) {
@@ -311,12 +340,22 @@ impl Case {
         let acked = s.as_ref().map_or(0, |s| s.out_acked);
         let (theirs, ours) = s.as_ref().map_or((theirs, ours), |s| (s.open.isn_in, s.open.isn_out));
         let (seq, ack) = if from_peer {
-            (seq::at(theirs, self.near(input)), seq::at(ours, if self.rng.percent(50) { self.near(output) } else { self.near(acked) }))
+            (
+                seq::at(theirs, self.near(input)),
+                seq::at(ours, if self.rng.percent(50) { self.near(output) } else { self.near(acked) }),
+            )
         } else {
             (seq::at(ours, self.near(output)), seq::at(theirs, self.near(input)))
         };
         const BITS: [u8; 9] = [
-            flags::ACK | flags::FIN, flags::RST, flags::RST | flags::ACK, flags::SYN, flags::SYN | flags::ACK, flags::ACK | flags::URG, flags::FIN, 0,
+            flags::ACK | flags::FIN,
+            flags::RST,
+            flags::RST | flags::ACK,
+            flags::SYN,
+            flags::SYN | flags::ACK,
+            flags::ACK | flags::URG,
+            flags::FIN,
+            0,
             flags::ACK | flags::PSH,
         ];
         let mut bits = if self.rng.percent(85) { flags::ACK } else { BITS[self.rng.below(BITS.len() as u64) as usize] };
@@ -343,13 +382,26 @@ impl Case {
         let (source, destination) = if from_peer { (t.peer, t.local) } else { (t.local, t.peer) };
         let window = if self.rng.percent(20) { 0 } else { self.rng.next() as u16 };
         let mut packet = Vec::new();
-        let build = Build { source, destination, seq, ack, flags: bits, window, timestamps: with_time.then_some(timestamps), payload: &payload };
+        let build = Build {
+            source,
+            destination,
+            seq,
+            ack,
+            flags: bits,
+            window,
+            timestamps: with_time.then_some(timestamps),
+            payload: &payload,
+        };
         if self.rng.percent(10) {
             let mut options = vec![1, 1, 5, 18];
             for _ in 0..4 {
                 options.extend_from_slice(&seq::at(ours, self.near(output)).0.to_be_bytes());
             }
-            if with_time { build.write(&mut packet) } else { build.write_with(&options, &mut packet) }
+            if with_time {
+                build.write(&mut packet)
+            } else {
+                build.write_with(&options, &mut packet)
+            }
         } else {
             build.write(&mut packet);
         }
@@ -477,7 +529,13 @@ impl Case {
             }
             11 => {
                 let t = self.any_tuple();
-                let _ = (self.f.recovered_info(&t), self.f.inner(&t), self.f.outer(&t), self.f.unaccepted(), self.f.with_sockets().count());
+                let _ = (
+                    self.f.recovered_info(&t),
+                    self.f.inner(&t),
+                    self.f.outer(&t),
+                    self.f.unaccepted(),
+                    self.f.with_sockets().count(),
+                );
             }
             12 => {
                 // What the kernel has taken of it, or any number.
@@ -601,15 +659,32 @@ fn a_log_that_a_partner_makes_up_reaches_no_assertion() {
                     let (in_done, out_acked) = (offset(&mut rng), offset(&mut rng));
                     let (isn_in, isn_out, ts) = (Seq(rng.next() as u32), Seq(rng.next() as u32), rng.next() as u32);
                     let open = Open {
-                        session, tuple: tuple(rng.below(TUPLES)), internal_port: 1, isn_in, isn_out, mss: rng.next() as u16,
-                        shifts: rng.percent(80).then_some((rng.below(16) as u8, rng.below(16) as u8)), sack: true,
-                        timestamps: rng.percent(50), established: rng.percent(80), window: rng.next() as u16, ts_recent: ts, ts_value: ts, in_done, out_acked,
+                        session,
+                        tuple: tuple(rng.below(TUPLES)),
+                        internal_port: 1,
+                        isn_in,
+                        isn_out,
+                        mss: rng.next() as u16,
+                        shifts: rng.percent(80).then_some((rng.below(16) as u8, rng.below(16) as u8)),
+                        sack: true,
+                        timestamps: rng.percent(50),
+                        established: rng.percent(80),
+                        window: rng.next() as u16,
+                        ts_recent: ts,
+                        ts_value: ts,
+                        in_done,
+                        out_acked,
                     };
                     open.encode(&mut log);
                 }
                 2 => Sync {
-                    session, established: true, out_acked: near(&mut rng, known.as_ref().map(|s| s.out_sendable())) as u32,
-                    in_edge: near(&mut rng, known.as_ref().map(|s| s.in_end())) as u32, window: 1, ts_recent: 1, ts_value: 2,
+                    session,
+                    established: true,
+                    out_acked: near(&mut rng, known.as_ref().map(|s| s.out_sendable())) as u32,
+                    in_edge: near(&mut rng, known.as_ref().map(|s| s.in_end())) as u32,
+                    window: 1,
+                    ts_recent: 1,
+                    ts_value: 2,
                 }
                 .encode(&mut log),
                 3 => {
@@ -630,7 +705,9 @@ fn a_log_that_a_partner_makes_up_reaches_no_assertion() {
                             in_done: near(&mut rng, known.as_ref().map(|s| s.in_end())) as u32,
                             out_done: near(&mut rng, known.as_ref().map(|s| s.out_end())) as u32,
                             open: rng.below(20) << (rng.below(30)),
-                            fin: rng.percent(10), closed: rng.percent(10), torn: rng.percent(10),
+                            fin: rng.percent(10),
+                            closed: rng.percent(10),
+                            torn: rng.percent(10),
                         })
                         .collect();
                     record::encode_commit(&entries, &mut log);

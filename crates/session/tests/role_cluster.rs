@@ -162,7 +162,8 @@ struct Seen {
 
 impl Seen {
     fn add(&mut self, other: &Seen) {
-        let Seen { forks, told, torn_all, takeovers, handovers, solos, doubtful, announced, fences, empty, demotions, .. } = other;
+        let Seen { forks, told, torn_all, takeovers, handovers, solos, doubtful, announced, fences, empty, demotions, .. } =
+            other;
         self.forks += forks;
         self.told += told;
         self.torn_all += torn_all;
@@ -419,8 +420,7 @@ impl World {
             return;
         }
         let m = self.rng.range(0, 2) as usize;
-        let length =
-            if self.rng.chance(30) { self.rng.range(300, 2500) } else { self.rng.range(5, 300) } * MS;
+        let length = if self.rng.chance(30) { self.rng.range(300, 2500) } else { self.rng.range(5, 300) } * MS;
         let kinds = if self.strict { 7 } else { 9 };
         match self.rng.range(0, kinds) {
             0 => {
@@ -826,7 +826,11 @@ impl World {
                     let of_other = self.ghost.iter().filter(|(e, _)| self.descends(**e, *other));
                     let said: HashSet<u64> = of_other.flat_map(|(_, c)| c.released.iter().map(|i| session(*i))).collect();
                     let mixed: Vec<_> = said.difference(&self.ghost[lives].torn).collect();
-                    assert!(mixed.is_empty(), "seed {}: {lives} goes on with {mixed:?}, of which {other} said something", self.seed);
+                    assert!(
+                        mixed.is_empty(),
+                        "seed {}: {lives} goes on with {mixed:?}, of which {other} said something",
+                        self.seed
+                    );
                 }
             }
         }

@@ -93,14 +93,7 @@ impl World {
                 arrived: 0,
                 read: 0,
                 out: Vec::new(),
-                done: CommitEntry {
-                    session: i as u32,
-                    in_done: 0,
-                    out_done: 0,
-                    out_base: 0,
-                    fin: false,
-                    torn: false,
-                },
+                done: CommitEntry { session: i as u32, in_done: 0, out_done: 0, out_base: 0, fin: false, torn: false },
                 absorb: 0,
                 recovered: 0,
                 paced: Vec::new(),
@@ -170,8 +163,7 @@ impl World {
             if upto > w.arrived && out == w.out.len() {
                 self.policy.asked_anew(i as u32);
             }
-            self.policy
-                .input(i as u32, w.arrived as u64, &w.script[w.arrived..upto]);
+            self.policy.input(i as u32, w.arrived as u64, &w.script[w.arrived..upto]);
             w.arrived = upto;
         }
     }
@@ -254,15 +246,12 @@ impl World {
             w.recovered = d.out_done;
             let (s, port) = (s as u32, self.port);
             self.policy.open(s, port, d.in_done, d.out_done, d.out_base);
-            self.policy
-                .input(s, d.in_done, &w.script[w.read..w.arrived]);
+            self.policy.input(s, d.in_done, &w.script[w.read..w.arrived]);
         }
     }
 
     fn all_read(&self) -> bool {
-        self.wires
-            .iter()
-            .all(|w| w.lost || w.read == w.script.len())
+        self.wires.iter().all(|w| w.lost || w.read == w.script.len())
     }
 
     /// Runs a server to the end, killing it when the fuel is spent, once or a few times.
@@ -399,11 +388,7 @@ fn check_loop(seed: u64, kind: Kind, paced: bool, port: PortPolicy, batch: usize
     for wire in &w.wires {
         let whole: Vec<u8> = match kind {
             Kind::Echo => wire.script.clone(),
-            _ => wire
-                .script
-                .split_inclusive(|b| *b == b'\n')
-                .flat_map(answer)
-                .collect(),
+            _ => wire.script.split_inclusive(|b| *b == b'\n').flat_map(answer).collect(),
         };
         if wire.lost {
             assert!(batch > 1 && short > 0 && n > 1);
@@ -433,10 +418,7 @@ fn check_proxy(seed: u64, port: PortPolicy, parts: bool, fuel: usize, short: usi
 }
 
 fn framed(unanswered: Unanswered) -> PortPolicy {
-    PortPolicy {
-        unanswered,
-        ..PortPolicy::framed(Framing::Lines)
-    }
+    PortPolicy { unanswered, ..PortPolicy::framed(Framing::Lines) }
 }
 
 /// Whole lines from each of two sides to the other one, or raw bytes.

@@ -16,7 +16,8 @@ pub fn look(report: &mut Report) {
             format!("no row of CRIU: `criu check` fails on this kernel ({first}): {}", why.trim())
         }
         (Ok(_), Ok(_)) => {
-            "no row of CRIU: it runs here, but freezes a living process; of one that has died it has nothing to restore".to_owned()
+            "no row of CRIU: it runs here, but freezes a living process; of one that has died it has nothing to restore"
+                .to_owned()
         }
     };
     report.remark("failover", text);

@@ -105,5 +105,9 @@ fn start(options: &Options, host: &Host, priority: u32) -> Result<Process, Strin
 
 fn wait_address(host: &Host) -> Result<(), String> {
     let there = || host.ip_cmd("-brief address show dev eth0").is_ok_and(|t| t.contains(ADDRESS));
-    if wait_for(PATIENCE, there) { Ok(()) } else { Err("keepalived has not taken the virtual IP".to_owned()) }
+    if wait_for(PATIENCE, there) {
+        Ok(())
+    } else {
+        Err("keepalived has not taken the virtual IP".to_owned())
+    }
 }

@@ -17,7 +17,8 @@ const LONGEST: u64 = 60_000_000_000;
 /// Size of the messages whose log is looked at.
 const LOGGED: u32 = 64;
 
-const PARTS: [(f64, Group); 3] = [(0.5, trip("round trip, p50")), (0.99, trip("round trip, p99")), (0.999, trip("round trip, p99.9"))];
+const PARTS: [(f64, Group); 3] =
+    [(0.5, trip("round trip, p50")), (0.99, trip("round trip, p99")), (0.999, trip("round trip, p99.9"))];
 const LOG: Group = Group { bench: "latency", name: "log", unit: "", axis: "bytes" };
 
 const fn trip(name: &'static str) -> Group {
@@ -96,7 +97,8 @@ struct Log {
 impl Log {
     fn of(stand: &Stand, member: usize) -> Result<Log, String> {
         let status = stand.pair.status(member).map_err(text)?;
-        let counter = |name: &str| status["counters"][name].as_f64().ok_or_else(|| io::Error::other(format!("no counter {name}")));
+        let counter =
+            |name: &str| status["counters"][name].as_f64().ok_or_else(|| io::Error::other(format!("no counter {name}")));
         let all = (counter("records"), counter("log_bytes"), counter("payload_bytes"));
         Ok(Log { records: all.0.map_err(text)?, beside: all.1.map_err(text)? - all.2.map_err(text)? })
     }

@@ -129,7 +129,11 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 impl Options {
     fn sessions(&self, default: &[u32]) -> Vec<u32> {
-        if self.sessions.is_empty() { default.to_vec() } else { self.sessions.clone() }
+        if self.sessions.is_empty() {
+            default.to_vec()
+        } else {
+            self.sessions.clone()
+        }
     }
 
     fn span(&self) -> Duration {
@@ -179,7 +183,11 @@ pub fn bench(options: &Options) -> Result<u8, String> {
     if let Some(dir) = &options.plot {
         plot::draw(&report, dir)?;
     }
-    if failed.is_empty() { Ok(0) } else { Err(format!("failed: {}", failed.join("; "))) }
+    if failed.is_empty() {
+        Ok(0)
+    } else {
+        Err(format!("failed: {}", failed.join("; ")))
+    }
 }
 
 fn print(options: &Options, report: &Report) {

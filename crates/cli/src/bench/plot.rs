@@ -42,10 +42,18 @@ fn file_name(group: Group) -> String {
 /// A range with some room around it on a logarithmic scale, on which zero is not.
 fn around(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) = values.filter(|v| *v > 0.0).fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
-    if low > high { 0.1..10.0 } else { low / 1.5..high * 1.5 }
+    if low > high {
+        0.1..10.0
+    } else {
+        low / 1.5..high * 1.5
+    }
 }
 
-fn chart<D: DrawingBackend>(area: &DrawingArea<D, Shift>, group: Group, figures: &[&Figure]) -> Result<(), DrawingAreaErrorKind<D::ErrorType>> {
+fn chart<D: DrawingBackend>(
+    area: &DrawingArea<D, Shift>,
+    group: Group,
+    figures: &[&Figure],
+) -> Result<(), DrawingAreaErrorKind<D::ErrorType>> {
     // Zero sessions stand at one.
     let x = |f: &Figure| f.at.unwrap_or_default().max(1) as f64;
     area.fill(&WHITE)?;
@@ -66,7 +74,14 @@ fn chart<D: DrawingBackend>(area: &DrawingArea<D, Shift>, group: Group, figures:
         .x_label_area_size(44)
         .y_label_area_size(70)
         .build_cartesian_2d(xs.log_scale(), ys.log_scale())?;
-    chart.configure_mesh().x_desc(group.axis).y_desc(group.unit).x_label_formatter(&|v| v.to_string()).label_style((FONT, 15)).axis_desc_style((FONT, 17)).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc(group.axis)
+        .y_desc(group.unit)
+        .x_label_formatter(&|v| v.to_string())
+        .label_style((FONT, 15))
+        .axis_desc_style((FONT, 17))
+        .draw()?;
     for (i, name) in names.iter().enumerate() {
         let color = Palette99::pick(i).to_rgba();
         let of: Vec<&&Figure> = figures.iter().filter(|f| f.series == *name && f.part(0.5) > 0.0).collect();

@@ -108,7 +108,11 @@ impl Bench<'_> {
     }
 
     fn address(&self, protected: bool) -> SocketAddr {
-        if protected { self.stand.pair.addr() } else { self.stand.unprotected(self.master) }
+        if protected {
+            self.stand.pair.addr()
+        } else {
+            self.stand.unprotected(self.master)
+        }
     }
 
     fn rate(&self, way: Way, protected: bool, streams: usize, block: usize) -> Result<Rate, String> {

@@ -30,6 +30,7 @@ pub fn sent() -> f64 {
 /// Memory of this machine that nobody uses, in bytes.
 pub fn available() -> f64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text.lines().find_map(|l| l.strip_prefix("MemAvailable:")).and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
+    let kib =
+        text.lines().find_map(|l| l.strip_prefix("MemAvailable:")).and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or(0.0) * 1024.0
 }

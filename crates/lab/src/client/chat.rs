@@ -379,14 +379,7 @@ mod tests {
     use super::*;
 
     fn room(n: usize) -> (Room, Vec<Chat>) {
-        let room = Room {
-            group: "c".into(),
-            seed: 3,
-            said: vec![Vec::new(); n],
-            total: 0,
-            phrases: Vec::new(),
-            tap: None,
-        };
+        let room = Room { group: "c".into(), seed: 3, said: vec![Vec::new(); n], total: 0, phrases: Vec::new(), tap: None };
         let chat = |index| Chat {
             index,
             rng: Rng::fork(3, index as u64),

@@ -133,9 +133,7 @@ fn find_shift(key: u64, offset: u64, sent: u64, bytes: &[u8]) -> Option<i64> {
     if sample.len() < 4 {
         return None;
     }
-    let is_at = |o: u64| {
-        stream_byte(key, o) == sample[0] && stream_mismatch(key, o, sample).is_none()
-    };
+    let is_at = |o: u64| stream_byte(key, o) == sample[0] && stream_mismatch(key, o, sample).is_none();
     let back = offset.saturating_sub(1 << 20)..offset;
     let on = offset + 1..sent.min(offset + (1 << 20));
     back.rev().chain(on).find(|&o| is_at(o)).map(|o| o as i64 - offset as i64)

@@ -205,12 +205,7 @@ const STALL_LISTED: Duration = Duration::from_millis(5);
 const MAX_LISTED: usize = 100_000;
 
 /// Opens `n` connections from a host, one after the other.
-pub(crate) fn connect(
-    host: &Host,
-    server: SocketAddr,
-    n: usize,
-    timeout: Duration,
-) -> io::Result<Vec<TcpStream>> {
+pub(crate) fn connect(host: &Host, server: SocketAddr, n: usize, timeout: Duration) -> io::Result<Vec<TcpStream>> {
     let deadline = Instant::now() + timeout;
     host.enter(|| {
         (0..n)
@@ -347,9 +342,7 @@ impl<P: Protocol> Clients<P> {
                 if out > 0 && text.len() < 4000 {
                     let (s, v) = (c.sent.load(Relaxed), c.verified.load(Relaxed));
                     let local = self.locals[i];
-                    text.push_str(&format!(
-                        "\n  connection {i} ({local}): sent {s}, verified {v}, outstanding {out}"
-                    ));
+                    text.push_str(&format!("\n  connection {i} ({local}): sent {s}, verified {v}, outstanding {out}"));
                 }
             }
         }
@@ -397,14 +390,8 @@ impl<P: Protocol> Clients<P> {
         let deadline = Instant::now() + timeout;
         loop {
             self.check()?;
-            let stuck: Vec<usize> = self
-                .verified()
-                .iter()
-                .zip(&before)
-                .enumerate()
-                .filter(|(_, (now, then))| now <= then)
-                .map(|(i, _)| i)
-                .collect();
+            let stuck: Vec<usize> =
+                self.verified().iter().zip(&before).enumerate().filter(|(_, (now, then))| now <= then).map(|(i, _)| i).collect();
             if stuck.is_empty() {
                 return Ok(());
             }

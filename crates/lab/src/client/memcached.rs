@@ -138,9 +138,7 @@ impl Memcached {
                         }
                         got
                     }
-                    (None, None) => {
-                        return Err(format!("neither value {:?} nor a miss: {:?}", self.stored, shown()))
-                    }
+                    (None, None) => return Err(format!("neither value {:?} nor a miss: {:?}", self.stored, shown())),
                 }
             }
         };

@@ -61,10 +61,7 @@ pub struct Rate {
 impl Rate {
     /// Writes of `bytes` bytes with pauses of `pause_ms` milliseconds between them.
     pub const fn new(bytes: (u32, u32), pause_ms: (u64, u64)) -> Rate {
-        Rate {
-            bytes,
-            pause: (Duration::from_millis(pause_ms.0), Duration::from_millis(pause_ms.1)),
-        }
+        Rate { bytes, pause: (Duration::from_millis(pause_ms.0), Duration::from_millis(pause_ms.1)) }
     }
 
     /// Mostly silent: a small write every second or so.

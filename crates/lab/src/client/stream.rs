@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::engine::{connect, Clients, Failure, Protocol, Received, Stall, Stats, End};
+use super::engine::{connect, Clients, End, Failure, Protocol, Received, Stall, Stats};
 use super::Rate;
 use crate::host::lock;
 use crate::rng::{mix, stream_fill, stream_mismatch, Rng};

@@ -74,7 +74,11 @@ impl Drop for Bypass {
         let afterwards = BYPASS.with(|inside| {
             let depth = inside.depth.get() - 1;
             inside.depth.set(depth);
-            if depth == 0 { inside.afterwards.take() } else { None }
+            if depth == 0 {
+                inside.afterwards.take()
+            } else {
+                None
+            }
         });
         if let Some(f) = afterwards {
             f();
@@ -152,13 +156,7 @@ const FULL_NAP: Duration = Duration::from_micros(100);
 
 impl Client {
     /// Joins the manager of a service, which may still be starting: tries until `patience` is over.
-    pub fn connect(
-        service: &str,
-        token: &str,
-        linked: bool,
-        patience: Duration,
-        note: Note,
-    ) -> Result<Self, ClientError> {
+    pub fn connect(service: &str, token: &str, linked: bool, patience: Duration, note: Note) -> Result<Self, ClientError> {
         let _inside = Bypass::enter();
         let (requesting, reply, fds) = introduce(service, token, linked, None, patience)?;
         let welcome = match reply {
@@ -166,8 +164,7 @@ impl Client {
             Reply::Error { errno, text } => return Err(ClientError { errno, text }),
             _ => return Err(protocol("an answer to a hello that is no welcome")),
         };
-        let [memory, kick]: [OwnedFd; 2] =
-            fds.try_into().map_err(|_| protocol("a welcome without shared memory"))?;
+        let [memory, kick]: [OwnedFd; 2] = fds.try_into().map_err(|_| protocol("a welcome without shared memory"))?;
         let mapping = Arc::new(Mapping::new(memory.as_fd())?);
         let producer = Producer::new(mapping.clone())?;
         let kick = Own::timer(sys::move_high(kick))?;
@@ -240,11 +237,7 @@ impl Client {
         self.produce(false, |producer| producer.write(thread, handle, asked, len, &mut fill, &mut send))
     }
 
-    fn produce<T>(
-        &self,
-        kicks: bool,
-        mut entry: impl FnMut(&mut Producer) -> Result<T, Full>,
-    ) -> Option<T> {
+    fn produce<T>(&self, kicks: bool, mut entry: impl FnMut(&mut Producer) -> Result<T, Full>) -> Option<T> {
         let _inside = Bypass::enter();
         while !self.is_gone() {
             let mut producing = lock(&self.producing);
@@ -340,11 +333,7 @@ impl Client {
     }
 
     /// Fetches restored sessions of a listening port, with their descriptors; and whether there are more.
-    pub fn recovered(
-        &self,
-        port: u16,
-        max: u32,
-    ) -> Result<(Vec<(RecoveredInfo, Own)>, bool), ClientError> {
+    pub fn recovered(&self, port: u16, max: u32) -> Result<(Vec<(RecoveredInfo, Own)>, bool), ClientError> {
         let (reply, fds) = self.request(Request::GetRecovered { port, max })?;
         match reply {
             Reply::Recovered { sessions, more } if sessions.len() == fds.len() => {
@@ -392,10 +381,7 @@ impl Client {
     }
 
     /// What the manager knows of a session.
-    pub fn session(
-        &self,
-        tuple: tcpr_session::tuple::FourTuple,
-    ) -> Result<wire::SessionFacts, ClientError> {
+    pub fn session(&self, tuple: tcpr_session::tuple::FourTuple) -> Result<wire::SessionFacts, ClientError> {
         match self.request(Request::SessionInfo { tuple })?.0 {
             Reply::Session(facts) => Ok(facts),
             _ => Err(protocol("an unexpected reply")),
@@ -463,9 +449,7 @@ impl Client {
     #[inline]
     pub fn pending(&self, port: u16) -> u32 {
         match self.welcome.ports.iter().position(|p| p.port == port) {
-            Some(i) => {
-                self.mapping.header().recovered.get(i).map_or(0, |s| s.pending.load(Ordering::Acquire))
-            }
+            Some(i) => self.mapping.header().recovered.get(i).map_or(0, |s| s.pending.load(Ordering::Acquire)),
             None => 0,
         }
     }
@@ -519,8 +503,7 @@ fn introduce(
 ) -> Result<(Requesting, Reply, Vec<OwnedFd>), ClientError> {
     let deadline = Instant::now() + patience;
     let name = wire::socket_name(service);
-    let hello =
-        Hello { version: wire::PROTOCOL_VERSION, pid: std::process::id(), token: token.to_owned(), linked, resume };
+    let hello = Hello { version: wire::PROTOCOL_VERSION, pid: std::process::id(), token: token.to_owned(), linked, resume };
     loop {
         let socket = match sys::seqpacket_connect(&name) {
             Ok(socket) => Own::new(sys::move_high(socket))?,

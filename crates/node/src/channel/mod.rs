@@ -15,8 +15,8 @@ pub mod server;
 mod sys;
 pub mod wire;
 
-pub use sys::{descriptor_limit, move_high, Own, KICK};
 pub(crate) use sys::hold_name;
+pub use sys::{descriptor_limit, move_high, Own, KICK};
 
 #[cfg(test)]
 mod tests;

@@ -204,15 +204,9 @@ impl Raw {
     fn store(&self, mapping: &Mapping, position: u64) {
         let kind = u64::from(self.kind) | u64::from(self.flags) << 8;
         mapping.word(position, 0).store(u64::from(self.len) | kind << 32, Ordering::Relaxed);
-        mapping.word(position, 1).store(
-            u64::from(self.thread) | u64::from(self.handle) << 32,
-            Ordering::Relaxed,
-        );
+        mapping.word(position, 1).store(u64::from(self.thread) | u64::from(self.handle) << 32, Ordering::Relaxed);
         mapping.word(position, 2).store(self.a, Ordering::Relaxed);
-        mapping.word(position, 3).store(
-            u64::from(self.state) | u64::from(self.payload_len) << 32,
-            Ordering::Relaxed,
-        );
+        mapping.word(position, 3).store(u64::from(self.state) | u64::from(self.payload_len) << 32, Ordering::Relaxed);
     }
 
     fn load(mapping: &Mapping, position: u64) -> Self {
@@ -262,9 +256,7 @@ impl Producer {
     /// Checks that the memory is a ring of our layout and takes its producing end.
     pub(super) fn new(mapping: Arc<Mapping>) -> io::Result<Self> {
         let header = mapping.header();
-        if header.version.load(Ordering::Acquire) != LAYOUT_VERSION
-            || header.magic.load(Ordering::Relaxed) != MAGIC
-        {
+        if header.version.load(Ordering::Acquire) != LAYOUT_VERSION || header.magic.load(Ordering::Relaxed) != MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "shared memory of a foreign layout"));
         }
         let tail = header.tail.load(Ordering::Relaxed);
@@ -336,14 +328,7 @@ impl Producer {
         fill(payload);
         let (start, payload) = (payload.as_ptr(), payload.len());
         let position = self.tail;
-        self.publish(Raw {
-            kind: KIND_WRITE,
-            thread,
-            handle,
-            a: asked,
-            payload_len: payload as u32,
-            ..Raw::default()
-        });
+        self.publish(Raw { kind: KIND_WRITE, thread, handle, a: asked, payload_len: payload as u32, ..Raw::default() });
         // SAFETY: the entry stays ours to read until `head` passes it, which cannot happen while it is open;
         // the other side only reads these bytes too.
         let sent = send(unsafe { std::slice::from_raw_parts(start, payload) });
@@ -366,8 +351,7 @@ impl Producer {
     /// Whether so much is waiting that the consumer should be woken before it asks.
     pub fn is_half_full(&self) -> bool {
         self.tail.wrapping_sub(self.head_seen) > RING_BYTES as u64 / 2
-            && self.tail.wrapping_sub(self.mapping.header().head.load(Ordering::Relaxed))
-                > RING_BYTES as u64 / 2
+            && self.tail.wrapping_sub(self.mapping.header().head.load(Ordering::Relaxed)) > RING_BYTES as u64 / 2
     }
 
     fn reserve(&mut self, payload: usize) -> Result<(), Full> {
@@ -524,12 +508,7 @@ fn copy_payload(mapping: &Mapping, head: u64, len: usize, to: &mut Vec<u8>) {
 }
 
 /// What a closed entry says; `None` if nothing came of it.
-fn event<'a>(
-    mapping: &Mapping,
-    head: u64,
-    raw: &Raw,
-    copy: &'a mut Vec<u8>,
-) -> Result<Option<Event<'a>>, Corrupt> {
+fn event<'a>(mapping: &Mapping, head: u64, raw: &Raw, copy: &'a mut Vec<u8>) -> Result<Option<Event<'a>>, Corrupt> {
     let Raw { thread, handle, a: n, .. } = *raw;
     Ok(Some(match raw.kind {
         KIND_ATTACH => {
@@ -599,8 +578,5 @@ fn decode_tuple(from: &[u8]) -> Option<FourTuple> {
             _ => None,
         }
     };
-    Some(FourTuple {
-        local: SocketAddr::new(address(8)?, port(2)),
-        peer: SocketAddr::new(address(24)?, port(4)),
-    })
+    Some(FourTuple { local: SocketAddr::new(address(8)?, port(2)), peer: SocketAddr::new(address(24)?, port(4)) })
 }

@@ -384,22 +384,13 @@ impl Channel {
     }
 }
 
-fn send(
-    socket: BorrowedFd<'_>,
-    number: u32,
-    body: Reply,
-    fds: &[BorrowedFd<'_>],
-) -> Result<(), ChannelError> {
+fn send(socket: BorrowedFd<'_>, number: u32, body: Reply, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
     let bytes = wire::encode(&Numbered { number, body })?;
     match sys::send(socket, &bytes, fds) {
         Ok(()) => Ok(()),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {
-            Err(ChannelError::Gone)
-        }
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Err(ChannelError::Gone),
         // It asks and never listens.
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-            Err(ChannelError::Misbehaved("it does not read its replies".into()))
-        }
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(ChannelError::Misbehaved("it does not read its replies".into())),
         Err(e) => Err(ChannelError::Io(e)),
     }
 }

@@ -75,9 +75,7 @@ pub(super) fn seqpacket_connect(name: &str) -> io::Result<OwnedFd> {
 pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: null address pointers are allowed.
-    let fd = unsafe {
-        libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags)
-    };
+    let fd = unsafe { libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags) };
     match own(fd) {
         Ok(fd) => Ok(Some(fd)),
         Err(e) => match e.raw_os_error() {
@@ -340,13 +338,7 @@ pub(super) fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let mut length = mem::size_of_val(&credentials) as libc::socklen_t;
     // SAFETY: credentials is live, writable and of the given length.
     check(unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut credentials).cast(),
-            &mut length,
-        )
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut credentials).cast(), &mut length)
     })?;
     Ok((credentials.pid as u32, credentials.uid))
 }
@@ -358,15 +350,8 @@ pub(super) fn pidfd(socket: BorrowedFd<'_>, pid: u32) -> io::Result<OwnedFd> {
     let mut fd: RawFd = -1;
     let mut length = mem::size_of_val(&fd) as libc::socklen_t;
     // SAFETY: fd is live, writable and of the given length.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_PEERPIDFD,
-            (&raw mut fd).cast(),
-            &mut length,
-        )
-    };
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut fd).cast(), &mut length) };
     if result == 0 && fd >= 0 {
         return own(fd);
     }
@@ -377,15 +362,11 @@ pub(super) fn pidfd(socket: BorrowedFd<'_>, pid: u32) -> io::Result<OwnedFd> {
 /// Waits for one descriptor; returns what poll found, 0 after the timeout.
 pub(super) fn poll(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration) -> io::Result<libc::c_short> {
     let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
-    let wait = libc::timespec {
-        tv_sec: timeout.as_secs() as libc::time_t,
-        tv_nsec: timeout.subsec_nanos() as libc::c_long,
-    };
+    let wait = libc::timespec { tv_sec: timeout.as_secs() as libc::time_t, tv_nsec: timeout.subsec_nanos() as libc::c_long };
     // By number: in the application `ppoll` is a hook and a cancellation point.
     // SAFETY: entry and wait are live; no signal mask is given.
-    let result = unsafe {
-        libc::syscall(libc::SYS_ppoll, &raw mut entry, 1, &raw const wait, std::ptr::null::<libc::sigset_t>(), 8)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_ppoll, &raw mut entry, 1, &raw const wait, std::ptr::null::<libc::sigset_t>(), 8) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -111,10 +111,7 @@ fn a_service_has_one_manager() {
 #[test]
 fn events_arrive_in_order_and_whole() {
     let (client, mut channel) = pair();
-    let v6 = FourTuple {
-        local: "[2001:db8::1]:5555".parse().unwrap(),
-        peer: "[2001:db8::2]:40000".parse().unwrap(),
-    };
+    let v6 = FourTuple { local: "[2001:db8::1]:5555".parse().unwrap(), peer: "[2001:db8::2]:40000".parse().unwrap() };
     let events = [
         Event::Attach { thread: 3, handle: 1, origin: Origin::Accepted, tuple: tuple(40_000) },
         Event::Attach { thread: 3, handle: 2, origin: Origin::Recovered, tuple: v6 },
@@ -204,9 +201,7 @@ fn many_threads_write_through_a_full_ring() {
                 let last = done.load(Ordering::Acquire);
                 channel
                     .drain(|event| {
-                        let Event::Write { thread, handle, taken, bytes, .. } = event else {
-                            panic!("{event:?}")
-                        };
+                        let Event::Write { thread, handle, taken, bytes, .. } = event else { panic!("{event:?}") };
                         // Handles count a thread's writes, and every byte tells whose it is.
                         assert_eq!(handle, next[thread as usize]);
                         next[thread as usize] += 1;
@@ -276,14 +271,19 @@ fn requests_are_answered_with_descriptors() {
         assert_eq!(request, Request::GetRecovered { port: PORT, max: 200 });
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.write_all(b"x").unwrap();
-        let session = |peer| RecoveredInfo { tuple: tuple(peer), session: 3, absorb: 1 << 40, greeted: true, input_pending: 2, options: vec![0xff; 40] };
+        let session = |peer| RecoveredInfo {
+            tuple: tuple(peer),
+            session: 3,
+            absorb: 1 << 40,
+            greeted: true,
+            input_pending: 2,
+            options: vec![0xff; 40],
+        };
         let sessions: Vec<_> = (0..super::wire::MAX_RECOVERED as u16).map(session).collect();
         let fds = vec![theirs.as_fd(); sessions.len()];
         channel.reply(number, Reply::Recovered { sessions, more: true }, &fds).unwrap();
 
-        let Ok(Incoming::Request(number, Request::SessionInfo { tuple: asked }, None)) = incoming(&mut channel) else {
-            panic!()
-        };
+        let Ok(Incoming::Request(number, Request::SessionInfo { tuple: asked }, None)) = incoming(&mut channel) else { panic!() };
         assert_eq!(asked, tuple(7));
         let refused = Reply::Error { errno: libc::ENOENT, text: "unknown".into() };
         channel.reply(number, refused, &[]).unwrap();

@@ -211,6 +211,5 @@ pub fn encode<T: Serialize>(message: &T) -> std::io::Result<Vec<u8>> {
 
 /// Parses a message of the other side.
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> std::io::Result<T> {
-    rmp_serde::from_slice(bytes)
-        .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e.to_string()))
+    rmp_serde::from_slice(bytes).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e.to_string()))
 }

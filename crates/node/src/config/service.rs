@@ -15,9 +15,7 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     let name = r.name.clone().unwrap_or_else(|| "default".into());
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > 15 || !name.chars().all(plain) {
-        m.add(format!(
-            "service.name = \"{name}\" is not usable; use 1 to 15 characters of a-z, 0-9 and -"
-        ));
+        m.add(format!("service.name = \"{name}\" is not usable; use 1 to 15 characters of a-z, 0-9 and -"));
     }
     let interface = r.interface.clone().unwrap_or_default();
     let odd = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
@@ -38,26 +36,18 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
             (i, o)
         }
         Some(list) => {
-            m.add(format!(
-                "service.queues has {} numbers; give two, for packets in and out, such as [200, 201]",
-                list.len()
-            ));
+            m.add(format!("service.queues has {} numbers; give two, for packets in and out, such as [200, 201]", list.len()));
             (200, 201)
         }
     };
     if queues.0 == queues.1 {
-        m.add(format!(
-            "service.queues has {} twice; give two different numbers",
-            queues.0
-        ));
+        m.add(format!("service.queues has {} twice; give two different numbers", queues.0));
     }
     let mut dir = |key: &str, value: &Option<String>, base: &str| match value {
         None => PathBuf::from(base).join(&name),
         Some(d) => {
             if !d.starts_with('/') {
-                m.add(format!(
-                    "{key} = \"{d}\" is not an absolute path; start it with /"
-                ));
+                m.add(format!("{key} = \"{d}\" is not an absolute path; start it with /"));
             }
             PathBuf::from(d)
         }
@@ -68,10 +58,7 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     let ports: Vec<Port> = r.ports.iter().map(|p| port(m, p)).collect();
     for p in &ports {
         if !seen.insert(p.port) {
-            m.add(format!(
-                "service.ports: port {} appears twice; keep one section for it",
-                p.port
-            ));
+            m.add(format!("service.ports: port {} appears twice; keep one section for it", p.port));
         }
     }
     if ports.len() > SLOTS {
@@ -84,16 +71,7 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     if r.ports.is_empty() && r.outgoing.is_empty() {
         m.add("[service] protects nothing; add a [[service.ports]] with port = N, or a [[service.outgoing]] with address = \"IP:PORT\"");
     }
-    Service {
-        virtual_ips: virtual_ips(m, r.virtual_ip.as_ref()),
-        name,
-        interface,
-        queues,
-        state_dir,
-        run_dir,
-        ports,
-        outgoing,
-    }
+    Service { virtual_ips: virtual_ips(m, r.virtual_ip.as_ref()), name, interface, queues, state_dir, run_dir, ports, outgoing }
 }
 
 fn virtual_ips(m: &mut Mistakes, value: Option<&toml::Value>) -> Vec<VirtualIp> {
@@ -104,36 +82,24 @@ fn virtual_ips(m: &mut Mistakes, value: Option<&toml::Value>) -> Vec<VirtualIp> 
             return Vec::new();
         }
         Some(toml::Value::String(s)) => vec![s],
-        Some(toml::Value::Array(a)) if a.iter().all(toml::Value::is_str) => {
-            a.iter().filter_map(toml::Value::as_str).collect()
-        }
+        Some(toml::Value::Array(a)) if a.iter().all(toml::Value::is_str) => a.iter().filter_map(toml::Value::as_str).collect(),
         Some(_) => {
-            m.add(format!(
-                "{KEY} is neither a string nor a list of strings; write \"192.0.2.200/24\""
-            ));
+            m.add(format!("{KEY} is neither a string nor a list of strings; write \"192.0.2.200/24\""));
             return Vec::new();
         }
     };
     let mut list: Vec<VirtualIp> = Vec::new();
     for text in &texts {
         let Some((addr, prefix)) = text.split_once('/') else {
-            m.add(format!(
-                "{KEY} = \"{text}\" lacks its prefix; write it like 192.0.2.200/24"
-            ));
+            m.add(format!("{KEY} = \"{text}\" lacks its prefix; write it like 192.0.2.200/24"));
             continue;
         };
         let Some(addr) = m.address(KEY, addr) else {
             continue;
         };
         let longest = if addr.is_ipv4() { 32 } else { 128 };
-        let Some(prefix) = prefix
-            .parse::<u8>()
-            .ok()
-            .filter(|p| (1..=longest).contains(p))
-        else {
-            m.add(format!(
-                "{KEY} = \"{text}\" has a wrong prefix; use /1 to /{longest}"
-            ));
+        let Some(prefix) = prefix.parse::<u8>().ok().filter(|p| (1..=longest).contains(p)) else {
+            m.add(format!("{KEY} = \"{text}\" has a wrong prefix; use /1 to /{longest}"));
             continue;
         };
         if addr.is_loopback() {
@@ -173,26 +139,20 @@ fn handling(m: &mut Mistakes, key: &dyn Fn(&str) -> String, keys: Handling<'_>) 
     let unanswered = m.word(
         &key("unanswered"),
         Some(unanswered.as_deref().unwrap_or(by_default)),
-        &[
-            ("redeliver", Unanswered::Redeliver),
-            ("discard", Unanswered::Discard),
-        ],
+        &[("redeliver", Unanswered::Redeliver), ("discard", Unanswered::Discard)],
     );
     let max_unanswered_bytes = match max_unanswered_bytes {
         None => DEFAULT_MAX_UNANSWERED_BYTES,
         Some(n) => m.number(&key("max_unanswered_bytes"), n, 1, 1 << 40) as u64,
     };
-    let greeting = m.word(
-        &key("greeting"),
-        greeting.as_deref(),
-        &[("pass", Greeting::Pass), ("absorb", Greeting::Absorb)],
-    );
+    let greeting = m.word(&key("greeting"), greeting.as_deref(), &[("pass", Greeting::Pass), ("absorb", Greeting::Absorb)]);
     let independent = independent.unwrap_or(false);
     (PortPolicy { framing, unanswered, max_unanswered_bytes, independent, reset: false }, greeting)
 }
 
 fn framing(m: &mut Mistakes, key: &str, value: Option<&toml::Value>) -> Framing {
-    const SHAPE: &str = "use \"none\", \"lines\" or { length_at = 0, length_bytes = 4, byte_order = \"big\", counts = \"message\" }";
+    const SHAPE: &str =
+        "use \"none\", \"lines\" or { length_at = 0, length_bytes = 4, byte_order = \"big\", counts = \"message\" }";
     let table = match value {
         None => return Framing::None,
         Some(toml::Value::String(s)) => match s.as_str() {
@@ -221,32 +181,20 @@ fn framing(m: &mut Mistakes, key: &str, value: Option<&toml::Value>) -> Framing 
         None => 0,
         Some(toml::Value::Integer(n)) => m.number(&format!("{key}: {k}"), *n, 0, high),
         Some(other) => {
-            m.add(format!(
-                "{key}: {k} has the type {}; it must be a number",
-                other.type_str()
-            ));
+            m.add(format!("{key}: {k} has the type {}; it must be a number", other.type_str()));
             0
         }
     };
     let at = integer("length_at", 65535);
     let bytes = integer("length_bytes", i64::MAX);
-    if table
-        .get("length_bytes")
-        .is_some_and(toml::Value::is_integer)
-        && ![1, 2, 4, 8].contains(&bytes)
-    {
-        m.add(format!(
-            "{key}: length_bytes = {bytes} is not possible; use 1, 2, 4 or 8"
-        ));
+    if table.get("length_bytes").is_some_and(toml::Value::is_integer) && ![1, 2, 4, 8].contains(&bytes) {
+        m.add(format!("{key}: length_bytes = {bytes} is not possible; use 1, 2, 4 or 8"));
     }
     let mut word = |k: &str, choices: &[(&str, bool)]| match table.get(k) {
         None => false,
         Some(toml::Value::String(s)) => m.word(&format!("{key}: {k}"), Some(s), choices),
         Some(other) => {
-            m.add(format!(
-                "{key}: {k} has the type {}; it must be a string",
-                other.type_str()
-            ));
+            m.add(format!("{key}: {k} has the type {}; it must be a string", other.type_str()));
             false
         }
     };
@@ -254,11 +202,7 @@ fn framing(m: &mut Mistakes, key: &str, value: Option<&toml::Value>) -> Framing 
     let counts_whole_message = word("counts", &[("message", true), ("rest", false)]);
     Framing::Length {
         at: at as usize,
-        bytes: if [1, 2, 4, 8].contains(&bytes) {
-            bytes as u8
-        } else {
-            1
-        },
+        bytes: if [1, 2, 4, 8].contains(&bytes) { bytes as u8 } else { 1 },
         big_endian,
         counts_whole_message,
     }
@@ -270,28 +214,21 @@ fn outgoing(m: &mut Mistakes, raw: &[raw::Outgoing]) -> Vec<Outgoing> {
     for r in raw {
         let text = &r.address;
         let Ok(a) = text.parse::<SocketAddr>() else {
-            m.add(format!(
-                "{KEY} = \"{text}\" is not an address and port; write it like 198.51.100.9:179"
-            ));
+            m.add(format!("{KEY} = \"{text}\" is not an address and port; write it like 198.51.100.9:179"));
             continue;
         };
         if a.port() == 0 {
             m.add(format!("{KEY} = \"{text}\" has port 0; use 1 to 65535"));
         } else if let Some(what) = no_machine(&a.ip()) {
-            m.add(format!(
-                "{KEY} = \"{text}\" is {what}; use the address of one machine"
-            ));
+            m.add(format!("{KEY} = \"{text}\" is {what}; use the address of one machine"));
         } else if a.ip().is_loopback() {
-            m.add(format!(
-                "{KEY} = \"{text}\" is a loopback address, which is not protected; use an address of the network"
-            ));
+            m.add(format!("{KEY} = \"{text}\" is a loopback address, which is not protected; use an address of the network"));
         } else if list.iter().any(|o| o.address == a) {
-            m.add(format!(
-                "{KEY} = \"{text}\" appears twice; keep one section for it"
-            ));
+            m.add(format!("{KEY} = \"{text}\" appears twice; keep one section for it"));
         } else {
             let key = |k: &str| format!("service.outgoing.{k} of {a}");
-            let (policy, greeting) = handling(m, &key, (&r.framing, &r.unanswered, r.max_unanswered_bytes, r.independent, &r.greeting));
+            let (policy, greeting) =
+                handling(m, &key, (&r.framing, &r.unanswered, r.max_unanswered_bytes, r.independent, &r.greeting));
             list.push(Outgoing { address: a, policy, greeting });
         }
     }

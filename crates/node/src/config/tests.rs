@@ -62,32 +62,20 @@ fn defaults() {
     assert_eq!(c.service.queues, (200, 201));
     assert_eq!(c.service.state_dir, Path::new("/var/lib/tcpr/default"));
     assert_eq!(c.service.run_dir, Path::new("/run/tcpr/default"));
-    assert_eq!(
-        c.service.virtual_ipv4().collect::<Vec<_>>(),
-        [([192, 0, 2, 200].into(), 24)]
-    );
+    assert_eq!(c.service.virtual_ipv4().collect::<Vec<_>>(), [([192, 0, 2, 200].into(), 24)]);
     let p = c.service.port(5555).unwrap();
     assert!(matches!(p.policy.framing, Framing::None));
     assert!(matches!(p.policy.unanswered, Unanswered::Redeliver));
     assert_eq!(p.policy.max_unanswered_bytes, 4194304);
     assert_eq!(p.greeting, Greeting::Pass);
     assert!(c.service.outgoing.is_empty());
-    assert_eq!(
-        (c.replication.port, c.replication.durability, c.replication.busy_poll),
-        (7400, Durability::Sync, None)
-    );
+    assert_eq!((c.replication.port, c.replication.durability, c.replication.busy_poll), (7400, Durability::Sync, None));
     let f = &c.failover;
     assert_eq!((f.heartbeat_port, f.misses), (7400, 3));
-    assert_eq!(
-        (f.heartbeat.as_millis(), f.solo_after.as_millis()),
-        (20, 100)
-    );
+    assert_eq!((f.heartbeat.as_millis(), f.solo_after.as_millis()), (20, 100));
     assert_eq!(f.arbiter, Arbiter::None);
     assert!(f.reachability.is_empty());
-    assert_eq!(
-        (c.recovery.engine, c.recovery.max_turn.as_millis()),
-        (Engine::Repair, 50)
-    );
+    assert_eq!((c.recovery.engine, c.recovery.max_turn.as_millis()), (Engine::Repair, 50));
     assert!(c.unsupported().is_empty());
 }
 
@@ -160,30 +148,14 @@ endpoints = ["http://192.0.2.10:2379"]
     let lines = &c.service.ports[0];
     assert!(matches!(lines.policy.framing, Framing::Lines));
     assert!(matches!(lines.policy.unanswered, Unanswered::Redeliver));
-    assert_eq!(
-        (lines.policy.max_unanswered_bytes, lines.greeting),
-        (1000, Greeting::Absorb)
-    );
+    assert_eq!((lines.policy.max_unanswered_bytes, lines.greeting), (1000, Greeting::Absorb));
     assert!(lines.policy.independent && !c.service.ports[1].policy.independent);
     let bgp = &c.service.ports[1].policy;
-    assert!(matches!(
-        bgp.framing,
-        Framing::Length {
-            at: 16,
-            bytes: 2,
-            big_endian: true,
-            counts_whole_message: true
-        }
-    ));
+    assert!(matches!(bgp.framing, Framing::Length { at: 16, bytes: 2, big_endian: true, counts_whole_message: true }));
     assert!(matches!(bgp.unanswered, Unanswered::Discard));
     assert!(matches!(
         c.service.ports[2].policy.framing,
-        Framing::Length {
-            at: 0,
-            bytes: 4,
-            big_endian: false,
-            counts_whole_message: false
-        }
+        Framing::Length { at: 0, bytes: 4, big_endian: false, counts_whole_message: false }
     ));
     let u = c.unsupported();
     assert_eq!(u.len(), 1, "{u:?}");
@@ -196,20 +168,10 @@ fn the_environment_overrides_the_member() {
     assert_eq!(Config::parse(GOOD, Some("")).unwrap().member_index, 0);
     let without = with("member = \"a\"", "");
     assert_eq!(Config::parse(&without, Some("b")).unwrap().member_index, 1);
-    says(
-        &without,
-        &["member is missing", "TCPR_MEMBER", "\"a\" and \"b\""],
-    );
+    says(&without, &["member is missing", "TCPR_MEMBER", "\"a\" and \"b\""]);
     let e = Config::parse(GOOD, Some("c")).unwrap_err();
-    assert!(
-        e.to_string()
-            .contains("TCPR_MEMBER = \"c\" is not one of the members"),
-        "{e}"
-    );
-    says(
-        &with("member = \"a\"", "member = \"z\""),
-        &["member = \"z\"", "\"a\" and \"b\""],
-    );
+    assert!(e.to_string().contains("TCPR_MEMBER = \"c\" is not one of the members"), "{e}");
+    says(&with("member = \"a\"", "member = \"z\""), &["member = \"z\"", "\"a\" and \"b\""]);
 }
 
 #[test]
@@ -225,15 +187,9 @@ fn one_member_has_no_partner() {
 
 #[test]
 fn unknown_keys_and_wrong_shapes() {
-    says(
-        &and("[recovery]\nfoo = 1"),
-        &["unknown field `foo`", "max_turn_ms", "line"],
-    );
+    says(&and("[recovery]\nfoo = 1"), &["unknown field `foo`", "max_turn_ms", "line"]);
     says(&and("[recover]"), &["unknown field `recover`"]);
-    says(
-        &with("port = 5555", "port = \"x\""),
-        &["port = \"x\"", "invalid type"],
-    );
+    says(&with("port = 5555", "port = \"x\""), &["port = \"x\"", "invalid type"]);
     says("member = ", &["line 1"]);
 }
 
@@ -241,74 +197,35 @@ fn unknown_keys_and_wrong_shapes() {
 fn wrong_members() {
     let third = "[[members]]\nname = \"c\"\naddress = \"192.0.2.3\"";
     says(&and(third), &["[[members]] appears 3 times", "two members"]);
-    says(
-        &with("name = \"b\"", "name = \"a\""),
-        &["members.name = \"a\" appears twice"],
-    );
-    says(
-        &with("name = \"b\"", "name = \"\""),
-        &["members.name is empty"],
-    );
-    says(
-        &with("192.0.2.2\"", "host\""),
-        &["members.address of \"b\"", "not an IP address", "write"],
-    );
-    says(
-        &with("192.0.2.2\"", "0.0.0.0\""),
-        &["members.address of \"b\"", "unspecified"],
-    );
+    says(&with("name = \"b\"", "name = \"a\""), &["members.name = \"a\" appears twice"]);
+    says(&with("name = \"b\"", "name = \"\""), &["members.name is empty"]);
+    says(&with("192.0.2.2\"", "host\""), &["members.address of \"b\"", "not an IP address", "write"]);
+    says(&with("192.0.2.2\"", "0.0.0.0\""), &["members.address of \"b\"", "unspecified"]);
     says(&with("192.0.2.2\"", "224.0.0.1\""), &["multicast"]);
-    says(
-        &with("192.0.2.2\"", "192.0.2.1\""),
-        &["192.0.2.1 appears twice"],
-    );
-    says(
-        &with("192.0.2.2\"", "2001:db8::2\""),
-        &["different families"],
-    );
+    says(&with("192.0.2.2\"", "192.0.2.1\""), &["192.0.2.1 appears twice"]);
+    says(&with("192.0.2.2\"", "2001:db8::2\""), &["different families"]);
     let path = "address = \"192.0.2.2\"\nheartbeat_paths = [\"192.0.2.1\"]";
-    says(
-        &with("address = \"192.0.2.2\"", path),
-        &["192.0.2.1 appears twice"],
-    );
+    says(&with("address = \"192.0.2.2\"", path), &["192.0.2.1 appears twice"]);
     let path = "address = \"192.0.2.2\"\nheartbeat_paths = [\"x\"]";
-    says(
-        &with("address = \"192.0.2.2\"", path),
-        &["members.heartbeat_paths of \"b\""],
-    );
+    says(&with("address = \"192.0.2.2\"", path), &["members.heartbeat_paths of \"b\""]);
     let e = Config::parse("", None).unwrap_err().to_string();
-    assert!(
-        e.contains("[[members]] is missing") && e.contains("[service] is missing"),
-        "{e}"
-    );
+    assert!(e.contains("[[members]] is missing") && e.contains("[service] is missing"), "{e}");
 }
 
 #[test]
 fn wrong_virtual_ip() {
     let vip = |v: &str| with("\"192.0.2.200/24\"", v);
-    says(
-        &with("virtual_ip = \"192.0.2.200/24\"", ""),
-        &["service.virtual_ip is missing"],
-    );
-    says(
-        &vip("\"192.0.2.200\""),
-        &["lacks its prefix", "192.0.2.200/24"],
-    );
+    says(&with("virtual_ip = \"192.0.2.200/24\"", ""), &["service.virtual_ip is missing"]);
+    says(&vip("\"192.0.2.200\""), &["lacks its prefix", "192.0.2.200/24"]);
     says(&vip("\"192.0.2.200/33\""), &["wrong prefix", "/32"]);
     says(&vip("\"192.0.2.200/0\""), &["wrong prefix"]);
     says(&vip("\"x/24\""), &["not an IP address"]);
     says(&vip("7"), &["neither a string nor a list"]);
     says(&vip("[]"), &["has no address"]);
     assert!(Config::parse(&vip("\"2001:db8::1/64\""), None).unwrap().unsupported().is_empty());
-    says(
-        &vip("[\"192.0.2.200/24\", \"192.0.2.200/24\"]"),
-        &["192.0.2.200 twice"],
-    );
+    says(&vip("[\"192.0.2.200/24\", \"192.0.2.200/24\"]"), &["192.0.2.200 twice"]);
     says(&vip("\"127.0.0.5/8\""), &["loopback"]);
-    says(
-        &vip("\"192.0.2.2/24\""),
-        &["also an address of member \"b\""],
-    );
+    says(&vip("\"192.0.2.2/24\""), &["also an address of member \"b\""]);
 }
 
 #[test]
@@ -322,17 +239,11 @@ fn wrong_service() {
         says(&with("eth0", i), &["service.interface", "at most 15"]);
     }
     says(&with("eth0", "lo"), &["loopback is not protected"]);
-    says(
-        &with("interface = \"eth0\"", ""),
-        &["service.interface is missing"],
-    );
+    says(&with("interface = \"eth0\"", ""), &["service.interface is missing"]);
     let queues = |q: &str| with("[service]", &format!("[service]\nqueues = {q}"));
     says(&queues("[1]"), &["service.queues has 1 numbers", "two"]);
     says(&queues("[5, 5]"), &["has 5 twice"]);
-    says(
-        &queues("[5, 65536]"),
-        &["service.queues = 65536", "0 to 65535"],
-    );
+    says(&queues("[5, 65536]"), &["service.queues = 65536", "0 to 65535"]);
     let dir = |d: &str| with("[service]", &format!("[service]\n{d} = \"x\""));
     says(&dir("state_dir"), &["service.state_dir", "absolute"]);
     says(&dir("run_dir"), &["service.run_dir", "absolute"]);
@@ -341,59 +252,43 @@ fn wrong_service() {
 #[test]
 fn wrong_ports() {
     let port = |p: &str| with("port = 5555", p);
-    says(
-        &with("[[service.ports]]\nport = 5555", ""),
-        &["protects nothing", "[[service.ports]]"],
-    );
+    says(&with("[[service.ports]]\nport = 5555", ""), &["protects nothing", "[[service.ports]]"]);
     says(&port("port = 0"), &["service.ports.port = 0", "1 to 65535"]);
     says(&port("port = 65536"), &["service.ports.port = 65536"]);
-    says(
-        &port("port = 80\n[[service.ports]]\nport = 80"),
-        &["port 80 appears twice"],
-    );
-    says(
-        &port("port = 7400"),
-        &["replication.port = 7400", "also a protected port"],
-    );
+    says(&port("port = 80\n[[service.ports]]\nport = 80"), &["port 80 appears twice"]);
+    says(&port("port = 7400"), &["replication.port = 7400", "also a protected port"]);
     let key = |k: &str| port(&format!("port = 80\n{k}"));
-    says(
-        &key("unanswered = \"keep\""),
-        &["unanswered of port 80", "\"redeliver\" or \"discard\""],
-    );
-    says(
-        &key("max_unanswered_bytes = 0"),
-        &["max_unanswered_bytes of port 80"],
-    );
+    says(&key("unanswered = \"keep\""), &["unanswered of port 80", "\"redeliver\" or \"discard\""]);
+    says(&key("max_unanswered_bytes = 0"), &["max_unanswered_bytes of port 80"]);
     says(&key("on_takeover = \"x\""), &["on_takeover of port 80", "\"keep\" or \"reset\""]);
-    says(
-        &key("greeting = \"x\""),
-        &["greeting of port 80", "\"pass\" or \"absorb\""],
-    );
+    says(&key("greeting = \"x\""), &["greeting of port 80", "\"pass\" or \"absorb\""]);
     let to = |a: &str| and(&format!("[[service.outgoing]]\naddress = \"{a}\""));
-    says(
-        &to("198.51.100.9"),
-        &["service.outgoing.address", "write it like"],
-    );
+    says(&to("198.51.100.9"), &["service.outgoing.address", "write it like"]);
     says(&to("198.51.100.9:0"), &["port 0"]);
     says(&to("0.0.0.0:5"), &["unspecified"]);
     says(&to("127.0.0.1:5"), &["loopback"]);
     says(&to("192.0.2.200:5"), &["on the virtual IP"]);
-    let twice = format!(
-        "{}\n[[service.outgoing]]\naddress = \"1.2.3.4:5\"",
-        to("1.2.3.4:5")
-    );
+    let twice = format!("{}\n[[service.outgoing]]\naddress = \"1.2.3.4:5\"", to("1.2.3.4:5"));
     says(&twice, &["appears twice"]);
     says(&to("[2001:db8::1]:5"), &["another family"]);
     let framed = format!("{}\nframing = \"lines\"\ngreeting = \"absorb\"", to("1.2.3.4:5"));
     let c = Config::parse(&framed, None).unwrap();
     let [o] = &c.service.outgoing[..] else { panic!("{:?}", c.service.outgoing) };
-    assert!(matches!((o.policy.framing, o.policy.unanswered, o.greeting), (Framing::Lines, Unanswered::Discard, Greeting::Absorb)));
+    assert!(matches!(
+        (o.policy.framing, o.policy.unanswered, o.greeting),
+        (Framing::Lines, Unanswered::Discard, Greeting::Absorb)
+    ));
     says(&format!("{}\nunanswered = \"x\"", to("1.2.3.4:5")), &["service.outgoing.unanswered of 1.2.3.4:5"]);
 }
 
 #[test]
 fn there_may_be_as_many_ports_as_there_is_room_for() {
-    let ports = |n: u16| with("port = 5555", &format!("port = 1{}", (2..=n).map(|p| format!("\n[[service.ports]]\nport = {p}")).collect::<String>()));
+    let ports = |n: u16| {
+        with(
+            "port = 5555",
+            &format!("port = 1{}", (2..=n).map(|p| format!("\n[[service.ports]]\nport = {p}")).collect::<String>()),
+        )
+    };
     assert_eq!(Config::parse(&ports(16), None).unwrap().service.ports.len(), 16);
     says(&ports(17), &["[[service.ports]] appears 17 times", "at most 16 ports"]);
 }
@@ -431,130 +326,49 @@ fn a_greeting_that_only_the_library_can_absorb() {
 #[test]
 fn wrong_framing() {
     let framing = |f: &str| with("port = 5555", &format!("port = 80\nframing = {f}"));
-    says(
-        &framing("\"line\""),
-        &["framing of port 80", "\"line\" is not known", "\"lines\""],
-    );
+    says(&framing("\"line\""), &["framing of port 80", "\"line\" is not known", "\"lines\""]);
     says(&framing("3"), &["framing of port 80 has the type integer"]);
     let length = |at: &str, bytes: &str, order: &str, counts: &str| {
-        framing(&format!(
-            "{{ length_at = {at}, length_bytes = {bytes}, byte_order = {order}, counts = {counts} }}"
-        ))
+        framing(&format!("{{ length_at = {at}, length_bytes = {bytes}, byte_order = {order}, counts = {counts} }}"))
     };
-    says(
-        &length("0", "3", "\"big\"", "\"rest\""),
-        &["length_bytes = 3", "1, 2, 4 or 8"],
-    );
-    says(
-        &length("-1", "2", "\"big\"", "\"rest\""),
-        &["length_at = -1"],
-    );
-    says(
-        &length("\"0\"", "2", "\"big\"", "\"rest\""),
-        &["length_at has the type string"],
-    );
-    says(
-        &length("0", "2", "\"middle\"", "\"rest\""),
-        &["byte_order", "\"big\" or \"little\""],
-    );
-    says(
-        &length("0", "2", "1", "\"rest\""),
-        &["byte_order has the type integer"],
-    );
-    says(
-        &length("0", "2", "\"big\"", "\"all\""),
-        &["counts", "\"message\" or \"rest\""],
-    );
+    says(&length("0", "3", "\"big\"", "\"rest\""), &["length_bytes = 3", "1, 2, 4 or 8"]);
+    says(&length("-1", "2", "\"big\"", "\"rest\""), &["length_at = -1"]);
+    says(&length("\"0\"", "2", "\"big\"", "\"rest\""), &["length_at has the type string"]);
+    says(&length("0", "2", "\"middle\"", "\"rest\""), &["byte_order", "\"big\" or \"little\""]);
+    says(&length("0", "2", "1", "\"rest\""), &["byte_order has the type integer"]);
+    says(&length("0", "2", "\"big\"", "\"all\""), &["counts", "\"message\" or \"rest\""]);
     let short = "{ length_at = 0, length_bytes = 2, counts = \"rest\" }";
     says(&framing(short), &["byte_order is missing"]);
-    let long =
-        "{ length_at = 0, length_bytes = 2, byte_order = \"big\", counts = \"rest\", x = 1 }";
+    let long = "{ length_at = 0, length_bytes = 2, byte_order = \"big\", counts = \"rest\", x = 1 }";
     says(&framing(long), &["x is not a known key"]);
 }
 
 #[test]
 fn wrong_replication_and_failover() {
     let key = "key_file = \"/etc/tcpr/key\"";
-    says(
-        &with(key, ""),
-        &["replication.key_file is missing", "tcpr keygen"],
-    );
-    says(
-        &with(key, "key_file = \"\""),
-        &["replication.key_file is empty"],
-    );
-    let local = with(key, "")
-        .replace("192.0.2.1\"", "127.0.0.1\"")
-        .replace("192.0.2.2\"", "127.0.0.2\"");
-    assert!(Config::parse(&local, None)
-        .unwrap()
-        .replication
-        .key_file
-        .is_none());
+    says(&with(key, ""), &["replication.key_file is missing", "tcpr keygen"]);
+    says(&with(key, "key_file = \"\""), &["replication.key_file is empty"]);
+    let local = with(key, "").replace("192.0.2.1\"", "127.0.0.1\"").replace("192.0.2.2\"", "127.0.0.2\"");
+    assert!(Config::parse(&local, None).unwrap().replication.key_file.is_none());
     says(&and("port = 0"), &["replication.port = 0"]);
-    says(
-        &and("durability = \"disk\""),
-        &["replication.durability", "\"sync\" or \"async\""],
-    );
-    says(
-        &and("busy_poll_us = 1001"),
-        &["replication.busy_poll_us = 1001", "0 to 1000"],
-    );
+    says(&and("durability = \"disk\""), &["replication.durability", "\"sync\" or \"async\""]);
+    says(&and("busy_poll_us = 1001"), &["replication.busy_poll_us = 1001", "0 to 1000"]);
     let failover = |k: &str| and(&format!("[failover]\n{k}"));
-    says(
-        &failover("heartbeat_port = 70000"),
-        &["failover.heartbeat_port"],
-    );
-    says(
-        &failover("heartbeat_ms = 0"),
-        &["failover.heartbeat_ms = 0"],
-    );
+    says(&failover("heartbeat_port = 70000"), &["failover.heartbeat_port"]);
+    says(&failover("heartbeat_ms = 0"), &["failover.heartbeat_ms = 0"]);
     says(&failover("misses = 0"), &["failover.misses = 0"]);
-    says(
-        &failover("solo_after_ms = 59"),
-        &["solo_after_ms = 59", "at least 60"],
-    );
-    says(
-        &failover("preferred = \"c\""),
-        &["failover.preferred = \"c\""],
-    );
-    says(
-        &failover("reachability = [\"gw\"]"),
-        &["failover.reachability", "not an IP address"],
-    );
-    says(
-        &failover("reachability = [\"127.0.0.1\"]"),
-        &["always answers"],
-    );
-    says(
-        &failover("reachability = [\"192.0.2.2\"]"),
-        &["address of member \"b\""],
-    );
-    says(
-        &failover("reachability = [\"192.0.2.200\"]"),
-        &["is the virtual IP"],
-    );
-    says(
-        &failover("arbiter = \"zookeeper\""),
-        &["failover.arbiter", "\"none\" or \"etcd\" or \"keepalived\""],
-    );
+    says(&failover("solo_after_ms = 59"), &["solo_after_ms = 59", "at least 60"]);
+    says(&failover("preferred = \"c\""), &["failover.preferred = \"c\""]);
+    says(&failover("reachability = [\"gw\"]"), &["failover.reachability", "not an IP address"]);
+    says(&failover("reachability = [\"127.0.0.1\"]"), &["always answers"]);
+    says(&failover("reachability = [\"192.0.2.2\"]"), &["address of member \"b\""]);
+    says(&failover("reachability = [\"192.0.2.200\"]"), &["is the virtual IP"]);
+    says(&failover("arbiter = \"zookeeper\""), &["failover.arbiter", "\"none\" or \"etcd\" or \"keepalived\""]);
     says(&failover("arbiter = \"etcd\""), &["needs [etcd]"]);
-    says(
-        &failover("arbiter = \"etcd\"\n[etcd]\nendpoints = [\"h:2379\"]"),
-        &["not a URL"],
-    );
-    says(
-        &and("[etcd]\nendpoints = [\"http://h:2379\"]"),
-        &["[etcd] has no effect"],
-    );
-    says(
-        &and("[recovery]\nengine = \"x\""),
-        &["recovery.engine", "\"repair\" or \"splice\""],
-    );
-    says(
-        &and("[recovery]\nmax_turn_ms = 0"),
-        &["recovery.max_turn_ms = 0"],
-    );
+    says(&failover("arbiter = \"etcd\"\n[etcd]\nendpoints = [\"h:2379\"]"), &["not a URL"]);
+    says(&and("[etcd]\nendpoints = [\"http://h:2379\"]"), &["[etcd] has no effect"]);
+    says(&and("[recovery]\nengine = \"x\""), &["recovery.engine", "\"repair\" or \"splice\""]);
+    says(&and("[recovery]\nmax_turn_ms = 0"), &["recovery.max_turn_ms = 0"]);
 }
 
 #[test]
@@ -566,13 +380,8 @@ fn all_mistakes_are_told_at_once() {
 
 #[test]
 fn a_file_that_is_not_there() {
-    let e = Config::load(Some(Path::new("/nonexistent/tcpr.toml")))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        e.contains("/nonexistent/tcpr.toml") && e.contains("--config"),
-        "{e}"
-    );
+    let e = Config::load(Some(Path::new("/nonexistent/tcpr.toml"))).unwrap_err().to_string();
+    assert!(e.contains("/nonexistent/tcpr.toml") && e.contains("--config"), "{e}");
 }
 
 /// `docs/configuration.md` has every key, and its example is one.

@@ -6,9 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::service::service;
-use super::{
-    raw, Arbiter, Config, Durability, Engine, Failover, Member, Recovery, Replication, Service,
-};
+use super::{raw, Arbiter, Config, Durability, Engine, Failover, Member, Recovery, Replication, Service};
 
 /// An hour; longer times in these keys are a slip of the unit, and arithmetic on them stays safe.
 const MAX_MS: i64 = 3_600_000;
@@ -27,9 +25,7 @@ impl Mistakes {
         if (low..=high).contains(&value) {
             return value;
         }
-        self.add(format!(
-            "{key} = {value} is out of range; use {low} to {high}"
-        ));
+        self.add(format!("{key} = {value} is out of range; use {low} to {high}"));
         low
     }
 
@@ -38,12 +34,7 @@ impl Mistakes {
     }
 
     /// One of a few words; a mistake and the default (the first) if it is none of them.
-    pub(super) fn word<T: Clone>(
-        &mut self,
-        key: &str,
-        value: Option<&str>,
-        choices: &[(&str, T)],
-    ) -> T {
+    pub(super) fn word<T: Clone>(&mut self, key: &str, value: Option<&str>, choices: &[(&str, T)]) -> T {
         let Some(value) = value else {
             return choices[0].1.clone();
         };
@@ -51,25 +42,18 @@ impl Mistakes {
             return t.clone();
         }
         let words: Vec<String> = choices.iter().map(|(w, _)| format!("\"{w}\"")).collect();
-        self.add(format!(
-            "{key} = \"{value}\" is not known; use {}",
-            words.join(" or ")
-        ));
+        self.add(format!("{key} = \"{value}\" is not known; use {}", words.join(" or ")));
         choices[0].1.clone()
     }
 
     /// The address of a machine.
     pub(super) fn address(&mut self, key: &str, text: &str) -> Option<IpAddr> {
         let Ok(a) = text.parse::<IpAddr>() else {
-            self.add(format!(
-                "{key} = \"{text}\" is not an IP address; write one like 192.0.2.1 (no host name, port or prefix)"
-            ));
+            self.add(format!("{key} = \"{text}\" is not an IP address; write one like 192.0.2.1 (no host name, port or prefix)"));
             return None;
         };
         if let Some(what) = no_machine(&a) {
-            self.add(format!(
-                "{key} = \"{text}\" is {what}; use the address of one machine"
-            ));
+            self.add(format!("{key} = \"{text}\" is {what}; use the address of one machine"));
             return None;
         }
         Some(a)
@@ -113,14 +97,7 @@ pub(super) fn validate(f: raw::File, env_member: Option<&str>) -> Result<Config,
         across(&mut m, &members, s, &replication, &failover);
     }
     match service {
-        Some(service) if m.0.is_empty() => Ok(Config {
-            member_index,
-            members,
-            service,
-            replication,
-            failover,
-            recovery,
-        }),
+        Some(service) if m.0.is_empty() => Ok(Config { member_index, members, service, replication, failover, recovery }),
         _ => Err(m.0),
     }
 }
@@ -142,23 +119,14 @@ fn members(m: &mut Mistakes, raw: &[raw::Member]) -> Vec<Member> {
         if r.name.is_empty() {
             m.add("members.name is empty; give each member a name");
         } else if !names.insert(r.name.as_str()) {
-            m.add(format!(
-                "members.name = \"{}\" appears twice; give each member its own name",
-                r.name
-            ));
+            m.add(format!("members.name = \"{}\" appears twice; give each member its own name", r.name));
         }
         let address = m.address(&format!("members.address of \"{}\"", r.name), &r.address);
         let key = format!("members.heartbeat_paths of \"{}\"", r.name);
-        let paths: Vec<IpAddr> = r
-            .heartbeat_paths
-            .iter()
-            .filter_map(|p| m.address(&key, p))
-            .collect();
+        let paths: Vec<IpAddr> = r.heartbeat_paths.iter().filter_map(|p| m.address(&key, p)).collect();
         for a in address.iter().chain(&paths) {
             if !addresses.insert(*a) {
-                m.add(format!(
-                    "members: the address {a} appears twice; every address belongs to one member, once"
-                ));
+                m.add(format!("members: the address {a} appears twice; every address belongs to one member, once"));
             }
         }
         // A member whose address is wrong stays in the list, or every index after it would be wrong too.
@@ -181,19 +149,13 @@ fn members(m: &mut Mistakes, raw: &[raw::Member]) -> Vec<Member> {
 }
 
 fn which_member(m: &mut Mistakes, f: &raw::File, env_member: Option<&str>) -> u8 {
-    let names: Vec<String> = f
-        .members
-        .iter()
-        .map(|r| format!("\"{}\"", r.name))
-        .collect();
+    let names: Vec<String> = f.members.iter().map(|r| format!("\"{}\"", r.name)).collect();
     let names = names.join(" and ");
     let (source, name) = match (env_member, &f.member) {
         (Some(e), _) => ("TCPR_MEMBER", e),
         (None, Some(n)) => ("member", n.as_str()),
         (None, None) => {
-            m.add(format!(
-                "member is missing; set it, or TCPR_MEMBER, to the name of this machine (members: {names})"
-            ));
+            m.add(format!("member is missing; set it, or TCPR_MEMBER, to the name of this machine (members: {names})"));
             return 0;
         }
     };
@@ -202,11 +164,7 @@ fn which_member(m: &mut Mistakes, f: &raw::File, env_member: Option<&str>) -> u8
         None => {
             m.add(format!(
                 "{source} = \"{name}\" is not one of the members; use {}",
-                if names.is_empty() {
-                    "the name of a [[members]] section"
-                } else {
-                    &names
-                }
+                if names.is_empty() { "the name of a [[members]] section" } else { &names }
             ));
             0
         }
@@ -222,10 +180,7 @@ fn replication(m: &mut Mistakes, r: &raw::Replication, members: &[Member]) -> Re
         Some(f) => Some(PathBuf::from(f)),
         None => None,
     };
-    let local = members
-        .iter()
-        .flat_map(Member::addresses)
-        .all(|a| a.is_loopback());
+    let local = members.iter().flat_map(Member::addresses).all(|a| a.is_loopback());
     if r.key_file.is_none() && members.len() > 1 && !local {
         m.add("replication.key_file is missing; make a key with `tcpr keygen > FILE`, copy it to both members and name it here");
     }
@@ -257,9 +212,7 @@ fn failover(m: &mut Mistakes, f: &raw::File) -> Failover {
     for text in &r.reachability {
         if let Some(a) = m.address("failover.reachability", text) {
             if a.is_loopback() {
-                m.add(format!(
-                    "failover.reachability: {a} always answers; name machines that only a working network reaches"
-                ));
+                m.add(format!("failover.reachability: {a} always answers; name machines that only a working network reaches"));
             } else if !reachability.contains(&a) {
                 reachability.push(a);
             }
@@ -281,32 +234,20 @@ fn failover(m: &mut Mistakes, f: &raw::File) -> Failover {
         r.arbiter.as_deref(),
         &[
             ("none", Arbiter::None),
-            (
-                "etcd",
-                Arbiter::Etcd {
-                    endpoints: endpoints.clone().unwrap_or_default(),
-                },
-            ),
+            ("etcd", Arbiter::Etcd { endpoints: endpoints.clone().unwrap_or_default() }),
             ("keepalived", Arbiter::Keepalived),
         ],
     );
     match (&arbiter, endpoints) {
         (Arbiter::Etcd { .. }, Some(e)) if !e.is_empty() => {
-            for url in e
-                .iter()
-                .filter(|u| !u.starts_with("http://") && !u.starts_with("https://"))
-            {
-                m.add(format!(
-                    "etcd.endpoints: \"{url}\" is not a URL; write it like http://192.0.2.10:2379"
-                ));
+            for url in e.iter().filter(|u| !u.starts_with("http://") && !u.starts_with("https://")) {
+                m.add(format!("etcd.endpoints: \"{url}\" is not a URL; write it like http://192.0.2.10:2379"));
             }
         }
         (Arbiter::Etcd { .. }, _) => {
             m.add("failover.arbiter = \"etcd\" needs [etcd] with endpoints = [\"http://HOST:2379\", ...]");
         }
-        (_, Some(_)) => m.add(
-            "[etcd] has no effect unless failover.arbiter = \"etcd\"; set that, or remove [etcd]",
-        ),
+        (_, Some(_)) => m.add("[etcd] has no effect unless failover.arbiter = \"etcd\"; set that, or remove [etcd]"),
         (_, None) => {}
     }
     Failover {
@@ -321,13 +262,7 @@ fn failover(m: &mut Mistakes, f: &raw::File) -> Failover {
 }
 
 /// What can only be judged with several sections in view.
-fn across(
-    m: &mut Mistakes,
-    members: &[Member],
-    service: &Service,
-    replication: &Replication,
-    failover: &Failover,
-) {
+fn across(m: &mut Mistakes, members: &[Member], service: &Service, replication: &Replication, failover: &Failover) {
     let vip = |a: &IpAddr| service.virtual_ips.iter().any(|v| v.addr == *a);
     for member in members {
         for a in member.addresses().filter(vip) {
@@ -336,10 +271,7 @@ fn across(
                 member.name
             ));
         }
-        for a in member
-            .addresses()
-            .filter(|a| failover.reachability.contains(a))
-        {
+        for a in member.addresses().filter(|a| failover.reachability.contains(a)) {
             m.add(format!(
                 "failover.reachability: {a} is an address of member \"{}\"; name somebody else, such as the gateway",
                 member.name
@@ -347,9 +279,7 @@ fn across(
         }
     }
     for a in failover.reachability.iter().filter(|a| vip(a)) {
-        m.add(format!(
-            "failover.reachability: {a} is the virtual IP; name somebody else, such as the gateway"
-        ));
+        m.add(format!("failover.reachability: {a} is the virtual IP; name somebody else, such as the gateway"));
     }
     for o in service.outgoing.iter().map(|o| o.address).filter(|o| vip(&o.ip())) {
         m.add(format!(
@@ -364,9 +294,6 @@ fn across(
     }
     // A server that binds the wildcard address would meet the manager's own listener.
     if service.ports.iter().any(|p| p.port == replication.port) {
-        m.add(format!(
-            "replication.port = {} is also a protected port; choose another one for replication",
-            replication.port
-        ));
+        m.add(format!("replication.port = {} is also a protected port; choose another one for replication", replication.port));
     }
 }

@@ -240,13 +240,7 @@ pub(crate) struct Inbox {
 impl Inbox {
     /// An inbox that never holds more than `read_size` bytes until it is opened up.
     pub fn new(read_size: usize) -> Self {
-        Inbox {
-            wire: Window::new(read_size),
-            plain: Window::new(0),
-            continuation: Continuation::default(),
-            read_size,
-            taken: 0,
-        }
+        Inbox { wire: Window::new(read_size), plain: Window::new(0), continuation: Continuation::default(), read_size, taken: 0 }
     }
 
     /// The handshake is done: from now on there is a partner to trust with memory.

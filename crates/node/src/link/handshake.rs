@@ -61,13 +61,7 @@ impl LinkConfig {
     /// The configuration of this version of the code.
     pub fn new(service: impl Into<String>, key: Key) -> Self {
         let service = service.into();
-        LinkConfig {
-            service,
-            key,
-            versions: OLDEST..=PROTOCOL,
-            send_limit: 64 << 20,
-            user_timeout: Duration::from_secs(3),
-        }
+        LinkConfig { service, key, versions: OLDEST..=PROTOCOL, send_limit: 64 << 20, user_timeout: Duration::from_secs(3) }
     }
 
     fn service_tag(&self) -> [u8; 8] {
@@ -179,10 +173,7 @@ pub(crate) fn offer(config: &LinkConfig) -> Result<(HandshakeState, [u8; OFFER_L
 type Refusal = (Fault, Option<[u8; CLEAR_LEN]>);
 
 /// The listener's step. A refusal comes with the answer that tells the dialer why.
-pub(crate) fn answer(
-    config: &LinkConfig,
-    offer: &[u8; OFFER_LEN],
-) -> Result<(Agreed, [u8; ANSWER_LEN]), Refusal> {
+pub(crate) fn answer(config: &LinkConfig, offer: &[u8; OFFER_LEN]) -> Result<(Agreed, [u8; ANSWER_LEN]), Refusal> {
     let refuse = |fault| (fault, refusal(config, fault));
     if !may_be_tcpr(offer) {
         return Err(refuse(Fault::NotTcpr));
@@ -193,24 +184,17 @@ pub(crate) fn answer(
         return Err(refuse(Fault::Service));
     }
     let prologue = config.prologue(theirs);
-    let mut noise =
-        config.builder(&prologue).and_then(Builder::build_responder).map_err(|e| refuse(internal(e)))?;
+    let mut noise = config.builder(&prologue).and_then(Builder::build_responder).map_err(|e| refuse(internal(e)))?;
     noise.read_message(&offer[CLEAR_LEN..], &mut [0; TAG_LEN]).map_err(|_| refuse(Fault::Key))?;
     let mut answer = [0; ANSWER_LEN];
     answer[..CLEAR_LEN].copy_from_slice(&clear_answer(config, verdict::WELCOME));
-    noise
-        .write_message(&config.versions_on_wire(), &mut answer[CLEAR_LEN..])
-        .map_err(|e| refuse(internal(e)))?;
+    noise.write_message(&config.versions_on_wire(), &mut answer[CLEAR_LEN..]).map_err(|e| refuse(internal(e)))?;
     let transport = noise.into_transport_mode().map_err(|e| refuse(internal(e)))?;
     Ok((Agreed { transport, version }, answer))
 }
 
 /// The dialer's last step, with what has arrived so far; `None` if more must arrive.
-pub(crate) fn finish(
-    config: &LinkConfig,
-    noise: &mut Option<HandshakeState>,
-    arrived: &[u8],
-) -> Result<Option<Agreed>, Fault> {
+pub(crate) fn finish(config: &LinkConfig, noise: &mut Option<HandshakeState>, arrived: &[u8]) -> Result<Option<Agreed>, Fault> {
     if !may_be_tcpr(arrived) {
         return Err(Fault::NotTcpr);
     }
@@ -288,9 +272,7 @@ mod tests {
                 let ours = finish(dialer, &mut noise, &answer).map(|a| a.unwrap().version);
                 (ours, Ok(theirs.version))
             }
-            Err((fault, clear)) => {
-                (finish(dialer, &mut noise, &clear.unwrap()).map(|_| unreachable!()), Err(fault))
-            }
+            Err((fault, clear)) => (finish(dialer, &mut noise, &clear.unwrap()).map(|_| unreachable!()), Err(fault)),
         }
     }
 

@@ -306,7 +306,11 @@ pub(crate) fn take_length(stream: &[u8]) -> Result<Option<(usize, usize)>, Malfo
             return if length > MAX_MESSAGE { Err(Malformed::TooLong) } else { Ok(Some((length, at + 1))) };
         }
     }
-    if stream.len() >= MAX_PREFIX { Err(Malformed::TooLong) } else { Ok(None) }
+    if stream.len() >= MAX_PREFIX {
+        Err(Malformed::TooLong)
+    } else {
+        Ok(None)
+    }
 }
 
 fn put_length(length: usize, out: &mut Vec<u8>) -> Result<(), Malformed> {

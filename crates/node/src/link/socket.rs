@@ -7,11 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// Starts a connection from `local` (any port of it, if 0) and returns before it is made.
-pub(crate) fn start_connect(
-    to: SocketAddr,
-    local: Option<SocketAddr>,
-    user_timeout: Duration,
-) -> io::Result<TcpStream> {
+pub(crate) fn start_connect(to: SocketAddr, local: Option<SocketAddr>, user_timeout: Duration) -> io::Result<TcpStream> {
     let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no pointers; the result is checked.
     let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
@@ -82,7 +78,11 @@ fn raw_address(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t)
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// An epoll instance, which can itself be watched by another one.
@@ -126,8 +126,7 @@ impl Epoll {
     pub fn wait(&self, timeout_ms: i32) -> io::Result<impl Iterator<Item = (RawFd, bool, bool)>> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
         // SAFETY: the pointer and length are those of `events`.
-        let count =
-            unsafe { libc::epoll_wait(self.fd(), events.as_mut_ptr(), events.len() as libc::c_int, timeout_ms) };
+        let count = unsafe { libc::epoll_wait(self.fd(), events.as_mut_ptr(), events.len() as libc::c_int, timeout_ms) };
         check(count)?;
         Ok(events.into_iter().take(count as usize).map(|event| {
             let happened = event.events;

@@ -227,7 +227,9 @@ impl Manager {
             self.filter.run_commits(now);
             Closed::Exec { has_some: self.has_sockets(id, pid) }
         } else {
-            log::warn!("application {pid} has closed the library's descriptors, and is not protected until that has made them anew");
+            log::warn!(
+                "application {pid} has closed the library's descriptors, and is not protected until that has made them anew"
+            );
             Closed::Behind
         };
         if let Some(app) = self.apps.get_mut(&id) {
@@ -434,8 +436,7 @@ impl Manager {
     /// The program that we started crashed: so did what it told through its channels.
     pub(super) fn apps_of_dead_program(&mut self, now: Now) {
         let _ = now;
-        let dead: Vec<u32> =
-            self.apps.iter().filter(|(_, a)| !process_lives(a.channel.pid())).map(|(id, _)| *id).collect();
+        let dead: Vec<u32> = self.apps.iter().filter(|(_, a)| !process_lives(a.channel.pid())).map(|(id, _)| *id).collect();
         for id in dead {
             self.drop_app(id);
         }

@@ -34,8 +34,7 @@ pub fn start_embedded(config: Option<&Path>) -> Result<EmbeddedHandle, String> {
             let made = seclude().and_then(|()| Manager::new(config, Hosting::default()));
             match made {
                 Ok(manager) => {
-                    let handle =
-                        EmbeddedHandle { service: manager.service().to_owned(), token: manager.token().to_owned() };
+                    let handle = EmbeddedHandle { service: manager.service().to_owned(), token: manager.token().to_owned() };
                     if tell.send(Ok(handle)).is_err() {
                         return;
                     }

@@ -162,7 +162,8 @@ impl Host {
             return;
         }
         let tuple = filter.outer(&FourTuple { local: segment.source(), peer: segment.destination() });
-        let taken_over = |tuple: &FourTuple| filter.store().find(tuple).and_then(|id| filter.store().get(id)).is_some_and(|s| s.established);
+        let taken_over =
+            |tuple: &FourTuple| filter.store().find(tuple).and_then(|id| filter.store().get(id)).is_some_and(|s| s.established);
         self.handshakes.extend(tuple.filter(taken_over));
     }
 }

@@ -195,7 +195,8 @@ impl Manager {
         }
         let queue_in = Queue::open(service.queues.0)?;
         let queue_out = Queue::open(service.queues.1)?;
-        let mut sockdiag = SockDiag::of_interface(vips.first().map_or(0, Vip::interface)).map_err(context("cannot open a sock_diag socket"))?;
+        let mut sockdiag =
+            SockDiag::of_interface(vips.first().map_or(0, Vip::interface)).map_err(context("cannot open a sock_diag socket"))?;
         let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy)).collect();
         let outgoing = service.outgoing.iter().map(|o| (o.address, o.policy)).collect();
         let engine = if hooked { config.recovery.engine } else { Engine::Splice };
@@ -711,8 +712,7 @@ impl Manager {
 fn raise_priority() {
     let parameter = libc::sched_param { sched_priority: 10 };
     // SAFETY: the pointer is that of `parameter`, which lives through the call; 0 is the calling thread.
-    let result =
-        unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
     if result < 0 {
         log::debug!("no real-time priority: {}", io::Error::last_os_error());
     }

@@ -56,7 +56,11 @@ impl Removal {
                     log::error!("cannot list the kernel's sockets: {error}");
                     false
                 });
-                if more { Removal::Listing { listing, found } } else { Removal::Destroying(found) }
+                if more {
+                    Removal::Listing { listing, found }
+                } else {
+                    Removal::Destroying(found)
+                }
             }
             Removal::Destroying(mut left) => {
                 for s in left.split_off(left.len().saturating_sub(REMOVED)) {
@@ -64,7 +68,11 @@ impl Removal {
                         log::warn!("cannot remove the kernel's socket {} <- {}: {error}", s.local, s.peer);
                     }
                 }
-                if left.is_empty() { Removal::Done } else { Removal::Destroying(left) }
+                if left.is_empty() {
+                    Removal::Done
+                } else {
+                    Removal::Destroying(left)
+                }
             }
         }
     }

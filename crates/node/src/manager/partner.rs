@@ -156,12 +156,13 @@ impl Partner {
         let me = config.member_index;
         let local = SocketAddr::new(config.me().address, config.replication.port);
         let link_config = Arc::new(LinkConfig::new(&config.service.name, key.clone()));
-        let partner = config.partner().map(|p| {
-            (1 - me, p.name.clone(), SocketAddr::new(p.address, config.replication.port))
-        });
+        let partner = config.partner().map(|p| (1 - me, p.name.clone(), SocketAddr::new(p.address, config.replication.port)));
         let (listener, heartbeat) = if partner.is_some() {
             let mut listener = Listener::listen(local, link_config.clone()).map_err(|e| {
-                io::Error::new(e.kind(), format!("replication cannot listen on {local}: {e}; is the address on this machine, and the port free?"))
+                io::Error::new(
+                    e.kind(),
+                    format!("replication cannot listen on {local}: {e}; is the address on this machine, and the port free?"),
+                )
             })?;
             partner.iter().for_each(|(_, _, at)| listener.expect(at.ip()));
             (Some(listener), Some(heartbeat_socket(config, key)?))
@@ -404,12 +405,7 @@ impl Manager {
             }
             let b = received.heard.body;
             self.partner.unguarded = b.unguarded;
-            let view = PartnerView {
-                role: view_role(b.role),
-                epoch: b.epoch,
-                paired: b.paired,
-                full_replica: b.full_replica,
-            };
+            let view = PartnerView { role: view_role(b.role), epoch: b.epoch, paired: b.paired, full_replica: b.full_replica };
             self.role.handle(now, RoleInput::Heartbeat(view));
             // It had heard this one. What it said may be old by now.
             let echo = heartbeat.echo(&received.heard);
@@ -655,9 +651,7 @@ impl Manager {
     }
 
     /// One message of the partner. An error closes the link.
-    fn hear(
-        &mut self, now: Now, message: Message<'_>, acked: &mut Option<(Epoch, u64)>,
-    ) -> Result<(), String> {
+    fn hear(&mut self, now: Now, message: Message<'_>, acked: &mut Option<(Epoch, u64)>) -> Result<(), String> {
         match message {
             Message::Hello(hello) => {
                 if !self.partner.link_config.versions.contains(&hello.protocol) {
@@ -668,12 +662,7 @@ impl Manager {
                 if hello.config_digest != self.partner.digest {
                     log::warn!("the partner's configuration of ports, virtual IP or durability differs from ours");
                 }
-                let view = PartnerView {
-                    role: view_role(hello.role),
-                    epoch: hello.epoch,
-                    paired: false,
-                    full_replica: false,
-                };
+                let view = PartnerView { role: view_role(hello.role), epoch: hello.epoch, paired: false, full_replica: false };
                 self.role.handle(now, RoleInput::LinkUp);
                 self.role.handle(now, RoleInput::Heartbeat(view));
             }

@@ -62,7 +62,19 @@ impl Program {
         }
         let (child, not_ours) = (None, children());
         let (back_off, start_at) = (Duration::ZERO, Some(now));
-        Program { spec, environment, child, since: now, back_off, crashes: 0, replaced: false, start_at, not_ours, starts: 0, trouble: None }
+        Program {
+            spec,
+            environment,
+            child,
+            since: now,
+            back_off,
+            crashes: 0,
+            replaced: false,
+            start_at,
+            not_ours,
+            starts: 0,
+            trouble: None,
+        }
     }
 
     /// What is started.
@@ -180,13 +192,7 @@ impl Program {
         if let Some((_, pidfd)) = &self.child {
             // SAFETY: no pointers but a null one that the call allows; the pidfd is ours.
             unsafe {
-                libc::syscall(
-                    libc::SYS_pidfd_send_signal,
-                    pidfd.as_raw_fd(),
-                    signal,
-                    std::ptr::null::<libc::siginfo_t>(),
-                    0,
-                )
+                libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
             };
         }
     }

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tcpr_session::filter::{HandOut, Mode};
 use tcpr_session::filter::RestoreSpec;
+use tcpr_session::filter::{HandOut, Mode};
 use tcpr_session::role::Role;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
@@ -438,7 +438,9 @@ impl Manager {
         let t = &mut self.takeover;
         let made = t.made();
         if t.waiting.is_empty() {
-            log::info!("sockets are made as the application takes them: {made} and no more fit into this process (RLIMIT_NOFILE)");
+            log::info!(
+                "sockets are made as the application takes them: {made} and no more fit into this process (RLIMIT_NOFILE)"
+            );
         }
         t.most_ready = made.max(1);
         t.files_at = Some(now + FILES_AGAIN);
@@ -656,7 +658,9 @@ impl Manager {
         let mut out: Vec<Ready> = Vec::new();
         if self.takeover.gate_until.is_some() {
             n = 0;
-        } else if let Some(next) = queue.iter().position(|r| self.filter.hand_out(r.info.session) == HandOut::Alone).filter(|_| n > 0) {
+        } else if let Some(next) =
+            queue.iter().position(|r| self.filter.hand_out(r.info.session) == HandOut::Alone).filter(|_| n > 0)
+        {
             n = 1;
             out.extend(queue.remove(next));
         }
@@ -778,7 +782,10 @@ impl Manager {
                 listens |= inode.is_some_and(|inode: u32| listeners.contains(&inode));
                 ring |= target == "anon_inode:[io_uring]";
             }
-            let hooks = || joined.contains(&pid) || fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/libtcpr"));
+            let hooks = || {
+                joined.contains(&pid)
+                    || fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/libtcpr"))
+            };
             listens && (ring || !hooks())
         })
     }
@@ -810,7 +817,8 @@ impl Manager {
 
     /// A listener of which no hook has told will be accepted by none that would know a doorbell.
     fn look_for_untold(&mut self, now: Now) {
-        let waits = |port: &u16| self.takeover.ready.get(port).is_some_and(|q| !q.is_empty()) && !self.takeover.has_listener(*port);
+        let waits =
+            |port: &u16| self.takeover.ready.get(port).is_some_and(|q| !q.is_empty()) && !self.takeover.has_listener(*port);
         let mut ports: Vec<u16> = self.config.service.ports.iter().map(|p| p.port).filter(waits).collect();
         ports.retain(|port| self.sockdiag.listener_inodes(*port).is_ok_and(|listeners| !listeners.is_empty()));
         // It may be about to be told.

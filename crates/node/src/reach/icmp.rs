@@ -38,15 +38,7 @@ impl Icmp {
         // A set bit hides that type. Without the filter every ICMP message of the machine would wake us.
         let hidden: u32 = !(1 << ECHO_REPLY);
         // SAFETY: the pointer and the length are those of `hidden`, which outlives the call.
-        let rc = unsafe {
-            libc::setsockopt(
-                fd,
-                SOL_RAW,
-                ICMP_FILTER,
-                (&raw const hidden).cast(),
-                size_of_val(&hidden) as u32,
-            )
-        };
+        let rc = unsafe { libc::setsockopt(fd, SOL_RAW, ICMP_FILTER, (&raw const hidden).cast(), size_of_val(&hidden) as u32) };
         if rc < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -54,13 +46,7 @@ impl Icmp {
         File::open("/dev/urandom")?.read_exact(&mut random)?;
         let mut cookie = [0; 8];
         cookie.copy_from_slice(&random[2..]);
-        Ok(Icmp {
-            socket,
-            id: u16::from_be_bytes([random[0], random[1]]),
-            cookie,
-            sequence: 0,
-            rounds: 0,
-        })
+        Ok(Icmp { socket, id: u16::from_be_bytes([random[0], random[1]]), cookie, sequence: 0, rounds: 0 })
     }
 
     pub(super) fn send(&self, to: Ipv4Addr) -> io::Result<()> {
@@ -74,9 +60,7 @@ impl Icmp {
         let address = libc::sockaddr_in {
             sin_family: libc::AF_INET as u16,
             sin_port: 0,
-            sin_addr: libc::in_addr {
-                s_addr: u32::from_ne_bytes(to.octets()),
-            },
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(to.octets()) },
             sin_zero: [0; 8],
         };
         // SAFETY: both pointers are to locals that outlive the call, each with its own size.
@@ -111,14 +95,7 @@ impl Icmp {
         let mut buffer = [0u8; 128];
         loop {
             // SAFETY: the pointer and the length are those of `buffer`, which outlives the call.
-            let n = unsafe {
-                libc::recv(
-                    self.socket.as_raw_fd(),
-                    buffer.as_mut_ptr().cast(),
-                    buffer.len(),
-                    0,
-                )
-            };
+            let n = unsafe { libc::recv(self.socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
             if n < 0 {
                 let e = io::Error::last_os_error();
                 if matches!(e.raw_os_error(), Some(libc::EAGAIN)) {
@@ -144,8 +121,7 @@ impl Icmp {
         let sequence = u16::from_be_bytes([m[6], m[7]]);
         // 1 is the round that was sent last.
         let age = self.sequence.wrapping_sub(sequence);
-        let ours =
-            m[0] == ECHO_REPLY && m[4..6] == self.id.to_be_bytes() && m[8..16] == self.cookie;
+        let ours = m[0] == ECHO_REPLY && m[4..6] == self.id.to_be_bytes() && m[8..16] == self.cookie;
         (ours && (1..=self.rounds).contains(&age)).then(|| source.into())
     }
 }
@@ -157,10 +133,7 @@ impl AsRawFd for Icmp {
 }
 
 fn checksum(data: &[u8]) -> u16 {
-    let sum: u32 = data
-        .chunks(2)
-        .map(|c| u32::from(u16::from_be_bytes([c[0], c[1]])))
-        .sum();
+    let sum: u32 = data.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c[1]]))).sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum + (sum >> 16)) as u16)
 }

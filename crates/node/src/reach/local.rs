@@ -17,9 +17,7 @@ pub(super) struct Address {
 }
 
 pub(super) fn mask(prefix: u8) -> u32 {
-    u32::MAX
-        .checked_shl(32 - u32::from(prefix.min(32)))
-        .unwrap_or(0)
+    u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0)
 }
 
 /// All IPv4 addresses of this machine; none if the kernel does not say.
@@ -43,11 +41,7 @@ pub(super) fn addresses() -> Vec<Address> {
             // An alias is called "eth0:1"; it is an address of eth0.
             let name = name.to_string_lossy();
             let name = name.split(':').next().unwrap_or_default();
-            list.push(Address {
-                interface: name.to_string(),
-                addr,
-                mask: mask.to_bits(),
-            });
+            list.push(Address { interface: name.to_string(), addr, mask: mask.to_bits() });
         }
     }
     // SAFETY: `first` came from getifaddrs and nothing points into the list any more.
@@ -74,10 +68,7 @@ unsafe fn ipv4(a: *const libc::sockaddr) -> Option<Ipv4Addr> {
 
 /// The default gateway, if it is reached through this interface.
 pub(super) fn gateway(interface: &str) -> Option<Ipv4Addr> {
-    parse_gateway(
-        &std::fs::read_to_string("/proc/thread-self/net/route").ok()?,
-        interface,
-    )
+    parse_gateway(&std::fs::read_to_string("/proc/thread-self/net/route").ok()?, interface)
 }
 
 fn parse_gateway(table: &str, interface: &str) -> Option<Ipv4Addr> {
@@ -85,8 +76,7 @@ fn parse_gateway(table: &str, interface: &str) -> Option<Ipv4Addr> {
     for line in table.lines().skip(1) {
         let f: Vec<&str> = line.split_whitespace().collect();
         let hex = |i: usize| f.get(i).and_then(|t| u32::from_str_radix(t, 16).ok());
-        let (Some(to), Some(via), Some(flags), Some(mask)) = (hex(1), hex(2), hex(3), hex(7))
-        else {
+        let (Some(to), Some(via), Some(flags), Some(mask)) = (hex(1), hex(2), hex(3), hex(7)) else {
             continue;
         };
         let metric = f.get(6).and_then(|t| t.parse().ok()).unwrap_or(u32::MAX);

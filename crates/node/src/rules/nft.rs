@@ -22,9 +22,7 @@ impl Nft {
     /// Whether this kernel takes a rule with `queue`. It is made and removed again in one transaction.
     pub(super) fn probe(&self) -> io::Result<()> {
         let table = format!("inet {PREFIX}probe.{}", std::process::id());
-        self.apply(&format!(
-            "add table {table}\nadd chain {table} c\nadd rule {table} c queue num 0\ndelete table {table}\n"
-        ))
+        self.apply(&format!("add table {table}\nadd chain {table} c\nadd rule {table} c queue num 0\ndelete table {table}\n"))
     }
 
     /// Installs the rules in place of what the service's table held.

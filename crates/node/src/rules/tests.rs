@@ -15,15 +15,8 @@ fn rules(service: &str) -> Rules {
 /// Runs a command of iptables and returns what it prints.
 fn iptables(line: &str) -> String {
     let mut words = line.split_whitespace();
-    let out = std::process::Command::new(format!("/usr/sbin/{}", words.next().unwrap()))
-        .args(words)
-        .output()
-        .unwrap();
-    assert!(
-        out.status.success(),
-        "{line}: {}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    let out = std::process::Command::new(format!("/usr/sbin/{}", words.next().unwrap())).args(words).output().unwrap();
+    assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
 
@@ -41,10 +34,7 @@ fn installed_once_changed_and_removed() {
         let once = iptables("iptables -t security -S");
         assert_eq!(chat.install_iptables().unwrap(), first);
         assert_eq!(iptables("iptables -t security -S"), once);
-        assert_eq!(
-            chat.installed().unwrap(),
-            RulesState::Installed(first.clone())
-        );
+        assert_eq!(chat.installed().unwrap(), RulesState::Installed(first.clone()));
         for line in [
             "-A INPUT -p tcp -j TCPR-CHAT-I\n-A INPUT -p tcp -j ACCEPT",
             "-A OUTPUT -p tcp -j TCPR-CHAT-O",
@@ -60,15 +50,8 @@ fn installed_once_changed_and_removed() {
         // A second service, whose name begins like the first.
         let other = rules("chat-2");
         other.install_iptables().unwrap();
-        assert_eq!(
-            chat.installed().unwrap(),
-            RulesState::Installed(first.clone())
-        );
-        let names: Vec<_> = leftovers()
-            .unwrap()
-            .into_iter()
-            .map(|l| (l.service, l.table))
-            .collect();
+        assert_eq!(chat.installed().unwrap(), RulesState::Installed(first.clone()));
+        let names: Vec<_> = leftovers().unwrap().into_iter().map(|l| (l.service, l.table)).collect();
         let in_security = |n: &str| (n.to_string(), "security".to_string());
         assert_eq!(names, [in_security("chat"), in_security("chat-2")]);
         // Other ports: refilled, not doubled.
@@ -76,18 +59,11 @@ fn installed_once_changed_and_removed() {
         fewer.ports = vec![7777];
         assert!(matches!(fewer.installed().unwrap(), RulesState::Wrong(_)));
         fewer.install_iptables().unwrap();
-        assert!(!iptables("iptables -t security -S")
-            .contains("--dport 5555 -j NFQUEUE --queue-num 200\n-A TCPR-CHAT-I"));
-        assert!(matches!(
-            fewer.installed().unwrap(),
-            RulesState::Installed(_)
-        ));
+        assert!(!iptables("iptables -t security -S").contains("--dport 5555 -j NFQUEUE --queue-num 200\n-A TCPR-CHAT-I"));
+        assert!(matches!(fewer.installed().unwrap(), RulesState::Installed(_)));
         assert!(fewer.remove().unwrap());
         assert_eq!(fewer.installed().unwrap(), RulesState::Absent);
-        assert!(matches!(
-            other.installed().unwrap(),
-            RulesState::Installed(_)
-        ));
+        assert!(matches!(other.installed().unwrap(), RulesState::Installed(_)));
         assert!(remove("chat-2").unwrap());
         let after = iptables("iptables -S") + &iptables("iptables -t security -S");
         assert_eq!(after, before, "other people's rules are as they were");
@@ -132,10 +108,7 @@ fn damage_is_seen_and_repaired() {
         };
         let repaired = || {
             chat.install_iptables().unwrap();
-            assert!(matches!(
-                chat.installed().unwrap(),
-                RulesState::Installed(_)
-            ));
+            assert!(matches!(chat.installed().unwrap(), RulesState::Installed(_)));
         };
         repaired();
         iptables("iptables -t security -D OUTPUT -p tcp -j TCPR-CHAT-O");
@@ -178,8 +151,7 @@ fn closed_without_a_manager_and_open_on_loopback_and_for_others() {
         let (_protected, _other) = (listen(5555), listen(80));
         let connect = |port: u16| {
             let to = ([192, 0, 2, 200], port).into();
-            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(1500))
-                .is_ok()
+            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(1500)).is_ok()
         };
         let chat = rules("chat");
         assert!(pair.there(|| connect(5555)));
@@ -197,10 +169,7 @@ fn rules_as_other_versions_write_them() {
     let a = "-s 10.0.0.1/32 -d 10.0.0.2/32 -p tcp -m tcp --dport 5 -m mark --mark 0x54435052/0xffffffff -j X";
     let b = "-d 10.0.0.2 -s 10.0.0.1 -p tcp --dport 5 -m mark --mark 0x54435052 -j X";
     assert_eq!(canonical(a), canonical(b));
-    assert_ne!(
-        canonical(a),
-        canonical(&b.replace("--dport 5", "--dport 6"))
-    );
+    assert_ne!(canonical(a), canonical(&b.replace("--dport 5", "--dport 6")));
     assert_ne!(canonical(a), canonical(&format!("{a} --queue-bypass")));
     assert_eq!(target("-p tcp -g TCPR-A-I"), Some("TCPR-A-I"));
     assert_eq!(target("-p tcp"), None);
@@ -251,9 +220,7 @@ ip6 saddr 2001:db8::200 tcp sport 5555 queue num 201
         let (_, closed) = native(&both);
         nft().apply(&closed).unwrap();
         nft().apply(&closed).unwrap();
-        let listing = |table: &str| {
-            tool::run(&tool::find("nft").unwrap(), &["-n", "list", "table", "inet", table], "").unwrap()
-        };
+        let listing = |table: &str| tool::run(&tool::find("nft").unwrap(), &["-n", "list", "table", "inet", table], "").unwrap();
         let wanted = closed.split_once("table inet tcpr-chat\ntable").unwrap().1;
         assert_eq!(nft::canonical(&listing("tcpr-chat")), nft::canonical(&format!("table{wanted}")));
         // Some versions call the same by another name.
@@ -290,7 +257,9 @@ fn nftables_rules_stand_where_packets_pass() {
         assert!(!pair.there(connect), "closed");
         assert!(connect(), "loopback is exempt");
         for hook in ["prerouting", "output"] {
-            let mark = format!("table inet marks {{ chain {hook} {{ type filter hook {hook} priority -200; meta mark set {MARK}; }}\n}}\n");
+            let mark = format!(
+                "table inet marks {{ chain {hook} {{ type filter hook {hook} priority -200; meta mark set {MARK}; }}\n}}\n"
+            );
             nft().apply(&mark).unwrap();
         }
         assert!(pair.there(connect), "marked packets are exempt");

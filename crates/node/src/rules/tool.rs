@@ -58,11 +58,7 @@ pub struct Tool {
 
 impl fmt::Display for Tool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self
-            .restore
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
+        let name = self.restore.file_name().unwrap_or_default().to_string_lossy();
         let kind = if self.legacy { "legacy" } else { "nf_tables" };
         write!(f, "{} ({kind})", name.trim_end_matches("-restore"))
     }
@@ -86,20 +82,12 @@ impl View {
 
     /// (chain, rule) of every rule in a table.
     pub(super) fn table<'a>(&'a self, table: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.lines()
-            .filter(move |(t, _)| *t == table)
-            .filter_map(|(_, line)| line.strip_prefix("-A ")?.split_once(' '))
+        self.lines().filter(move |(t, _)| *t == table).filter_map(|(_, line)| line.strip_prefix("-A ")?.split_once(' '))
     }
 
     /// The rules of one chain.
-    pub(super) fn rules<'a>(
-        &'a self,
-        table: &'a str,
-        chain: &'a str,
-    ) -> impl Iterator<Item = &'a str> {
-        self.table(table)
-            .filter(move |(c, _)| *c == chain)
-            .map(|(_, r)| r)
+    pub(super) fn rules<'a>(&'a self, table: &'a str, chain: &'a str) -> impl Iterator<Item = &'a str> {
+        self.table(table).filter(move |(c, _)| *c == chain).map(|(_, r)| r)
     }
 
     fn lines(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -159,12 +147,7 @@ impl Tool {
 
     /// Applies a script; each table in it is one transaction. Other rules stay.
     pub(super) fn restore(&self, script: &str) -> io::Result<()> {
-        run(
-            &self.restore,
-            &["-w", SECONDS_FOR_LOCK, "--noflush"],
-            script,
-        )
-        .map(|_| ())
+        run(&self.restore, &["-w", SECONDS_FOR_LOCK, "--noflush"], script).map(|_| ())
     }
 }
 
@@ -188,10 +171,7 @@ fn tools(family: Family, directories: &[&Path]) -> Vec<Tool> {
     for name in family.programs() {
         let find = |what: &str| {
             let file = format!("{name}-{what}");
-            directories
-                .iter()
-                .map(|d| d.join(&file))
-                .find(|p| p.exists())
+            directories.iter().map(|d| d.join(&file)).find(|p| p.exists())
         };
         let (Some(save), Some(restore)) = (find("save"), find("restore")) else {
             continue;
@@ -200,11 +180,7 @@ fn tools(family: Family, directories: &[&Path]) -> Vec<Tool> {
         let program = restore.canonicalize().unwrap_or_else(|_| restore.clone());
         let legacy = !program.to_string_lossy().contains("nft");
         if seen.insert(program) {
-            list.push(Tool {
-                save,
-                restore,
-                legacy,
-            });
+            list.push(Tool { save, restore, legacy });
         }
     }
     list
@@ -244,11 +220,7 @@ pub(super) fn run(program: &Path, args: &[&str], input: &str) -> io::Result<Stri
         Err(e) => return Err(e),
     };
     if failed {
-        let said: Vec<&str> = errors
-            .lines()
-            .map(str::trim)
-            .filter(|l| !l.is_empty())
-            .collect();
+        let said: Vec<&str> = errors.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
         return Err(io::Error::other(said.join("; ")));
     }
     Ok(String::from_utf8_lossy(&output).into_owned())

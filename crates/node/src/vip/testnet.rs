@@ -24,17 +24,8 @@ pub(crate) fn in_netns(test: impl FnOnce() + Send) {
 
 /// Runs lines of `ip` in the namespace of this thread.
 pub(crate) fn ip(script: &str) {
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("these tests need iproute2");
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(format!("{script}\n").as_bytes())
-        .unwrap();
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("these tests need iproute2");
+    child.stdin.take().unwrap().write_all(format!("{script}\n").as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "ip: {script}");
 }
 
@@ -48,15 +39,10 @@ impl Pair {
     pub(crate) fn new() -> Pair {
         let here = current();
         unshare();
-        let pair = Pair {
-            here,
-            there: current(),
-        };
+        let pair = Pair { here, there: current() };
         enter(&pair.here);
         let fd = format!("/proc/{}/fd/{}", std::process::id(), pair.there.as_raw_fd());
-        ip(&format!(
-            "link add v0 type veth peer name v1 netns {fd}\nlink set lo up\nlink set v0 up"
-        ));
+        ip(&format!("link add v0 type veth peer name v1 netns {fd}\nlink set lo up\nlink set v0 up"));
         pair.there(|| ip("link set lo up\nlink set v1 up"));
         pair
     }

@@ -95,7 +95,8 @@ impl Filter {
             live.handed_over();
         });
         if first {
-            let accepted = (made || self.splices.get(tuple).is_some()) && !self.live[&session].outgoing && !self.live[&session].bare;
+            let accepted =
+                (made || self.splices.get(tuple).is_some()) && !self.live[&session].outgoing && !self.live[&session].bare;
             self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(accepted));
             self.begin_turns(session);
         }
@@ -554,7 +555,8 @@ impl Filter {
     /// What the process of this channel says is not to be believed any more: its sessions go on as those that no hook knows,
     /// and are torn. Its death is told by [`Self::process_gone`] all the same.
     pub fn cut_off(&mut self, now: Now, channel: u32) {
-        let mut ids: Vec<SessionId> = self.live.iter().filter(|(_, l)| l.attached && l.owners.contains(&channel)).map(|(id, _)| *id).collect();
+        let mut ids: Vec<SessionId> =
+            self.live.iter().filter(|(_, l)| l.attached && l.owners.contains(&channel)).map(|(id, _)| *id).collect();
         ids.sort_unstable();
         ids.into_iter().for_each(|id| self.lose(now, id));
         self.counters.cut_off += 1;
@@ -590,7 +592,8 @@ impl Filter {
             let Some(s) = self.store.get(id) else { continue };
             // What another process holds is not read again.
             let alone = live.owners.iter().all(|c| *c == channel);
-            if alone && live.attached && self.turns.unanswered(id) && self.turns.in_read(id).is_some_and(|read| read > s.in_done) {
+            if alone && live.attached && self.turns.unanswered(id) && self.turns.in_read(id).is_some_and(|read| read > s.in_done)
+            {
                 let (from, deaths) = self.deaths.entry(id).or_insert((s.in_done, 0));
                 *deaths = if *from == s.in_done { *deaths + 1 } else { 1 };
                 *from = s.in_done;

@@ -161,7 +161,16 @@ impl Filter {
         if outer != tuple {
             let isn = syn.seq();
             let ports = (tuple.local.port(), outer.local.port());
-            let same = Splice { isn, ports, output: Shift::default(), input: Shift::default(), shifts: (0, 0), peer_shifts: (0, 0), floor: None, clock: 0 };
+            let same = Splice {
+                isn,
+                ports,
+                output: Shift::default(),
+                input: Shift::default(),
+                shifts: (0, 0),
+                peer_shifts: (0, 0),
+                floor: None,
+                clock: 0,
+            };
             self.splices.insert(outer, same);
             // Should nothing come of it.
             self.splice_over(self.clock, &outer);
@@ -200,7 +209,8 @@ impl Filter {
     /// Whether the local TCP has given the session's name to another connection: the application has called from this port
     /// since, and it may be the half of another session by now.
     pub(super) fn name_is_taken(&self, tuple: &FourTuple) -> bool {
-        self.splices.get(tuple).is_none() && (self.splices.gave_name(tuple) || self.calls.kept.iter().any(|(_, called, _)| called == tuple))
+        self.splices.get(tuple).is_none()
+            && (self.splices.gave_name(tuple) || self.calls.kept.iter().any(|(_, called, _)| called == tuple))
     }
 
     /// The local TCP is to know this session, of which it has no socket yet, by another port than the peer does: it has
@@ -213,11 +223,17 @@ impl Filter {
         }
         let tuple = s.open.tuple;
         let free = |t: &FourTuple| {
-            self.is_outgoing(t) && self.store.find(t).is_none() && !self.splices.gave_name(t) && !self.calls_from(t) && !self.name_is_taken(t)
+            self.is_outgoing(t)
+                && self.store.find(t).is_none()
+                && !self.splices.gave_name(t)
+                && !self.calls_from(t)
+                && !self.name_is_taken(t)
         };
         let before = self.inner(&tuple).local.port();
         let others = (before..=u16::MAX).skip(1).chain(1024..before);
-        let Some(port) = others.map(|port| FourTuple { local: (tuple.local.ip(), port).into(), ..tuple }).find(free).map(|t| t.local.port()) else {
+        let Some(port) =
+            others.map(|port| FourTuple { local: (tuple.local.ip(), port).into(), ..tuple }).find(free).map(|t| t.local.port())
+        else {
             return false;
         };
         let same = |shift| (shift, shift);

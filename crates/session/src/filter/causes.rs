@@ -66,7 +66,11 @@ struct Gate {
 enum Caller {
     Own,
     /// `sure`: by more than that another thread has accepted it, and nobody has touched it since.
-    Of { session: SessionId, read: bool, sure: bool },
+    Of {
+        session: SessionId,
+        read: bool,
+        sure: bool,
+    },
     Bound,
     /// One of these (and whether it was read from); None: of all.
     Unclear(Option<BTreeMap<SessionId, bool>>),
@@ -314,8 +318,11 @@ impl Filter {
     /// The sessions that what a thread does now may come from: peers', and outgoing ones.
     fn sources(&self, thread: Thread) -> (Vec<SessionId>, Vec<SessionId>) {
         let Some(worker) = self.causes.workers.get(&thread) else { return Default::default() };
-        let counts = |id: &SessionId, since: u64| self.live.contains_key(id) && (!worker.ended || !self.causes.settled(self.root(*id), since));
-        let of = |map: &BTreeMap<SessionId, u64>| map.iter().filter(|(id, since)| counts(id, **since)).map(|(id, _)| *id).collect();
+        let counts = |id: &SessionId, since: u64| {
+            self.live.contains_key(id) && (!worker.ended || !self.causes.settled(self.root(*id), since))
+        };
+        let of =
+            |map: &BTreeMap<SessionId, u64>| map.iter().filter(|(id, since)| counts(id, **since)).map(|(id, _)| *id).collect();
         (of(&worker.ins), of(&worker.outs))
     }
 
@@ -399,7 +406,9 @@ impl Filter {
             return;
         }
         match outs {
-            [out] if matches!(self.store.get(*out).and_then(|s| s.cause), Some(Cause::Unclear { .. })) => self.narrow(now, *out, &[to]),
+            [out] if matches!(self.store.get(*out).and_then(|s| s.cause), Some(Cause::Unclear { .. })) => {
+                self.narrow(now, *out, &[to])
+            }
             _ => {
                 // One of which it is not known whose it is may be this one's: then it says nothing of the others.
                 let known = outs.iter().all(|out| self.root(*out).is_some());
@@ -509,7 +518,8 @@ impl Filter {
     /// one than before is not to go on.
     fn contradict(&mut self, now: Now, id: SessionId, to: SessionId) -> bool {
         let destination = self.store.get(id).map(|s| s.open.tuple.peer);
-        let waits = self.waiting_of(to).any(|other| other != id && self.store.get(other).map(|s| s.open.tuple.peer) == destination);
+        let waits =
+            self.waiting_of(to).any(|other| other != id && self.store.get(other).map(|s| s.open.tuple.peer) == destination);
         if waits {
             self.unpair(now, to);
         }
@@ -551,7 +561,8 @@ impl Filter {
         let caller = if bound { Caller::Bound } else { self.caller(channel, key) };
         match &caller {
             Caller::Own => {
-                let idle = self.causes.own.get(&to).is_some_and(|threads| threads.iter().all(|(t, under_way)| *t == key || !under_way));
+                let idle =
+                    self.causes.own.get(&to).is_some_and(|threads| threads.iter().all(|(t, under_way)| *t == key || !under_way));
                 if idle && self.alike(&caller, to).is_empty() {
                     self.causes.own.remove(&to);
                 }
@@ -677,7 +688,10 @@ impl Filter {
         if self.config.hooked || self.causes.calls.iter().any(|(t, _)| *t == tuple) {
             return;
         }
-        let mut peers = self.live.iter().filter(|(_, l)| !l.outgoing && l.established && !matches!(l.stage, Stage::Probing | Stage::Embryo { .. }));
+        let mut peers = self
+            .live
+            .iter()
+            .filter(|(_, l)| !l.outgoing && l.established && !matches!(l.stage, Stage::Probing | Stage::Embryo { .. }));
         let caller = match (peers.next(), peers.next()) {
             (None, _) => Caller::Own,
             (Some((session, _)), None) => Caller::Of { session: *session, read: false, sure: true },
@@ -722,7 +736,8 @@ impl Filter {
     /// come behind this one's.
     fn in_order_of_calls(&mut self, id: SessionId, number: u64, nth: u32, others: Vec<(SessionId, u32)>) {
         let number_of = |id: SessionId| self.causes.numbers.get(&id).copied().filter(|n| *n > number);
-        let mut later: Vec<(u64, SessionId, u32)> = others.into_iter().filter_map(|(id, nth)| Some((number_of(id)?, id, nth))).collect();
+        let mut later: Vec<(u64, SessionId, u32)> =
+            others.into_iter().filter_map(|(id, nth)| Some((number_of(id)?, id, nth))).collect();
         if later.is_empty() {
             return;
         }
@@ -758,7 +773,9 @@ impl Filter {
         let call = self.causes.call(tuple);
         let mut gap = None;
         let found = match call.caller {
-            Caller::Bound => self.store.find(tuple).filter(|id| self.store.get(*id).is_some_and(|s| s.cause == Some(Cause::Bound))),
+            Caller::Bound => {
+                self.store.find(tuple).filter(|id| self.store.get(*id).is_some_and(|s| s.cause == Some(Cause::Bound)))
+            }
             Caller::Unclear(_) => None,
             ref caller => {
                 let alike = self.alike(caller, tuple.peer);
@@ -767,7 +784,9 @@ impl Filter {
                 let refused = self.causes.refused.get(&family(caller, tuple.peer)).into_iter().flatten().copied();
                 let nth = first_free(alike.iter().filter(|(id, _)| !waits(id)).map(|(_, nth)| *nth).chain(refused));
                 gap = (alike.iter().all(|(_, n)| *n != nth) && alike.iter().any(|(id, _)| waits(id))).then_some(nth);
-                let several = matches!(caller, Caller::Own) && self.causes.own.get(&tuple.peer).is_some_and(|t| t.len() > 1) && self.config.hooked;
+                let several = matches!(caller, Caller::Own)
+                    && self.causes.own.get(&tuple.peer).is_some_and(|t| t.len() > 1)
+                    && self.config.hooked;
                 alike.into_iter().find(|(_, n)| *n == nth).filter(|_| !several).map(|(id, _)| id)
             }
         };
@@ -812,7 +831,9 @@ impl Filter {
         let Some(s) = self.store.get(id) else { return false };
         let Some(Cause::Of { session, .. }) = s.cause else { return false };
         let asks = self.store.get(session).is_none_or(|s| !s.input.is_empty());
-        (!s.input.is_empty() || s.in_fin || self.said_meanwhile(id)) && !asks && self.live.get(&session).is_some_and(|l| l.later || l.attached && l.stage == Stage::Live)
+        (!s.input.is_empty() || s.in_fin || self.said_meanwhile(id))
+            && !asks
+            && self.live.get(&session).is_some_and(|l| l.later || l.attached && l.stage == Stage::Live)
     }
 
     /// What is known of the sessions of this store: which of them may not go on.
@@ -820,7 +841,9 @@ impl Filter {
         if self.config.outgoing.is_empty() {
             return Vec::new();
         }
-        let outgoing: Vec<(SessionId, FourTuple, Option<Cause>, bool)> = self.store.iter()
+        let outgoing: Vec<(SessionId, FourTuple, Option<Cause>, bool)> = self
+            .store
+            .iter()
             .filter(|s| s.established && self.is_outgoing(&s.open.tuple) && !self.is_unwanted(s))
             .map(|s| (s.open.session, s.open.tuple, s.cause, s.closed))
             .collect();
@@ -830,7 +853,9 @@ impl Filter {
                 // The kernel sees it to its end; nobody is to have it back.
                 continue;
             }
-            let gone = |s: &SessionId| self.store.get(*s).is_none_or(|s| s.closed || s.torn || matches!(s.cause, Some(Cause::Unclear { .. })));
+            let gone = |s: &SessionId| {
+                self.store.get(*s).is_none_or(|s| s.closed || s.torn || matches!(s.cause, Some(Cause::Unclear { .. })))
+            };
             match cause {
                 Some(Cause::Own { .. } | Cause::Bound) => continue,
                 Some(Cause::Of { session, .. }) if !gone(session) => continue,
@@ -845,13 +870,18 @@ impl Filter {
             }
             lost.push(*id);
         }
-        let torn: Vec<SessionId> = self.store.iter().filter(|s| s.torn && self.is_outgoing(&s.open.tuple)).map(|s| s.open.session).collect();
+        let torn: Vec<SessionId> =
+            self.store.iter().filter(|s| s.torn && self.is_outgoing(&s.open.tuple)).map(|s| s.open.session).collect();
         let of_torn = torn.iter().chain(&lost).filter_map(|id| match self.store.get(*id)?.cause {
             Some(Cause::Of { session, .. }) => Some(session),
             _ => None,
         });
         let of_torn: BTreeSet<SessionId> = of_torn.collect();
-        for s in self.store.iter().filter(|s| s.established && !s.closed && !s.torn && !self.is_outgoing(&s.open.tuple) && !self.is_unwanted(s)) {
+        for s in self
+            .store
+            .iter()
+            .filter(|s| s.established && !s.closed && !s.torn && !self.is_outgoing(&s.open.tuple) && !self.is_unwanted(s))
+        {
             let alone = self.store.caused_by(s.open.session).is_empty();
             if matches!(s.cause, Some(Cause::Unclear { .. })) || all && alone || of_torn.contains(&s.open.session) {
                 lost.push(s.open.session);
@@ -906,7 +936,8 @@ impl Filter {
 
     /// It has connections to have back, and one of them was made when it was accepted.
     fn connects_first(&self, id: SessionId) -> bool {
-        self.waiting_of(id).any(|other| matches!(self.store.get(other).and_then(|s| s.cause), Some(Cause::Of { read: false, .. })))
+        self.waiting_of(id)
+            .any(|other| matches!(self.store.get(other).and_then(|s| s.cause), Some(Cause::Of { read: false, .. })))
     }
 
     /// How this session is handed to the program. A program that connects when it accepts gets one client at a time. One that
@@ -936,7 +967,12 @@ impl Filter {
         });
         self.causes.at_accept = clients.collect();
         let takes = |live: &Live| live.stage == Stage::Probing && !live.outgoing && !live.closed;
-        let later: Vec<SessionId> = self.live.iter().filter(|(id, live)| takes(live) && self.hand_out(**id) == HandOut::NotYet).map(|(id, _)| *id).collect();
+        let later: Vec<SessionId> = self
+            .live
+            .iter()
+            .filter(|(id, live)| takes(live) && self.hand_out(**id) == HandOut::NotYet)
+            .map(|(id, _)| *id)
+            .collect();
         self.causes.later = later.len();
         later.into_iter().for_each(|id| self.recount(id, |live| live.later = true));
     }
@@ -1055,4 +1091,3 @@ fn first_free(taken: impl Iterator<Item = u32>) -> u32 {
     let taken: BTreeSet<u32> = taken.collect();
     (1..).find(|n| !taken.contains(n)).expect("a number")
 }
-

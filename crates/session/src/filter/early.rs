@@ -54,8 +54,9 @@ impl Early {
         }
         self.known(offset, end).all(|(start, piece)| {
             let (from, to) = (start.max(offset), (start + piece.len() as u64).min(end));
-            from >= to || piece[(from - start) as usize..(to - start) as usize]
-                == bytes[(from - offset) as usize..(to - offset) as usize]
+            from >= to
+                || piece[(from - start) as usize..(to - start) as usize]
+                    == bytes[(from - offset) as usize..(to - offset) as usize]
         })
     }
 

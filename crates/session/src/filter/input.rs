@@ -225,14 +225,16 @@ impl Filter {
         let stage = self.live[&session].stage;
         let feeding = matches!(stage, Stage::Feeding { .. });
         match stage {
-            Stage::Embryo { .. } => return match self.embryo_in(now, session, segment) {
-                EmbryoIn::Answered => self.drop_in(id),
-                EmbryoIn::Stranger => {
-                    let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
-                    self.unknown_in(now, id, tuple, segment, bytes);
+            Stage::Embryo { .. } => {
+                return match self.embryo_in(now, session, segment) {
+                    EmbryoIn::Answered => self.drop_in(id),
+                    EmbryoIn::Stranger => {
+                        let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
+                        self.unknown_in(now, id, tuple, segment, bytes);
+                    }
+                    EmbryoIn::Established => self.held_back_in(now, id, session, segment, bytes),
                 }
-                EmbryoIn::Established => self.held_back_in(now, id, session, segment, bytes),
-            },
+            }
             Stage::Probing | Stage::Restored => return self.held_back_in(now, id, session, segment, bytes),
             Stage::Feeding { .. } | Stage::Live => {}
         }
@@ -274,7 +276,9 @@ impl Filter {
                 // Nobody knows which of the two the local TCP would keep.
                 self.drop_in(id);
             }
-            Judgement::Believed(b) if self.overloaded && brings_news(s, b.offset, segment) && !self.trickle.takes(now, s, b.offset, segment) => {
+            Judgement::Believed(b)
+                if self.overloaded && brings_news(s, b.offset, segment) && !self.trickle.takes(now, s, b.offset, segment) =>
+            {
                 // What it acknowledges counts all the same.
                 self.apply_in(now, session, segment, &b);
                 if b.ack.is_some() && self.live.contains_key(&session) {
@@ -551,7 +555,8 @@ impl Filter {
     fn held_back_in(&mut self, now: Now, id: Option<u32>, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
         if self.live[&session].recovery.proof.is_some() {
             self.note_proof(now, session, segment);
-            let live = self.live.get_mut(&session).filter(|l| segment.sequence_length() > 0 && l.recovery.held_in.len() < MAX_HELD_IN);
+            let live =
+                self.live.get_mut(&session).filter(|l| segment.sequence_length() > 0 && l.recovery.held_in.len() < MAX_HELD_IN);
             return match live {
                 Some(live) => live.recovery.make().held_in.push(HeldIn { id, bytes: bytes.to_vec() }),
                 None => self.drop_in(id),

@@ -128,12 +128,25 @@ pub(super) struct Recovery {
 }
 
 impl Blank for Recovery {
-    const BLANK: &'static Recovery = &Recovery { held_in: Vec::new(), resend: None, proof: None, handshake: None, barrier_until: None, tail: None, astray: None };
+    const BLANK: &'static Recovery = &Recovery {
+        held_in: Vec::new(),
+        resend: None,
+        proof: None,
+        handshake: None,
+        barrier_until: None,
+        tail: None,
+        astray: None,
+    };
 
     fn is_blank(&self) -> bool {
         let Recovery { held_in, resend, proof, handshake, barrier_until, tail, astray } = self;
         held_in.is_empty()
-            && (astray.is_none() && resend.is_none() && proof.is_none() && handshake.is_none() && barrier_until.is_none() && tail.is_none())
+            && (astray.is_none()
+                && resend.is_none()
+                && proof.is_none()
+                && handshake.is_none()
+                && barrier_until.is_none()
+                && tail.is_none())
     }
 }
 
@@ -355,7 +368,12 @@ impl Live {
 
     /// The barrier waits for the application to take it.
     pub fn awaited(&self) -> bool {
-        matches!(self.stage, Stage::Probing | Stage::Restored) && !self.attached && !self.bare && !self.closed && !self.outgoing && !self.later
+        matches!(self.stage, Stage::Probing | Stage::Restored)
+            && !self.attached
+            && !self.bare
+            && !self.closed
+            && !self.outgoing
+            && !self.later
     }
 
     /// It was recovered, and nobody has accepted it yet.
@@ -372,7 +390,11 @@ impl Live {
     /// The hooks said that it was closed, and no FIN or RST of the kernel has.
     pub fn only_told_closed(&self, s: &Session) -> bool {
         let silent = self.owners.is_empty() && !self.orphan && !self.mute && self.kernel_nxt <= s.out_done;
-        self.closed && silent && self.released <= s.out_done && self.acked <= s.out_done && !self.held.iter().any(|h| h.fin || h.rst)
+        self.closed
+            && silent
+            && self.released <= s.out_done
+            && self.acked <= s.out_done
+            && !self.held.iter().any(|h| h.fin || h.rst)
     }
 
     /// Log position behind all that was written of this session.

@@ -18,8 +18,8 @@
 //! - `astray`: sessions of which the store does not know what the kernel knows
 
 mod app;
-mod astray;
 mod around;
+mod astray;
 mod calling;
 mod causes;
 mod early;

@@ -68,7 +68,9 @@ impl Handshakes {
     fn note(&mut self, tuple: FourTuple, handshake: Handshake) {
         if let Some((_, known)) = self.by_tuple.get_mut(&tuple) {
             let isn_out = handshake.answer.map(|a| a.isn);
-            let same = |h: &Handshake| (h.isn, h.by_us) == (handshake.isn, handshake.by_us) && h.answer.is_none_or(|a| Some(a.isn) == isn_out);
+            let same = |h: &Handshake| {
+                (h.isn, h.by_us) == (handshake.isn, handshake.by_us) && h.answer.is_none_or(|a| Some(a.isn) == isn_out)
+            };
             match known.iter_mut().find(|h| same(h)) {
                 Some(h) => *h = handshake,
                 None => {
@@ -119,13 +121,32 @@ fn completes<'a>(segment: &Segment<'a>) -> impl Fn(&Handshake) -> bool + use<'a>
 }
 
 fn opening_held(now: Now, id: u32) -> Held {
-    Held { id, start: 0, end: 0, ack: 0, lowered: false, ahead: false, ts: None, fin: false, rst: false, corrected: false, bytes: None, since: now }
+    Held {
+        id,
+        start: 0,
+        end: 0,
+        ack: 0,
+        lowered: false,
+        ahead: false,
+        ts: None,
+        fin: false,
+        rst: false,
+        corrected: false,
+        bytes: None,
+        since: now,
+    }
 }
 
 /// What both SYNs settle. `theirs` and `ours`: options of the peer's SYN and of ours.
 #[allow(clippy::too_many_arguments)] // the parts of two SYNs
 fn settled(
-    session: SessionId, tuple: FourTuple, isn_in: Seq, isn_out: Seq, theirs: Options, ours: Options, window: u16,
+    session: SessionId,
+    tuple: FourTuple,
+    isn_in: Seq,
+    isn_out: Seq,
+    theirs: Options,
+    ours: Options,
+    window: u16,
     established: bool,
 ) -> Open {
     let shifts = theirs.window_scale.zip(ours.window_scale);
@@ -273,7 +294,8 @@ impl Filter {
                 return self.wait_or_release(now, old, need, opening_held(now, id));
             }
         }
-        let answer = Answer { isn: segment.seq(), options: segment.options(), window: segment.window(), signed: segment.is_signed() };
+        let answer =
+            Answer { isn: segment.seq(), options: segment.options(), window: segment.window(), signed: segment.is_signed() };
         let of_it = |h: &Handshake| !h.by_us && segment.ack() == h.isn.add(1);
         // We never saw its SYN (dropped past the bound): the peer sends it again. Or the peer signs, and will not hear what
         // is not signed.

@@ -95,7 +95,20 @@ impl Filter {
                 self.end
             };
             let (bytes, corrected) = (corrected.map(<[u8]>::to_vec), corrected.is_some());
-            let held = Held { id, start: 0, end: 0, ack: 0, lowered: false, ahead: false, ts: None, fin, rst, corrected, bytes, since: now };
+            let held = Held {
+                id,
+                start: 0,
+                end: 0,
+                ack: 0,
+                lowered: false,
+                ahead: false,
+                ts: None,
+                fin,
+                rst,
+                corrected,
+                bytes,
+                since: now,
+            };
             return self.wait_or_release(now, NO_SESSION, need, held);
         }
         // Anything more is not ours to send.
@@ -111,7 +124,8 @@ impl Filter {
     fn reset_stranger(&mut self, now: Now, segment: &Segment<'_>, corrected: bool) {
         let reset = |source, destination, seq, ack| {
             let mut packet = Vec::new();
-            Build { source, destination, seq, ack, flags: flags::RST | flags::ACK, window: 0, timestamps: None, payload: &[] }.write(&mut packet);
+            Build { source, destination, seq, ack, flags: flags::RST | flags::ACK, window: 0, timestamps: None, payload: &[] }
+                .write(&mut packet);
             packet
         };
         let next = segment.seq().add(u64::from(segment.sequence_length()));

@@ -48,7 +48,8 @@ impl Filter {
     pub(super) fn await_proofs(&mut self, now: Now) {
         for (&id, live) in self.live.iter_mut().filter(|(_, l)| l.stage == Stage::Probing) {
             let next = now + ASK_AGAIN;
-            live.recovery.make().proof = Some(Proof { since: None, acked: 0, lowest: None, nxt: 0, holes: false, window: 0, next, asks: 0 });
+            live.recovery.make().proof =
+                Some(Proof { since: None, acked: 0, lowest: None, nxt: 0, holes: false, window: 0, next, asks: 0 });
             self.timers.push(Reverse((next, id)));
         }
     }

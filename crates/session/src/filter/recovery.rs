@@ -165,8 +165,10 @@ impl Filter {
         let unpaired = self.unpaired();
         self.counters.unpaired += unpaired.len() as u64;
         let lost = |id: &SessionId| unpaired.binary_search(id).is_ok();
-        let (unwanted, ids): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| self.store.get(*id).is_some_and(|s| self.is_unwanted(s)));
-        let (torn, whole): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| lost(id) || self.store.get(*id).is_some_and(|s| s.torn));
+        let (unwanted, ids): (Vec<_>, Vec<_>) =
+            ids.into_iter().partition(|id| self.store.get(*id).is_some_and(|s| self.is_unwanted(s)));
+        let (torn, whole): (Vec<_>, Vec<_>) =
+            ids.into_iter().partition(|id| lost(id) || self.store.get(*id).is_some_and(|s| s.torn));
         for id in whole {
             let s = self.store.get(id).expect("listed");
             let mut live = Live::new(s);
@@ -177,7 +179,8 @@ impl Filter {
                 live.base_pos = self.end;
                 live.in_marks = Marks::new(s.in_ackable(), self.end);
                 live.out_marks = Marks::new(s.out_sendable(), self.end);
-                (live.released, live.released_ack, live.acked) = (old.released.min(s.out_sendable()), old.released_ack, old.acked);
+                (live.released, live.released_ack, live.acked) =
+                    (old.released.min(s.out_sendable()), old.released_ack, old.acked);
                 (live.edge, live.ts_value, live.ts_shown) = (live.edge.max(old.edge), old.ts_value, old.ts_shown);
                 live.alone = old.alone;
                 (live.ts_recent_at, live.ts_value_at) = (old.ts_recent_at, old.ts_value_at);
@@ -310,10 +313,7 @@ impl Filter {
             mss: s.open.mss,
             shifts: s.open.shifts,
             sack: s.open.sack,
-            timestamp: s
-                .open
-                .timestamps
-                .then(|| live.ts_value.wrapping_add(elapsed_ms).wrapping_add(TIMESTAMP_MARGIN_MS) & !1),
+            timestamp: s.open.timestamps.then(|| live.ts_value.wrapping_add(elapsed_ms).wrapping_add(TIMESTAMP_MARGIN_MS) & !1),
             snd_wnd: u32::from(live.window) << s.open.shifts.map_or(0, |(theirs, _)| theirs),
             fin: s.out_fin,
             closed: s.closed,

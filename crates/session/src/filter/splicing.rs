@@ -210,7 +210,13 @@ impl Filter {
 
     /// Makes the socket of a session that was probed, or whose peer has not answered in time.
     pub fn splice(&mut self, now: Now, id: SessionId) {
-        let Some(live) = self.live.get_mut(&id).filter(|l| l.stage == Stage::Probing && l.recovery.handshake.is_none() && l.recovery.proof.is_none()) else { return };
+        let Some(live) = self
+            .live
+            .get_mut(&id)
+            .filter(|l| l.stage == Stage::Probing && l.recovery.handshake.is_none() && l.recovery.proof.is_none())
+        else {
+            return;
+        };
         if live.outgoing {
             return self.await_call(now, id);
         }
@@ -270,7 +276,9 @@ impl Filter {
         let waiting: Vec<SocketAddr> = waiting.map(|(local, _)| *local).collect();
         for local in waiting {
             while let Some(id) = self.next_half(now, local) {
-                let Some(live) = self.live.get_mut(&id).filter(|l| l.recovery.handshake == Some(Handshake::Queued)) else { continue };
+                let Some(live) = self.live.get_mut(&id).filter(|l| l.recovery.handshake == Some(Handshake::Queued)) else {
+                    continue;
+                };
                 live.recovery.make().handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
                 self.splices.listeners.entry(local).or_default().under_way.insert(id);
                 self.handed_out(now, id);
@@ -283,7 +291,9 @@ impl Filter {
     /// Whom this listener is to be asked for next.
     fn next_half(&mut self, now: Now, local: SocketAddr) -> Option<SessionId> {
         let (live, listener) = (&self.live, self.splices.listeners.get_mut(&local)?);
-        listener.under_way.retain(|id| live.get(id).is_some_and(|l| matches!(l.recovery.handshake, Some(Handshake::Sent { .. }))));
+        listener
+            .under_way
+            .retain(|id| live.get(id).is_some_and(|l| matches!(l.recovery.handshake, Some(Handshake::Sent { .. }))));
         let under_way = listener.under_way.len();
         if listener.queue.is_empty() || under_way >= if listener.listening { MOST } else { 1 } {
             return None;
@@ -414,10 +424,7 @@ impl Filter {
         let splice = Splice {
             isn,
             ports: (syn.source().port(), s.open.tuple.local.port()),
-            output: Shift {
-                seq: s.out_seq(base).0.wrapping_sub(isn.add(1).0),
-                timestamp: live.ts_value.wrapping_sub(clock),
-            },
+            output: Shift { seq: s.out_seq(base).0.wrapping_sub(isn.add(1).0), timestamp: live.ts_value.wrapping_sub(clock) },
             input: Shift::default(),
             shifts: s.open.shifts.map_or((0, 0), |(_, told)| (ours.window_scale.unwrap_or(0), told)),
             peer_shifts: s.open.shifts.map_or((0, 0), |(theirs, _)| (theirs, ours.window_scale.map_or(0, |_| theirs))),

@@ -214,7 +214,11 @@ impl Filter {
 
 /// The IP header, and TCP's without options.
 fn headers(tuple: &FourTuple) -> u32 {
-    if tuple.local.is_ipv4() { 40 } else { 60 }
+    if tuple.local.is_ipv4() {
+        40
+    } else {
+        60
+    }
 }
 
 /// The longest packet that the peer takes.

@@ -73,8 +73,12 @@ impl Filter {
 
     /// The program has ended in order: what the kernel closed for it, it meant to close.
     pub fn program_exited(&mut self, now: Now) {
-        let mut held: Vec<SessionId> =
-            self.live.iter().filter(|(_, l)| l.owners.contains(&PROGRAM) && l.held.iter().any(|h| l.unasked(h))).map(|(id, _)| *id).collect();
+        let mut held: Vec<SessionId> = self
+            .live
+            .iter()
+            .filter(|(_, l)| l.owners.contains(&PROGRAM) && l.held.iter().any(|h| l.unasked(h)))
+            .map(|(id, _)| *id)
+            .collect();
         held.sort_unstable();
         for id in held {
             self.closed_unasked(now, PROGRAM, id);

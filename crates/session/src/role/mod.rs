@@ -553,8 +553,7 @@ impl RoleMachine {
 
     /// What our heartbeats and hellos say: the partner's [`PartnerView`] of us.
     pub fn view(&self) -> PartnerView {
-        let paired =
-            matches!(&self.state, State::Master(m) if m.pairing == Pairing::Paired && m.broken.is_none());
+        let paired = matches!(&self.state, State::Master(m) if m.pairing == Pairing::Paired && m.broken.is_none());
         PartnerView { role: self.role(), epoch: self.epoch, paired, full_replica: self.full() }
     }
 
@@ -562,9 +561,7 @@ impl RoleMachine {
     /// the replica is full.
     pub fn protected(&self) -> bool {
         match &self.state {
-            State::Master(m) => {
-                m.pairing == Pairing::Paired && m.broken.is_none() && !m.fenced && !self.suspected()
-            }
+            State::Master(m) => m.pairing == Pairing::Paired && m.broken.is_none() && !m.fenced && !self.suspected(),
             _ => self.full(),
         }
     }
@@ -685,7 +682,6 @@ impl RoleMachine {
     fn overtaken(&self) -> bool {
         self.away_for(self.cfg.solo_after)
     }
-
 
     fn listen(&mut self, time: Duration) {
         self.listen_until = self.listen_until.max(self.awake + time);

@@ -151,11 +151,8 @@ impl Lone {
     }
 }
 
-const TAKE_OVER: RoleAction = RoleAction::BecomeMaster {
-    epoch: Epoch { number: 3, member: B },
-    take_over: true,
-    old: Epoch { number: 1, member: A },
-};
+const TAKE_OVER: RoleAction =
+    RoleAction::BecomeMaster { epoch: Epoch { number: 3, member: B }, take_over: true, old: Epoch { number: 1, member: A } };
 
 fn solo(number: u64, doubtful: bool) -> RoleAction {
     RoleAction::GoSolo { epoch: ep(number, A), doubtful }
@@ -166,10 +163,7 @@ fn a_member_without_partner_is_master_at_once() {
     let mut cfg = config(A);
     cfg.has_partner = false;
     let mut m = RoleMachine::new(cfg, ep(4, A), ms(0));
-    assert_eq!(
-        m.poll_action(),
-        Some(RoleAction::BecomeMaster { epoch: ep(5, A), take_over: false, old: ep(4, A) })
-    );
+    assert_eq!(m.poll_action(), Some(RoleAction::BecomeMaster { epoch: ep(5, A), take_over: false, old: ep(4, A) }));
     assert_eq!((m.role(), m.release(), m.poll_timeout()), (Role::Master, Release::Freely, None));
     m.handle(ms(1), RoleInput::Carrier(false));
     assert_eq!((m.poll_action(), m.release()), (Some(RoleAction::Fence), Release::Nothing));
@@ -1041,5 +1035,8 @@ fn a_pause_and_a_cut_off_in_a_row_make_a_replica_stale() {
     // Plugged in again: this answer comes a moment before the master's next heartbeat (epoch 2.0, solo since 300 ms).
     t.put(RoleInput::Reach(true));
     let took = t.take();
-    assert!(!took.iter().any(|a| matches!(a, RoleAction::BecomeMaster { take_over: true, .. })), "after 503 ms without a word of ours to the master: {took:?}");
+    assert!(
+        !took.iter().any(|a| matches!(a, RoleAction::BecomeMaster { take_over: true, .. })),
+        "after 503 ms without a word of ours to the master: {took:?}"
+    );
 }

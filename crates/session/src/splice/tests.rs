@@ -77,8 +77,13 @@ fn said() -> impl Strategy<Value = Said> {
 }
 
 fn half() -> impl Strategy<Value = Half> {
-    (any::<[u32; 4]>(), any::<u16>())
-        .prop_map(|([out, input, clock_out, clock_in], port)| Half { out: Seq(out), input: Seq(input), clock_out, clock_in, port })
+    (any::<[u32; 4]>(), any::<u16>()).prop_map(|([out, input, clock_out, clock_in], port)| Half {
+        out: Seq(out),
+        input: Seq(input),
+        clock_out,
+        clock_in,
+        port,
+    })
 }
 
 fn splice(local: &Half, wire: &Half, shifts: (u8, u8)) -> Splice {

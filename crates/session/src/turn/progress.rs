@@ -74,13 +74,7 @@ pub(super) struct Settled {
 }
 
 impl Progress {
-    pub fn new(
-        session: SessionId,
-        policy: PortPolicy,
-        in_done: u64,
-        out_done: u64,
-        out_base: u64,
-    ) -> Self {
+    pub fn new(session: SessionId, policy: PortPolicy, in_done: u64, out_done: u64, out_base: u64) -> Self {
         let out_base = out_base.min(out_done);
         Progress {
             unanswered: policy.unanswered,
@@ -103,14 +97,7 @@ impl Progress {
             dead: None,
             lost: false,
             over: false,
-            done: CommitEntry {
-                session,
-                in_done,
-                out_done,
-                out_base,
-                fin: false,
-                torn: false,
-            },
+            done: CommitEntry { session, in_done, out_done, out_base, fin: false, torn: false },
             group: NO_GROUP,
             channel: None,
         }

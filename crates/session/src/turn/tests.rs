@@ -36,14 +36,7 @@ fn one(p: &mut TurnPolicy) -> Vec<CommitEntry> {
 }
 
 fn entry(session: SessionId, in_done: u64, out_done: u64, out_base: u64) -> CommitEntry {
-    CommitEntry {
-        session,
-        in_done,
-        out_done,
-        out_base,
-        fin: false,
-        torn: false,
-    }
+    CommitEntry { session, in_done, out_done, out_base, fin: false, torn: false }
 }
 
 fn torn(e: CommitEntry) -> CommitEntry {
@@ -59,10 +52,7 @@ fn lines() -> PortPolicy {
 }
 
 fn discard() -> PortPolicy {
-    PortPolicy {
-        unanswered: Unanswered::Discard,
-        ..PortPolicy::default()
-    }
+    PortPolicy { unanswered: Unanswered::Discard, ..PortPolicy::default() }
 }
 
 #[test]
@@ -136,10 +126,7 @@ fn framed_input_is_done_by_messages() {
     p.turn_end(MS, T);
     assert_eq!(one(&mut p), vec![entry(1, 8, 3, 3)]);
 
-    let port = PortPolicy {
-        unanswered: Unanswered::Redeliver,
-        ..PortPolicy::framed(Framing::Lines)
-    };
+    let port = PortPolicy { unanswered: Unanswered::Redeliver, ..PortPolicy::framed(Framing::Lines) };
     let mut p = with(port, &[1]);
     p.input(1, 0, b"one\ntwo\nthr");
     p.read(MS, T, 1, 11);
@@ -177,15 +164,7 @@ fn turns_over_the_same_session_commit_as_one() {
     p.turn_end(MS, T2);
     assert!(commits(&mut p).is_empty() && p.pending(4));
     p.turn_end(MS, T);
-    assert_eq!(
-        one(&mut p),
-        vec![
-            entry(1, 1, 0, 0),
-            entry(2, 0, 2, 2),
-            entry(3, 1, 0, 0),
-            entry(4, 0, 1, 1)
-        ]
-    );
+    assert_eq!(one(&mut p), vec![entry(1, 1, 0, 0), entry(2, 0, 2, 2), entry(3, 1, 0, 0), entry(4, 0, 1, 1)]);
     // Nothing in common: one commit each.
     p.write(MS, T, 1, 1, false);
     p.write(MS, T2, 2, 1, false);
@@ -244,10 +223,7 @@ fn a_short_write_among_several_sessions_tears_it() {
     p.write(MS, T, 1, 5, false);
     p.write(MS, T, 2, 3, true);
     p.turn_end(MS, T);
-    assert_eq!(
-        one(&mut p),
-        vec![entry(1, 10, 5, 5), torn(entry(2, 0, 3, 3))]
-    );
+    assert_eq!(one(&mut p), vec![entry(1, 10, 5, 5), torn(entry(2, 0, 3, 3))]);
     // Still short, now alone: what was lost stays lost.
     p.read(MS, T, 2, 4);
     p.write(MS, T, 2, 1, true);
@@ -277,10 +253,7 @@ fn a_short_push_that_nothing_would_repeat_is_torn() {
 
 #[test]
 fn too_much_unanswered_input_tears() {
-    let port = PortPolicy {
-        max_unanswered_bytes: 100,
-        ..PortPolicy::default()
-    };
+    let port = PortPolicy { max_unanswered_bytes: 100, ..PortPolicy::default() };
     let mut p = with(port, &[1]);
     p.read(MS, T, 1, 100);
     p.turn_end(MS, T);
@@ -300,13 +273,7 @@ fn too_much_unanswered_input_tears() {
     p.turn_end(MS, T);
     assert_eq!(one(&mut p), vec![entry(1, 1000, 1, 1)]);
     // A thread that swallows without ever waiting is stopped by the clock.
-    let mut p = with(
-        PortPolicy {
-            unanswered: Unanswered::Discard,
-            ..port
-        },
-        &[1],
-    );
+    let mut p = with(PortPolicy { unanswered: Unanswered::Discard, ..port }, &[1]);
     p.read(MS, T, 1, 1000);
     p.handle_timeout(51 * MS);
     assert_eq!(one(&mut p)[0].in_done, 1000);

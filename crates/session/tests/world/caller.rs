@@ -105,7 +105,9 @@ impl Node {
         let store = self.filter.store();
         let all = |to: SocketAddr| store.iter().filter(move |s| s.open.tuple.peer == to);
         let lonely = |s: &Session| match s.cause {
-            Some(Cause::Own { nth }) => all(s.open.tuple.peer).count() > 1 && (1..nth).any(|n| !all(s.open.tuple.peer).any(|s| place(s) == n)),
+            Some(Cause::Own { nth }) => {
+                all(s.open.tuple.peer).count() > 1 && (1..nth).any(|n| !all(s.open.tuple.peer).any(|s| place(s) == n))
+            }
             cause => matches!(cause, Some(Cause::Unclear { .. })),
         };
         let there: Vec<FourTuple> = self.filter.with_sockets().map(|(_, tuple)| tuple).collect();
@@ -122,7 +124,8 @@ impl Node {
         if p.has(flags::SYN) && !p.has(flags::ACK) && self.called.insert((p.source().port(), p.seq().0)) && self.app.is_some() {
             let there: Vec<SessionId> = self.filter.with_sockets().map(|(id, _)| id).collect();
             let all = || self.filter.store().iter().filter(|s| s.open.tuple.peer == p.destination());
-            let (waits, taken): (Vec<&Session>, Vec<&Session>) = all().partition(|s| !s.closed && !there.contains(&s.open.session));
+            let (waits, taken): (Vec<&Session>, Vec<&Session>) =
+                all().partition(|s| !s.closed && !there.contains(&s.open.session));
             let next = (1..).find(|n| !taken.iter().any(|s| place(s) == *n)).expect("a place");
             let waits = waits.iter().find(|s| place(s) == next || all().count() == 1);
             assert!(waits.is_none(), "a new connection, and {waits:?} waits to be called for");

@@ -131,7 +131,8 @@ impl World {
         for c in 0..self.callees.len() {
             let to = self.callees[c].me;
             let knows = n == self.master && self.nodes[n].filter.mode() != Mode::Frozen;
-            let want = if knows { self.wanted(n, c) } else { self.callees[c].all.iter().filter(|i| !self.peers[**i].over()).count() };
+            let want =
+                if knows { self.wanted(n, c) } else { self.callees[c].all.iter().filter(|i| !self.peers[**i].over()).count() };
             if self.nodes[n].calls(&to) >= want || !knows && self.rng.percent(70) {
                 continue;
             }

@@ -65,9 +65,19 @@ impl Sums {
 
 enum Message {
     /// Records, and the store that they are to compute.
-    Log { position: u64, bytes: Vec<u8>, store: Option<Rc<Store>> },
-    Snapshot { position: u64, bytes: Vec<u8>, store: Rc<Store> },
-    Handover { position: u64 },
+    Log {
+        position: u64,
+        bytes: Vec<u8>,
+        store: Option<Rc<Store>>,
+    },
+    Snapshot {
+        position: u64,
+        bytes: Vec<u8>,
+        store: Rc<Store>,
+    },
+    Handover {
+        position: u64,
+    },
     Forward(Vec<u8>),
     Ack(u64),
 }
@@ -410,7 +420,11 @@ impl World {
         assert!(ack <= s.in_ackable(), "I1: an ACK of {ack}, {} stored: {}", s.in_ackable(), line(packet));
         if p.sequence_length() == 0 {
             let at = seq::offset(s.open.isn_out, p.seq(), s.out_done).unwrap_or(0);
-            assert!(at <= s.out_sendable() || self.paired_at.is_some(), "I2: an empty segment shows {at}, {} committed", s.out_sendable());
+            assert!(
+                at <= s.out_sendable() || self.paired_at.is_some(),
+                "I2: an empty segment shows {at}, {} committed",
+                s.out_sendable()
+            );
             return;
         }
         let end = seq::offset(s.open.isn_out, p.seq().add(u64::from(p.sequence_length())), s.out_done).unwrap_or(0);
@@ -474,7 +488,11 @@ impl World {
                 assert_eq!(position, self.position[to], "a gap in the log");
                 self.nodes[to].filter.replica_apply(&bytes).expect("I5: the log fits");
                 if let Some(store) = store {
-                    assert!(*store == *self.nodes[to].filter.store(), "I5: master\n{store:?}\nreplica\n{:?}", self.nodes[to].filter.store());
+                    assert!(
+                        *store == *self.nodes[to].filter.store(),
+                        "I5: master\n{store:?}\nreplica\n{:?}",
+                        self.nodes[to].filter.store()
+                    );
                 }
                 self.position[to] += bytes.len() as u64;
                 self.send(to, from, Message::Ack(self.position[to]));
@@ -485,7 +503,11 @@ impl World {
                 }
                 self.nodes[to].filter.replica_reset();
                 self.nodes[to].filter.replica_apply(&bytes).expect("I5: the snapshot fits");
-                assert!(*store == *self.nodes[to].filter.store(), "I5: master\n{store:?}\nreplica\n{:?}", self.nodes[to].filter.store());
+                assert!(
+                    *store == *self.nodes[to].filter.store(),
+                    "I5: master\n{store:?}\nreplica\n{:?}",
+                    self.nodes[to].filter.store()
+                );
                 self.position[to] = position;
                 self.send(to, from, Message::Ack(position));
             }

@@ -28,12 +28,28 @@ const BACKLOG: usize = 2;
 /// What the hooks tell, in order.
 #[derive(Clone, Debug)]
 pub enum Hook {
-    Attach { handle: u32, origin: Origin, tuple: FourTuple },
+    Attach {
+        handle: u32,
+        origin: Origin,
+        tuple: FourTuple,
+    },
     /// `taken` None: the intent is open.
-    Write { handle: u32, bytes: Vec<u8>, taken: Option<usize> },
-    Read { handle: u32, n: u64 },
-    Absorbed { handle: u32, n: u64 },
-    Close { handle: u32 },
+    Write {
+        handle: u32,
+        bytes: Vec<u8>,
+        taken: Option<usize>,
+    },
+    Read {
+        handle: u32,
+        n: u64,
+    },
+    Absorbed {
+        handle: u32,
+        n: u64,
+    },
+    Close {
+        handle: u32,
+    },
     Wait,
 }
 
@@ -579,7 +595,11 @@ impl Node {
                     Action::ModifyIn(id, bytes) => {
                         let came = self.held_in.remove(&id).expect("one verdict a packet");
                         let port = |packet| Segment::parse(packet).expect("parses").destination();
-                        assert_eq!(port(&bytes), port(&came), "the kernel has found the socket of this one already (early demux)");
+                        assert_eq!(
+                            port(&bytes),
+                            port(&came),
+                            "the kernel has found the socket of this one already (early demux)"
+                        );
                         self.kernel_receive(now, &bytes);
                     }
                     Action::AcceptOut(id) => {
@@ -696,7 +716,13 @@ pub fn line(packet: &[u8]) -> String {
     }
     format!(
         "{}>{} {f} seq {} len {} ack {} win {} ts {:?}",
-        p.source().port(), p.destination().port(), p.seq().0, p.payload().len(), p.ack().0, p.window(), p.options().timestamps
+        p.source().port(),
+        p.destination().port(),
+        p.seq().0,
+        p.payload().len(),
+        p.ack().0,
+        p.window(),
+        p.options().timestamps
     )
 }
 

@@ -44,9 +44,7 @@ pub struct Peer {
 
 impl Peer {
     #[allow(clippy::too_many_arguments)] // all that a conversation is
-    pub fn new(
-        index: usize, tcp: Tcp, ending: Ending, service: Service, bytes: usize, slow: bool, lines_each: Vec<u64>,
-    ) -> Peer {
+    pub fn new(index: usize, tcp: Tcp, ending: Ending, service: Service, bytes: usize, slow: bool, lines_each: Vec<u64>) -> Peer {
         let plan = match service {
             Service::Echo => {
                 let mut plan: Vec<u8> =
@@ -56,7 +54,9 @@ impl Peer {
                 }
                 plan
             }
-            Service::Lines => (0..lines_each[index]).flat_map(|n| format!("{index}:{n}:{}\n", "x".repeat((n as usize * 7) % 40)).into_bytes()).collect(),
+            Service::Lines => (0..lines_each[index])
+                .flat_map(|n| format!("{index}:{n}:{}\n", "x".repeat((n as usize * 7) % 40)).into_bytes())
+                .collect(),
         };
         Peer {
             index,
@@ -157,7 +157,14 @@ impl Peer {
                 let n = self.got.len();
                 assert!(n <= self.due.len(), "peer {} hears more than it said", self.index);
                 let wrong = (self.checked..n).find(|&i| self.got[i] != self.due[i]);
-                assert!(wrong.is_none(), "peer {}: byte {} is {} not {}", self.index, wrong.unwrap(), self.got[wrong.unwrap()], self.due[wrong.unwrap()]);
+                assert!(
+                    wrong.is_none(),
+                    "peer {}: byte {} is {} not {}",
+                    self.index,
+                    wrong.unwrap(),
+                    self.got[wrong.unwrap()],
+                    self.due[wrong.unwrap()]
+                );
                 self.checked = n;
             }
             Service::Lines => {
@@ -206,7 +213,14 @@ impl Peer {
     pub fn describe(&self) -> String {
         format!(
             "peer {} {:?} said {} of {} heard {} ended {} aborted {}: {:?}",
-            self.index, self.ending, self.written, self.plan.len(), self.got.len(), self.ended, self.aborted, self.tcp
+            self.index,
+            self.ending,
+            self.written,
+            self.plan.len(),
+            self.got.len(),
+            self.ended,
+            self.aborted,
+            self.tcp
         )
     }
 }

@@ -185,7 +185,10 @@ fn without_hooks_output_goes_on_behind_what_went_around() {
     r.stored();
     let actions = r.peer(say(ACK, 4, 4, b"ping"));
     // The local TCP gets it with an acknowledgement of what it is known to have sent.
-    assert!(matches!(actions[..], [Action::ModifyIn(..)]), "the acknowledgement of what nobody saw leave is no forgery: {actions:?}");
+    assert!(
+        matches!(actions[..], [Action::ModifyIn(..)]),
+        "the acknowledgement of what nobody saw leave is no forgery: {actions:?}"
+    );
     let mut actions = r.kernel(say(ACK, 4, 8, b"pong"));
     actions.extend(r.stored());
     assert!(r.passes(&actions), "{actions:?}");

@@ -76,7 +76,8 @@ fn made(hooked: bool) -> Rig {
     r.f.hold_for_replica(0);
     let first = r.out(&syn(MADE, ISN_OUT, 200));
     assert!(r.passes(&first));
-    let answer = Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }.build();
+    let answer =
+        Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }.build();
     let answered = r.inp(&answer);
     assert!(r.passes(&answered));
     // The upstream may not know of it before the replica does.
@@ -161,9 +162,15 @@ fn the_application_has_it_back_by_calling_again() {
         let packet = answer(&called);
         let answered = Segment::parse(&packet).unwrap();
         assert_eq!((answered.source(), answered.destination()), (upstream(), from(AGAIN).local));
-        assert_eq!((answered.flags(), answered.seq().add(1), answered.ack()), (SYN | ACK, seq::at(ISN_IN, done), ISN_AGAIN.add(1)));
+        assert_eq!(
+            (answered.flags(), answered.seq().add(1), answered.ack()),
+            (SYN | ACK, seq::at(ISN_IN, done), ISN_AGAIN.add(1))
+        );
         let options = answered.options();
-        assert_eq!((options.mss, options.window_scale, options.sack_permitted, options.timestamps), (Some(1460), Some(2), true, Some((110, CLOCK_AGAIN))));
+        assert_eq!(
+            (options.mss, options.window_scale, options.sack_permitted, options.timestamps),
+            (Some(1460), Some(2), true, Some((110, CLOCK_AGAIN)))
+        );
         assert!(answered.checksum_ok());
         // It did not hear that, or says it again.
         assert_eq!(answer(&r.pass(ms(20))), packet);
@@ -272,7 +279,15 @@ fn a_new_connection_from_a_port_that_the_upstream_knows_shows_another() {
     let shown = Segment::parse(packet).unwrap();
     let outer = from(shown.source().port());
     assert!(outer != from(MADE) && shown.seq() == isn && shown.window() == 60_000 && shown.checksum_ok());
-    let answer = Packet { port: outer.local.port(), out: false, flags: SYN | ACK, seq: Seq(900), ack: isn.add(1), ts: (1, 300), bytes: b"" };
+    let answer = Packet {
+        port: outer.local.port(),
+        out: false,
+        flags: SYN | ACK,
+        seq: Seq(900),
+        ack: isn.add(1),
+        ts: (1, 300),
+        bytes: b"",
+    };
     let answered = r.inp(&answer.build());
     let [Action::DropIn(_), Action::Inject(packet)] = &answered[..] else { panic!("{answered:?}") };
     assert_eq!(Segment::parse(packet).unwrap().destination(), from(MADE).local);
@@ -287,7 +302,8 @@ fn a_new_connection_from_a_port_that_the_upstream_knows_shows_another() {
     r.pass(ms(300_000));
     assert_eq!(r.f.outer(&from(MADE)), Some(outer));
     // What the local TCP still says of a port that it does not have is nobody's.
-    let stray = Packet { port: outer.local.port(), out: true, flags: RST, seq: Seq(1), ack: Seq(0), ts: (0, 0), bytes: b"" }.build();
+    let stray =
+        Packet { port: outer.local.port(), out: true, flags: RST, seq: Seq(1), ack: Seq(0), ts: (0, 0), bytes: b"" }.build();
     assert!(matches!(r.out(&stray)[..], [Action::DropOut(_)]));
 }
 
@@ -317,7 +333,8 @@ fn what_was_half_made_when_the_application_died_is_no_session() {
     r.f.recover(r.now);
     r.drain();
     // Nobody would have the connection that this makes.
-    let late = Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }.build();
+    let late =
+        Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }.build();
     let late = r.inp(&late);
     assert!(r.passes(&late), "for the kernel to refuse");
     assert_eq!(r.f.store().len(), 0);
@@ -330,7 +347,8 @@ fn what_the_replica_may_not_know_is_not_probed() {
     r.f.activate();
     r.f.hold_for_replica(0);
     r.out(&syn(MADE, ISN_OUT, 200));
-    let answer = Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }.build();
+    let answer =
+        Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }.build();
     r.inp(&answer);
     r.f.process_gone(r.now, CHANNEL);
     r.f.recover(r.now);
@@ -362,12 +380,16 @@ fn a_call_that_has_left_is_a_new_connection_whatever_waits_by_then() {
     // The upstream may have heard of the new one: it goes on as that.
     assert_eq!(shown(&r.out(&syn(MADE, isn, 301))), outer);
     // Refused, it calls once more; that is the old one's, and has its port.
-    r.inp(&Packet { port: outer.local.port(), out: false, flags: RST | ACK, seq: Seq(0), ack: isn.add(1), ts: (0, 0), bytes: b"" }.build());
+    r.inp(
+        &Packet { port: outer.local.port(), out: false, flags: RST | ACK, seq: Seq(0), ack: isn.add(1), ts: (0, 0), bytes: b"" }
+            .build(),
+    );
     let called = r.out(&syn(MADE, other, 302));
     assert!(left(&called).is_empty());
     assert_eq!(Segment::parse(&answer(&called)).unwrap().ack(), other.add(1));
     assert_eq!(r.f.outer(&from(MADE)), Some(from(MADE)));
-    let taken = Packet { port: MADE, out: true, flags: ACK, seq: other.add(1), ack: seq::at(ISN_IN, 5), ts: (303, 500), bytes: b"" };
+    let taken =
+        Packet { port: MADE, out: true, flags: ACK, seq: other.add(1), ack: seq::at(ISN_IN, 5), ts: (303, 500), bytes: b"" };
     let taken = left(&r.out(&taken.build()));
     let [packet] = &taken[..] else { panic!("{} packets", taken.len()) };
     let (at, ack, packet) = offsets(packet, false);
@@ -400,7 +422,8 @@ fn that_a_call_is_refused_is_heard_before_the_barrier_falls() {
     r.out(&syn(AGAIN, ISN_AGAIN, CLOCK_AGAIN));
     let isn = Seq(55);
     r.out(&syn(AGAIN + 1, isn, 300));
-    let refusal = |port| Packet { port, out: false, flags: RST | ACK, seq: Seq(0), ack: isn.add(1), ts: (0, 0), bytes: b"" }.build();
+    let refusal =
+        |port| Packet { port, out: false, flags: RST | ACK, seq: Seq(0), ack: isn.add(1), ts: (0, 0), bytes: b"" }.build();
     let refused = r.inp(&refusal(AGAIN + 1));
     assert!(r.passes(&refused), "{refused:?}");
     assert!(matches!(r.inp(&refusal(AGAIN + 2))[..], [Action::DropIn(_)]), "nobody has called from there");
@@ -447,7 +470,15 @@ fn a_port_that_the_application_calls_from_is_left_to_it() {
     r.f.restored(r.now, session, spec.sent.len());
     assert_eq!((r.f.inner(&from(MADE)), r.f.outer(&from(port))), (from(port), Some(from(MADE))));
     // What its own socket says leaves under the port that the upstream knows, its numbers as they are.
-    let fin = Packet { port, out: true, flags: ACK | FIN, seq: seq::at(ISN_OUT, 2), ack: seq::at(ISN_IN, 5), ts: (900, 500), bytes: b"" };
+    let fin = Packet {
+        port,
+        out: true,
+        flags: ACK | FIN,
+        seq: seq::at(ISN_OUT, 2),
+        ack: seq::at(ISN_IN, 5),
+        ts: (900, 500),
+        bytes: b"",
+    };
     let left = r.out(&fin.build());
     let [Action::ModifyOut(_, packet)] = &left[..] else { panic!("{left:?}") };
     let packet = Segment::parse(packet).unwrap();
@@ -455,12 +486,16 @@ fn a_port_that_the_application_calls_from_is_left_to_it() {
     assert!(packet.checksum_ok());
     // And the answer reaches that socket.
     let told = r.inp(&wire(false, ACK | FIN, 5, 3, (501, 900), b""));
-    let told: Vec<_> = told.iter().filter_map(|a| if let Action::Inject(p) = a { Some(Segment::parse(p).unwrap()) } else { None }).collect();
+    let told: Vec<_> =
+        told.iter().filter_map(|a| if let Action::Inject(p) = a { Some(Segment::parse(p).unwrap()) } else { None }).collect();
     assert!(told.iter().all(|p| p.destination() == from(port).local) && told.iter().any(|p| p.has(FIN)));
     // The application's call goes on, by a port that is another one for the upstream.
     r.f.lift_barrier(r.now);
     let called = r.out(&syn(MADE, ISN_AGAIN, CLOCK_AGAIN));
-    let called: Vec<_> = called.iter().filter_map(|a| if let Action::ModifyOut(_, p) = a { Some(Segment::parse(p).unwrap()) } else { None }).collect();
+    let called: Vec<_> = called
+        .iter()
+        .filter_map(|a| if let Action::ModifyOut(_, p) = a { Some(Segment::parse(p).unwrap()) } else { None })
+        .collect();
     assert!(called.iter().all(|p| p.has(SYN) && p.source() != from(MADE).local) && r.f.outer(&from(MADE)) != Some(from(MADE)));
 }
 
@@ -494,7 +529,8 @@ fn a_port_that_is_another_sessions_half_is_left_to_it() {
     r.stored();
     let second = MADE + 9;
     r.out(&syn(second, ISN_OUT, 300));
-    let answer = Packet { port: second, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 300), bytes: b"" };
+    let answer =
+        Packet { port: second, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 300), bytes: b"" };
     r.inp(&answer.build());
     r.stored();
     let mut snapshot = Vec::new();

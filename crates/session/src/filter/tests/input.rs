@@ -250,8 +250,17 @@ fn forged(r: &Rig, at: u64, ack: Seq, payload: &[u8]) -> Vec<u8> {
     let t = tuple(r.port);
     let mut packet = Vec::new();
     let bits = ACK | flags::PSH;
-    Build { source: t.peer, destination: t.local, seq: seq::at(ISN_IN, at), ack, flags: bits, window: 60_000, timestamps: None, payload }
-        .write(&mut packet);
+    Build {
+        source: t.peer,
+        destination: t.local,
+        seq: seq::at(ISN_IN, at),
+        ack,
+        flags: bits,
+        window: 60_000,
+        timestamps: None,
+        payload,
+    }
+    .write(&mut packet);
     packet
 }
 

@@ -163,15 +163,8 @@ fn a_session_that_the_application_opens() {
     let actions = r.out(&packet);
     assert!(r.passes(&actions) && r.f.store().is_empty());
     // An answer to something else opens nothing.
-    let answer = Build {
-        source: t.peer,
-        destination: t.local,
-        seq: ISN_IN,
-        ack: ISN_OUT.add(2),
-        flags: SYN | ACK,
-        window: 60_000,
-        ..syn
-    };
+    let answer =
+        Build { source: t.peer, destination: t.local, seq: ISN_IN, ack: ISN_OUT.add(2), flags: SYN | ACK, window: 60_000, ..syn };
     answer.write_with(&Rig::syn_options(false), &mut packet);
     r.inp(&packet);
     assert!(r.f.store().is_empty());
@@ -231,11 +224,13 @@ const AO: [u8; 16] = [29, 16, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 /// A SYN, or its answer.
 fn opener(r: &Rig, from_peer: bool, bits: u8, further: &[u8], payload: &[u8]) -> Vec<u8> {
     let t = tuple(r.port);
-    let (source, destination, seq, ack) = if from_peer { (t.peer, t.local, ISN_IN, ISN_OUT) } else { (t.local, t.peer, ISN_OUT, ISN_IN) };
+    let (source, destination, seq, ack) =
+        if from_peer { (t.peer, t.local, ISN_IN, ISN_OUT) } else { (t.local, t.peer, ISN_OUT, ISN_IN) };
     let ack = if bits & ACK == 0 { Seq(0) } else { ack.add(1) };
     let mut packet = Vec::new();
     let options = [&[2, 4, 5, 0xb4], further].concat();
-    Build { source, destination, seq, ack, flags: bits, window: 60_000, timestamps: None, payload }.write_with(&options, &mut packet);
+    Build { source, destination, seq, ack, flags: bits, window: 60_000, timestamps: None, payload }
+        .write_with(&options, &mut packet);
     packet
 }
 
@@ -356,8 +351,14 @@ fn what_was_not_negotiated_is_not_believed_later_either() {
     for (seq, ack, payload) in [(0, 0, &b""[..]), (0, 0, b"hello"), (5, 0, b"")] {
         let mut packet = Vec::new();
         Build {
-            source: t.peer, destination: t.local, seq: seq::at(ISN_IN, seq), ack: seq::at(ISN_OUT, ack),
-            flags: ACK, window: 60_000, timestamps: None, payload,
+            source: t.peer,
+            destination: t.local,
+            seq: seq::at(ISN_IN, seq),
+            ack: seq::at(ISN_OUT, ack),
+            flags: ACK,
+            window: 60_000,
+            timestamps: None,
+            payload,
         }
         // MP_CAPABLE of a third segment: both keys.
         .write_with(&[30, 20, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8], &mut packet);
@@ -379,7 +380,13 @@ fn a_connection_of_the_applications_asks_for_nothing_that_cannot_go_on() {
     assert!(s.checksum_ok());
     assert_eq!((s.payload(), s.flags(), kinds(&s)), (&b""[..], SYN, vec![2]));
     // Nor does whatever the peer answers, asked or not.
-    let answer = opener(&r, true, SYN | ACK | flags::ECE | FIN, &[&COOKIE[..], &[30, 12, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8]].concat(), b"early");
+    let answer = opener(
+        &r,
+        true,
+        SYN | ACK | flags::ECE | FIN,
+        &[&COOKIE[..], &[30, 12, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8]].concat(),
+        b"early",
+    );
     let actions = r.inp(&answer);
     let let_in = let_in(&r, &actions, &answer);
     let s = Segment::parse(&let_in).unwrap();
@@ -418,10 +425,20 @@ fn a_signed_connection_is_torn_from_the_start() {
             r.attach();
             let t = tuple(r.port);
             let signed = |from_peer: bool, seq: u64, ack: u64, payload: &[u8]| {
-                let (source, destination, mine, other) = if from_peer { (t.peer, t.local, ISN_IN, ISN_OUT) } else { (t.local, t.peer, ISN_OUT, ISN_IN) };
+                let (source, destination, mine, other) =
+                    if from_peer { (t.peer, t.local, ISN_IN, ISN_OUT) } else { (t.local, t.peer, ISN_OUT, ISN_IN) };
                 let mut packet = Vec::new();
-                Build { source, destination, seq: seq::at(mine, seq), ack: seq::at(other, ack), flags: ACK, window: 60_000, timestamps: None, payload }
-                    .write_with(signature, &mut packet);
+                Build {
+                    source,
+                    destination,
+                    seq: seq::at(mine, seq),
+                    ack: seq::at(other, ack),
+                    flags: ACK,
+                    window: 60_000,
+                    timestamps: None,
+                    payload,
+                }
+                .write_with(signature, &mut packet);
                 packet
             };
             let actions = r.inp(&signed(true, 0, 0, b"ping"));
@@ -434,7 +451,10 @@ fn a_signed_connection_is_torn_from_the_start() {
             assert_eq!(r.out(&signed(false, 4, 4, b"")), [Action::DropOut(r.id)]);
             r.wait();
             let all = r.stored();
-            assert!(all.iter().any(|a| matches!(a, Action::AcceptOut(_))) && !all.iter().any(|a| matches!(a, Action::ModifyOut(..))), "{all:?}");
+            assert!(
+                all.iter().any(|a| matches!(a, Action::AcceptOut(_))) && !all.iter().any(|a| matches!(a, Action::ModifyOut(..))),
+                "{all:?}"
+            );
             // At a takeover it is reset and counted.
             r.fail_over();
             assert!(r.f.store().is_empty());
@@ -461,8 +481,17 @@ fn syn_with(r: &Rig, isn: Seq, mss: u16) -> Vec<u8> {
     let t = tuple(r.port);
     let mut packet = Vec::new();
     let [a, b] = mss.to_be_bytes();
-    Build { source: t.peer, destination: t.local, seq: isn, ack: Seq(0), flags: SYN, window: 60_000, timestamps: None, payload: &[] }
-        .write_with(&[2, 4, a, b], &mut packet);
+    Build {
+        source: t.peer,
+        destination: t.local,
+        seq: isn,
+        ack: Seq(0),
+        flags: SYN,
+        window: 60_000,
+        timestamps: None,
+        payload: &[],
+    }
+    .write_with(&[2, 4, a, b], &mut packet);
     packet
 }
 
@@ -559,8 +588,17 @@ fn a_connection_whose_handshake_was_forgotten_is_reset_and_not_left_alone() {
     for n in 0..(1u32 << 15) {
         let mut packet = Vec::new();
         let peer = ([10, 0, (n >> 8) as u8, n as u8], 9).into();
-        Build { source: peer, destination: t.local, seq: Seq(n), ack: Seq(0), flags: SYN, window: 1, timestamps: None, payload: &[] }
-            .write_with(&[2, 4, 5, 0xb4], &mut packet);
+        Build {
+            source: peer,
+            destination: t.local,
+            seq: Seq(n),
+            ack: Seq(0),
+            flags: SYN,
+            window: 1,
+            timestamps: None,
+            payload: &[],
+        }
+        .write_with(&[2, 4, 5, 0xb4], &mut packet);
         r.inp(&packet);
     }
     r.stored();
@@ -579,11 +617,13 @@ fn a_connection_whose_handshake_was_forgotten_is_reset_and_not_left_alone() {
     let mut all = actions;
     all.extend(r.stored());
     assert!(all.contains(&Action::DropOut(r.id)));
-    let told = |local: bool| all.iter().find_map(|a| match a {
-        Action::Inject(p) if local => Some(p.clone()),
-        Action::SendPeer(p) if !local => Some(p.clone()),
-        _ => None,
-    });
+    let told = |local: bool| {
+        all.iter().find_map(|a| match a {
+            Action::Inject(p) if local => Some(p.clone()),
+            Action::SendPeer(p) if !local => Some(p.clone()),
+            _ => None,
+        })
+    };
     let (here, there) = (told(true).expect("an RST for the local TCP"), told(false).expect("an RST for the peer"));
     let (here, there) = (Segment::parse(&here).unwrap(), Segment::parse(&there).unwrap());
     assert!(here.has(RST) && there.has(RST));
@@ -619,8 +659,14 @@ fn what_has_waited_asks_for_no_more_than_the_rest() {
     let mut f = Filter::new(FilterConfig { outgoing: vec![(to, PortPolicy::default())], ..config() });
     let mut call = Vec::new();
     Build {
-        source: "192.0.2.200:4000".parse().unwrap(), destination: to, seq: Seq(5), ack: Seq(0),
-        flags: SYN | flags::ECE | flags::CWR, window: 60_000, timestamps: None, payload: b"hello",
+        source: "192.0.2.200:4000".parse().unwrap(),
+        destination: to,
+        seq: Seq(5),
+        ack: Seq(0),
+        flags: SYN | flags::ECE | flags::CWR,
+        window: 60_000,
+        timestamps: None,
+        payload: b"hello",
     }
     .write_with(&[&[2, 4, 5, 0xb4][..], &COOKIE].concat(), &mut call);
     f.packet_out(ms(1000), 1, &call);

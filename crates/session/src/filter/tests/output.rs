@@ -203,14 +203,22 @@ fn an_acknowledgement_that_is_explained_in_time_tears_nothing() {
 fn a_turn_over_very_many_sessions_is_committed() {
     let mut r = Rig::new();
     let sessions = 70_000u32;
-    let t = |i: u32| FourTuple { local: "192.0.2.200:5555".parse().unwrap(), peer: (std::net::Ipv4Addr::from(0x0a00_0000 | i >> 8), (1024 + (i & 255)) as u16).into() };
+    let t = |i: u32| FourTuple {
+        local: "192.0.2.200:5555".parse().unwrap(),
+        peer: (std::net::Ipv4Addr::from(0x0a00_0000 | i >> 8), (1024 + (i & 255)) as u16).into(),
+    };
     for i in 0..sessions {
         for (from_peer, flags, ack) in [(true, SYN, 0), (false, SYN | ACK, 1), (true, ACK, 1)] {
             let (t, mut packet) = (t(i), Vec::new());
             let (source, destination) = if from_peer { (t.peer, t.local) } else { (t.local, t.peer) };
             let seq = Seq(if flags == ACK { 1 } else { 0 });
-            Build { source, destination, seq, ack: Seq(ack), flags, window: 60_000, timestamps: None, payload: &[] }.write(&mut packet);
-            if from_peer { r.f.packet_in(r.now, i, &packet, true) } else { r.f.packet_out(r.now, i, &packet) }
+            Build { source, destination, seq, ack: Seq(ack), flags, window: 60_000, timestamps: None, payload: &[] }
+                .write(&mut packet);
+            if from_peer {
+                r.f.packet_in(r.now, i, &packet, true)
+            } else {
+                r.f.packet_out(r.now, i, &packet)
+            }
         }
         r.f.attach(r.now, CHANNEL, i, Origin::Accepted, &t(i));
     }

@@ -178,7 +178,8 @@ fn numbers_and_clocks_are_corrected_both_ways() {
 fn old_output_is_sent_by_ourselves_and_new_output_waits_for_it() {
     let mut r = busy(false).spliced_over(true, 0);
     // At once, before anybody listens.
-    let sent = left(&r.actions).into_iter().map(|p| offsets(p, false)).rfind(|(_, _, p)| p.payload().len() > 1).expect("old output");
+    let sent =
+        left(&r.actions).into_iter().map(|p| offsets(p, false)).rfind(|(_, _, p)| p.payload().len() > 1).expect("old output");
     assert_eq!((sent.0, sent.2.payload()), (0, &b"pong"[..]));
     r.half_syn_ack();
     r.attach();
@@ -258,7 +259,8 @@ fn what_a_half_says_after_the_end_is_corrected_still() {
     let t = tuple(r.port);
     let mut packet = Vec::new();
     let (seq, ack) = (ISN_HALF.add(2), seq::at(ISN_IN, 10));
-    Build { source: t.local, destination: t.peer, seq, ack, flags: ACK, window: 1000, timestamps: None, payload: &[] }.write(&mut packet);
+    Build { source: t.local, destination: t.peer, seq, ack, flags: ACK, window: 1000, timestamps: None, payload: &[] }
+        .write(&mut packet);
     let said = r.out(&packet);
     let [packet] = left(&said)[..] else { panic!("{said:?}") };
     assert_eq!(Segment::parse(packet).unwrap().seq(), seq::at(ISN_OUT, 5));
@@ -296,7 +298,8 @@ fn half_packet(bytes: &[u8], ack: u64) -> Vec<u8> {
     let t = tuple(1000);
     let (seq, ack) = (ISN_HALF.add(1), seq::at(ISN_IN, ack));
     let mut packet = Vec::new();
-    Build { source: t.local, destination: t.peer, seq, ack, flags: ACK, window: 1000, timestamps: None, payload: bytes }.write(&mut packet);
+    Build { source: t.local, destination: t.peer, seq, ack, flags: ACK, window: 1000, timestamps: None, payload: bytes }
+        .write(&mut packet);
     packet
 }
 
@@ -304,7 +307,8 @@ fn fin_packet(at: u64, ack: u64) -> Vec<u8> {
     let t = tuple(1000);
     let (seq, ack) = (ISN_HALF.add(1 + at), seq::at(ISN_IN, ack));
     let mut packet = Vec::new();
-    Build { source: t.local, destination: t.peer, seq, ack, flags: ACK | FIN, window: 1000, timestamps: None, payload: &[] }.write(&mut packet);
+    Build { source: t.local, destination: t.peer, seq, ack, flags: ACK | FIN, window: 1000, timestamps: None, payload: &[] }
+        .write(&mut packet);
     packet
 }
 
@@ -393,7 +397,10 @@ fn what_was_held_from_before_acknowledges_nothing_before_the_half() {
     assert_eq!(r.peer(say(ACK, 9, 2, b"late")), []);
     r.attach();
     let told = r.drain();
-    let told: Vec<_> = told.iter().filter_map(|a| if let Action::ModifyIn(_, p) = a { Some(Segment::parse(p).unwrap()) } else { None }).collect();
+    let told: Vec<_> = told
+        .iter()
+        .filter_map(|a| if let Action::ModifyIn(_, p) = a { Some(Segment::parse(p).unwrap()) } else { None })
+        .collect();
     let [late] = &told[..] else { panic!("{} segments", told.len()) };
     assert_eq!((late.payload(), late.ack()), (&b"late"[..], ISN_HALF.add(1)));
     // From its first acknowledgement on it is its own.
@@ -501,12 +508,28 @@ fn a_port_without_a_listener_keeps_no_other_waiting() {
     use crate::record::Open;
     let mut f = splicing(true);
     f.demote();
-    let locals: [SocketAddr; 4] = ["192.0.2.200:5555", "192.0.2.200:5556", "[2001:db8::200]:5555", "192.0.2.201:5555"].map(|a| a.parse().unwrap());
+    let locals: [SocketAddr; 4] =
+        ["192.0.2.200:5555", "192.0.2.200:5556", "[2001:db8::200]:5555", "192.0.2.201:5555"].map(|a| a.parse().unwrap());
     let mut log = Vec::new();
     for (i, local) in locals.into_iter().enumerate() {
         let peer = if local.is_ipv4() { ([192, 0, 2, 9], 1000).into() } else { "[2001:db8::9]:1000".parse().unwrap() };
-        let open = Open { session: 1 + i as u32, tuple: FourTuple { local, peer }, internal_port: local.port(), isn_in: ISN_IN, isn_out: ISN_OUT, mss: 1460,
-            shifts: None, sack: false, timestamps: false, established: true, window: 500, ts_recent: 0, ts_value: 0, in_done: 0, out_acked: 0 };
+        let open = Open {
+            session: 1 + i as u32,
+            tuple: FourTuple { local, peer },
+            internal_port: local.port(),
+            isn_in: ISN_IN,
+            isn_out: ISN_OUT,
+            mss: 1460,
+            shifts: None,
+            sack: false,
+            timestamps: false,
+            established: true,
+            window: 500,
+            ts_recent: 0,
+            ts_value: 0,
+            in_done: 0,
+            out_acked: 0,
+        };
         open.encode(&mut log);
     }
     f.replica_apply(&log).unwrap();
@@ -515,7 +538,12 @@ fn a_port_without_a_listener_keeps_no_other_waiting() {
     (1..=4).for_each(|id| f.splice(ms(1000), id));
     let mut asked = Vec::new();
     f.drain_actions(&mut asked);
-    let asked: Vec<SocketAddr> = injected(&asked).into_iter().map(|p| Segment::parse(p).unwrap()).filter(|p| p.has(SYN)).map(|p| p.destination()).collect();
+    let asked: Vec<SocketAddr> = injected(&asked)
+        .into_iter()
+        .map(|p| Segment::parse(p).unwrap())
+        .filter(|p| p.has(SYN))
+        .map(|p| p.destination())
+        .collect();
     assert_eq!(asked.into_iter().collect::<BTreeSet<_>>(), locals.into_iter().collect());
 }
 

@@ -774,7 +774,9 @@ fn a_restored_socket_is_granted_no_more_than_a_buffer_takes() {
     r.read(1400);
     r.stored();
     r.fail_over();
-    for probe in r.probe_all().iter().filter_map(|a| if let Action::SendPeer(p) = a { Some(Segment::parse(p).unwrap()) } else { None }) {
+    for probe in
+        r.probe_all().iter().filter_map(|a| if let Action::SendPeer(p) = a { Some(Segment::parse(p).unwrap()) } else { None })
+    {
         assert!(u64::from(probe.window()) << 2 <= 1500, "the peer is told of {} bytes", u64::from(probe.window()) << 2);
     }
     r.peer(say(ACK, 1400, 0, b""));
@@ -934,7 +936,8 @@ fn the_first_unacknowledged_segment_gets_through_a_narrow_path() {
     r.restore(false);
     r.recovered();
     let sent = r.pass(ms(300));
-    let lengths: Vec<usize> = sent.iter().filter_map(|a| if let Action::SendPeer(p) = a { Some(p.len()) } else { None }).collect();
+    let lengths: Vec<usize> =
+        sent.iter().filter_map(|a| if let Action::SendPeer(p) = a { Some(p.len()) } else { None }).collect();
     assert_eq!(lengths, [1488, 1268, 564]);
     // What routers say of it the restored socket hears itself.
     let Some(Action::SendPeer(packet)) = sent.first() else { panic!("{sent:?}") };
