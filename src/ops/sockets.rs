@@ -19,8 +19,8 @@ use crate::{ffi, process, real, turn};
 /// An internet address that the application names; `None`: the C library is to say what is wrong with it.
 pub(super) fn named(at: *const sockaddr, length: socklen_t) -> Option<SocketAddr> {
     let bytes = (length as usize).min(mem::size_of::<sockaddr_storage>());
-    // SAFETY: what is looked at was found readable.
     if Checked::default().is_readable(at, bytes) {
+        // SAFETY: what is looked at was found readable.
         unsafe { address(at, length) }
     } else {
         None
