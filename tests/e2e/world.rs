@@ -200,7 +200,7 @@ impl World {
         for (i, s) in all.iter().enumerate() {
             if s.outgoing && s.has(SYN) {
                 ended.remove(&s.src);
-            } else if s.outgoing && s.has(FIN) {
+            } else if s.outgoing && (s.has(FIN) || s.has(RST)) {
                 ended.insert(s.src);
             } else if !s.outgoing && s.has(RST) && !ended.contains(&s.dst) {
                 let of_it = all[..=i].iter().filter(|other| other.src == s.dst || other.dst == s.dst);
