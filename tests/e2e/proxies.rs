@@ -303,7 +303,7 @@ fn a_proxy_with_a_pool_of_threads() {
 
 #[test]
 fn a_proxy_on_asyncio() {
-    proxied(&Proxy { most: 50, ..python("pxasync", "asyncio", "192.0.2.9") });
+    proxied(&Proxy { most: 120, ..python("pxasync", "asyncio", "192.0.2.9") });
 }
 
 fn haproxy(mode: &str, threads: &str, options: &str) -> Config {
