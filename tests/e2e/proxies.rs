@@ -320,7 +320,7 @@ fn haproxy(mode: &str, threads: &str, options: &str) -> Config {
 #[test]
 fn haproxy_in_tcp_mode() {
     let config = haproxy("tcp", "nbthread 1", "");
-    proxied(&Proxy { most: 25, ..Proxy::new("haptcp", &["haproxy", "-db", "-f", &config.path()]) });
+    proxied(&Proxy { most: 60, ..Proxy::new("haptcp", &["haproxy", "-db", "-f", &config.path()]) });
 }
 
 /// What one connection sends goes to the other one through a pipe.
