@@ -296,8 +296,9 @@ impl Progress {
         let before = self.done;
         self.again &= self.written <= before.out_done;
         let target = self.target();
-        if !timeout && !self.short && self.finished() >= self.in_read {
-            // It has answered all, and keeps nothing that nobody else knows.
+        if !timeout && !self.short && self.finished() >= self.in_read && self.unwritten() == 0 {
+            // It has answered all, and keeps nothing that nobody else knows. (While what is out is being written again, the rest of
+            // that would be swallowed from another answer after a failover.)
             self.over = false;
         }
         let unfinished = self.short || (timeout && alone && !self.fin_asked);
