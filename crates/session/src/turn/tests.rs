@@ -312,6 +312,22 @@ fn a_session_at_rest_is_protected_again_whatever_it_exceeded() {
     assert_eq!(p.counters().torn, 2);
 }
 
+/// Whole again in the middle of that, the rest would be swallowed from another answer after a failover.
+#[test]
+fn what_had_too_much_is_not_whole_while_what_is_out_is_written_again() {
+    let mut p = with(PortPolicy { max_unanswered_bytes: 100, ..PortPolicy::default() }, &[]);
+    p.open(1, PortPolicy { max_unanswered_bytes: 100, ..PortPolicy::default() }, 0, 25, 0);
+    p.read(MS, T, 1, 150);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![torn(entry(1, 150, 25, 25))]);
+    p.write(MS, T, 1, 10, false);
+    p.turn_end(MS, T);
+    assert!(commits(&mut p).is_empty() && p.done(1).is_some_and(|done| done.torn));
+    p.write(MS, T, 1, 20, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 150, 30, 30)]);
+}
+
 #[test]
 fn a_line_that_was_too_long_tears_until_it_has_ended() {
     let mut p = with(PortPolicy { max_unanswered_bytes: 100, ..lines() }, &[1]);
