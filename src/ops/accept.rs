@@ -364,8 +364,12 @@ fn room(listener: c_int) -> u32 {
 
 fn put_back(client: &Client, port: u16, info: RecoveredInfo, socket: OwnedFd) {
     // Where others accept, too, it may be one of them that comes next.
-    if client.each_rings(port) && client.give_back(info.session, socket.as_fd()).is_ok() {
-        return;
+    if client.each_rings(port) {
+        match client.give_back(info.session, socket.as_fd()) {
+            // Also if the answer is lost: the manager may have it, and nobody else may then.
+            Err(e) if !matches!(e.errno, libc::ETIMEDOUT | libc::EBADF) => {}
+            _ => return,
+        }
     }
     let Ok(socket) = Own::new(socket) else { return };
     process::note(socket.number(), true);

@@ -944,9 +944,13 @@ impl Filter {
     /// connects when it has read gets each when there is something to be read.
     #[must_use]
     pub fn hand_out(&self, id: SessionId) -> HandOut {
+        // First of all: it is asked of every session that waits.
+        if !self.follows() {
+            return HandOut::Freely;
+        }
         let Some(s) = self.store.get(id) else { return HandOut::Freely };
         let said = || !s.input.is_empty() || s.in_fin || self.said_meanwhile(id);
-        if !self.follows() || self.waiting_of(id).next().is_none() {
+        if self.waiting_of(id).next().is_none() {
             HandOut::Freely
         } else if self.causes.at_accept.contains(&s.open.tuple.local.port()) || said() {
             HandOut::Alone
