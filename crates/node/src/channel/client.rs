@@ -289,8 +289,9 @@ impl Client {
         (self.note)(requesting.socket.number(), false);
         (self.note)(producing.kick.number(), false);
         match anew() {
-            Ok((socket, kick)) => {
-                (*requesting, producing.kick) = (socket, kick);
+            Ok((mut anew, kick)) => {
+                anew.late = std::mem::take(&mut requesting.late);
+                (*requesting, producing.kick) = (anew, kick);
                 (self.note)(requesting.socket.number(), true);
                 (self.note)(producing.kick.number(), true);
                 log::warn!("the program closed descriptors of tcpr's; they were made anew");
