@@ -608,7 +608,7 @@ impl Case {
                 }
                 self.take_over();
             }
-            10 => drop(self.f.take_farewells()),
+            10 => drop(self.f.take_deferred_resets()),
             _ => {}
         }
     }

@@ -174,7 +174,7 @@ impl Manager {
             self.host.no_address();
             self.garp_due.clear();
             self.tell_due.clear();
-            self.takeover.farewells = self.filter.take_farewells();
+            self.takeover.farewells = self.filter.take_deferred_resets();
         } else {
             self.vip_drop();
         }

@@ -57,7 +57,7 @@ impl Filter {
     /// passed over, and so is everything said of them.
     pub fn attach(&mut self, now: Now, channel: u32, handle: u32, origin: Origin, tuple: &FourTuple) {
         let Some(session) = self.outer(tuple).and_then(|tuple| self.store.find(&tuple)) else { return };
-        if self.mode == Mode::Passive {
+        if self.gate.mode() == Mode::Passive {
             return;
         }
         let Some(live) = self.live.get(&session) else { return };
@@ -69,7 +69,7 @@ impl Filter {
         if self.handles.len() >= MOST_HANDLES && many() {
             return;
         }
-        if origin == Origin::Inherited && self.live[&session].closed && self.mode.serves() {
+        if origin == Origin::Inherited && self.live[&session].closed && self.gate.serves() {
             // Whoever closed it had passed it on before, and what it told came first.
             self.run_commits(now);
             let (s, live) = (self.store.get(session).expect("found"), &self.live[&session]);
@@ -197,7 +197,7 @@ impl Filter {
 
     /// A thread has read something else than a session: see [`crate::turn::TurnPolicy::reads_other`].
     pub fn reads_other(&mut self, channel: u32, thread: u32) {
-        if self.mode != Mode::Passive {
+        if self.gate.mode() != Mode::Passive {
             self.turns.reads_other(thread_key(channel, thread));
         }
     }
@@ -207,7 +207,7 @@ impl Filter {
         let Some(session) = self.session_of(channel, handle) else { return };
         let told = self.turns.told(session).unwrap_or(0);
         let there = self.store.get(session).expect("live").in_end().saturating_sub(told);
-        if n > there && self.mode.serves() {
+        if n > there && self.gate.serves() {
             // More than ever came through here.
             if n > there.saturating_add(around::MOST) {
                 return self.lose(now, session);
@@ -243,7 +243,7 @@ impl Filter {
     }
 
     fn end_turn(&mut self, now: Now, channel: u32, thread: u32) {
-        if self.mode == Mode::Passive {
+        if self.gate.mode() == Mode::Passive {
             return;
         }
         let thread = thread_key(channel, thread);
@@ -272,14 +272,14 @@ impl Filter {
     fn end_if(&mut self, now: Now, channel: u32, thread: u32, ends: impl FnOnce(&mut TurnPolicy, Thread) -> bool) {
         let key = thread_key(channel, thread);
         let closes = self.closing.iter().any(|&(t, _)| t == key);
-        if closes || self.mode != Mode::Passive && ends(&mut self.turns, key) {
+        if closes || self.gate.mode() != Mode::Passive && ends(&mut self.turns, key) {
             self.end_turn(now, channel, thread);
         }
     }
 
     /// The answer to [`Action::AskAsleep`].
     pub fn rest(&mut self, now: Now, channel: u32, thread: u32, rest: Rest) {
-        if self.mode.serves() && self.turns.rest(now, thread_key(channel, thread), rest) {
+        if self.gate.serves() && self.turns.rest(now, thread_key(channel, thread), rest) {
             self.turn_end(now, channel, thread);
             self.run_commits(now);
         }
@@ -287,14 +287,14 @@ impl Filter {
 
     /// A thread waits in the middle of a write: see [`crate::turn::TurnPolicy::blocked`].
     pub fn blocked(&mut self, channel: u32, thread: u32) {
-        if self.mode != Mode::Passive {
+        if self.gate.mode() != Mode::Passive {
             self.turns.blocked(thread_key(channel, thread));
         }
     }
 
     /// It waits no more, and goes on without having written all.
     pub fn unblocked(&mut self, channel: u32, thread: u32) {
-        if self.mode != Mode::Passive {
+        if self.gate.mode() != Mode::Passive {
             self.turns.unblocked(thread_key(channel, thread));
         }
     }
@@ -349,7 +349,7 @@ impl Filter {
     pub fn still_open(&mut self, now: Now, session: SessionId) {
         self.clock = now;
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { return };
-        if self.mode.serves() && s.closed && live.only_told_closed(s) {
+        if self.gate.serves() && s.closed && live.only_told_closed(s) {
             self.reopen(session);
             self.judge_held(now, session);
         }
@@ -422,7 +422,7 @@ impl Filter {
     /// To be called after a round of hook events: applies the commits that they led to.
     pub fn run_commits(&mut self, now: Now) {
         self.clock = now;
-        if !self.mode.serves() {
+        if !self.gate.serves() {
             return;
         }
         let mut commit = std::mem::take(&mut self.commit);
@@ -654,7 +654,7 @@ impl Filter {
 
     /// The process of this channel lives: what it ended, it ended behind our back, and on purpose.
     pub fn process_alive(&mut self, now: Now, channel: u32) {
-        if !self.mode.serves() {
+        if !self.gate.serves() {
             return;
         }
         let asked = std::mem::take(&mut self.suspects);

@@ -55,7 +55,7 @@ impl Filter {
     /// `ended`).
     pub fn went_around(&mut self, now: Now, id: SessionId, received: u64, ended: bool) {
         self.clock = now;
-        let serves = self.mode.serves();
+        let serves = self.gate.serves();
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         if !serves || !live.established || matches!(live.stage, Stage::Embryo { .. } | Stage::Probing | Stage::Restored) {
             return;

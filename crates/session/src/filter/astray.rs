@@ -78,7 +78,7 @@ impl Filter {
     /// tell, as if no hook knew it.
     pub(super) fn lose(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
-        if !self.mode.serves() || live.loose() {
+        if !self.gate.serves() || live.loose() {
             return;
         }
         self.counters.lost_track += 1;
@@ -103,7 +103,7 @@ impl Filter {
     /// What the kernel says of a session that we lost track of is so: what never came by is passed over.
     pub(super) fn follow(&mut self, now: Now, id: SessionId, taken: u64, sent: u64) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
-        if !self.mode.serves() || !live.loose() {
+        if !self.gate.serves() || !live.loose() {
             return;
         }
         // An end is an end.

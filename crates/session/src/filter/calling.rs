@@ -88,7 +88,7 @@ impl Filter {
 
     /// What was kept is looked at again: there is a session more that waits to be called for, or one less that will.
     pub(super) fn answer_kept(&mut self, now: Now) {
-        if self.calls.kept.is_empty() || self.fenced || !self.mode.serves() {
+        if self.calls.kept.is_empty() || self.gate.fenced() || !self.gate.serves() {
             return;
         }
         let kept = std::mem::take(&mut self.calls.kept);
@@ -102,7 +102,7 @@ impl Filter {
 
     /// A SYN of the local TCP: the application connects. `id`: None if it comes from our hands.
     pub(super) fn calling(&mut self, now: Now, id: Option<u32>, tuple: FourTuple, syn: &Segment<'_>, bytes: &[u8]) {
-        if self.fenced {
+        if self.gate.fenced() {
             self.keep_call(now, bytes);
             return self.drop_out(id);
         }
@@ -290,9 +290,9 @@ impl Filter {
     pub(super) fn called(&mut self, now: Now, id: SessionId) {
         let recovery = self.live.get_mut(&id).expect("live").recovery.make();
         recovery.handshake = None;
-        recovery.barrier_until = (self.mode != Mode::Active).then_some(now + BARRIER);
+        recovery.barrier_until = (self.gate.mode() != Mode::Active).then_some(now + BARRIER);
         self.accepted_unhooked(id);
-        if self.mode == Mode::Active {
+        if self.gate.mode() == Mode::Active {
             return self.through_barrier(now, id);
         }
         self.timers.push(Reverse((now + BARRIER, id)));

@@ -358,7 +358,7 @@ impl Filter {
 
     /// Bytes are written: they show whose an outgoing session is. `whole`: all that the application offered.
     pub(super) fn note_write(&mut self, now: Now, channel: u32, thread: u32, session: SessionId, whole: bool) {
-        if !self.follows() || !self.mode.serves() {
+        if !self.follows() || !self.gate.serves() {
             return;
         }
         let (ins, outs) = self.sources(thread_key(channel, thread));
@@ -431,7 +431,7 @@ impl Filter {
         if self.store.get(id).is_none_or(|s| s.cause == cause) {
             return;
         }
-        if !self.mode.serves() {
+        if !self.gate.serves() {
             return self.causes.late.push((id, cause));
         }
         self.write_cause(id, cause);
@@ -1065,7 +1065,7 @@ impl Filter {
     /// Until when the next session that makes the application connect is not to be handed out; None: it may be.
     #[must_use]
     pub fn gate(&self, now: Now) -> Option<Now> {
-        if !self.mode.serves() {
+        if !self.gate.serves() {
             return None;
         }
         let waits = |gate: &Gate| self.waiting_of(gate.session).next().is_some();
@@ -1079,7 +1079,7 @@ impl Filter {
 
     /// New connections that have waited for the gate.
     pub(super) fn behind_gate(&mut self, now: Now) {
-        if self.mode == Mode::Active && !self.held_syns.is_empty() && self.gate(now).is_none() {
+        if self.gate.mode() == Mode::Active && !self.held_syns.is_empty() && self.gate(now).is_none() {
             let syns = std::mem::take(&mut self.held_syns);
             self.replay_held(now, syns);
         }

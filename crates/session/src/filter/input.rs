@@ -11,8 +11,9 @@
 
 use std::time::Duration;
 
-use super::live::{seconds, HeldIn, Live, Stage};
+use super::live::{seconds, Live, Stage};
 use super::opening::EmbryoIn;
+use super::packets::HeldIn;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
 use crate::segment::{self, flags, Segment};
@@ -77,7 +78,7 @@ impl Filter {
     }
 
     fn take_in(&mut self, now: Now, id: Option<u32>, bytes: &[u8], vouched: bool) {
-        match self.mode {
+        match self.gate.mode() {
             Mode::Passive => return self.drop_in(id),
             Mode::Frozen => {
                 if let Some(packet) = segment::completed(bytes, vouched) {
@@ -163,7 +164,7 @@ impl Filter {
         if segment.has(flags::RST) {
             self.note_refusal(&tuple, segment);
         }
-        if self.mode == Mode::Restoring {
+        if self.gate.mode() == Mode::Restoring {
             // No new connection before the recovered ones are in the application's hands, and no RST from a
             // kernel that has not yet all its sockets.
             if opens && self.held_syns.len() < MAX_HELD_SYNS {
@@ -209,7 +210,7 @@ impl Filter {
     /// that it says is stored, and nothing leaves for it.
     pub fn poll_stranger(&mut self) -> Option<FourTuple> {
         while let Some(tuple) = self.strangers.pop() {
-            if self.mode == Mode::Active && !self.fenced && self.store.find(&tuple).is_none() {
+            if self.gate.mode() == Mode::Active && !self.gate.fenced() && self.store.find(&tuple).is_none() {
                 return Some(self.inner(&tuple));
             }
         }
@@ -277,7 +278,9 @@ impl Filter {
                 self.drop_in(id);
             }
             Judgement::Believed(b)
-                if self.overloaded && brings_news(s, b.offset, segment) && !self.trickle.takes(now, s, b.offset, segment) =>
+                if self.gate.overloaded()
+                    && brings_news(s, b.offset, segment)
+                    && !self.gate.trickles(now, s, b.offset, segment) =>
             {
                 // What it acknowledges counts all the same.
                 self.apply_in(now, session, segment, &b);
@@ -489,7 +492,7 @@ impl Filter {
     /// The answer to that.
     pub(super) fn read_unseen(&mut self, now: Now, session: SessionId, read: u64) {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
-        if !self.config.hooked || !std::mem::take(&mut live.swallowing) || !self.mode.serves() {
+        if !self.config.hooked || !std::mem::take(&mut live.swallowing) || !self.gate.serves() {
             return;
         }
         if live.attached {
@@ -521,7 +524,7 @@ impl Filter {
         if held.is_empty() {
             return;
         }
-        if self.mode.serves() {
+        if self.gate.serves() {
             self.believe_kernel(now, session, taken);
         }
         self.replay_held(now, held);

@@ -4,14 +4,15 @@ use std::collections::VecDeque;
 
 use super::astray::Astray;
 use super::early::Early;
+use super::gate::LogPosition;
 use super::marks::Marks;
 use super::owners::Owners;
+use super::packets::{Held, HeldIn};
 use super::proof::Proof;
 use super::splicing::Handshake;
 use super::tail::Tail;
 use crate::seldom::{Blank, Seldom, Spare};
 use crate::store::Session;
-use crate::tuple::SessionId;
 use crate::Now;
 
 /// A timestamp that is so old (in seconds) says nothing: a clock that counts microseconds goes half its way round meanwhile.
@@ -26,63 +27,6 @@ const TIME_NEAR: u32 = 1 << 17;
 /// A time as [`Live`] notes it: never 0.
 pub(super) fn seconds(now: Now) -> u32 {
     u32::try_from(now.as_secs()).unwrap_or(u32::MAX).max(1)
-}
-
-/// An outbound packet in hand.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub id: u32,
-    /// First offset of its payload, and the offset behind it (a FIN counts one).
-    pub start: u64,
-    pub end: u64,
-    /// Input offset that it acknowledges.
-    pub ack: u64,
-    /// Less than the packet itself says.
-    pub lowered: bool,
-    /// Empty, and at a number that was not released when it came.
-    pub ahead: bool,
-    /// Timestamp value, where the session uses them.
-    pub ts: Option<u32>,
-    pub fin: bool,
-    pub rst: bool,
-    /// `bytes` leave instead: the local TCP's numbers are not the peer's.
-    pub corrected: bool,
-    /// Kept where the packet may have to be changed, or its bytes adopted.
-    pub bytes: Option<Vec<u8>>,
-    pub since: Now,
-}
-
-/// An outbound packet that only waits for the replica.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    pub need: u64,
-    pub serial: u64,
-    pub session: SessionId,
-    pub held: Held,
-}
-
-impl PartialEq for Waiting {
-    fn eq(&self, other: &Waiting) -> bool {
-        (self.need, self.serial) == (other.need, other.serial)
-    }
-}
-impl Eq for Waiting {}
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Waiting) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Waiting {
-    fn cmp(&self, other: &Waiting) -> std::cmp::Ordering {
-        (self.need, self.serial).cmp(&(other.need, other.serial))
-    }
-}
-
-/// An inbound packet: in the queue under a number, or in our hands.
-#[derive(Debug)]
-pub(super) struct HeldIn {
-    pub id: Option<u32>,
-    pub bytes: Vec<u8>,
 }
 
 /// How far a recovered session has come.
@@ -105,7 +49,7 @@ pub(super) enum Stage {
 pub(super) struct Spares {
     pub pending: Spare<VecDeque<u8>>,
     pub held: Spare<VecDeque<Held>>,
-    pub marks: Spare<VecDeque<(u64, u64)>>,
+    pub marks: Spare<VecDeque<(u64, LogPosition)>>,
 }
 
 /// What is known of a session only while it recovers.
@@ -192,7 +136,7 @@ pub(super) struct Live {
     /// Highest input acknowledgement that was let go.
     pub released_ack: u64,
     /// Log position behind what every packet needs: the opening, and the last leap of our timestamps.
-    pub base_pos: u64,
+    pub base_pos: LogPosition,
     /// What input needs to be acknowledged, and output to leave.
     pub in_marks: Marks,
     pub out_marks: Marks,
@@ -271,9 +215,9 @@ impl Live {
             tell_again: false,
             released: s.out_acked,
             released_ack: 0,
-            base_pos: 0,
-            in_marks: Marks::new(s.in_ackable(), 0),
-            out_marks: Marks::new(s.out_sendable(), 0),
+            base_pos: LogPosition::START,
+            in_marks: Marks::new(s.in_ackable(), LogPosition::START),
+            out_marks: Marks::new(s.out_sendable(), LogPosition::START),
             held: Seldom::default(),
             ack_ahead: false,
             suspected: false,
@@ -398,7 +342,7 @@ impl Live {
     }
 
     /// Log position behind all that was written of this session.
-    pub fn all_pos(&self) -> u64 {
+    pub fn all_pos(&self) -> LogPosition {
         self.base_pos.max(self.in_marks.last()).max(self.out_marks.last())
     }
 }

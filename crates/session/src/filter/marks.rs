@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use super::gate::LogPosition;
 use crate::seldom::{Seldom, Spare};
 
 /// More marks than this are joined, two to one.
@@ -14,20 +15,20 @@ pub(super) struct Marks {
     /// The replica has what lies before this offset.
     known: u64,
     /// (offset, position): what lies before the offset is in the log up to the position. Both rise.
-    ahead: Seldom<VecDeque<(u64, u64)>>,
+    ahead: Seldom<VecDeque<(u64, LogPosition)>>,
     /// Offset and position of the newest record.
     end: u64,
-    last: u64,
+    last: LogPosition,
 }
 
 impl Marks {
     /// What lies before the offset `end` is in the log up to `position`.
-    pub fn new(end: u64, position: u64) -> Marks {
+    pub fn new(end: u64, position: LogPosition) -> Marks {
         Marks { known: 0, ahead: Seldom::default(), end, last: position }
     }
 
     /// A record that ends at `position` of the log told what lies before `offset`.
-    pub fn wrote(&mut self, offset: u64, position: u64, spare: &mut Spare<VecDeque<(u64, u64)>>) {
+    pub fn wrote(&mut self, offset: u64, position: LogPosition, spare: &mut Spare<VecDeque<(u64, LogPosition)>>) {
         let before = (self.end, std::mem::replace(&mut self.last, position));
         if offset <= self.end {
             return;
@@ -49,16 +50,16 @@ impl Marks {
     }
 
     /// Log position that what lies before `offset` needs, where the replica has stored the log up to `acked`.
-    pub fn need(&mut self, offset: u64, acked: u64) -> u64 {
+    pub fn need(&mut self, offset: u64, acked: LogPosition) -> LogPosition {
         self.pass(acked);
         if offset <= self.known {
-            return 0;
+            return LogPosition::START;
         }
         let at = self.ahead.partition_point(|&(o, _)| o < offset);
         self.ahead.get(at).map_or(self.last, |&(_, position)| position)
     }
 
-    fn pass(&mut self, acked: u64) {
+    fn pass(&mut self, acked: LogPosition) {
         let Some(ahead) = self.ahead.there() else { return };
         while let Some(&(known, _)) = ahead.front().filter(|(_, position)| *position <= acked) {
             self.known = known;
@@ -67,13 +68,13 @@ impl Marks {
     }
 
     /// Nobody will ask for what the replica has.
-    pub fn settle(&mut self, acked: u64, spare: &mut Spare<VecDeque<(u64, u64)>>) {
+    pub fn settle(&mut self, acked: LogPosition, spare: &mut Spare<VecDeque<(u64, LogPosition)>>) {
         self.pass(acked);
         self.ahead.settle(spare);
     }
 
     /// Position behind all of them.
-    pub fn last(&self) -> u64 {
+    pub fn last(&self) -> LogPosition {
         self.last
     }
 
@@ -90,41 +91,41 @@ mod tests {
 
     #[test]
     fn each_offset_waits_for_its_own_record() {
-        let (mut m, mut spare) = (Marks::new(3, 5), Spare::default());
-        assert_eq!(m.need(1, 4), 5);
-        m.wrote(10, 100, &mut spare);
-        m.wrote(20, 200, &mut spare);
-        assert_eq!([3, 4, 10, 11, 20].map(|offset| m.need(offset, 0)), [5, 100, 100, 200, 200]);
-        assert_eq!([m.need(3, 5), m.need(4, 5), m.last()], [0, 100, 200]);
-        assert_eq!([m.need(10, 100), m.need(11, 199), m.need(20, 200)], [0, 200, 0]);
+        let (mut m, mut spare) = (Marks::new(3, LogPosition(5)), Spare::default());
+        assert_eq!(m.need(1, LogPosition(4)).0, 5);
+        m.wrote(10, LogPosition(100), &mut spare);
+        m.wrote(20, LogPosition(200), &mut spare);
+        assert_eq!([3, 4, 10, 11, 20].map(|offset| m.need(offset, LogPosition(0)).0), [5, 100, 100, 200, 200]);
+        assert_eq!([m.need(3, LogPosition(5)).0, m.need(4, LogPosition(5)).0, m.last().0], [0, 100, 200]);
+        assert_eq!([m.need(10, LogPosition(100)).0, m.need(11, LogPosition(199)).0, m.need(20, LogPosition(200)).0], [0, 200, 0]);
         // A record that told nothing new of this direction.
-        m.wrote(20, 300, &mut spare);
-        assert_eq!([m.need(20, 200), m.need(21, 200), m.last()], [0, 300, 300]);
+        m.wrote(20, LogPosition(300), &mut spare);
+        assert_eq!([m.need(20, LogPosition(200)).0, m.need(21, LogPosition(200)).0, m.last().0], [0, 300, 300]);
         m.forget();
-        assert_eq!(m.need(1, 0), 300);
-        m.wrote(30, 400, &mut spare);
-        assert_eq!([m.need(20, 0), m.need(21, 0), m.need(20, 300)], [300, 400, 0]);
+        assert_eq!(m.need(1, LogPosition(0)).0, 300);
+        m.wrote(30, LogPosition(400), &mut spare);
+        assert_eq!([m.need(20, LogPosition(0)).0, m.need(21, LogPosition(0)).0, m.need(20, LogPosition(300)).0], [300, 400, 0]);
     }
 
     proptest! {
         /// Never less than the truth, and exactly it while the marks are few.
         #[test]
         fn never_too_early(steps in proptest::collection::vec((0u64..3, 1u64..50, 0u64..400, 0u64..100), 1..200)) {
-            let (mut m, mut truth, mut spare) = (Marks::new(0, 0), vec![(0, 0)], Spare::default());
+            let (mut m, mut truth, mut spare) = (Marks::new(0, LogPosition(0)), vec![(0, 0)], Spare::default());
             let (mut offset, mut position, mut acked) = (0, 0, 0);
             for (bytes, record, ask, stored) in steps {
                 offset += bytes;
                 position += record;
-                m.wrote(offset, position, &mut spare);
+                m.wrote(offset, LogPosition(position), &mut spare);
                 if truth.last().is_none_or(|&(o, _)| o < offset) {
                     truth.push((offset, position));
                 }
                 acked = position.min(acked + stored);
                 let ask = ask.min(offset);
                 let exact = truth.iter().find(|t| t.0 >= ask).map_or(0, |t| t.1);
-                let need = m.need(ask, acked);
-                m.settle(acked, &mut spare);
-                prop_assert_eq!(m.need(ask, acked), need);
+                let need = m.need(ask, LogPosition(acked)).0;
+                m.settle(LogPosition(acked), &mut spare);
+                prop_assert_eq!(m.need(ask, LogPosition(acked)).0, need);
                 prop_assert!(need > acked || exact <= acked, "{ask} needs {exact}, not {need}; stored {acked}");
                 if truth.len() < MAX_MARKS {
                     prop_assert_eq!(need > acked, exact > acked);

@@ -4,6 +4,7 @@
 //! every input byte that its ACK covers and every output byte that it carries (I1), and no output before its
 //! turn is committed (I2). One filter serves a member through all its roles; [`Mode`] says which rules are on.
 //!
+//! - `gate`: what is written, what the replica has stored, and what waits for that (I1)
 //! - `opening`: handshakes, half-open sessions
 //! - `input`: segments from peers, judged as TCP will judge them
 //! - `output`: segments of the local TCP, held until they may leave
@@ -23,6 +24,7 @@ mod astray;
 mod calling;
 mod causes;
 mod early;
+mod gate;
 mod input;
 mod live;
 mod log;
@@ -30,8 +32,10 @@ mod marks;
 mod opening;
 mod output;
 mod owners;
+mod packets;
 mod proof;
 mod recovery;
+mod solo;
 mod splicing;
 mod tail;
 mod unhooked;
@@ -50,8 +54,10 @@ use crate::Now;
 use calling::Calls;
 use causes::Causes;
 use early::AllEarly;
-use live::{HeldIn, Live, Spares, Waiting};
+use gate::ReplicaGate;
+use live::{Live, Spares};
 use opening::Handshakes;
+use packets::HeldIn;
 use splicing::Splices;
 
 pub use app::Origin;
@@ -62,8 +68,6 @@ pub use unhooked::PROGRAM;
 
 /// Longest that a half-open session is kept: the kernel gives up after about 63 s.
 const EMBRYONIC: Duration = Duration::from_secs(75);
-/// A session that moved is told to the replica at the latest after this long.
-const SYNC_DELAY: Duration = Duration::from_millis(10);
 
 /// What the filter is for at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -208,10 +212,8 @@ pub struct FilterConfig {
 #[derive(Debug)]
 pub struct Filter {
     config: FilterConfig,
-    mode: Mode,
-    /// What a handover interrupted.
-    thaw_to: Mode,
     store: Store,
+    gate: ReplicaGate,
     // Boxed: a map has room for up to twice as many as it holds.
     live: BySession<Box<Live>>,
     spares: Spares,
@@ -224,10 +226,6 @@ pub struct Filter {
     splices: Splices,
     calls: Calls,
     causes: Causes,
-    /// The replica knows no records of causes.
-    plain_log: bool,
-    /// The replica knows no records of options.
-    log_without_options: bool,
     /// Without hooks: sessions with input of which it is not known that it was read.
     readers: BTreeSet<SessionId>,
     /// Those that were asked about before the output that is judged now.
@@ -238,22 +236,6 @@ pub struct Filter {
     strangers: Vec<FourTuple>,
     next_stranger: Now,
     next_id: SessionId,
-    batch: Vec<u8>,
-    end: u64,
-    acked: u64,
-    needs_replica: bool,
-    /// With `durability = "async"`: until then the replica is in contact, and cannot have taken over.
-    contact_until: Now,
-    fenced: bool,
-    waiting: BinaryHeap<Reverse<Waiting>>,
-    /// Resets of sessions that are over: for peers that may be somebody else's by now, unless the replica stores the end.
-    farewells: VecDeque<(u64, Vec<u8>)>,
-    serial: u64,
-    dirty: Vec<SessionId>,
-    sync_due: Option<Now>,
-    /// When what is in the batch goes to the replica at the latest; that was before now.
-    batch_due: Option<Now>,
-    batch_late: bool,
     /// FINs and RSTs that no hook announced and whose process may be dying, and those that were asked about.
     suspicious: VecDeque<(Now, SessionId)>,
     suspects: BTreeSet<SessionId>,
@@ -267,11 +249,6 @@ pub struct Filter {
     awaited: usize,
     /// Torn sessions that this takeover has reset, while strangers are not answered otherwise.
     resets: BTreeSet<FourTuple>,
-    /// The log is too far ahead of the replica to grow: see [`Filter::set_overloaded`].
-    overloaded: bool,
-    trickle: log::Trickle,
-    /// Sessions whose output was not adopted for that reason.
-    deferred: Vec<SessionId>,
     /// Writes whose outcome the process has not told yet.
     intents: Vec<(u32, u32)>,
     /// Threads whose turn is open, for the end of a process ends them all.
@@ -286,7 +263,6 @@ pub struct Filter {
     around_asked: BTreeSet<SessionId>,
     /// When a process died last.
     last_death: Option<Now>,
-    alone: recovery::Alone,
     clock: Now,
     actions: Vec<Action>,
     counters: Counters,
@@ -304,9 +280,8 @@ impl Filter {
     pub fn new(config: FilterConfig) -> Filter {
         Filter {
             turns: TurnPolicy::new(config.max_turn),
+            gate: ReplicaGate::new(config.asynchronous),
             config,
-            mode: Mode::Passive,
-            thaw_to: Mode::Active,
             store: Store::new(),
             live: BySession::default(),
             spares: Spares { pending: Spare::passing(), ..Spares::default() },
@@ -317,8 +292,6 @@ impl Filter {
             splices: Splices::default(),
             calls: Calls::default(),
             causes: Causes::default(),
-            plain_log: false,
-            log_without_options: false,
             readers: BTreeSet::new(),
             asked: Vec::new(),
             early: AllEarly::default(),
@@ -326,19 +299,6 @@ impl Filter {
             strangers: Vec::new(),
             next_stranger: Duration::ZERO,
             next_id: 1,
-            batch: Vec::new(),
-            end: 0,
-            acked: 0,
-            needs_replica: false,
-            contact_until: Duration::ZERO,
-            fenced: false,
-            waiting: BinaryHeap::new(),
-            farewells: VecDeque::new(),
-            serial: 0,
-            dirty: Vec::new(),
-            sync_due: None,
-            batch_due: None,
-            batch_late: false,
             suspicious: VecDeque::new(),
             suspects: BTreeSet::new(),
             timers: BinaryHeap::new(),
@@ -347,9 +307,6 @@ impl Filter {
             probing: 0,
             awaited: 0,
             resets: BTreeSet::new(),
-            overloaded: false,
-            trickle: log::Trickle::default(),
-            deferred: Vec::new(),
             intents: Vec::new(),
             in_turn: BTreeSet::new(),
             closing: Vec::new(),
@@ -358,7 +315,6 @@ impl Filter {
             around: BySession::default(),
             around_asked: BTreeSet::new(),
             last_death: None,
-            alone: recovery::Alone::default(),
             clock: Duration::ZERO,
             actions: Vec::new(),
             counters: Counters::default(),
@@ -368,7 +324,7 @@ impl Filter {
     /// The mode.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.mode
+        self.gate.mode()
     }
 
     /// How sockets are restored.
@@ -392,7 +348,14 @@ impl Filter {
     /// The counters.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        let gate = self.gate.counters();
+        Counters {
+            held: gate.held,
+            records: gate.records,
+            log_bytes: gate.log_bytes,
+            payload_bytes: gate.payload_bytes,
+            ..self.counters
+        }
     }
 
     /// The turn policy's counters and state.
@@ -410,25 +373,20 @@ impl Filter {
 
     /// Becomes master of an empty or own store, nothing to take over.
     pub fn activate(&mut self) {
-        self.mode = Mode::Active;
-        self.needs_replica = false;
-        self.fenced = false;
-        self.alone = recovery::Alone::default();
+        self.gate.activate();
     }
 
     /// Hands over: from now on the log does not grow, nothing leaves, and input is forwarded.
     pub fn freeze(&mut self) {
-        assert!(matches!(self.mode, Mode::Active | Mode::Restoring), "only a master hands over");
+        assert!(matches!(self.gate.mode(), Mode::Active | Mode::Restoring), "only a master hands over");
         // The last words; a frozen log does not grow.
         self.write_syncs();
-        self.thaw_to = self.mode;
-        self.mode = Mode::Frozen;
+        self.gate.freeze();
     }
 
     /// A handover that came to nothing: master again. What was forwarded meanwhile the peers send again.
     pub fn thaw(&mut self, now: Now) {
-        if self.mode == Mode::Frozen {
-            self.mode = self.thaw_to;
+        if self.gate.thaw() {
             self.late_causes();
         }
         self.run_commits(now);
@@ -438,10 +396,8 @@ impl Filter {
     /// No longer master: everything in hand is dropped, silently; the store is no longer ours to use. Returns what the sessions
     /// have left: to free that of many takes a while.
     pub fn demote(&mut self) -> Remains {
-        self.mode = Mode::Passive;
-        self.alone = recovery::Alone::default();
+        self.gate.demote();
         let live = self.drop_in_hand();
-        self.farewells.clear();
         for h in std::mem::take(&mut self.held_syns) {
             if let Some(id) = h.id {
                 self.actions.push(Action::DropIn(id));
@@ -450,21 +406,12 @@ impl Filter {
         // The deaths stay known: what kills the server comes back with the next handover.
         let remains = Remains { _store: std::mem::take(&mut self.store), _live: live };
         self.handshakes = Handshakes::default();
-        self.batch.clear();
-        self.batch_due = None;
-        self.batch_late = false;
-        self.end = 0;
-        self.acked = 0;
-        self.needs_replica = false;
-        self.fenced = false;
         remains
     }
 
     /// Drops every packet and all that is known beside the store and the log. Returns the sessions.
     fn drop_in_hand(&mut self) -> BySession<Box<Live>> {
-        for Reverse(w) in self.waiting.drain() {
-            self.actions.push(Action::DropOut(w.held.id));
-        }
+        self.actions.extend(self.gate.drop_sessions().into_iter().map(Action::DropOut));
         let mut lives = std::mem::take(&mut self.live);
         let mut ids: Vec<SessionId> = lives.keys().copied().collect();
         ids.sort_unstable();
@@ -479,8 +426,6 @@ impl Filter {
         }
         self.turns = TurnPolicy::new(self.config.max_turn);
         self.handles.clear();
-        self.dirty.clear();
-        self.sync_due = None;
         self.suspicious.clear();
         self.suspects.clear();
         self.timers.clear();
@@ -495,7 +440,6 @@ impl Filter {
         self.readers.clear();
         self.early = AllEarly::default();
         self.asked.clear();
-        self.deferred.clear();
         self.around.clear();
         self.around_asked.clear();
         self.intents.clear();
@@ -510,13 +454,12 @@ impl Filter {
     /// When [`Self::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Now> {
-        if matches!(self.mode, Mode::Passive | Mode::Frozen) {
+        if matches!(self.gate.mode(), Mode::Passive | Mode::Frozen) {
             return None;
         }
         [
             self.turns.poll_timeout(),
-            self.sync_due,
-            self.batch_due,
+            self.gate.poll_timeout(),
             self.suspicious.front().map(|s| s.0),
             self.timers.peek().map(|Reverse((due, _))| *due),
             self.expiries.front().map(|e| e.0),
@@ -529,7 +472,7 @@ impl Filter {
     /// Does what time asks for.
     pub fn handle_timeout(&mut self, now: Now) {
         self.clock = now;
-        if matches!(self.mode, Mode::Passive | Mode::Frozen) {
+        if matches!(self.gate.mode(), Mode::Passive | Mode::Frozen) {
             return;
         }
         self.turns.handle_timeout(now);
@@ -538,13 +481,8 @@ impl Filter {
         self.check_suspicious(now);
         self.handle_recovery_timeout(now);
         self.expire(now);
-        if self.batch_due.is_some_and(|due| now >= due) {
-            self.batch_due = None;
-            self.batch_late = true;
-        }
-        if self.sync_due.is_some_and(|due| now >= due) {
+        if self.gate.handle_timeout(now) {
             self.write_syncs();
-            self.batch_late = true;
         }
     }
 
@@ -563,7 +501,7 @@ impl Filter {
         let Some(open) = self.store.get(id).map(|s| s.open) else { return };
         let tuple = open.tuple;
         if self.live.get(&id).is_some_and(|l| l.alone) {
-            self.alone.ended(&open);
+            self.gate.solo.ended(&open);
         }
         let partners = self.partners(id);
         self.write(0, |out| record::encode_end(id, reason, out));
@@ -584,7 +522,7 @@ impl Filter {
             let spliced = recovery.handshake.is_some() || self.splices.get(&tuple).is_some();
             for id in recovery.held_in.into_iter().filter_map(|h| h.id) {
                 // To a socket that is gone, or to none: an RST may answer, where strangers get one.
-                let drop = spliced || self.mode == Mode::Restoring;
+                let drop = spliced || self.gate.mode() == Mode::Restoring;
                 self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
             let unaccepted = spliced && self.config.hooked && !live.attached && !live.outgoing && !live.bare;
@@ -628,7 +566,7 @@ impl Filter {
 
     /// The kernel has no such socket any more: the sweep removes the record.
     pub fn swept(&mut self, now: Now, tuple: &FourTuple) {
-        if matches!(self.mode, Mode::Passive | Mode::Frozen) {
+        if matches!(self.gate.mode(), Mode::Passive | Mode::Frozen) {
             return;
         }
         if let Some(id) = self.store.find(tuple) {

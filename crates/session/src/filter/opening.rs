@@ -3,9 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use super::live::{seconds, Held, Live, Stage};
+use super::gate::LogPosition;
+use super::live::{seconds, Live, Stage};
+use super::packets::Held;
 use super::recovery::LEAST_WINDOW;
-use super::{Action, Filter, Mode, EMBRYONIC};
+use super::{Action, Filter, EMBRYONIC};
 use crate::record::{EndReason, Open};
 use crate::segment::{flags, Build, Options, Segment};
 use crate::seq::Seq;
@@ -120,23 +122,6 @@ fn completes<'a>(segment: &Segment<'a>) -> impl Fn(&Handshake) -> bool + use<'a>
     move |h| !h.by_us && h.answer.is_some_and(|answer| segment.ack() == answer.isn.add(1)) && !segment.seq().before(h.isn.add(1))
 }
 
-fn opening_held(now: Now, id: u32) -> Held {
-    Held {
-        id,
-        start: 0,
-        end: 0,
-        ack: 0,
-        lowered: false,
-        ahead: false,
-        ts: None,
-        fin: false,
-        rst: false,
-        corrected: false,
-        bytes: None,
-        since: now,
-    }
-}
-
 /// What both SYNs settle. `theirs` and `ours`: options of the peer's SYN and of ours.
 #[allow(clippy::too_many_arguments)] // the parts of two SYNs
 fn settled(
@@ -217,7 +202,7 @@ impl Filter {
             let internal_port = self.inner(&tuple).local.port();
             self.open_session(now, Open { internal_port, ..open }, u64::from(h.window), h.signed);
             self.record_cause(id);
-            self.live.get_mut(&id).expect("just opened").base_pos = self.end;
+            self.live.get_mut(&id).expect("just opened").base_pos = self.gate.end();
             return Some(id);
         }
         let h = self.handshakes.find(&tuple, completes(segment))?;
@@ -290,8 +275,8 @@ impl Filter {
         if let Some(old) = old {
             let s = self.store.get(old).expect("found");
             if s.open.isn_out == segment.seq() && s.in_seq(0) == segment.ack() {
-                let need = self.live.get(&old).map_or(0, |l| l.base_pos);
-                return self.wait_or_release(now, old, need, opening_held(now, id));
+                let need = self.live.get(&old).map_or(LogPosition::START, |l| l.base_pos);
+                return self.wait_or_release(now, Some(old), need, Held::bare(id, now));
             }
         }
         let answer =
@@ -303,7 +288,7 @@ impl Filter {
             self.counters.unknown_dropped += 1;
             return self.actions.push(Action::DropOut(id));
         };
-        if self.fenced && self.embryos >= MAX_EMBRYOS {
+        if self.gate.fenced() && self.embryos >= MAX_EMBRYOS {
             return self.actions.push(Action::DropOut(id));
         }
         if let Some(old) = old {
@@ -319,7 +304,7 @@ impl Filter {
         let open = settled(session, tuple, h.isn, answer.isn, h.options, answer.options, h.window, false);
         self.open_session(now, open, u64::from(answer.window), answer.signed);
         let need = self.live[&session].base_pos;
-        self.wait_or_release(now, session, need, opening_held(now, id));
+        self.wait_or_release(now, Some(session), need, Held::bare(id, now));
     }
 
     fn next_session_id(&mut self) -> SessionId {
@@ -464,11 +449,4 @@ pub(super) enum EmbryoIn {
     Stranger,
     /// The session is established, and waits for its socket with this segment.
     Established,
-}
-
-impl Mode {
-    /// Whether packets of sessions come and go.
-    pub(super) fn serves(self) -> bool {
-        matches!(self, Mode::Restoring | Mode::Active)
-    }
 }

@@ -1,12 +1,12 @@
 //! Segments of the local TCP: held until they may leave (the release rule).
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::app::IN_ORDER;
-use super::live::{Held, Live, Stage, Waiting};
-use super::splicing::let_go;
+use super::gate::{LogPosition, Released};
+use super::live::{Live, Stage};
+use super::packets::Held;
 use super::tail::Tail;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
@@ -23,14 +23,11 @@ pub(super) const TIMESTAMP_LEAD_MS: u32 = 500;
 /// A window that moved less than this is told with the next thing that moves: a restored socket opens more.
 const EDGE_LEAD: u64 = 16 << 10;
 
-/// No session has this number.
-const NO_SESSION: SessionId = 0;
-
 enum Rule {
     /// Not yet: a turn must end, or a process be judged.
     Wait,
     /// As soon as the replica has stored the log up to here.
-    At(u64),
+    At(LogPosition),
 }
 
 impl Filter {
@@ -38,8 +35,8 @@ impl Filter {
     pub fn packet_out(&mut self, now: Now, id: u32, bytes: &[u8]) {
         self.clock = now;
         self.counters.packets_out += 1;
-        if !self.mode.serves() {
-            if self.mode == Mode::Passive {
+        if !self.gate.serves() {
+            if self.gate.mode() == Mode::Passive {
                 self.keep_call(now, bytes);
             }
             return self.actions.push(Action::DropOut(id));
@@ -83,38 +80,25 @@ impl Filter {
         }
         let last_words = !rst && !fin && segment.payload().is_empty();
         // Once every session of the store is back, a stranger may be told to reconnect.
-        let refuses = rst && self.mode == Mode::Active;
-        if (last_words || refuses) && !self.fenced {
-            let need = if refuses && self.needs_replica {
+        let refuses = rst && self.gate.mode() == Mode::Active;
+        if (last_words || refuses) && !self.gate.fenced() {
+            let need = if refuses && self.gate.needs_replica() {
                 // The next master may know it. Only what the replica says after the stranger came proves that there
                 // is none yet.
                 self.write(0, |out| record::encode_commit(&[], out))
             } else {
                 // The last words of a connection that has just ended, or is in TIME_WAIT: they may acknowledge what
                 // the replica has yet to store.
-                self.end
+                self.gate.end()
             };
             let (bytes, corrected) = (corrected.map(<[u8]>::to_vec), corrected.is_some());
-            let held = Held {
-                id,
-                start: 0,
-                end: 0,
-                ack: 0,
-                lowered: false,
-                ahead: false,
-                ts: None,
-                fin,
-                rst,
-                corrected,
-                bytes,
-                since: now,
-            };
-            return self.wait_or_release(now, NO_SESSION, need, held);
+            let held = Held { fin, rst, corrected, bytes, ..Held::bare(id, now) };
+            return self.wait_or_release(now, None, need, held);
         }
         // Anything more is not ours to send.
         self.counters.unknown_dropped += 1;
         self.actions.push(Action::DropOut(id));
-        if !rst && self.mode == Mode::Active && !self.fenced && segment.has(flags::ACK) {
+        if !rst && self.gate.mode() == Mode::Active && !self.gate.fenced() && segment.has(flags::ACK) {
             self.reset_stranger(now, segment, corrected.is_some());
         }
     }
@@ -134,8 +118,8 @@ impl Filter {
         self.actions.push(Action::Inject(to_kernel));
         self.counters.unrecorded += u64::from(!segment.payload().is_empty());
         // The next master may know it, see above.
-        let need = if self.needs_replica { self.write(0, |out| record::encode_commit(&[], out)) } else { self.end };
-        self.farewells.push_back((need, reset(segment.source(), segment.destination(), segment.seq(), segment.ack())));
+        let need = if self.gate.needs_replica() { self.write(0, |out| record::encode_commit(&[], out)) } else { self.gate.end() };
+        self.gate.defer_reset(need, reset(segment.source(), segment.destination(), segment.seq(), segment.ack()));
         self.release_stored(now);
     }
 
@@ -264,10 +248,10 @@ impl Filter {
             }
             let h = &live.held[at];
             let (start, end, ack, rst) = (h.start, h.end, h.ack, h.rst);
-            match rule(s, live, (start, end, ack, rst), self.acked) {
+            match rule(s, live, (start, end, ack, rst), self.gate.acked()) {
                 Rule::At(need) => {
                     let held = live.held.there().and_then(|held| held.remove(at)).expect("in range");
-                    self.wait_or_release(now, session, need, held);
+                    self.wait_or_release(now, Some(session), need, held);
                 }
                 Rule::Wait if live.orphan => {
                     // Nobody will ever ask for it.
@@ -290,7 +274,7 @@ impl Filter {
     /// Bytes on the wire that no hook announced, of a living process with no open intent: they went around the
     /// hooks (stdio, raw system calls) and are taken from the packet. Returns whether anything changed.
     fn adopt(&mut self, now: Now, session: SessionId, at: usize) -> bool {
-        if !self.mode.serves() || self.intents.iter().any(|key| self.handles.get(key) == Some(&session)) {
+        if !self.gate.serves() || self.intents.iter().any(|key| self.handles.get(key) == Some(&session)) {
             return false;
         }
         let s = self.store.get(session).expect("known");
@@ -300,8 +284,8 @@ impl Filter {
         let announced = s.out_done + live.pending.len() as u64;
         let gap = h.start > announced && !self.config.hooked && live.clamp > h.start;
         if payload_end > announced && (h.start <= announced || gap) && !s.out_fin && !h.rst {
-            if self.overloaded {
-                self.deferred.push(session);
+            if self.gate.overloaded() {
+                self.gate.defer(session);
                 return false;
             }
             if live.attached && !std::mem::take(&mut live.unread_known) {
@@ -391,46 +375,35 @@ impl Filter {
     }
 
     /// Lets a packet go as soon as the log is stored up to `need`.
-    pub(super) fn wait_or_release(&mut self, now: Now, session: SessionId, need: u64, held: Held) {
-        if self.may_leave(need) {
+    pub(super) fn wait_or_release(&mut self, now: Now, session: Option<SessionId>, need: LogPosition, held: Held) {
+        if let Some(held) = self.gate.wait(self.clock, session, need, held) {
             self.release(now, session, held);
-        } else {
-            self.counters.held += 1;
-            self.serial += 1;
-            self.waiting.push(Reverse(Waiting { need, serial: self.serial, session, held }));
         }
     }
 
-    pub(super) fn may_leave(&self, need: u64) -> bool {
-        self.mode.serves() && self.is_known(need)
-    }
-
-    fn is_known(&self, need: u64) -> bool {
-        let waits = self.needs_replica && self.clock >= self.contact_until;
-        !self.fenced && self.mode != Mode::Passive && (!waits || need <= self.acked)
+    pub(super) fn may_leave(&self, need: LogPosition) -> bool {
+        self.gate.may_leave(self.clock, need)
     }
 
     pub(super) fn release_stored(&mut self, now: Now) {
         self.clock = now;
-        // While a handover is under way, too: nobody else knows these sessions.
-        while self.farewells.front().is_some_and(|(need, _)| self.is_known(*need)) {
-            let (_, packet) = self.farewells.pop_front().expect("in front");
-            self.actions.push(Action::SendPeer(packet));
-        }
-        while self.waiting.peek().is_some_and(|Reverse(w)| self.may_leave(w.need)) {
-            let Reverse(w) = self.waiting.pop().expect("peeked");
-            self.release(now, w.session, w.held);
+        while let Some(released) = self.gate.next_released(self.clock) {
+            match released {
+                Released::Reset(packet) => self.actions.push(Action::SendPeer(packet)),
+                Released::Packet(waiting) => self.release(now, waiting.session, waiting.held),
+            }
         }
     }
 
-    fn release(&mut self, now: Now, session: SessionId, held: Held) {
-        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else {
+    fn release(&mut self, now: Now, session: Option<SessionId>, held: Held) {
+        let known = session.and_then(|id| Some((id, self.store.get(id)?, self.live.get_mut(&id)?)));
+        let Some((session, s, live)) = known else {
             // The record is gone: what it said was stored, and is an old duplicate or a last ACK.
-            return self.actions.push(if held.ahead { Action::DropOut(held.id) } else { let_go(held) });
+            return self.actions.push(if held.ahead { Action::DropOut(held.id) } else { held.verdict() });
         };
-        live.alone |= self.alone.is_on() && (held.rst || held.end > live.released || held.ack > live.released_ack);
+        live.alone |= self.gate.solo.is_on() && (held.rst || held.end > live.released || held.ack > live.released_ack);
         if held.rst {
-            self.actions.push(let_go(held));
+            self.actions.push(held.verdict());
             return self.end_session(now, session, EndReason::ResetByUs);
         }
         assert!(held.ack <= s.in_ackable(), "I1: an ACK of input that is not stored");
@@ -468,10 +441,10 @@ impl Filter {
             live.show_time(held.ts);
             assert!(held.start == held.end || held.end <= s.out_sendable(), "I2: output of an open turn");
             live.released = live.released.max(held.end);
-            self.actions.push(let_go(held));
+            self.actions.push(held.verdict());
         }
         // The last packet of an exchange leaves it idle.
-        let stored = if self.needs_replica { self.acked } else { self.end };
+        let stored = self.gate.settled();
         live.in_marks.settle(stored, &mut self.spares.marks);
         live.out_marks.settle(stored, &mut self.spares.marks);
         self.end_if_finished(now, session);
@@ -559,7 +532,7 @@ fn same(told: &VecDeque<u8>, at: usize, sent: &[u8]) -> bool {
 }
 
 /// The release rule for one packet.
-fn rule(s: &Session, live: &mut Live, (start, end, ack, rst): (u64, u64, u64, bool), acked: u64) -> Rule {
+fn rule(s: &Session, live: &mut Live, (start, end, ack, rst): (u64, u64, u64, bool), acked: LogPosition) -> Rule {
     if ack > s.in_ackable() {
         return Rule::Wait;
     }

@@ -8,9 +8,9 @@ use super::live::{seconds, Live, Stage};
 use super::marks::Marks;
 use super::output::TIMESTAMP_LEAD_MS;
 use super::tail::room_after;
-use super::{Action, Engine, Filter, Mode};
+use super::{solo, Action, Engine, Filter, Mode};
 use crate::bytes;
-use crate::record::{Cause, EndReason, Open};
+use crate::record::{Cause, EndReason};
 use crate::segment::{flags, Build, Segment};
 use crate::store::Session;
 use crate::tuple::{BySession, FourTuple, SessionId};
@@ -78,64 +78,13 @@ pub struct RestoreSpec {
     pub options: Vec<u8>,
 }
 
-/// How a session is named to the partner: its number, which is the same on both sides of a fork, and its initial sequence
-/// numbers, for either side may have given a number to a new session.
-const NAME: usize = 12;
-
-fn name(open: &Open) -> [u8; NAME] {
-    let mut name = [0; NAME];
-    name[..4].copy_from_slice(&open.session.to_le_bytes());
-    name[4..8].copy_from_slice(&open.isn_in.0.to_le_bytes());
-    name[8..].copy_from_slice(&open.isn_out.0.to_le_bytes());
-    name
-}
-
-/// A master that goes on by itself, until its replica holds all that was released: its partner may do so, too.
-#[derive(Debug, Default)]
-pub(super) struct Alone {
-    /// The number of the first session that the other side does not have.
-    since: Option<SessionId>,
-    /// Names of sessions that ended meanwhile, after something was released for them.
-    ended: Vec<u8>,
-}
-
-impl Alone {
-    /// It may go on from a time when it did already.
-    pub fn begin(&mut self, next: SessionId) {
-        self.since.get_or_insert(next);
-    }
-
-    pub fn is_on(&self) -> bool {
-        self.since.is_some()
-    }
-
-    /// The other side has this session, too.
-    fn shares(&self, id: SessionId) -> bool {
-        // Numbers may have begun anew.
-        self.since.is_some_and(|since| (id.wrapping_sub(since) as i32) < 0)
-    }
-
-    pub fn ended(&mut self, open: &Open) {
-        if self.shares(open.session) {
-            self.ended.extend_from_slice(&name(open));
-        }
-    }
-}
-
 impl Filter {
     /// Becomes master with the replica's store: every session starts as unprobed.
     pub fn take_over(&mut self, now: Now) {
-        assert!(self.mode == Mode::Passive, "only a backup takes over");
-        self.mode = Mode::Restoring;
-        self.needs_replica = false;
-        self.fenced = false;
-        self.end = 0;
-        self.acked = 0;
-        self.batch.clear();
+        assert!(self.gate.mode() == Mode::Passive, "only a backup takes over");
         self.store.drop_uncommitted();
         self.next_id = self.store.iter().map(|s| s.open.session).max().unwrap_or(0).wrapping_add(1);
-        self.alone = Alone::default();
-        self.alone.begin(self.next_id);
+        self.gate.take_over(self.next_id);
         self.start_over(now, &BySession::default());
         if self.config.asynchronous {
             self.await_proofs(now);
@@ -147,13 +96,12 @@ impl Filter {
     /// on. The kernel's sockets of the dead application must be gone, or vanish silently, before the restore. Whoever
     /// fenced the filter for that is done with it.
     pub fn recover(&mut self, now: Now) {
-        assert!(self.mode.serves(), "only a master recovers");
-        self.mode = Mode::Restoring;
+        assert!(self.gate.serves(), "only a master recovers");
         self.write_syncs();
         let before = self.drop_in_hand();
         // What the dead application called for has no socket any more: nobody would have the connection.
         self.handshakes.forget_ours();
-        self.fenced = false;
+        self.gate.recover();
         self.start_over(now, &before);
     }
 
@@ -176,9 +124,9 @@ impl Filter {
             live.outgoing = self.is_outgoing(&s.open.tuple);
             if let Some(old) = before.get(&id) {
                 // Nothing of it may leave before the replica has it, and what left may be acknowledged.
-                live.base_pos = self.end;
-                live.in_marks = Marks::new(s.in_ackable(), self.end);
-                live.out_marks = Marks::new(s.out_sendable(), self.end);
+                live.base_pos = self.gate.end();
+                live.in_marks = Marks::new(s.in_ackable(), self.gate.end());
+                live.out_marks = Marks::new(s.out_sendable(), self.gate.end());
                 (live.released, live.released_ack, live.acked) =
                     (old.released.min(s.out_sendable()), old.released_ack, old.acked);
                 (live.edge, live.ts_value, live.ts_shown) = (live.edge.max(old.edge), old.ts_value, old.ts_shown);
@@ -222,7 +170,7 @@ impl Filter {
     /// Asks each peer for its true ACK, with a keepalive probe; half-open ones get their SYN-ACK. May be
     /// called again.
     pub fn probes(&mut self) {
-        if self.fenced {
+        if self.gate.fenced() {
             return;
         }
         for id in self.ids_of(|l| l.stage == Stage::Probing && !l.probed || matches!(l.stage, Stage::Embryo { .. })) {
@@ -347,7 +295,7 @@ impl Filter {
         self.counters.restored += 1;
         self.recount(id, |l| l.stage = Stage::Restored);
         self.mark_dirty(now, id);
-        if self.mode == Mode::Active {
+        if self.gate.mode() == Mode::Active {
             self.through_barrier(now, id);
         } else {
             self.barrier_met(now);
@@ -378,10 +326,10 @@ impl Filter {
         let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
         self.resets.insert(tuple);
         let resets = self.resets_of(id);
-        if self.needs_replica {
+        if self.gate.needs_replica() {
             self.end_session(now, id, EndReason::Torn);
-            let end = self.end;
-            self.farewells.extend(resets.into_iter().map(|packet| (end, packet)));
+            let end = self.gate.end();
+            resets.into_iter().for_each(|packet| self.gate.defer_reset(end, packet));
             return self.release_stored(now);
         }
         self.actions.extend(resets.into_iter().map(Action::SendPeer));
@@ -390,8 +338,8 @@ impl Filter {
 
     /// Resets that still wait for the replica to know of their sessions' ends.
     #[must_use]
-    pub fn take_farewells(&mut self) -> Vec<Vec<u8>> {
-        self.farewells.drain(..).map(|(_, packet)| packet).collect()
+    pub fn take_deferred_resets(&mut self) -> Vec<Vec<u8>> {
+        self.gate.take_deferred_resets()
     }
 
     // ---- two histories -------------------------------------------------------------------------------
@@ -400,24 +348,15 @@ impl Filter {
     /// may have gone on by itself, too, and has won. To be asked before [`Self::demote`].
     #[must_use]
     pub fn named_alone(&self) -> Vec<u8> {
-        let mut names = self.alone.ended.clone();
-        for id in self.ids_of(|l| l.alone) {
-            let open = &self.store.get(id).expect("live").open;
-            if self.alone.shares(id) {
-                names.extend_from_slice(&name(open));
-            }
-        }
-        names
+        let named = self.ids_of(|l| l.alone);
+        self.gate.solo.names(named.iter().map(|id| &self.store.get(*id).expect("live").open))
     }
 
     /// As the master that has won: the partner released something for these sessions, so nobody knows what their peers have
     /// heard (I7). Those that both had are reset; their ends as the kernel has them are returned.
     pub fn tear_named(&mut self, now: Now, names: &[u8]) -> Vec<FourTuple> {
-        let sessions = names.chunks_exact(NAME).filter_map(|given| {
-            let id = SessionId::from_le_bytes([given[0], given[1], given[2], given[3]]);
-            self.store.get(id).filter(|s| name(&s.open)[..] == *given).map(|_| id)
-        });
-        let sessions = sessions.collect();
+        let is_here = |(id, name): &(SessionId, &[u8])| self.store.get(*id).is_some_and(|s| solo::is_name(&s.open, name));
+        let sessions = solo::named(names).filter(is_here).map(|(id, _)| id).collect();
         self.tear_shared_of(now, sessions)
     }
 
@@ -431,11 +370,11 @@ impl Filter {
         let mut ends = Vec::new();
         for id in sessions {
             // A frozen log does not grow; but whoever hands over has a partner that follows.
-            let Some(s) = self.store.get(id).filter(|_| self.mode.serves() && self.alone.shares(id)) else { continue };
+            let Some(s) = self.store.get(id).filter(|_| self.gate.serves() && self.gate.solo.shares(id)) else { continue };
             let tuple = s.open.tuple;
             ends.push(self.inner(&tuple));
             self.restore_failed(now, id);
-            if self.mode == Mode::Active {
+            if self.gate.mode() == Mode::Active {
                 // The kernel answers strangers.
                 self.resets.remove(&tuple);
             }
@@ -458,7 +397,7 @@ impl Filter {
     /// Nobody will accept them: they are reset. Returns their ends as the kernel has them. Those that the local listener made, and
     /// that a process has got all the same, go on: of them no hook has told.
     pub fn give_up_unaccepted(&mut self, now: Now, mut has: impl FnMut(&FourTuple) -> bool) -> Vec<FourTuple> {
-        if !self.mode.serves() || self.fenced {
+        if !self.gate.serves() || self.gate.fenced() {
             return Vec::new();
         }
         let mut ends = Vec::new();
@@ -471,7 +410,7 @@ impl Filter {
             ends.push(inner);
             self.counters.unaccepted += 1;
             self.reset_session(now, id);
-            if self.mode == Mode::Active {
+            if self.gate.mode() == Mode::Active {
                 // The kernel answers strangers.
                 self.resets.remove(&tuple);
             }
@@ -482,7 +421,7 @@ impl Filter {
     /// The application dies of what it is asked: connections with input that it had read when it died, and not answered,
     /// so many times since [`Self::forget_deaths`], are reset. Returns how many there were.
     pub fn give_up_deadly(&mut self, now: Now, times: u32) -> usize {
-        if !self.mode.serves() || self.fenced {
+        if !self.gate.serves() || self.gate.fenced() {
             return 0;
         }
         let deadly = |id: &SessionId| self.deaths.get(id).is_some_and(|(_, deaths)| *deaths >= times);
@@ -504,7 +443,7 @@ impl Filter {
         // A session that waits for the local listener is known all the same: nobody answers for it meanwhile.
         // Or for what its peer proves.
         let early = self.config.engine == Engine::Splice || self.config.asynchronous;
-        if self.mode == Mode::Restoring && self.awaited == 0 && (self.probing == 0 || early) {
+        if self.gate.mode() == Mode::Restoring && self.awaited == 0 && (self.probing == 0 || early) {
             self.lift_barrier(now);
         }
     }
@@ -512,10 +451,10 @@ impl Filter {
     /// Every session that has its socket shows its input, held packets go on, new connections may come. Called when it took
     /// the application too long: the sessions that have none yet go on when they have.
     pub fn lift_barrier(&mut self, now: Now) {
-        if self.mode != Mode::Restoring {
+        if self.gate.mode() != Mode::Restoring {
             return;
         }
-        self.mode = Mode::Active;
+        self.gate.restored();
         self.resets.clear();
         // Those that the application has yet to take go on when it does.
         for id in self.ids_of(|l| l.stage == Stage::Restored && !(l.outgoing && l.recovery.handshake.is_some())) {
@@ -644,7 +583,7 @@ impl Filter {
     /// What tells the peer that its connection is over, at the numbers that it most likely expects; any other is
     /// challenged, and the answer to the challenge is right.
     fn resets_of(&self, id: SessionId) -> Vec<Vec<u8>> {
-        if self.fenced {
+        if self.gate.fenced() {
             return Vec::new();
         }
         let s = self.store.get(id).expect("known");
@@ -660,8 +599,8 @@ impl Filter {
         let (ts_value, ts_recent) = live.map_or((s.ts_value, s.ts_recent), |l| (l.ts_shown, l.ts_recent));
         // I1 holds for what we say ourselves, too.
         let ack = match live {
-            Some(l) if self.needs_replica && self.acked < l.in_marks.last() => l.released_ack,
-            None if self.needs_replica => s.in_done,
+            Some(l) if self.gate.needs_replica() && self.gate.acked() < l.in_marks.last() => l.released_ack,
+            None if self.gate.needs_replica() => s.in_done,
             _ => s.in_ackable(),
         };
         // Nor may the peer forget what the local TCP has yet to take, and nobody but the peer would give it.

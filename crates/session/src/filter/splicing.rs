@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::live::{Held, Live, Stage};
+use super::live::{Live, Stage};
 use super::recovery::{feed_from, TIMESTAMP_MARGIN_MS};
 use super::{Action, Filter, HandOut, Mode};
 use crate::segment::{flags, Build, Segment};
@@ -450,7 +450,7 @@ impl Filter {
         }
         self.inject(id, self.live[&id].kernel_base, flags::ACK, &[]);
         self.open_halves(now);
-        if self.mode == Mode::Active {
+        if self.gate.mode() == Mode::Active {
             self.accepted_unhooked(id);
             self.through_barrier(now, id);
         } else {
@@ -519,12 +519,4 @@ pub(super) fn peers_syn(s: &Session, live: &Live, from: u64, bits: u8, acknowled
     }
     .write_with(&options, &mut packet);
     packet
-}
-
-/// The verdict that lets an outbound packet go.
-pub(super) fn let_go(held: Held) -> Action {
-    match held.bytes {
-        Some(bytes) if held.corrected => Action::ModifyOut(held.id, bytes),
-        _ => Action::AcceptOut(held.id),
-    }
 }

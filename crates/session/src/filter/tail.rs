@@ -187,7 +187,7 @@ impl Filter {
     /// peer (RFC 5927, section 4.1), and nobody is believed that less fits than any path takes.
     pub fn too_long(&mut self, now: Now, quoted: &[u8], mtu: u32) {
         self.clock = now;
-        if !self.mode.serves() || self.fenced {
+        if !self.gate.serves() || self.gate.fenced() {
             return;
         }
         let Some(quoted) = Quoted::parse(quoted) else { return };
