@@ -124,7 +124,7 @@ impl Filter {
                 // Sent again, or another incarnation of what is being restored: not now.
                 _ => return self.drop_out(id),
             }
-        } else if let Some(outer) = self.outer(&tuple).filter(|outer| self.has_called(outer, syn.seq())) {
+        } else if let Some(outer) = self.outer(&tuple).filter(|outer| self.handshakes.has_called(outer, syn.seq())) {
             // Whoever it has called may have heard it: what waits to be called for by now is for the next one.
             return self.call_out(id, tuple, outer, syn, bytes);
         }
@@ -178,7 +178,7 @@ impl Filter {
             self.splices.take_name(&tuple);
         }
         self.splices.remove_former(&outer, syn.seq());
-        self.note_syn(outer, syn, true);
+        self.handshakes.note_syn(self.clock, outer, syn, true);
         // What is negotiated is what a session can go on with; and bytes leave only when they are stored (Fast Open).
         let plain = syn.plain_syn();
         let syn = plain.as_deref().map_or(*syn, |plain| Segment::parse(plain).expect("a segment as before"));
@@ -198,7 +198,7 @@ impl Filter {
     fn free_tuple(&self, tuple: FourTuple) -> Option<FourTuple> {
         let taken = |t: &FourTuple| match self.splices.get(t) {
             Some(splice) => inner(t, splice) != tuple,
-            None => *t != tuple && self.calls_from(t),
+            None => *t != tuple && self.handshakes.calls_from(t),
         };
         let free = |t: &FourTuple| self.store.find(t).is_none() && self.is_outgoing(t) && !taken(t);
         let first = tuple.local.port();
@@ -226,7 +226,7 @@ impl Filter {
             self.is_outgoing(t)
                 && self.store.find(t).is_none()
                 && !self.splices.gave_name(t)
-                && !self.calls_from(t)
+                && !self.handshakes.calls_from(t)
                 && !self.name_is_taken(t)
         };
         let before = self.inner(&tuple).local.port();

@@ -803,7 +803,7 @@ impl Filter {
     /// Whoever was called refuses: the next connect is for the next place, or those behind a place that is free, and stays so,
     /// would never be called for.
     pub(super) fn note_refusal(&mut self, tuple: &FourTuple, reset: &Segment<'_>) {
-        if !reset.has(flags::ACK) || !self.has_called(tuple, reset.ack().add(u32::MAX.into())) {
+        if !reset.has(flags::ACK) || !self.handshakes.has_called(tuple, reset.ack().add(u32::MAX.into())) {
             return;
         }
         let inner = self.inner(tuple);
@@ -1079,8 +1079,8 @@ impl Filter {
 
     /// New connections that have waited for the gate.
     pub(super) fn behind_gate(&mut self, now: Now) {
-        if self.gate.mode() == Mode::Active && !self.held_syns.is_empty() && self.gate(now).is_none() {
-            let syns = std::mem::take(&mut self.held_syns);
+        if self.gate.mode() == Mode::Active && self.handshakes.holds_any() && self.gate(now).is_none() {
+            let syns = self.handshakes.take_held();
             self.replay_held(now, syns);
         }
     }

@@ -9,8 +9,6 @@
 //! Where a segment contradicts what is stored and the kernel has not acknowledged, the kernel is asked how much it has
 //! taken: that stands, and the rest of it may have been injected by a stranger, and is forgotten.
 
-use std::time::Duration;
-
 use super::live::{seconds, Live, Stage};
 use super::opening::EmbryoIn;
 use super::packets::HeldIn;
@@ -23,12 +21,6 @@ use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
-/// Most SYNs held while a barrier stands; later ones are dropped and come again.
-const MAX_HELD_SYNS: usize = 1024;
-/// Of strangers that the kernel may know it is asked no more often: a flood of ACKs would cost more than it is worth. Whoever
-/// is one sends again.
-const STRANGERS_EVERY: Duration = Duration::from_millis(1);
-const MAX_STRANGERS: usize = 64;
 /// Most packets held of one session while it is restored; later ones are dropped and come again.
 const MAX_HELD_IN: usize = 4096;
 /// Most segments that wait for the kernel to say what it has taken.
@@ -167,11 +159,11 @@ impl Filter {
         if self.gate.mode() == Mode::Restoring {
             // No new connection before the recovered ones are in the application's hands, and no RST from a
             // kernel that has not yet all its sockets.
-            if opens && self.held_syns.len() < MAX_HELD_SYNS {
-                self.held_syns.push(HeldIn { id, bytes: bytes.to_vec() });
+            if opens && self.handshakes.may_hold() {
+                self.handshakes.hold(HeldIn { id, bytes: bytes.to_vec() });
                 return;
             }
-            if !opens && self.calls_from(&tuple) {
+            if !opens && self.handshakes.calls_from(&tuple) {
                 // Whoever was called refuses. The program may want to know that before it accepts anything.
                 return self.deliver_as(id, segment, segment.plain_syn(), bytes);
             }
@@ -182,13 +174,13 @@ impl Filter {
             }
             return self.drop_in(id);
         }
-        if opens && self.held_syns.len() < MAX_HELD_SYNS && self.gate(now).is_some() {
+        if opens && self.handshakes.may_hold() && self.gate(now).is_some() {
             // The connect that is waited for is to be the last client's that the program has.
-            self.held_syns.push(HeldIn { id, bytes: bytes.to_vec() });
+            self.handshakes.hold(HeldIn { id, bytes: bytes.to_vec() });
             return;
         }
         if opens {
-            self.note_syn(tuple, segment, false);
+            self.handshakes.note_syn(self.clock, tuple, segment, false);
         }
         if segment.has(flags::SYN) {
             return self.deliver_as(id, segment, segment.plain_syn(), bytes);
@@ -198,9 +190,8 @@ impl Filter {
         }
         // Last words of a connection that is over; or of one of which the kernel may know and no store. What it says beside
         // its bytes is answered as ever, and the bytes are acknowledged by nobody (I1).
-        if segment.has(flags::ACK) && now >= self.next_stranger && self.strangers.len() < MAX_STRANGERS {
-            self.next_stranger = now + STRANGERS_EVERY;
-            self.strangers.push(tuple);
+        if segment.has(flags::ACK) {
+            self.handshakes.note_stranger(now, tuple);
         }
         self.deliver_as(id, segment, segment.bare(), bytes);
     }
@@ -209,7 +200,7 @@ impl Filter {
     /// flood of SYNs, or went around the queues. If it is established there its peer is to be told that it is over: nothing
     /// that it says is stored, and nothing leaves for it.
     pub fn poll_stranger(&mut self) -> Option<FourTuple> {
-        while let Some(tuple) = self.strangers.pop() {
+        while let Some(tuple) = self.handshakes.pop_stranger() {
             if self.gate.mode() == Mode::Active && !self.gate.fenced() && self.store.find(&tuple).is_none() {
                 return Some(self.inner(&tuple));
             }
@@ -244,7 +235,7 @@ impl Filter {
             // answer to our own SYN once more: TCP acknowledges it.
             if !segment.has(flags::ACK) {
                 let tuple = FourTuple { local: segment.destination(), peer: segment.source() };
-                self.note_syn(tuple, segment, false);
+                self.handshakes.note_syn(self.clock, tuple, segment, false);
             }
             return self.deliver_as(id, segment, segment.plain_syn(), bytes);
         }

@@ -136,7 +136,7 @@ impl Filter {
 
     /// No replica any more, and leave to go on alone.
     pub fn go_solo(&mut self, now: Now) {
-        self.gate.go_solo(self.next_id);
+        self.gate.go_solo(self.handshakes.first_unused());
         self.release_stored(now);
     }
 

@@ -25,6 +25,7 @@ mod calling;
 mod causes;
 mod early;
 mod gate;
+mod handshakes;
 mod input;
 mod live;
 mod log;
@@ -55,9 +56,8 @@ use calling::Calls;
 use causes::Causes;
 use early::AllEarly;
 use gate::ReplicaGate;
+use handshakes::Handshakes;
 use live::{Live, Spares};
-use opening::Handshakes;
-use packets::HeldIn;
 use splicing::Splices;
 
 pub use app::Origin;
@@ -65,9 +65,6 @@ pub use causes::HandOut;
 pub use recovery::RestoreSpec;
 pub use splicing::Engine;
 pub use unhooked::PROGRAM;
-
-/// Longest that a half-open session is kept: the kernel gives up after about 63 s.
-const EMBRYONIC: Duration = Duration::from_secs(75);
 
 /// What the filter is for at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -231,19 +228,11 @@ pub struct Filter {
     /// Those that were asked about before the output that is judged now.
     asked: Vec<SessionId>,
     early: AllEarly,
-    held_syns: Vec<HeldIn>,
-    /// See [`Self::poll_stranger`]; not before this time again.
-    strangers: Vec<FourTuple>,
-    next_stranger: Now,
-    next_id: SessionId,
     /// FINs and RSTs that no hook announced and whose process may be dying, and those that were asked about.
     suspicious: VecDeque<(Now, SessionId)>,
     suspects: BTreeSet<SessionId>,
     /// Sessions that want [`Self::handle_timeout`]; entries may be stale.
     timers: BinaryHeap<Reverse<(Now, SessionId)>>,
-    /// Half-open sessions: when they expire, and how many there are. Entries may be stale.
-    expiries: VecDeque<(Now, SessionId)>,
-    embryos: usize,
     /// Sessions without a socket, and those that the barrier waits for.
     probing: usize,
     awaited: usize,
@@ -288,22 +277,16 @@ impl Filter {
             commit: Commit::default(),
             entries: Vec::new(),
             handles: HashMap::new(),
-            handshakes: Handshakes::default(),
+            handshakes: Handshakes::new(),
             splices: Splices::default(),
             calls: Calls::default(),
             causes: Causes::default(),
             readers: BTreeSet::new(),
             asked: Vec::new(),
             early: AllEarly::default(),
-            held_syns: Vec::new(),
-            strangers: Vec::new(),
-            next_stranger: Duration::ZERO,
-            next_id: 1,
             suspicious: VecDeque::new(),
             suspects: BTreeSet::new(),
             timers: BinaryHeap::new(),
-            expiries: VecDeque::new(),
-            embryos: 0,
             probing: 0,
             awaited: 0,
             resets: BTreeSet::new(),
@@ -398,14 +381,14 @@ impl Filter {
     pub fn demote(&mut self) -> Remains {
         self.gate.demote();
         let live = self.drop_in_hand();
-        for h in std::mem::take(&mut self.held_syns) {
+        for h in self.handshakes.take_held() {
             if let Some(id) = h.id {
                 self.actions.push(Action::DropIn(id));
             }
         }
         // The deaths stay known: what kills the server comes back with the next handover.
         let remains = Remains { _store: std::mem::take(&mut self.store), _live: live };
-        self.handshakes = Handshakes::default();
+        self.handshakes.clear();
         remains
     }
 
@@ -429,8 +412,7 @@ impl Filter {
         self.suspicious.clear();
         self.suspects.clear();
         self.timers.clear();
-        self.expiries.clear();
-        self.embryos = 0;
+        self.handshakes.forget_sessions();
         self.probing = 0;
         self.awaited = 0;
         self.resets.clear();
@@ -462,7 +444,7 @@ impl Filter {
             self.gate.poll_timeout(),
             self.suspicious.front().map(|s| s.0),
             self.timers.peek().map(|Reverse((due, _))| *due),
-            self.expiries.front().map(|e| e.0),
+            self.handshakes.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -509,8 +491,7 @@ impl Filter {
         self.forget_early(id);
         if let Some(mut live) = self.live.remove(&id) {
             if !live.established {
-                self.embryos -= 1;
-                self.handshakes.remove(&tuple);
+                self.handshakes.opened(&tuple);
             }
             self.probing -= usize::from(live.probing());
             self.awaited -= usize::from(live.awaited());

@@ -74,7 +74,7 @@ impl Filter {
     fn unknown_out(&mut self, now: Now, id: u32, tuple: &FourTuple, segment: &Segment<'_>, corrected: Option<&[u8]>) {
         let f = segment.flags();
         let (rst, fin) = (f & flags::RST != 0, f & flags::FIN != 0);
-        if rst && self.refused_too_soon(now, tuple) {
+        if rst && self.handshakes.refused_too_soon(now, tuple) {
             self.counters.refusals_withheld += 1;
             return self.actions.push(Action::DropOut(id));
         }

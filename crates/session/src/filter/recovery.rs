@@ -83,8 +83,8 @@ impl Filter {
     pub fn take_over(&mut self, now: Now) {
         assert!(self.gate.mode() == Mode::Passive, "only a backup takes over");
         self.store.drop_uncommitted();
-        self.next_id = self.store.iter().map(|s| s.open.session).max().unwrap_or(0).wrapping_add(1);
-        self.gate.take_over(self.next_id);
+        self.handshakes.number_behind(&self.store);
+        self.gate.take_over(self.handshakes.first_unused());
         self.start_over(now, &BySession::default());
         if self.config.asynchronous {
             self.await_proofs(now);
@@ -144,7 +144,7 @@ impl Filter {
                 let next = now + INJECT_AGAIN;
                 live.stage = Stage::Embryo { next, tries: 0 };
                 live.edge = live.edge.max(LEAST_WINDOW);
-                self.embryos += 1;
+                self.handshakes.opens_again();
                 self.timers.push(Reverse((next, id)));
             }
             self.probing += usize::from(live.probing());
@@ -461,7 +461,7 @@ impl Filter {
             self.accepted_unhooked(id);
             self.through_barrier(now, id);
         }
-        let syns = std::mem::take(&mut self.held_syns);
+        let syns = self.handshakes.take_held();
         self.replay_held(now, syns);
     }
 
