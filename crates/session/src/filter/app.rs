@@ -148,7 +148,7 @@ impl Filter {
     pub fn passed_info(&self, tuple: &FourTuple) -> Option<(u64, bool)> {
         let id = self.store.find(&self.outer(tuple)?)?;
         let (s, live) = (self.store.get(id)?, self.live.get(&id)?);
-        let greeted = s.out_base > 0 && self.turns.in_read(id) == Some(live.kernel_base);
+        let greeted = s.out_base > 0 && self.turns.in_read(id) == Some(live.local.base());
         let unwritten = self.turns.unwritten(id);
         (live.attached && live.restored && (greeted || unwritten > 0)).then_some((unwritten, greeted))
     }
@@ -177,7 +177,7 @@ impl Filter {
         let Some(session) = self.session_of(channel, handle) else { return };
         let (s, live) = (self.store.get(session).expect("live"), self.live.get_mut(&session).expect("live"));
         let announced = s.out_done + (live.pending.len() + bytes.len()) as u64;
-        if announced.saturating_sub(live.kernel_nxt.max(s.out_acked)) > MOST_UNSENT {
+        if announced.saturating_sub(live.local.snd_nxt().max(s.out_acked)) > MOST_UNSENT {
             return self.lose(now, session);
         }
         live.pending.lend(&mut self.spares.pending).extend(bytes);
@@ -635,7 +635,7 @@ impl Filter {
         self.clock = now;
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
         live.recount = false;
-        let taken = live.kernel_base.saturating_add(received);
+        let taken = live.local.base().saturating_add(received);
         let read = taken.saturating_sub(unread).min(s.in_end());
         self.turns.read_around(session, read);
         self.read_unhooked(now, session, read);

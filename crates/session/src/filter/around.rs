@@ -63,20 +63,20 @@ impl Filter {
         if live.loose() {
             return;
         }
-        let taken = live.kernel_base.saturating_add(received).saturating_sub(u64::from(ended));
+        let taken = live.local.base().saturating_add(received).saturating_sub(u64::from(ended));
         if self.around.get(&id).is_some_and(|around| around.input > taken.max(s.in_end())) {
             // Its process says that it has read what no kernel gave it.
             self.around.remove(&id);
             return self.lose(now, id);
         }
         let announced = s.out_done + live.pending.len() as u64;
-        if live.recovery.tail.is_none() && !live.mute {
+        if live.recovery.tail.is_none() && !live.local.is_silenced() {
             // All that was announced may have left, and what acknowledges it is no forgery.
             let sent = announced + u64::from(live.fin_asked);
-            live.released = live.released.max(sent);
-            live.kernel_nxt = live.kernel_nxt.max(sent);
+            live.peer.was_released(sent);
+            live.local.has_sent(sent);
             if !self.config.hooked {
-                live.clamp = live.clamp.max(announced + SENT);
+                live.local.clamp_to(live.local.clamp().max(announced + SENT));
             }
         }
         let slipped = taken > s.in_end() || ended && !s.in_fin;
@@ -169,8 +169,8 @@ impl Filter {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let adopted = Adopted { session: id, in_done: s.in_done, out_done: from, out_base: from };
         let n = from - s.out_done;
-        live.acked = live.acked.max(from);
-        live.released = live.released.max(from);
+        live.peer.acknowledges(from);
+        live.peer.was_released(from);
         self.counters.adopted_bytes += n;
         self.write(0, |out| record::encode_adopted(&adopted, out));
         self.turns.adopted(now, id, n, &std::mem::take(&mut self.asked));
@@ -180,7 +180,7 @@ impl Filter {
     /// Nobody can go on with it.
     fn reset_lost(&mut self, now: Now, id: SessionId) {
         let Some(s) = self.store.get(id) else { return };
-        let at = s.out_seq(self.live.get(&id).map_or(s.out_acked, |l| l.acked.max(l.released)));
+        let at = s.out_seq(self.live.get(&id).map_or(s.out_acked, |l| l.peer.una().max(l.peer.released())));
         let reset = self.segment_to_peer(id, flags::RST | flags::ACK, at, &[]);
         self.actions.push(Action::SendPeer(reset));
         self.end_session(now, id, EndReason::ResetByUs);

@@ -66,10 +66,10 @@ impl Filter {
         if a.taken > s.in_ackable() || a.sent > known || a.acked > known {
             self.lose(now, id);
             self.follow(now, id, a.taken, a.sent.max(a.acked));
-        } else if a.acked > live.released {
+        } else if a.acked > live.peer.released() {
             // It left, though not through here.
-            live.released = a.acked.min(s.out_sendable());
-            live.kernel_nxt = live.kernel_nxt.max(live.released);
+            live.peer.has_got(a.acked.min(s.out_sendable()));
+            live.local.has_sent(live.peer.released());
         }
         None
     }
@@ -90,7 +90,7 @@ impl Filter {
         live.attached = false;
         if let Some(pending) = live.pending.there() {
             // What the kernel has not sent, it may never get.
-            pending.truncate(live.kernel_nxt.saturating_sub(s.out_done).try_into().unwrap_or(usize::MAX));
+            pending.truncate(live.local.snd_nxt().saturating_sub(s.out_done).try_into().unwrap_or(usize::MAX));
         }
         live.pending.settle(&mut self.spares.pending);
         let fin = live.fin_asked && !s.out_fin;
@@ -121,13 +121,13 @@ impl Filter {
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if let Some(out_done) = out_done {
             live.pending.take();
-            live.kernel_nxt = live.kernel_nxt.max(out_done);
+            live.local.has_sent(out_done);
         }
         live.base_pos = position;
         live.in_marks.wrote(s.in_ackable(), position, &mut self.spares.marks);
         live.out_marks.wrote(s.out_sendable(), position, &mut self.spares.marks);
-        live.acked = live.acked.max(s.out_acked);
-        live.released = live.released.max(s.out_done);
+        live.peer.acknowledges(s.out_acked);
+        live.peer.was_released(s.out_done);
         self.judge_held(now, id);
     }
 }

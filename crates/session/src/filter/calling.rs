@@ -281,7 +281,13 @@ impl Filter {
     /// The SYN-ACK to the application's SYN, in the peer's name and numbers; they are corrected like all others.
     pub(super) fn answer_call(&mut self, id: SessionId) {
         let (s, live) = (self.store.get(id).expect("known"), &self.live[&id]);
-        let packet = peers_syn(s, live, live.kernel_base, flags::SYN | flags::ACK, (s.out_seq(live.kernel_una), live.ts_value));
+        let packet = peers_syn(
+            s,
+            live,
+            live.local.base(),
+            flags::SYN | flags::ACK,
+            (s.out_seq(live.local.snd_una()), live.peer.time.value()),
+        );
         let packet = self.corrected_in(&packet).expect("spliced");
         self.actions.push(Action::Inject(packet));
     }

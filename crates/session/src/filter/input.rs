@@ -9,9 +9,10 @@
 //! Where a segment contradicts what is stored and the kernel has not acknowledged, the kernel is asked how much it has
 //! taken: that stands, and the rest of it may have been injected by a stranger, and is forgotten.
 
-use super::live::{seconds, Live, Stage};
+use super::live::{Live, Stage};
 use super::opening::EmbryoIn;
 use super::packets::HeldIn;
+use super::peer::local_shift;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
 use crate::segment::{self, flags, Segment};
@@ -262,7 +263,7 @@ impl Filter {
             Judgement::Reset => self.reset_in(now, id, session, bytes),
             Judgement::Believed(b) if !agrees(s, live, b.offset, segment) => {
                 self.counters.disbelieved += 1;
-                if stage == Stage::Live && b.offset < s.in_ackable() as i64 && live.kernel_ack < s.in_ackable() {
+                if stage == Stage::Live && b.offset < s.in_ackable() as i64 && live.local.rcv_nxt() < s.in_ackable() {
                     return self.disputed_in(id, session, bytes);
                 }
                 // Nobody knows which of the two the local TCP would keep.
@@ -276,7 +277,7 @@ impl Filter {
                 // What it acknowledges counts all the same.
                 self.apply_in(now, session, segment, &b);
                 if b.ack.is_some() && self.live.contains_key(&session) {
-                    self.inject(session, self.live[&session].kernel_ack, flags::ACK, &[]);
+                    self.inject(session, self.live[&session].local.rcv_nxt(), flags::ACK, &[]);
                 }
                 self.drop_in(id);
             }
@@ -305,10 +306,10 @@ impl Filter {
         let live = &self.live[&session];
         let mut expected = Vec::new();
         if live.behind() {
-            expected.push(live.kernel_ack);
+            expected.push(live.local.rcv_nxt());
         }
         if let Stage::Feeding { fed, .. } = live.stage {
-            expected.extend(Some(fed).filter(|fed| *fed > live.kernel_ack));
+            expected.extend(Some(fed).filter(|fed| *fed > live.local.rcv_nxt()));
         }
         let reset = |at: u64| Action::Inject(self.segment_to_kernel(session, at, flags::RST | flags::ACK, &[]));
         let resets: Vec<Action> = expected.into_iter().map(reset).collect();
@@ -327,10 +328,10 @@ impl Filter {
     fn takes_itself(&mut self, session: SessionId, believed: &Believed, segment: &Segment<'_>) -> bool {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return true };
         let end = believed.offset + i64::from(segment.sequence_length());
-        if !live.behind() || end <= live.kernel_ack as i64 {
+        if !live.behind() || end <= live.local.rcv_nxt() as i64 {
             return true;
         }
-        let (kernel_ack, edge) = (live.kernel_ack, live.kernel_edge);
+        let (kernel_ack, edge) = (live.local.rcv_nxt(), live.local.edge());
         if let (Stage::Feeding { until, fed, .. }, true) = (&mut live.stage, segment.sequence_length() > 0) {
             let next = believed.offset <= *fed as i64 && end <= edge as i64;
             if next {
@@ -346,7 +347,7 @@ impl Filter {
                 return false;
             }
         }
-        live.tell_again = matches!(live.stage, Stage::Feeding { fed, .. } if fed > kernel_ack);
+        live.local.set_tell_again(matches!(live.stage, Stage::Feeding { fed, .. } if fed > kernel_ack));
         self.inject(session, kernel_ack, flags::ACK, &[]);
         false
     }
@@ -357,49 +358,44 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let mut moved = !s.established;
-        live.probed = true;
-        let fresh = believed.ack.map(|ack| ack - std::mem::replace(&mut live.acked, ack));
+        live.peer.answers();
+        let fresh = believed.ack.map(|ack| live.peer.acknowledges(ack));
         moved |= fresh.is_some();
         if let Some(astray) = live.recovery.there().and_then(|r| r.astray.as_mut()) {
             astray.acked = 0;
         }
-        let old = believed.raw_ack.is_some_and(|ack| ack < live.acked);
-        let duplicate = live.recovery.tail.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.acked);
-        let opened = live.window != segment.window() && !old;
+        let old = believed.raw_ack.is_some_and(|ack| ack < live.peer.una());
+        let duplicate =
+            live.recovery.tail.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.peer.una());
+        let opened = live.peer.window() != segment.window() && !old;
         if opened {
-            live.window = segment.window();
-            live.most_window = live.most_window.max(scaled(s, segment));
+            live.peer.shows_window(s, segment.window());
             moved = true;
         }
         if let Some((value, _)) = segment.options().timestamps.filter(|_| !old) {
             // RFC 7323, section 4.3: only segments that the last ACK sent reaches to.
-            let expected = if live.behind() { s.in_ackable() } else { live.kernel_ack };
+            let expected = if live.behind() { s.in_ackable() } else { live.local.rcv_nxt() };
             // What is held is judged again, in its order.
             let held = live.stage == Stage::Restored && segment.sequence_length() > 0;
-            let newer = value.wrapping_sub(live.ts_recent) as i32;
-            if !held && believed.offset <= expected as i64 && (newer >= 0 || live.forgets_time(now)) {
-                live.ts_recent = value;
-                live.ts_recent_at = seconds(now);
-                moved |= newer != 0;
+            if !held && believed.offset <= expected as i64 {
+                moved |= live.peer.time.hears(now, value);
             }
         }
-        let ack = believed.raw_ack.map(|ack| if live.mute { live.kernel_nxt } else { ack.min(live.kernel_nxt) });
+        let ack = believed.raw_ack.map(|ack| live.local.ackable(ack));
         // What lies before its window, or beyond one that it has taken back, it does not look at.
         let end = believed.offset + i64::from(segment.sequence_length());
-        let unseen = end < live.kernel_ack as i64 || !live.behind() && end > live.kernel_edge as i64;
-        let news = ack.unwrap_or(0) > live.kernel_una || opened;
+        let unseen = end < live.local.rcv_nxt() as i64 || !live.behind() && end > live.local.edge() as i64;
+        let news = ack.unwrap_or(0) > live.local.snd_una() || opened;
         if !unseen {
-            live.kernel_una = live.kernel_una.max(ack.unwrap_or(0));
+            live.local.acknowledged(ack.unwrap_or(0));
         }
-        if live.kernel_nxt >= live.clamp {
-            live.clamp = 0;
-        }
+        live.local.settle_clamp();
         let ack = ack.map_or(segment.ack(), |ack| s.out_seq(ack));
         if fresh.is_some() {
             self.splices.acknowledged(&s.open.tuple, ack);
         }
         if unseen && news {
-            self.inject(session, self.live[&session].kernel_ack, flags::ACK, &[]);
+            self.inject(session, self.live[&session].local.rcv_nxt(), flags::ACK, &[]);
         }
         if moved {
             self.mark_dirty(now, session);
@@ -443,7 +439,7 @@ impl Filter {
 
     pub(super) fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
         let live = &self.live[&session];
-        if live.attached && !bytes.is_empty() && live.acked >= self.store.get(session).expect("known").out_done {
+        if live.attached && !bytes.is_empty() && live.peer.una() >= self.store.get(session).expect("known").out_done {
             // A peer that has all that was answered asks for more.
             self.turns.asked_anew(session);
             self.run_commits(now);
@@ -524,8 +520,8 @@ impl Filter {
     fn believe_kernel(&mut self, now: Now, session: SessionId, taken: u64) {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
         let read = self.turns.in_read(session).unwrap_or(0);
-        let stands = live.kernel_ack.max(taken).max(live.released_ack).max(read).max(s.in_done).min(s.in_ackable());
-        live.kernel_ack = stands;
+        let stands = live.local.rcv_nxt().max(taken).max(live.peer.released_ack()).max(read).max(s.in_done).min(s.in_ackable());
+        live.local.has_taken(stands);
         if stands == s.in_ackable() {
             return;
         }
@@ -560,13 +556,13 @@ impl Filter {
         let live = self.live.get_mut(&session).expect("live");
         let bare = segment.sequence_length() == 0;
         let mut ack = None;
-        let widest = u64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
+        let widest = u64::from(u16::MAX) << local_shift(s);
         match judge(now, s, live, segment) {
             Judgement::Reset => return self.reset_in(now, id, session, bytes),
             Judgement::Believed(b) => {
                 // The peer sends only where it was given window: this is what was advertised.
                 let end = b.offset + i64::from(segment.sequence_length());
-                live.edge = live.edge.max(u64::try_from(end).unwrap_or(0).min(s.in_ackable() + widest));
+                live.peer.was_shown_window(u64::try_from(end).unwrap_or(0).min(s.in_ackable() + widest));
                 if live.stage == Stage::Restored {
                     let shown = self.apply_in(now, session, segment, &b);
                     if bare && !self.takes_itself(session, &b, segment) {
@@ -574,16 +570,13 @@ impl Filter {
                     }
                     ack = Some(shown);
                 } else if b.raw_ack.is_some() {
-                    let acked = live.acked.max(b.ack.unwrap_or(0));
-                    let fresh = acked - std::mem::replace(&mut live.acked, acked);
-                    live.window = segment.window();
-                    live.most_window = live.most_window.max(scaled(s, segment));
-                    let round = |ts: &(u32, u32)| live.forgets_time(now) && (ts.0.wrapping_sub(live.ts_recent) as i32) < 0;
-                    if let Some((value, _)) = segment.options().timestamps.filter(round) {
+                    let fresh = live.peer.acknowledges(b.ack.unwrap_or(0));
+                    live.peer.shows_window(s, segment.window());
+                    if let Some((value, _)) = segment.options().timestamps {
                         // Its socket must not begin with a clock that the peer's has left behind.
-                        (live.ts_recent, live.ts_recent_at) = (value, seconds(now));
+                        live.peer.time.hears_round(now, value);
                     }
-                    if !std::mem::replace(&mut live.probed, true) {
+                    if !live.peer.answers() {
                         self.actions.push(Action::Probed(session));
                     }
                     self.tail_acked(now, session, fresh);
@@ -625,8 +618,8 @@ impl Filter {
     /// Both directions ended, were acknowledged, and the local TCP knows it: nothing of it is to come.
     pub(super) fn end_if_finished(&mut self, now: Now, session: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { return };
-        let peer_has_all = s.out_fin && live.acked > s.out_done && live.kernel_una > s.out_done;
-        let kernel_has_all = live.kernel_ack >= s.in_ackable() && live.released_ack >= s.in_ackable();
+        let peer_has_all = s.out_fin && live.peer.una() > s.out_done && live.local.snd_una() > s.out_done;
+        let kernel_has_all = live.local.rcv_nxt() >= s.in_ackable() && live.peer.released_ack() >= s.in_ackable();
         if s.in_fin && peer_has_all && kernel_has_all {
             self.end_session(now, session, EndReason::Closed);
         }
@@ -636,11 +629,6 @@ impl Filter {
 /// Offset of a segment's first byte, as near to what is expected as it can be.
 fn offset_in(s: &Session, segment: &Segment<'_>) -> i64 {
     i64::from(segment.seq().since(s.in_seq(s.in_ackable()))) + s.in_ackable() as i64
-}
-
-/// The peer's window in bytes.
-fn scaled(s: &Session, segment: &Segment<'_>) -> u32 {
-    u32::from(segment.window()) << s.open.shifts.map_or(0, |(theirs, _)| theirs)
 }
 
 /// Whether a segment has bytes that are not in the store.
@@ -658,10 +646,10 @@ fn agrees(s: &Session, live: &Live, offset: i64, segment: &Segment<'_>) -> bool 
     }
     let in_end = s.in_end();
     let end = offset + payload.len() as i64;
-    if s.in_fin && end > in_end.max(live.kernel_ack) as i64 {
+    if s.in_fin && end > in_end.max(live.local.rcv_nxt()) as i64 {
         return false;
     }
-    let from = s.in_done.max(live.kernel_ack);
+    let from = s.in_done.max(live.local.rcv_nxt());
     if offset < in_end as i64 && end + i64::from(fin) > from as i64 {
         if fin && end < in_end as i64 {
             return false;
@@ -690,9 +678,9 @@ fn judge(now: Now, s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement
         return if offset == in_next as i64 { Judgement::Reset } else { Judgement::Ignored };
     }
     // One less: a keepalive.
-    let mut oldest = live.kernel_ack.min(in_next) as i64 - 1;
-    let mut edge = live.edge.max(in_next);
-    let widest = u64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
+    let mut oldest = live.local.rcv_nxt().min(in_next) as i64 - 1;
+    let mut edge = live.peer.rcv_adv().max(in_next);
+    let widest = u64::from(u16::MAX) << local_shift(s);
     if matches!(live.stage, Stage::Probing | Stage::Restored) {
         // What was advertised last may not have been told any more.
         edge += widest;
@@ -706,30 +694,29 @@ fn judge(now: Now, s: &Session, live: &Live, segment: &Segment<'_>) -> Judgement
     }
     let timestamps = segment.options().timestamps.filter(|_| s.open.timestamps);
     if let Some((value, _)) = timestamps {
-        let stale = (live.ts_recent.wrapping_sub(value) as i32) > 1 && !live.forgets_time(now);
-        if stale && segment.sequence_length() > 0 {
+        if live.peer.time.is_stale(now, value) && segment.sequence_length() > 0 {
             return Judgement::Ignored;
         }
     }
     if !segment.has(flags::ACK) || segment.has(flags::SYN) {
         return Judgement::Ignored;
     }
-    let raw_ack = seq::offset(s.open.isn_out, segment.ack(), live.acked);
+    let raw_ack = seq::offset(s.open.isn_out, segment.ack(), live.peer.una());
     // What left, by us or by the master before us.
-    let left = live.released.max(live.clamp);
+    let left = live.peer.released().max(live.local.clamp());
     // RFC 5961, section 5.2: a stranger that guesses a sequence number in the window has to guess this one, too.
-    let una = if live.stage == Stage::Probing { live.acked } else { live.acked.min(live.kernel_una) };
-    let oldest_ack = una.saturating_sub(u64::from(live.most_window.max(LEAST_PEER_WINDOW)));
+    let una = if live.stage == Stage::Probing { live.peer.una() } else { live.peer.una().min(live.local.snd_una()) };
+    let oldest_ack = una.saturating_sub(u64::from(live.peer.most_window().max(LEAST_PEER_WINDOW)));
     let ack = match raw_ack {
         // Before our SYN: of another connection with the same four-tuple.
         None => return Judgement::Ignored,
         // The kernel refuses what is beyond its own sequence numbers by itself.
         Some(ack) if ack > left => {
-            let proved = offset == in_next as i64 || timestamps.is_some_and(|(_, echo)| live.sent_time(echo));
+            let proved = offset == in_next as i64 || timestamps.is_some_and(|(_, echo)| live.peer.time.sent(echo));
             return Judgement::Forged(proved.then_some(ack));
         }
         Some(ack) if ack < oldest_ack => return Judgement::Ignored,
-        Some(ack) if ack > live.acked => Some(ack),
+        Some(ack) if ack > live.peer.una() => Some(ack),
         _ => None,
     };
     Judgement::Believed(Believed { ack, raw_ack, offset })

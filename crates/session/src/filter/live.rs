@@ -5,29 +5,17 @@ use std::collections::VecDeque;
 use super::astray::Astray;
 use super::early::Early;
 use super::gate::LogPosition;
+use super::local::Local;
 use super::marks::Marks;
 use super::owners::Owners;
 use super::packets::{Held, HeldIn};
+use super::peer::Peer;
 use super::proof::Proof;
 use super::splicing::Handshake;
 use super::tail::Tail;
 use crate::seldom::{Blank, Seldom, Spare};
 use crate::store::Session;
 use crate::Now;
-
-/// A timestamp that is so old (in seconds) says nothing: a clock that counts microseconds goes half its way round meanwhile.
-/// Linux takes this much for every clock, where RFC 7323 (section 5.5) has 24 days, half the way of one that counts
-/// milliseconds.
-const TIME_FORGOTTEN: u32 = (i32::MAX / 1_000_000) as u32;
-
-/// A peer does not echo a timestamp that differs more from our newest: two minutes of milliseconds, or what a log is
-/// behind in microseconds.
-const TIME_NEAR: u32 = 1 << 17;
-
-/// A time as [`Live`] notes it: never 0.
-pub(super) fn seconds(now: Now) -> u32 {
-    u32::try_from(now.as_secs()).unwrap_or(u32::MAX).max(1)
-}
 
 /// How far a recovered session has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,22 +107,8 @@ pub(super) struct Live {
     pub lost: bool,
     /// The kernel is asked once more how much was read.
     pub recount: bool,
-    /// Offset behind the last byte (or FIN) that the local TCP has sent.
-    pub kernel_nxt: u64,
-    /// Highest output offset whose acknowledgement the local TCP was given.
-    pub kernel_una: u64,
-    /// Where the local TCP's input begins.
-    pub kernel_base: u64,
-    /// Highest input offset that the local TCP has acknowledged.
-    pub kernel_ack: u64,
-    /// How far the local TCP's window reaches now; what lies beyond it is refused.
-    pub kernel_edge: u64,
-    /// What was told under `kernel_ack` may have come too late for it: fed input was under way.
-    pub tell_again: bool,
-    /// Highest offset that was let go to the peer.
-    pub released: u64,
-    /// Highest input acknowledgement that was let go.
-    pub released_ack: u64,
+    pub local: Local,
+    pub peer: Peer,
     /// Log position behind what every packet needs: the opening, and the last leap of our timestamps.
     pub base_pos: LogPosition,
     /// What input needs to be acknowledged, and output to leave.
@@ -147,24 +121,7 @@ pub(super) struct Live {
     pub suspected: bool,
     /// Input that arrived out of order.
     pub early: Seldom<Early>,
-    /// The peer's true acknowledgement.
-    pub acked: u64,
-    pub edge: u64,
-    pub window: u16,
-    /// The largest one in bytes that it has ever had.
-    pub most_window: u32,
-    pub ts_recent: u32,
-    pub ts_value: u32,
-    /// When these two were last told, in seconds; 0: nobody knows.
-    pub ts_recent_at: u32,
-    pub ts_value_at: u32,
-    /// Our newest timestamp value that was let go: what leaves later must not look older (PAWS, RFC 7323, section 5).
-    pub ts_shown: u32,
     pub dirty: bool,
-    /// The peer has answered since the takeover.
-    pub probed: bool,
-    /// Where the send queue of the last [`super::RestoreSpec`] starts.
-    pub spec_una: u64,
     /// Its segments are signed: none of them may be changed.
     pub signed: bool,
     /// The application had made the connection, and makes it again to have it back.
@@ -175,11 +132,7 @@ pub(super) struct Live {
     pub restored: bool,
     /// It was restored, and a process accepted it around the hooks.
     pub bare: bool,
-    /// Until the local TCP has passed this offset (0: it has) it may not see acknowledgements of the future.
-    pub clamp: u64,
     pub recovery: Seldom<Recovery>,
-    /// Its output had ended before its local half was made.
-    pub mute: bool,
     /// Without hooks: what was read is asked because much has come.
     pub swallowing: bool,
     /// Something was released for it since this member went on by itself.
@@ -207,14 +160,8 @@ impl Live {
             fin_asked: s.out_fin,
             lost: false,
             recount: false,
-            kernel_nxt: s.out_acked,
-            kernel_una: 0,
-            kernel_base: s.in_done,
-            kernel_ack: s.in_done,
-            kernel_edge: s.in_edge,
-            tell_again: false,
-            released: s.out_acked,
-            released_ack: 0,
+            local: Local::new(s),
+            peer: Peer::new(s),
             base_pos: LogPosition::START,
             in_marks: Marks::new(s.in_ackable(), LogPosition::START),
             out_marks: Marks::new(s.out_sendable(), LogPosition::START),
@@ -222,58 +169,16 @@ impl Live {
             ack_ahead: false,
             suspected: false,
             early: Seldom::default(),
-            acked: s.out_acked,
-            edge: s.in_edge,
-            window: s.window,
-            most_window: s.window_bytes(),
-            ts_recent: s.ts_recent,
-            ts_value: s.ts_value,
-            ts_recent_at: 0,
-            ts_value_at: 0,
-            ts_shown: s.ts_value,
             dirty: false,
-            probed: false,
-            spec_una: s.out_acked,
             signed: false,
             outgoing: false,
             later: false,
             restored: false,
             bare: false,
-            clamp: 0,
             recovery: Seldom::default(),
-            mute: false,
             swallowing: false,
             alone: false,
         }
-    }
-
-    /// Nothing that the peer says now can be too old (RFC 7323, section 5.5), as its clock may have come round.
-    pub fn forgets_time(&self, now: Now) -> bool {
-        self.ts_recent == 0 || self.ts_recent_at == 0 || seconds(now).saturating_sub(self.ts_recent_at) >= TIME_FORGOTTEN
-    }
-
-    /// Whether the peer can have this value from us, or from the master before us.
-    pub fn sent_time(&self, echo: u32) -> bool {
-        echo.wrapping_sub(self.ts_value).wrapping_add(TIME_NEAR) <= 2 * TIME_NEAR
-    }
-
-    /// A value of the local TCP's clock. Returns whether that has come round since it was last told.
-    pub fn note_time(&mut self, now: Now, value: u32) -> bool {
-        let at = std::mem::replace(&mut self.ts_value_at, seconds(now));
-        let ahead = value.wrapping_sub(self.ts_value) as i32;
-        let round = ahead < 0 && at != 0 && self.ts_value_at.saturating_sub(at) >= TIME_FORGOTTEN;
-        if round {
-            self.ts_shown = value;
-        }
-        if ahead > 0 || round {
-            self.ts_value = value;
-        }
-        round
-    }
-
-    /// A packet with this timestamp is let go.
-    pub fn show_time(&mut self, ts: Option<u32>) {
-        self.ts_shown = ts.filter(|ts| (ts.wrapping_sub(self.ts_shown) as i32) > 0).unwrap_or(self.ts_shown);
     }
 
     /// We lost track of it: whatever its hooks say, only its packets tell.
@@ -307,7 +212,7 @@ impl Live {
 
     /// What the peer has acknowledged is not known, or not what the local TCP says to it is near enough to be heard.
     pub fn sought(&self) -> bool {
-        !self.probed || self.recovery.tail.is_some() || matches!(self.stage, Stage::Probing | Stage::Restored)
+        !self.peer.has_answered() || self.recovery.tail.is_some() || matches!(self.stage, Stage::Probing | Stage::Restored)
     }
 
     /// The barrier waits for the application to take it.
@@ -333,11 +238,11 @@ impl Live {
 
     /// The hooks said that it was closed, and no FIN or RST of the kernel has.
     pub fn only_told_closed(&self, s: &Session) -> bool {
-        let silent = self.owners.is_empty() && !self.orphan && !self.mute && self.kernel_nxt <= s.out_done;
+        let silent = self.owners.is_empty() && !self.orphan && !self.local.is_silenced() && self.local.snd_nxt() <= s.out_done;
         self.closed
             && silent
-            && self.released <= s.out_done
-            && self.acked <= s.out_done
+            && self.peer.released() <= s.out_done
+            && self.peer.una() <= s.out_done
             && !self.held.iter().any(|h| h.fin || h.rst)
     }
 

@@ -51,12 +51,12 @@ impl Filter {
         let sync = Sync {
             session: id,
             established: live.established,
-            out_acked: live.acked.min(s.out_sendable()) as u32,
+            out_acked: live.peer.una().min(s.out_sendable()) as u32,
             // No window is larger: whatever its ends say, it is told by its low half.
-            in_edge: live.edge.min(s.in_end() + MOST_WINDOW) as u32,
-            window: live.window,
-            ts_recent: live.ts_recent,
-            ts_value: live.ts_value,
+            in_edge: live.peer.rcv_adv().min(s.in_end() + MOST_WINDOW) as u32,
+            window: live.peer.window(),
+            ts_recent: live.peer.time.recent(),
+            ts_value: live.peer.time.value(),
         };
         self.write(0, |out| sync.encode(out))
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::gate::LogPosition;
 use super::handshakes::{is_third, Syn};
-use super::live::{seconds, Live, Stage};
+use super::live::{Live, Stage};
 use super::packets::Held;
 use super::recovery::LEAST_WINDOW;
 use super::{Action, Filter};
@@ -72,9 +72,9 @@ impl Filter {
         self.counters.opened += 1;
         let mut live = Live::new(self.store.get(id).expect("just opened"));
         live.base_pos = position;
-        live.edge = u64::from(ours.window);
-        live.probed = true;
-        (live.ts_recent_at, live.ts_value_at) = (seconds(now), seconds(now));
+        live.peer.was_shown_window(u64::from(ours.window));
+        live.peer.answers();
+        live.peer.time.begin(now);
         live.outgoing = self.is_outgoing(&open.tuple);
         live.signed = signed;
         self.live.insert(id, Box::new(live));
@@ -212,7 +212,7 @@ impl Filter {
             flags: flags::SYN | flags::ACK,
             // Nor is our window: the least that any socket has. The restored one opens it.
             window: LEAST_WINDOW as u16,
-            timestamps: s.open.timestamps.then_some((live.ts_value, live.ts_recent)),
+            timestamps: s.open.timestamps.then_some((live.peer.time.value(), live.peer.time.recent())),
             payload: &[],
         }
         .write_with(&options, &mut packet);

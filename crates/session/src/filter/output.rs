@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::app::IN_ORDER;
 use super::gate::{LogPosition, Released};
 use super::live::{Live, Stage};
+use super::local::Says;
 use super::packets::Held;
+use super::peer::local_shift;
 use super::tail::Tail;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
@@ -163,17 +165,12 @@ impl Filter {
                 let reset = live.held.there().and_then(VecDeque::pop_back).expect("at the back");
                 self.actions.push(Action::DropOut(reset.id));
             }
-            live.kernel_nxt = live.kernel_nxt.max(end);
-            live.kernel_ack = live.kernel_ack.max(ack.min(s.in_ackable()));
-            let shift = s.open.shifts.map_or(0, |(_, ours)| ours);
-            let edge = ack + (u64::from(segment.window()) << shift);
-            live.edge = live.edge.max(edge);
-            if ack >= live.kernel_ack {
-                live.kernel_edge = edge;
-            }
-            dirty = live.established && live.edge > s.in_edge.max(s.in_end()) + EDGE_LEAD;
+            let edge = ack + (u64::from(segment.window()) << local_shift(s));
+            live.local.on_segment(Says { end, ack, edge }, s.in_ackable());
+            live.peer.was_shown_window(edge);
+            dirty = live.established && live.peer.rcv_adv() > s.in_edge.max(s.in_end()) + EDGE_LEAD;
             if let Some((value, _)) = segment.options().timestamps.filter(|_| s.open.timestamps) {
-                let round = live.note_time(now, value);
+                let round = live.peer.time.says(now, value);
                 leap = round || (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS as i32;
                 ts = Some(value);
             }
@@ -201,11 +198,11 @@ impl Filter {
         // the rest again; anything else waits for it.
         let lowered = ahead && empty;
         let ack = if lowered { s.in_ackable() } else { ack };
-        let ahead = empty && start > live.released;
+        let ahead = empty && start > live.peer.released();
         let keep = corrected || lowered || ahead || end - u64::from(fin).min(end) > announced;
         let bytes = keep.then(|| bytes.to_vec());
         let held = Held { id, start, end, ack, lowered, ahead, ts, fin, rst, corrected, bytes, since: now };
-        let swallowed = live.mute && start != end && !rst;
+        let swallowed = live.local.is_silenced() && start != end && !rst;
         let goes_on = told_closed && end > announced && !fin && !rst && start <= announced;
         if !swallowed {
             live.held.lend(&mut self.spares.held).push_back(held);
@@ -282,7 +279,7 @@ impl Filter {
         let h = &live.held[at];
         let payload_end = h.end - u64::from(h.fin).min(h.end);
         let announced = s.out_done + live.pending.len() as u64;
-        let gap = h.start > announced && !self.config.hooked && live.clamp > h.start;
+        let gap = h.start > announced && !self.config.hooked && live.local.clamp() > h.start;
         if payload_end > announced && (h.start <= announced || gap) && !s.out_fin && !h.rst {
             if self.gate.overloaded() {
                 self.gate.defer(session);
@@ -303,7 +300,7 @@ impl Filter {
             }
             if !self.config.hooked {
                 // What was sent is known again.
-                live.clamp = 0;
+                live.local.clamp_to(0);
             }
             let h = &live.held[at];
             let Some(bytes) = h.bytes.as_deref() else { return false };
@@ -401,19 +398,20 @@ impl Filter {
             // The record is gone: what it said was stored, and is an old duplicate or a last ACK.
             return self.actions.push(if held.ahead { Action::DropOut(held.id) } else { held.verdict() });
         };
-        live.alone |= self.gate.solo.is_on() && (held.rst || held.end > live.released || held.ack > live.released_ack);
+        live.alone |=
+            self.gate.solo.is_on() && (held.rst || held.end > live.peer.released() || held.ack > live.peer.released_ack());
         if held.rst {
             self.actions.push(held.verdict());
             return self.end_session(now, session, EndReason::ResetByUs);
         }
         assert!(held.ack <= s.in_ackable(), "I1: an ACK of input that is not stored");
-        live.released_ack = live.released_ack.max(held.ack);
+        live.peer.was_released_ack(held.ack);
         let mut held = held;
         if let (true, Some(bytes)) = (held.corrected, &mut held.bytes) {
             in_order_of_time(live, bytes);
         }
         // While we send old output ourselves, the local TCP's number may be beyond the peer's window.
-        let shown = live.recovery.tail.as_ref().map_or(live.released, Tail::shown);
+        let shown = live.recovery.tail.as_ref().map_or(live.peer.released(), Tail::shown);
         if held.start == held.end && (held.start > shown || held.lowered) {
             // An empty segment obeys only the ACK rule, but shows no number that was not released.
             let Some(bytes) = held.bytes.as_deref() else {
@@ -429,18 +427,18 @@ impl Filter {
             }
             let mut changed = Vec::new();
             segment.rewrite(seq, ack, &mut changed);
-            if held.start > live.released {
+            if held.start > live.peer.released() {
                 // What it overtakes is older.
-                segment.put_timestamp(live.ts_shown, &mut changed);
+                segment.put_timestamp(live.peer.time.shown(), &mut changed);
                 segment.finish(&mut changed);
             } else {
-                live.show_time(held.ts);
+                live.peer.time.shows(held.ts);
             }
             self.actions.push(Action::ModifyOut(held.id, changed));
         } else {
-            live.show_time(held.ts);
+            live.peer.time.shows(held.ts);
             assert!(held.start == held.end || held.end <= s.out_sendable(), "I2: output of an open turn");
-            live.released = live.released.max(held.end);
+            live.peer.was_released(held.end);
             self.actions.push(held.verdict());
         }
         // The last packet of an exchange leaves it idle.
@@ -457,9 +455,9 @@ impl Filter {
         }
         self.feed_on(now, session, 0);
         let live = self.live.get_mut(&session).expect("live");
-        let taken = !matches!(live.stage, Stage::Feeding { fed, .. } if fed > live.kernel_ack);
-        if taken && std::mem::take(&mut live.tell_again) {
-            self.inject(session, self.live[&session].kernel_ack, flags::ACK, &[]);
+        let taken = !matches!(live.stage, Stage::Feeding { fed, .. } if fed > live.local.rcv_nxt());
+        if taken && live.local.take_tell_again() {
+            self.inject(session, self.live[&session].local.rcv_nxt(), flags::ACK, &[]);
         }
     }
 }
@@ -476,7 +474,7 @@ fn raised(s: &Session, live: &Live, ack: u64, segment: &Segment<'_>) -> Option<(
     if ack >= told || !segment.has(flags::ACK) {
         return None;
     }
-    let shift = s.open.shifts.map_or(0, |(_, ours)| ours);
+    let shift = local_shift(s);
     let edge = ack + (u64::from(segment.window()) << shift);
     let mut bytes = Vec::with_capacity(1 << 11);
     segment.copy_to(&mut bytes);
@@ -492,9 +490,9 @@ fn in_order_of_time(live: &Live, packet: &mut Vec<u8>) {
     let copy = std::mem::take(packet);
     let segment = Segment::parse(&copy).expect("a segment");
     match segment.options().timestamps {
-        Some((value, _)) if (live.ts_shown.wrapping_sub(value) as i32) > 0 => {
+        Some((value, _)) if live.peer.time.looks_old(value) => {
             segment.copy_to(packet);
-            segment.put_timestamp(live.ts_shown, packet);
+            segment.put_timestamp(live.peer.time.shown(), packet);
             segment.finish(packet);
         }
         _ => *packet = copy,
@@ -505,7 +503,7 @@ fn in_order_of_time(live: &Live, packet: &mut Vec<u8>) {
 /// between, the wire is right. What is not committed is put right; returns whether something committed is wrong.
 fn contradicts(s: &Session, live: &mut Live, start: u64, payload: &[u8]) -> bool {
     let end = (start + payload.len() as u64).min(s.out_done + live.pending.len() as u64);
-    let from = start.max(live.kernel_nxt).max(s.out_acked);
+    let from = start.max(live.local.snd_nxt()).max(s.out_acked);
     if from >= end {
         return false;
     }

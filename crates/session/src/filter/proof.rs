@@ -4,7 +4,8 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::live::{seconds, Stage};
+use super::live::Stage;
+use super::peer::local_shift;
 use super::{Action, Filter};
 use crate::record::{self, Adopted, MAX_OPEN};
 use crate::segment::{flags, Segment};
@@ -58,7 +59,7 @@ impl Filter {
     pub(super) fn note_proof(&mut self, now: Now, id: SessionId, segment: &Segment<'_>) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let timestamps = segment.options().timestamps.filter(|_| s.open.timestamps);
-        let (echoes, forgets) = (timestamps.is_some_and(|(_, echo)| live.sent_time(echo)), live.forgets_time(now));
+        let echoes = timestamps.is_some_and(|(_, echo)| live.peer.time.sent(echo));
         let Some(proof) = live.recovery.there().and_then(|r| r.proof.as_mut()) else { return };
         if !segment.has(flags::ACK) || segment.has(flags::SYN) || segment.has(flags::RST) {
             return;
@@ -67,8 +68,8 @@ impl Filter {
         let end = at + i64::from(segment.sequence_length());
         let Some(ack) = seq::offset(s.open.isn_out, segment.ack(), s.out_sendable()) else { return };
         // What a stranger says must not move the session: it would have to guess all of this.
-        let ours = i64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
-        let theirs = i64::from(live.most_window.max(u32::from(u16::MAX)));
+        let ours = i64::from(u16::MAX) << local_shift(s);
+        let theirs = i64::from(live.peer.most_window().max(u32::from(u16::MAX)));
         let near = |known: u64, told: i64, window: i64| {
             let most = if echoes { FARTHEST } else { (NEAR_WINDOWS * window).max(NEAR) };
             (told - known as i64).abs() <= most
@@ -90,15 +91,7 @@ impl Filter {
         proof.window = segment.window();
         if let Some((value, echo)) = timestamps.filter(|_| echoes) {
             // It has heard of our clock what the store may not know. Its own may have come round since it was last told.
-            if forgets {
-                live.ts_recent = value;
-            }
-            for (known, told) in [(&mut live.ts_value, echo), (&mut live.ts_shown, echo), (&mut live.ts_recent, value)] {
-                if (told.wrapping_sub(*known) as i32) > 0 {
-                    *known = told;
-                }
-            }
-            live.ts_recent_at = seconds(now);
+            live.peer.time.hears_proof(now, value, echo);
         }
         // One byte that nobody pushes is a keepalive's, or asks for window: it may be an old one.
         if segment.sequence_length() > 1 || segment.sequence_length() == 1 && segment.flags() & (flags::PSH | flags::FIN) != 0 {
@@ -131,16 +124,16 @@ impl Filter {
         let live = self.live.get_mut(&id).expect("live");
         live.recovery.make().proof = None;
         if adopted.is_some() {
-            live.acked = live.acked.max(proof.acked.min(s.out_sendable()));
-            live.clamp = s.out_sendable();
-            live.released = live.released.max(s.out_done);
-            live.kernel_nxt = live.kernel_nxt.max(s.out_acked);
-            live.kernel_ack = s.in_done;
+            live.peer.acknowledges(proof.acked.min(s.out_sendable()));
+            live.local.clamp_to(s.out_sendable());
+            live.peer.was_released(s.out_done);
+            live.local.has_sent(s.out_acked);
+            live.local.has_taken(s.in_done);
         }
-        live.acked = live.acked.max(proof.acked.min(s.out_sendable()));
-        live.window = proof.window;
-        live.edge = live.edge.max(proof.nxt);
-        live.probed = true;
+        live.peer.acknowledges(proof.acked.min(s.out_sendable()));
+        live.peer.resumes_window(proof.window);
+        live.peer.was_shown_window(proof.nxt);
+        live.peer.answers();
         self.mark_dirty(now, id);
         self.actions.push(Action::Probed(id));
     }

@@ -4,9 +4,10 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::live::{seconds, Live, Stage};
+use super::live::{Live, Stage};
 use super::marks::Marks;
 use super::output::TIMESTAMP_LEAD_MS;
+use super::peer::local_shift;
 use super::tail::room_after;
 use super::{solo, Action, Engine, Filter, Mode};
 use crate::bytes;
@@ -120,30 +121,25 @@ impl Filter {
         for id in whole {
             let s = self.store.get(id).expect("listed");
             let mut live = Live::new(s);
-            live.clamp = s.out_sendable();
+            live.local.clamp_to(s.out_sendable());
             live.outgoing = self.is_outgoing(&s.open.tuple);
             if let Some(old) = before.get(&id) {
                 // Nothing of it may leave before the replica has it, and what left may be acknowledged.
                 live.base_pos = self.gate.end();
                 live.in_marks = Marks::new(s.in_ackable(), self.gate.end());
                 live.out_marks = Marks::new(s.out_sendable(), self.gate.end());
-                (live.released, live.released_ack, live.acked) =
-                    (old.released.min(s.out_sendable()), old.released_ack, old.acked);
-                (live.edge, live.ts_value, live.ts_shown) = (live.edge.max(old.edge), old.ts_value, old.ts_shown);
+                live.peer.carry_over(&old.peer, s);
                 live.alone = old.alone;
-                (live.ts_recent_at, live.ts_value_at) = (old.ts_recent_at, old.ts_value_at);
             } else {
                 // The peer must not see our clock go back (RFC 7323, section 5.3), and may have seen this much.
-                live.ts_value = live.ts_value.wrapping_add(TIMESTAMP_LEAD_MS);
-                live.ts_shown = live.ts_value;
-                live.ts_value_at = seconds(now);
+                live.peer.time.lead(now, TIMESTAMP_LEAD_MS);
             }
             if s.established {
                 live.stage = Stage::Probing;
             } else {
                 let next = now + INJECT_AGAIN;
                 live.stage = Stage::Embryo { next, tries: 0 };
-                live.edge = live.edge.max(LEAST_WINDOW);
+                live.peer.was_shown_window(LEAST_WINDOW);
                 self.handshakes.opens_again();
                 self.timers.push(Reverse((next, id)));
             }
@@ -173,13 +169,14 @@ impl Filter {
         if self.gate.fenced() {
             return;
         }
-        for id in self.ids_of(|l| l.stage == Stage::Probing && !l.probed || matches!(l.stage, Stage::Embryo { .. })) {
+        for id in self.ids_of(|l| l.stage == Stage::Probing && !l.peer.has_answered() || matches!(l.stage, Stage::Embryo { .. }))
+        {
             if matches!(self.live[&id].stage, Stage::Embryo { .. }) {
                 self.send_syn_ack(id);
                 continue;
             }
             let live = &self.live[&id];
-            if live.outgoing && live.released == 0 && !self.may_leave(live.base_pos) {
+            if live.outgoing && live.peer.released() == 0 && !self.may_leave(live.base_pos) {
                 // Just made, and perhaps known to nobody else: the peer would take a probe for the end of its handshake (I1).
                 continue;
             }
@@ -237,19 +234,19 @@ impl Filter {
         let tuple = self.inner(&s.open.tuple);
         let live = self.live.get_mut(&id)?;
         // The FIN's acknowledgement counts one; it has no byte.
-        let una = live.acked.min(s.out_done);
-        live.spec_una = una;
+        let una = live.peer.una().min(s.out_done);
+        live.local.plan(una);
         let start = s.out_acked.min(s.out_done);
         let output = bytes::copy(&s.output, (una - start) as usize..(s.out_done - start) as usize);
         let (sent, unsent) = if answered { (Vec::new(), output) } else { (output, Vec::new()) };
         // As much as the former socket was known to have room for: the new one has nothing in its buffer. What was told
         // beyond that, for input that is read again now, it gets from the store as it has room.
         let from = feed_from(s);
-        let widest = u64::from(u16::MAX) << s.open.shifts.map_or(0, |(_, ours)| ours);
-        let rcv_wnd = live.edge.saturating_sub(s.in_ackable()).clamp(LEAST_WINDOW, widest.min(1 << 30));
-        live.kernel_edge = from + rcv_wnd;
+        let widest = u64::from(u16::MAX) << local_shift(s);
+        let rcv_wnd = live.peer.rcv_adv().saturating_sub(s.in_ackable()).clamp(LEAST_WINDOW, widest.min(1 << 30));
+        live.local.plan_window(from + rcv_wnd);
         // What the kernel will take is believed, too.
-        live.edge = live.edge.max(live.kernel_edge);
+        live.peer.was_shown_window(live.local.edge());
         Some(RestoreSpec {
             session: id,
             tuple,
@@ -261,8 +258,11 @@ impl Filter {
             mss: s.open.mss,
             shifts: s.open.shifts,
             sack: s.open.sack,
-            timestamp: s.open.timestamps.then(|| live.ts_value.wrapping_add(elapsed_ms).wrapping_add(TIMESTAMP_MARGIN_MS) & !1),
-            snd_wnd: u32::from(live.window) << s.open.shifts.map_or(0, |(theirs, _)| theirs),
+            timestamp: s
+                .open
+                .timestamps
+                .then(|| live.peer.time.value().wrapping_add(elapsed_ms).wrapping_add(TIMESTAMP_MARGIN_MS) & !1),
+            snd_wnd: live.peer.window_bytes(s),
             fin: s.out_fin,
             closed: s.closed,
             absorb: s.out_done - s.out_base,
@@ -277,19 +277,16 @@ impl Filter {
         let Some(s) = self.store.get(id) else { return };
         let live = self.live.get_mut(&id).expect("live");
         assert!(live.stage == Stage::Probing, "a session is restored once");
-        live.kernel_una = live.spec_una;
-        live.kernel_nxt = live.spec_una + sent as u64;
+        live.local.restored(sent as u64, feed_from(s));
         // The peer may have it, and acknowledge it, whatever a new replica has.
-        live.released = live.released.max(live.kernel_nxt);
-        live.kernel_base = feed_from(s);
-        live.kernel_ack = live.kernel_base;
-        if s.out_sendable() > live.acked {
-            live.recovery.make().resend = Some((now + RESEND[0], 0, live.acked));
+        live.peer.was_released(live.local.snd_nxt());
+        if s.out_sendable() > live.peer.una() {
+            live.recovery.make().resend = Some((now + RESEND[0], 0, live.peer.una()));
             self.timers.push(Reverse((now + RESEND[0], id)));
         }
-        if live.acked.min(live.kernel_nxt) > live.kernel_una {
+        if live.peer.una().min(live.local.snd_nxt()) > live.local.snd_una() {
             // Acknowledged while the socket was being made.
-            self.inject(id, self.live[&id].kernel_ack, flags::ACK, &[]);
+            self.inject(id, self.live[&id].local.rcv_nxt(), flags::ACK, &[]);
         }
         self.live.get_mut(&id).expect("live").restored = true;
         self.counters.restored += 1;
@@ -468,7 +465,7 @@ impl Filter {
     /// One session goes on: its kept input is injected, and what was held follows.
     pub(super) fn through_barrier(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
-        let (from, until, next) = (live.kernel_ack, s.in_ackable(), now + INJECT_AGAIN);
+        let (from, until, next) = (live.local.rcv_nxt(), s.in_ackable(), now + INJECT_AGAIN);
         let held = live.recovery.there().map_or_else(Vec::new, |r| std::mem::take(&mut r.held_in));
         self.recount(id, |l| l.stage = Stage::Feeding { until, fed: from, next, tries: 0 });
         self.timers.push(Reverse((next, id)));
@@ -481,13 +478,13 @@ impl Filter {
     pub(super) fn feed_on(&mut self, now: Now, id: SessionId, least: u64) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let Stage::Feeding { until, fed, .. } = live.stage else { return };
-        if live.kernel_ack >= until {
+        if live.local.rcv_nxt() >= until {
             live.stage = Stage::Live;
             return;
         }
         // What the store has dropped meanwhile was read: the kernel has it.
-        let from = fed.max(live.kernel_ack).max(s.in_done);
-        let room = live.kernel_edge.min(live.kernel_ack.max(s.in_done) + INJECT_AHEAD);
+        let from = fed.max(live.local.rcv_nxt()).max(s.in_done);
+        let room = live.local.edge().min(live.local.rcv_nxt().max(s.in_done) + INJECT_AHEAD);
         let to = until.min(room.max(from + least));
         if to <= from {
             return;
@@ -538,7 +535,7 @@ impl Filter {
         }
         let tries = (tries + 1).min(INJECT_SLOWEST);
         let next = now + INJECT_AGAIN * 2u32.pow(tries);
-        live.stage = Stage::Feeding { until, fed: live.kernel_ack, next, tries };
+        live.stage = Stage::Feeding { until, fed: live.local.rcv_nxt(), next, tries };
         // One byte tells it, and makes it tell, how much room there is.
         self.feed_on(now, id, 1);
         let live = self.live.get_mut(&id)?;
@@ -550,7 +547,7 @@ impl Filter {
     fn resend_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
         let (due, step, una) = live.recovery.resend?;
-        if live.acked > una {
+        if live.peer.una() > una {
             live.recovery.make().resend = None;
             return None;
         }
@@ -568,15 +565,15 @@ impl Filter {
     fn resend_first(&mut self, id: SessionId, losses: u32) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
         // Only what the release rule has let go before.
-        let end = live.released.min(s.out_done);
+        let end = live.peer.released().min(s.out_done);
         let start = s.out_acked.min(s.out_done);
-        if live.acked >= end || !self.may_leave(live.all_pos()) {
+        if live.peer.una() >= end || !self.may_leave(live.all_pos()) {
             return;
         }
-        let room = (end - live.acked).min(room_after(s, losses)) as usize;
-        let from = (live.acked - start) as usize;
+        let room = (end - live.peer.una()).min(room_after(s, losses)) as usize;
+        let from = (live.peer.una() - start) as usize;
         let bytes = bytes::copy(&s.output, from..from + room);
-        let packet = self.segment_to_peer(id, flags::ACK | flags::PSH, s.out_seq(live.acked), &bytes);
+        let packet = self.segment_to_peer(id, flags::ACK | flags::PSH, s.out_seq(live.peer.una()), &bytes);
         self.actions.push(Action::SendPeer(packet));
     }
 
@@ -596,26 +593,26 @@ impl Filter {
     pub(super) fn segment_to_peer(&self, id: SessionId, bits: u8, seq: crate::seq::Seq, payload: &[u8]) -> Vec<u8> {
         let s = self.store.get(id).expect("known");
         let live = self.live.get(&id);
-        let (ts_value, ts_recent) = live.map_or((s.ts_value, s.ts_recent), |l| (l.ts_shown, l.ts_recent));
+        let (ts_value, ts_recent) = live.map_or((s.ts_value, s.ts_recent), |l| (l.peer.time.shown(), l.peer.time.recent()));
         // I1 holds for what we say ourselves, too.
         let ack = match live {
-            Some(l) if self.gate.needs_replica() && self.gate.acked() < l.in_marks.last() => l.released_ack,
+            Some(l) if self.gate.needs_replica() && self.gate.acked() < l.in_marks.last() => l.peer.released_ack(),
             None if self.gate.needs_replica() => s.in_done,
             _ => s.in_ackable(),
         };
         // Nor may the peer forget what the local TCP has yet to take, and nobody but the peer would give it.
-        let ack = match live.map(|l| (l.stage, l.kernel_ack)) {
+        let ack = match live.map(|l| (l.stage, l.local.rcv_nxt())) {
             Some((Stage::Feeding { until, .. }, _)) => ack.min(until),
             Some((Stage::Live, kernel_ack)) => ack.min(kernel_ack),
             _ => ack,
         };
-        let shift = s.open.shifts.map_or(0, |(_, ours)| ours);
+        let shift = local_shift(s);
         // Once there is a TCP its window counts: what is beyond that waits for it in the store, and more each time. Before
         // that counts what was told.
         let room = match live {
-            Some(l) if matches!(l.stage, Stage::Feeding { .. } | Stage::Live) => l.kernel_edge.saturating_sub(ack),
+            Some(l) if matches!(l.stage, Stage::Feeding { .. } | Stage::Live) => l.local.edge().saturating_sub(ack),
             // None is told only where that is true: half a step of a large scale would be none.
-            Some(l) => l.edge.saturating_sub(ack).max(LEAST_WINDOW).next_multiple_of(1 << shift),
+            Some(l) => l.peer.rcv_adv().saturating_sub(ack).max(LEAST_WINDOW).next_multiple_of(1 << shift),
             None => LEAST_WINDOW,
         };
         let window = (room.min(MOST_WINDOW) >> shift) as u16;
@@ -639,7 +636,7 @@ impl Filter {
     pub(super) fn inject(&mut self, id: SessionId, offset: u64, bits: u8, payload: &[u8]) {
         let packet = self.segment_to_kernel(id, offset, bits, payload);
         let live = self.live.get_mut(&id).expect("live");
-        live.kernel_una = live.kernel_una.max(live.acked.min(live.kernel_nxt));
+        live.local.acknowledged(live.peer.una().min(live.local.snd_nxt()));
         self.actions.push(Action::Inject(packet));
     }
 
@@ -647,7 +644,7 @@ impl Filter {
     pub(super) fn segment_to_kernel(&self, id: SessionId, offset: u64, bits: u8, payload: &[u8]) -> Vec<u8> {
         let (s, live) = (self.store.get(id).expect("known"), &self.live[&id]);
         let FourTuple { local, peer } = s.open.tuple;
-        let ack = if live.mute { live.kernel_nxt } else { live.acked.min(live.kernel_nxt) };
+        let ack = live.local.ackable(live.peer.una());
         let mut packet = Vec::new();
         Build {
             source: peer,
@@ -655,8 +652,8 @@ impl Filter {
             seq: s.in_seq(offset),
             ack: s.out_seq(ack),
             flags: bits,
-            window: live.window,
-            timestamps: s.open.timestamps.then_some((live.ts_recent, live.ts_value)),
+            window: live.peer.window(),
+            timestamps: s.open.timestamps.then_some((live.peer.time.recent(), live.peer.time.value())),
             payload,
         }
         .write(&mut packet);

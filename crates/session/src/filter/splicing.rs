@@ -337,7 +337,7 @@ impl Filter {
                 self.answer_call(id);
                 return Some(next);
             }
-            let base = live.kernel_base;
+            let base = live.local.base();
             self.inject(id, base, flags::ACK, &[]);
             return Some(next);
         }
@@ -368,7 +368,7 @@ impl Filter {
             let again = segment.has(flags::SYN) && self.splices.get(&tuple).is_some_and(|s| s.isn == segment.seq());
             if again {
                 // It has not got the last word of the handshake: its accept queue was full.
-                let base = live.kernel_base;
+                let base = live.local.base();
                 self.inject(session, base, flags::ACK, &[]);
             } else if answered && segment.has(flags::RST) && live.outgoing {
                 self.uncall(now, session);
@@ -419,26 +419,24 @@ impl Filter {
             return self.open_halves(now);
         }
         let (isn, base) = (syn.seq(), s.out_sendable());
-        live.ts_value = live.ts_value.wrapping_add(TIMESTAMP_MARGIN_MS);
+        live.peer.time.advance(TIMESTAMP_MARGIN_MS);
         let clock = ours.timestamps.map_or(0, |(value, _)| value);
         let splice = Splice {
             isn,
             ports: (syn.source().port(), s.open.tuple.local.port()),
-            output: Shift { seq: s.out_seq(base).0.wrapping_sub(isn.add(1).0), timestamp: live.ts_value.wrapping_sub(clock) },
+            output: Shift {
+                seq: s.out_seq(base).0.wrapping_sub(isn.add(1).0),
+                timestamp: live.peer.time.value().wrapping_sub(clock),
+            },
             input: Shift::default(),
             shifts: s.open.shifts.map_or((0, 0), |(_, told)| (ours.window_scale.unwrap_or(0), told)),
             peer_shifts: s.open.shifts.map_or((0, 0), |(theirs, _)| (theirs, ours.window_scale.map_or(0, |_| theirs))),
             floor: Some(isn.add(1)),
             clock,
         };
-        live.kernel_una = base;
-        live.kernel_nxt = base;
-        live.released = live.released.max(base);
-        live.mute = s.out_fin;
-        live.kernel_base = feed_from(s);
-        live.kernel_ack = live.kernel_base;
-        live.kernel_edge = live.kernel_ack + u64::from(syn.window());
-        live.edge = live.edge.max(live.kernel_edge);
+        live.local.connected(base, feed_from(s), u64::from(syn.window()), s.out_fin);
+        live.peer.was_released(base);
+        live.peer.was_shown_window(live.local.edge());
         live.restored = true;
         let outgoing = live.outgoing;
         self.splices.insert(s.open.tuple, splice);
@@ -448,7 +446,7 @@ impl Filter {
         if outgoing {
             return self.answer_call(id);
         }
-        self.inject(id, self.live[&id].kernel_base, flags::ACK, &[]);
+        self.inject(id, self.live[&id].local.base(), flags::ACK, &[]);
         self.open_halves(now);
         if self.gate.mode() == Mode::Active {
             self.accepted_unhooked(id);
@@ -461,9 +459,9 @@ impl Filter {
     /// What a muted half says: the application had ended its output in its former life. Nobody hears it.
     pub(super) fn swallow(&mut self, packet: u32, id: SessionId, end: u64) {
         let live = self.live.get_mut(&id).expect("live");
-        live.kernel_nxt = live.kernel_nxt.max(end);
+        live.local.has_sent(end);
         // It may have more by now than it has acknowledged, and looks at nothing before that.
-        let at = live.kernel_edge.min(self.store.get(id).expect("known").in_ackable()).max(live.kernel_ack);
+        let at = live.local.edge().min(self.store.get(id).expect("known").in_ackable()).max(live.local.rcv_nxt());
         self.actions.push(Action::DropOut(packet));
         self.inject(id, at, flags::ACK, &[]);
     }
@@ -505,7 +503,7 @@ pub(super) fn peers_syn(s: &Session, live: &Live, from: u64, bits: u8, acknowled
         options.extend_from_slice(&[1, 1, 4, 2]);
     }
     let FourTuple { local, peer } = s.open.tuple;
-    let scaled = u32::from(live.window) << s.open.shifts.map_or(0, |(theirs, _)| theirs);
+    let scaled = live.peer.window_bytes(s);
     let mut packet = Vec::new();
     Build {
         source: peer,
@@ -514,7 +512,7 @@ pub(super) fn peers_syn(s: &Session, live: &Live, from: u64, bits: u8, acknowled
         ack: acknowledges.0,
         flags: bits,
         window: scaled.min(u32::from(u16::MAX)) as u16,
-        timestamps: s.open.timestamps.then_some((live.ts_recent, acknowledges.1)),
+        timestamps: s.open.timestamps.then_some((live.peer.time.recent(), acknowledges.1)),
         payload: &[],
     }
     .write_with(&options, &mut packet);

@@ -71,10 +71,10 @@ impl Filter {
     pub(super) fn start_tail(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let end = s.out_sendable();
-        if live.acked >= end {
+        if live.peer.una() >= end {
             return;
         }
-        let (nxt, cwnd, next) = (live.acked, INITIAL * u64::from(s.open.mss), now + EARLY[0]);
+        let (nxt, cwnd, next) = (live.peer.una(), INITIAL * u64::from(s.open.mss), now + EARLY[0]);
         let longest = longest(s);
         let tail = Tail { end, nxt, highest: nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0, lost: 0, longest };
         live.recovery.make().tail = Some(tail);
@@ -86,9 +86,9 @@ impl Filter {
     fn send_tail(&mut self, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
         let Some(tail) = live.recovery.tail else { return };
-        let window = u64::from(live.window) << s.open.shifts.map_or(0, |(theirs, _)| theirs);
-        let limit = (live.acked + tail.cwnd.min(window)).min(tail.end);
-        let mut nxt = tail.nxt.max(live.acked);
+        let window = u64::from(live.peer.window_bytes(s));
+        let limit = (live.peer.una() + tail.cwnd.min(window)).min(tail.end);
+        let mut nxt = tail.nxt.max(live.peer.una());
         while nxt < limit {
             let sent = self.send_piece(id, nxt, limit);
             if sent == nxt {
@@ -120,7 +120,7 @@ impl Filter {
     }
 
     fn resend_piece(&mut self, id: SessionId) {
-        if let Some((acked, end)) = self.live.get(&id).and_then(|l| Some((l.acked, l.recovery.tail?.end))) {
+        if let Some((acked, end)) = self.live.get(&id).and_then(|l| Some((l.peer.una(), l.recovery.tail?.end))) {
             self.send_piece(id, acked, end);
         }
     }
@@ -129,7 +129,7 @@ impl Filter {
     pub(super) fn tail_acked(&mut self, now: Now, id: SessionId, fresh: u64) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let Some(tail) = live.recovery.there().and_then(|r| r.tail.as_mut()) else { return };
-        let acked = live.acked;
+        let acked = live.peer.una();
         if acked >= tail.end {
             live.recovery.make().tail = None;
             return self.judge_held(now, id);
@@ -162,18 +162,18 @@ impl Filter {
         let doublings = tail.tries.saturating_sub(EARLY.len() as u32).min(MAX_DOUBLINGS);
         tail.next = now + EARLY.get(tail.tries as usize).copied().unwrap_or(RTO * 2u32.pow(doublings));
         // Everything after the hole may be lost, too.
-        tail.nxt = live.acked;
+        tail.nxt = live.peer.una();
         tail.recover = 0;
         tail.duplicates = 0;
         tail.cwnd = AFTER_LOSS * u64::from(s.open.mss);
-        if live.window > 0 {
+        if live.peer.window() > 0 {
             tail.lost += 1;
             if tail.lost % LOST == 0 {
                 tail.longest = tail.longest.min(shorter(tail.longest, s.open.tuple.local.is_ipv4()));
             }
         }
         let next = tail.next;
-        if live.window == 0 {
+        if live.peer.window() == 0 {
             // An old byte asks whether it has opened: a new one would be beyond it.
             self.probe(id);
         } else {
@@ -193,8 +193,10 @@ impl Filter {
         let Some(quoted) = Quoted::parse(quoted) else { return };
         let (Some(fits), Some(id)) = (quoted.fits(mtu), self.store.find(&quoted.tuple)) else { return };
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
-        let Some(at) = seq::offset(s.open.isn_out, quoted.seq, live.acked).filter(|at| *at >= live.acked) else { return };
-        let (acked, released) = (live.acked, live.released);
+        let Some(at) = seq::offset(s.open.isn_out, quoted.seq, live.peer.una()).filter(|at| *at >= live.peer.una()) else {
+            return;
+        };
+        let (acked, released) = (live.peer.una(), live.peer.released());
         if let Some(tail) = live.recovery.there().and_then(|r| r.tail.as_mut()).filter(|tail| at < tail.highest) {
             if fits < tail.longest {
                 tail.longest = fits;
