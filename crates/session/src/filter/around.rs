@@ -69,10 +69,10 @@ impl Filter {
             self.around.remove(&id);
             return self.lose(now, id);
         }
-        let announced = s.out_done + live.pending.len() as u64;
+        let announced = live.announced_end(s);
         if live.recovery.tail.is_none() && !live.local.is_silenced() {
             // All that was announced may have left, and what acknowledges it is no forgery.
-            let sent = announced + u64::from(live.fin_asked);
+            let sent = announced + u64::from(live.ownership.fin_asked());
             live.peer.was_released(sent);
             live.local.has_sent(sent);
             if !self.config.hooked {
@@ -113,7 +113,7 @@ impl Filter {
     fn take_place(&mut self, now: Now, id: SessionId, taken: u64, ended: bool) {
         if let Some(Framing::Length { .. }) = self.store.get(id).map(|s| self.policy(&s.open.tuple).framing) {
             // Where its messages begin cannot be known any more.
-            self.live.get_mut(&id).expect("live").lost = true;
+            self.live.get_mut(&id).expect("live").ownership.lose();
         }
         loop {
             let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
@@ -137,13 +137,13 @@ impl Filter {
     fn settle_around(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
         let Some(around) = self.around.get(&id).copied() else { return };
-        let claimed = self.turns.done(id);
+        let claimed = self.processes.turns.done(id);
         let in_done = claimed.map_or(s.in_done, |c| c.in_done.clamp(s.in_done, s.in_end()));
         let over = around.over(in_done, s.out_done);
         if in_done == s.in_done && !over {
             return;
         }
-        let torn = !over || live.lost || claimed.is_some_and(|c| c.torn);
+        let torn = !over || live.ownership.is_lost() || claimed.is_some_and(|c| c.torn);
         let open = claimed.map_or(0, |c| s.out_done.saturating_sub(c.out_base).min(MAX_OPEN));
         let entry = Committed { in_done: in_done as u32, open, torn, ..as_it_is(s) };
         if over {
@@ -173,7 +173,7 @@ impl Filter {
         live.peer.was_released(from);
         self.counters.adopted_bytes += n;
         self.write(0, |out| record::encode_adopted(&adopted, out));
-        self.turns.adopted(now, id, n, &std::mem::take(&mut self.asked));
+        self.processes.adopted(now, id, n);
         self.run_commits(now);
     }
 

@@ -62,7 +62,7 @@ impl Filter {
             return Some(a.due);
         }
         *astray = None;
-        let known = s.out_sendable().max(s.out_done + live.pending.len() as u64);
+        let known = s.out_sendable().max(live.announced_end(s));
         if a.taken > s.in_ackable() || a.sent > known || a.acked > known {
             self.lose(now, id);
             self.follow(now, id, a.taken, a.sent.max(a.acked));
@@ -86,17 +86,17 @@ impl Filter {
             // Its process is not to wait for it, nor others for that.
             return self.restore_failed(now, id);
         }
-        live.lost = true;
-        live.attached = false;
-        if let Some(pending) = live.pending.there() {
+        live.ownership.lose();
+        live.ownership.detach();
+        if let Some(pending) = live.announced.there() {
             // What the kernel has not sent, it may never get.
             pending.truncate(live.local.snd_nxt().saturating_sub(s.out_done).try_into().unwrap_or(usize::MAX));
         }
-        live.pending.settle(&mut self.spares.pending);
-        let fin = live.fin_asked && !s.out_fin;
-        self.turns.close(id);
-        self.readers.remove(&id);
-        self.closing.retain(|(_, session)| *session != id);
+        live.announced.settle(&mut self.spares.announced);
+        let fin = live.ownership.fin_asked() && !s.out_fin;
+        self.processes.turns.close(id);
+        self.processes.has_read(id);
+        self.processes.reopen(id);
         self.commit_unattached(now, id, fin);
     }
 
@@ -108,7 +108,7 @@ impl Filter {
         }
         // An end is an end.
         let in_done = Some(taken).filter(|taken| *taken > s.in_ackable() && !s.in_fin);
-        let out_done = Some(sent).filter(|sent| *sent > s.out_done + live.pending.len() as u64 && !s.out_fin);
+        let out_done = Some(sent).filter(|sent| *sent > live.announced_end(s) && !s.out_fin);
         if in_done.is_none() && out_done.is_none() {
             return;
         }
@@ -120,7 +120,7 @@ impl Filter {
         let position = self.write(0, |log| record::encode_adopted(&adopted, log));
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if let Some(out_done) = out_done {
-            live.pending.take();
+            live.announced.take();
             live.local.has_sent(out_done);
         }
         live.base_pos = position;

@@ -145,7 +145,12 @@ impl Filter {
             }
         }
         let probed = self.probing == 0;
-        if !probed && self.live.iter().any(|(id, live)| live.outgoing && live.probing() && !live.closed && of_it(self, *id)) {
+        if !probed
+            && self
+                .live
+                .iter()
+                .any(|(id, live)| live.outgoing && live.probing() && !live.ownership.is_closed() && of_it(self, *id))
+        {
             // As soon as its peer has answered the probe.
             self.keep_call(now, bytes);
             return self.drop_out(id);

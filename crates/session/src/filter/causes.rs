@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::app::thread_key;
 use super::live::{Live, Stage};
+use super::processes::thread_key;
 use super::splicing::Handshake;
 use super::{Action, Filter, Mode, Origin};
 use crate::record::Cause;
@@ -249,7 +249,7 @@ impl Filter {
 
     /// By which thread a process came to hold a connection; told after [`Self::attach`].
     pub fn taken(&mut self, channel: u32, thread: u32, handle: u32, origin: Origin) {
-        let Some(&session) = self.handles.get(&(channel, handle)).filter(|_| self.follows()) else { return };
+        let Some(session) = self.processes.session(channel, handle).filter(|_| self.follows()) else { return };
         if self.live.get(&session).is_none_or(|live| live.outgoing) {
             return;
         }
@@ -780,7 +780,8 @@ impl Filter {
             ref caller => {
                 let alike = self.alike(caller, tuple.peer);
                 // One that the application had closed has its place, though it has no socket yet: nobody has it back.
-                let waits = |id: &SessionId| self.live.get(id).is_some_and(|l| !l.closed && (l.uncalled() || l.probing()));
+                let waits =
+                    |id: &SessionId| self.live.get(id).is_some_and(|l| !l.ownership.is_closed() && (l.uncalled() || l.probing()));
                 let refused = self.causes.refused.get(&family(caller, tuple.peer)).into_iter().flatten().copied();
                 let nth = first_free(alike.iter().filter(|(id, _)| !waits(id)).map(|(_, nth)| *nth).chain(refused));
                 gap = (alike.iter().all(|(_, n)| *n != nth) && alike.iter().any(|(id, _)| waits(id))).then_some(nth);
@@ -833,7 +834,7 @@ impl Filter {
         let asks = self.store.get(session).is_none_or(|s| !s.input.is_empty());
         (!s.input.is_empty() || s.in_fin || self.said_meanwhile(id))
             && !asks
-            && self.live.get(&session).is_some_and(|l| l.later || l.attached && l.stage == Stage::Live)
+            && self.live.get(&session).is_some_and(|l| l.later || l.ownership.is_attached() && l.stage == Stage::Live)
     }
 
     /// What is known of the sessions of this store: which of them may not go on.
@@ -898,7 +899,7 @@ impl Filter {
     /// Reset and counted: it is not known, or no longer so, what this one belongs to.
     pub(super) fn unpair(&mut self, now: Now, id: SessionId) {
         let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
-        let attached = self.live.get(&id).is_some_and(|l| l.attached);
+        let attached = self.live.get(&id).is_some_and(|l| l.ownership.is_attached());
         let inner = self.inner(&tuple);
         self.counters.unpaired += 1;
         self.restore_failed(now, id);
@@ -915,7 +916,7 @@ impl Filter {
 
     /// What ends with this session, if it ends now: connections that nobody will call for, or the peer that had it.
     pub(super) fn partners(&self, id: SessionId) -> Vec<SessionId> {
-        let waits = self.live.get(&id).is_some_and(|l| l.outgoing && !l.closed && (l.uncalled() || l.probing()));
+        let waits = self.live.get(&id).is_some_and(|l| l.outgoing && !l.ownership.is_closed() && (l.uncalled() || l.probing()));
         match self.store.get(id).and_then(|s| s.cause) {
             Some(Cause::Of { session, .. }) if waits => vec![session],
             _ => self.waiting_of(id).collect(),
@@ -970,7 +971,7 @@ impl Filter {
             _ => None,
         });
         self.causes.at_accept = clients.collect();
-        let takes = |live: &Live| live.stage == Stage::Probing && !live.outgoing && !live.closed;
+        let takes = |live: &Live| live.stage == Stage::Probing && !live.outgoing && !live.ownership.is_closed();
         let later: Vec<SessionId> = self
             .live
             .iter()
@@ -1029,7 +1030,7 @@ impl Filter {
     fn show(&mut self, now: Now, id: SessionId) -> bool {
         let Some(gate) = self.causes.gate.as_mut().filter(|gate| gate.session == id && !gate.shown) else { return false };
         gate.shown = true;
-        let shows = self.live.get(&id).is_some_and(|live| live.attached && live.stage == Stage::Restored);
+        let shows = self.live.get(&id).is_some_and(|live| live.ownership.is_attached() && live.stage == Stage::Restored);
         if shows {
             self.through_barrier(now, id);
         }
@@ -1042,7 +1043,7 @@ impl Filter {
             return Some(gate.until);
         }
         let waits = self.waiting_of(id).next().is_some();
-        let attached = self.live.get(&id).is_some_and(|live| live.attached);
+        let attached = self.live.get(&id).is_some_and(|live| live.ownership.is_attached());
         let slow = !attached && !self.causes.unaccepted && now < gate.since + UNACCEPTED;
         if waits && (slow || attached && self.show(now, id)) {
             let until = now + GATE;

@@ -11,6 +11,7 @@
 
 use super::live::{Live, Stage};
 use super::opening::EmbryoIn;
+use super::ownership::WhyAsked;
 use super::packets::HeldIn;
 use super::peer::local_shift;
 use super::{Action, Filter, Mode};
@@ -439,17 +440,20 @@ impl Filter {
 
     pub(super) fn append_input(&mut self, now: Now, session: SessionId, offset: u64, bytes: &[u8], fin: bool) {
         let live = &self.live[&session];
-        if live.attached && !bytes.is_empty() && live.peer.una() >= self.store.get(session).expect("known").out_done {
+        if live.ownership.is_attached()
+            && !bytes.is_empty()
+            && live.peer.una() >= self.store.get(session).expect("known").out_done
+        {
             // A peer that has all that was answered asks for more.
-            self.turns.asked_anew(session);
+            self.processes.turns.asked_anew(session);
             self.run_commits(now);
         }
         let position = self.write(bytes.len(), |out| record::encode_input(session, offset, bytes, fin, out));
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         live.in_marks.wrote(s.in_ackable(), position, &mut self.spares.marks);
-        if live.attached {
-            self.turns.input(session, offset, bytes);
+        if live.ownership.is_attached() {
+            self.processes.turns.input(session, offset, bytes);
             self.input_unhooked(session);
         }
         self.ask_unseen(now, session, bytes.len());
@@ -469,9 +473,9 @@ impl Filter {
             return;
         }
         let end = s.in_end();
-        let unseen = end - self.turns.in_read(session).unwrap_or(s.in_done).min(end);
+        let unseen = end - self.processes.turns.in_read(session).unwrap_or(s.in_done).min(end);
         let more = end >> UNSEEN_MORE != (end - fresh as u64) >> UNSEEN_MORE;
-        if self.config.hooked && more && unseen > UNSEEN && !std::mem::replace(&mut live.swallowing, true) {
+        if self.config.hooked && more && unseen > UNSEEN && live.ownership.ask(WhyAsked::Room) {
             self.actions.push(Action::AskUnread(session));
         }
     }
@@ -479,11 +483,11 @@ impl Filter {
     /// The answer to that.
     pub(super) fn read_unseen(&mut self, now: Now, session: SessionId, read: u64) {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
-        if !self.config.hooked || !std::mem::take(&mut live.swallowing) || !self.gate.serves() {
+        if !self.config.hooked || !live.ownership.answered(WhyAsked::Room) || !self.gate.serves() {
             return;
         }
-        if live.attached {
-            self.turns.overflow(session);
+        if live.ownership.is_attached() {
+            self.processes.turns.overflow(session);
             self.run_commits(now);
         } else if read.saturating_sub(s.in_done) > self.policy(&s.open.tuple).max_unanswered_bytes {
             self.lose(now, session);
@@ -519,7 +523,7 @@ impl Filter {
 
     fn believe_kernel(&mut self, now: Now, session: SessionId, taken: u64) {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
-        let read = self.turns.in_read(session).unwrap_or(0);
+        let read = self.processes.turns.in_read(session).unwrap_or(0);
         let stands = live.local.rcv_nxt().max(taken).max(live.peer.released_ack()).max(read).max(s.in_done).min(s.in_ackable());
         live.local.has_taken(stands);
         if stands == s.in_ackable() {
@@ -534,8 +538,8 @@ impl Filter {
         let live = self.live.get_mut(&session).expect("live");
         live.base_pos = position;
         live.out_marks.wrote(short.out_sendable(), position, &mut self.spares.marks);
-        if live.attached {
-            self.turns.rescan(session);
+        if live.ownership.is_attached() {
+            self.processes.turns.rescan(session);
             self.input_again(session);
         }
         self.judge_held(now, session);

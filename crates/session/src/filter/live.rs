@@ -7,7 +7,7 @@ use super::early::Early;
 use super::gate::LogPosition;
 use super::local::Local;
 use super::marks::Marks;
-use super::owners::Owners;
+use super::ownership::Ownership;
 use super::packets::{Held, HeldIn};
 use super::peer::Peer;
 use super::proof::Proof;
@@ -35,7 +35,7 @@ pub(super) enum Stage {
 /// The memory of what idle sessions do without.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
-    pub pending: Spare<VecDeque<u8>>,
+    pub announced: Spare<VecDeque<u8>>,
     pub held: Spare<VecDeque<Held>>,
     pub marks: Spare<VecDeque<(u64, LogPosition)>>,
 }
@@ -88,25 +88,9 @@ pub(super) struct Live {
     pub stage: Stage,
     /// The peer completed the handshake; the store may hear of it later.
     pub established: bool,
-    pub owners: Owners,
-    /// The processes that held it are dead.
-    pub orphan: bool,
-    /// How much the kernel has for the application is asked; is known, for the packet that is judged now.
-    pub unread_asked: bool,
-    pub unread_known: bool,
-    /// Closed by the process of this channel. Others may hold it, its forked children or whoever it was passed to, none of
-    /// which has joined.
-    pub let_go: Option<u32>,
-    /// Attached once: the turn policy knows it.
-    pub attached: bool,
+    pub ownership: Ownership,
     /// Announced by hooks, not yet committed.
-    pub pending: Seldom<VecDeque<u8>>,
-    pub closed: bool,
-    pub fin_asked: bool,
-    /// What hooks announced is not what was sent: its state cannot be known any more.
-    pub lost: bool,
-    /// The kernel is asked once more how much was read.
-    pub recount: bool,
+    pub announced: Seldom<VecDeque<u8>>,
     pub local: Local,
     pub peer: Peer,
     /// Log position behind what every packet needs: the opening, and the last leap of our timestamps.
@@ -130,11 +114,7 @@ pub(super) struct Live {
     pub later: bool,
     /// The local TCP's half is not the one that the peer met.
     pub restored: bool,
-    /// It was restored, and a process accepted it around the hooks.
-    pub bare: bool,
     pub recovery: Seldom<Recovery>,
-    /// Without hooks: what was read is asked because much has come.
-    pub swallowing: bool,
     /// Something was released for it since this member went on by itself.
     pub alone: bool,
 }
@@ -142,24 +122,15 @@ pub(super) struct Live {
 impl Live {
     /// Whether the kernel should have a socket of it. What a dead process has left may be gone, and waits for a failover.
     pub(super) fn has_socket(&self) -> bool {
-        self.established && !self.orphan && !matches!(self.stage, Stage::Embryo { .. } | Stage::Probing)
+        self.established && !self.ownership.is_orphan() && !matches!(self.stage, Stage::Embryo { .. } | Stage::Probing)
     }
 
     pub fn new(s: &Session) -> Live {
         Live {
             stage: Stage::Live,
             established: s.established,
-            owners: Owners::default(),
-            orphan: false,
-            unread_asked: false,
-            unread_known: false,
-            let_go: None,
-            attached: false,
-            pending: Seldom::default(),
-            closed: s.closed,
-            fin_asked: s.out_fin,
-            lost: false,
-            recount: false,
+            ownership: Ownership::new(s),
+            announced: Seldom::default(),
             local: Local::new(s),
             peer: Peer::new(s),
             base_pos: LogPosition::START,
@@ -174,21 +145,19 @@ impl Live {
             outgoing: false,
             later: false,
             restored: false,
-            bare: false,
             recovery: Seldom::default(),
-            swallowing: false,
             alone: false,
         }
     }
 
     /// We lost track of it: whatever its hooks say, only its packets tell.
     pub fn loose(&self) -> bool {
-        self.lost && !self.attached && !self.signed
+        self.ownership.is_lost() && !self.ownership.is_attached() && !self.signed
     }
 
     /// The application has its socket.
     pub fn handed_over(&mut self) {
-        self.attached = true;
+        self.ownership.attach();
         // One that has yet to be made is made, whatever a process says.
         if let Some(recovery) = self.recovery.there().filter(|r| matches!(r.handshake, Some(Handshake::Answered { .. }))) {
             recovery.handshake = None;
@@ -218,9 +187,9 @@ impl Live {
     /// The barrier waits for the application to take it.
     pub fn awaited(&self) -> bool {
         matches!(self.stage, Stage::Probing | Stage::Restored)
-            && !self.attached
-            && !self.bare
-            && !self.closed
+            && !self.ownership.is_attached()
+            && !self.ownership.is_unhooked()
+            && !self.ownership.is_closed()
             && !self.outgoing
             && !self.later
     }
@@ -228,22 +197,35 @@ impl Live {
     /// It was recovered, and nobody has accepted it yet.
     pub fn unaccepted(&self) -> bool {
         let made = self.restored || self.stage == Stage::Probing && self.recovery.proof.is_none();
-        made && !self.attached && !self.bare && !self.closed && !self.outgoing && !self.later && !self.lost
+        made && !self.ownership.is_attached()
+            && !self.ownership.is_unhooked()
+            && !self.ownership.is_closed()
+            && !self.outgoing
+            && !self.later
+            && !self.ownership.is_lost()
     }
 
     /// A FIN or RST that nobody asked for.
     pub fn unasked(&self, h: &Held) -> bool {
-        h.fin && !self.fin_asked || h.rst && !self.closed
+        h.fin && !self.ownership.fin_asked() || h.rst && !self.ownership.is_closed()
     }
 
     /// The hooks said that it was closed, and no FIN or RST of the kernel has.
     pub fn only_told_closed(&self, s: &Session) -> bool {
-        let silent = self.owners.is_empty() && !self.orphan && !self.local.is_silenced() && self.local.snd_nxt() <= s.out_done;
-        self.closed
+        let silent = !self.ownership.is_held()
+            && !self.ownership.is_orphan()
+            && !self.local.is_silenced()
+            && self.local.snd_nxt() <= s.out_done;
+        self.ownership.is_closed()
             && silent
             && self.peer.released() <= s.out_done
             && self.peer.una() <= s.out_done
             && !self.held.iter().any(|h| h.fin || h.rst)
+    }
+
+    /// Offset behind what was announced of its output.
+    pub fn announced_end(&self, s: &Session) -> u64 {
+        s.out_done + self.announced.len() as u64
     }
 
     /// Log position behind all that was written of this session.

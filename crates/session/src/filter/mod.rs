@@ -33,9 +33,10 @@ mod log;
 mod marks;
 mod opening;
 mod output;
-mod owners;
+mod ownership;
 mod packets;
 mod peer;
+mod processes;
 mod proof;
 mod recovery;
 mod solo;
@@ -45,7 +46,7 @@ mod timestamps;
 mod unhooked;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ use crate::record::{self, Committed, EndReason};
 use crate::seldom::Spare;
 use crate::store::Store;
 use crate::tuple::{BySession, FourTuple, SessionId};
-use crate::turn::{Commit, PortPolicy, Thread, TurnPolicy};
+use crate::turn::{Commit, PortPolicy, TurnPolicy};
 use crate::Now;
 use calling::Calls;
 use causes::Causes;
@@ -61,6 +62,7 @@ use early::AllEarly;
 use gate::ReplicaGate;
 use handshakes::Handshakes;
 use live::{Live, Spares};
+use processes::Processes;
 use splicing::Splices;
 
 pub use app::Origin;
@@ -217,23 +219,15 @@ pub struct Filter {
     // Boxed: a map has room for up to twice as many as it holds.
     live: BySession<Box<Live>>,
     spares: Spares,
-    turns: TurnPolicy,
+    processes: Processes,
     commit: Commit,
     /// Kept for its memory.
     entries: Vec<Committed>,
-    handles: HashMap<(u32, u32), SessionId>,
     handshakes: Handshakes,
     splices: Splices,
     calls: Calls,
     causes: Causes,
-    /// Without hooks: sessions with input of which it is not known that it was read.
-    readers: BTreeSet<SessionId>,
-    /// Those that were asked about before the output that is judged now.
-    asked: Vec<SessionId>,
     early: AllEarly,
-    /// FINs and RSTs that no hook announced and whose process may be dying, and those that were asked about.
-    suspicious: VecDeque<(Now, SessionId)>,
-    suspects: BTreeSet<SessionId>,
     /// Sessions that want [`Self::handle_timeout`]; entries may be stale.
     timers: BinaryHeap<Reverse<(Now, SessionId)>>,
     /// Sessions without a socket, and those that the barrier waits for.
@@ -241,20 +235,9 @@ pub struct Filter {
     awaited: usize,
     /// Torn sessions that this takeover has reset, while strangers are not answered otherwise.
     resets: BTreeSet<FourTuple>,
-    /// Writes whose outcome the process has not told yet.
-    intents: Vec<(u32, u32)>,
-    /// Threads whose turn is open, for the end of a process ends them all.
-    in_turn: BTreeSet<Thread>,
-    /// Sessions closed in turns that are not over, and in turns that just ended.
-    closing: Vec<(Thread, SessionId)>,
-    closed: Vec<SessionId>,
-    /// Input that was read and not answered when a process died: where it begins, and how often.
-    deaths: HashMap<SessionId, (u64, u32)>,
     /// Sessions of which packets went around the queues, until that matters no more, and those to ask the kernel about.
     around: BySession<around::Around>,
     around_asked: BTreeSet<SessionId>,
-    /// When a process died last.
-    last_death: Option<Now>,
     clock: Now,
     actions: Vec<Action>,
     counters: Counters,
@@ -271,36 +254,25 @@ impl Filter {
     #[must_use]
     pub fn new(config: FilterConfig) -> Filter {
         Filter {
-            turns: TurnPolicy::new(config.max_turn),
+            processes: Processes::new(config.max_turn),
             gate: ReplicaGate::new(config.asynchronous),
             config,
             store: Store::new(),
             live: BySession::default(),
-            spares: Spares { pending: Spare::passing(), ..Spares::default() },
+            spares: Spares { announced: Spare::passing(), ..Spares::default() },
             commit: Commit::default(),
             entries: Vec::new(),
-            handles: HashMap::new(),
             handshakes: Handshakes::new(),
             splices: Splices::default(),
             calls: Calls::default(),
             causes: Causes::default(),
-            readers: BTreeSet::new(),
-            asked: Vec::new(),
             early: AllEarly::default(),
-            suspicious: VecDeque::new(),
-            suspects: BTreeSet::new(),
             timers: BinaryHeap::new(),
             probing: 0,
             awaited: 0,
             resets: BTreeSet::new(),
-            intents: Vec::new(),
-            in_turn: BTreeSet::new(),
-            closing: Vec::new(),
-            closed: Vec::new(),
-            deaths: HashMap::new(),
             around: BySession::default(),
             around_asked: BTreeSet::new(),
-            last_death: None,
             clock: Duration::ZERO,
             actions: Vec::new(),
             counters: Counters::default(),
@@ -347,7 +319,7 @@ impl Filter {
     /// The turn policy's counters and state.
     #[must_use]
     pub fn turns(&self) -> &TurnPolicy {
-        &self.turns
+        &self.processes.turns
     }
 
     /// Takes what is to be done; `out` is appended to.
@@ -410,10 +382,7 @@ impl Filter {
                 self.actions.push(Action::DropIn(id));
             }
         }
-        self.turns = TurnPolicy::new(self.config.max_turn);
-        self.handles.clear();
-        self.suspicious.clear();
-        self.suspects.clear();
+        self.processes.forget_sessions(self.config.max_turn);
         self.timers.clear();
         self.handshakes.forget_sessions();
         self.probing = 0;
@@ -422,15 +391,9 @@ impl Filter {
         self.splices = Splices::default();
         self.calls = Calls::default();
         self.causes.forget_sessions();
-        self.readers.clear();
         self.early = AllEarly::default();
-        self.asked.clear();
         self.around.clear();
         self.around_asked.clear();
-        self.intents.clear();
-        self.in_turn.clear();
-        self.closing.clear();
-        self.closed.clear();
         lives
     }
 
@@ -443,9 +406,9 @@ impl Filter {
             return None;
         }
         [
-            self.turns.poll_timeout(),
+            self.processes.turns.poll_timeout(),
             self.gate.poll_timeout(),
-            self.suspicious.front().map(|s| s.0),
+            self.processes.poll_timeout(),
             self.timers.peek().map(|Reverse((due, _))| *due),
             self.handshakes.poll_timeout(),
         ]
@@ -460,8 +423,8 @@ impl Filter {
         if matches!(self.gate.mode(), Mode::Passive | Mode::Frozen) {
             return;
         }
-        self.turns.handle_timeout(now);
-        self.actions.extend(self.turns.poll_asked().map(|t| Action::AskAsleep((t >> 32) as u32, t as u32)));
+        self.processes.turns.handle_timeout(now);
+        self.actions.extend(self.processes.turns.poll_asked().map(|t| Action::AskAsleep((t >> 32) as u32, t as u32)));
         self.run_commits(now);
         self.check_suspicious(now);
         self.handle_recovery_timeout(now);
@@ -490,7 +453,7 @@ impl Filter {
         }
         let partners = self.partners(id);
         self.write(0, |out| record::encode_end(id, reason, out));
-        self.turns.close(id);
+        self.processes.turns.close(id);
         self.forget_early(id);
         if let Some(mut live) = self.live.remove(&id) {
             if !live.established {
@@ -509,19 +472,16 @@ impl Filter {
                 let drop = spliced || self.gate.mode() == Mode::Restoring;
                 self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
-            let unaccepted = spliced && self.config.hooked && !live.attached && !live.outgoing && !live.bare;
+            let unaccepted =
+                spliced && self.config.hooked && !live.ownership.is_attached() && !live.outgoing && !live.ownership.is_unhooked();
             self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(unaccepted));
             self.splice_over(now, &tuple);
         }
-        self.readers.remove(&id);
         self.around.remove(&id);
         self.around_asked.remove(&id);
         self.forget_expiries();
-        while self.suspicious.front().is_some_and(|(_, id)| !self.live.contains_key(id)) {
-            self.suspicious.pop_front();
-        }
-        self.suspects.remove(&id);
-        self.deaths.remove(&id);
+        let live = &self.live;
+        self.processes.forget_session(id, |id| live.contains_key(&id));
         self.forget_cause(id);
         self.counters.ended += 1;
         self.actions.push(Action::Ended(id, tuple, reason));

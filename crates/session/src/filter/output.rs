@@ -7,6 +7,7 @@ use super::app::IN_ORDER;
 use super::gate::{LogPosition, Released};
 use super::live::{Live, Stage};
 use super::local::Says;
+use super::ownership::{Closer, WhyAsked};
 use super::packets::Held;
 use super::peer::local_shift;
 use super::tail::Tail;
@@ -182,7 +183,7 @@ impl Filter {
         };
         let empty = start == end && !rst;
         let ahead = ack > s.in_ackable();
-        let announced = s.out_done + live.pending.len() as u64;
+        let announced = live.announced_end(s);
         // What came by before it never did, or it is about to come again.
         let beyond = if payload && start > announced { start } else { 0 };
         let astray = (!rst && (ahead || beyond > 0)).then_some(if ahead { ack } else { 0 });
@@ -250,7 +251,7 @@ impl Filter {
                     let held = live.held.there().and_then(|held| held.remove(at)).expect("in range");
                     self.wait_or_release(now, Some(session), need, held);
                 }
-                Rule::Wait if live.orphan => {
+                Rule::Wait if live.ownership.is_orphan() => {
                     // Nobody will ever ask for it.
                     let held = live.held.there().and_then(|held| held.remove(at)).expect("in range");
                     self.counters.endings_withheld += u64::from(held.fin || held.rst);
@@ -271,23 +272,23 @@ impl Filter {
     /// Bytes on the wire that no hook announced, of a living process with no open intent: they went around the
     /// hooks (stdio, raw system calls) and are taken from the packet. Returns whether anything changed.
     fn adopt(&mut self, now: Now, session: SessionId, at: usize) -> bool {
-        if !self.gate.serves() || self.intents.iter().any(|key| self.handles.get(key) == Some(&session)) {
+        if !self.gate.serves() || self.processes.is_written(session) {
             return false;
         }
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         let h = &live.held[at];
         let payload_end = h.end - u64::from(h.fin).min(h.end);
-        let announced = s.out_done + live.pending.len() as u64;
+        let announced = live.announced_end(s);
         let gap = h.start > announced && !self.config.hooked && live.local.clamp() > h.start;
         if payload_end > announced && (h.start <= announced || gap) && !s.out_fin && !h.rst {
             if self.gate.overloaded() {
                 self.gate.defer(session);
                 return false;
             }
-            if live.attached && !std::mem::take(&mut live.unread_known) {
+            if live.ownership.is_attached() && !live.ownership.take_read_known() {
                 // What it has read went around the hooks as well: the kernel knows.
-                if !std::mem::replace(&mut live.unread_asked, true) {
+                if live.ownership.ask(WhyAsked::Output) {
                     self.ask_readers(session);
                     self.actions.push(Action::AskUnread(session));
                 }
@@ -307,10 +308,10 @@ impl Filter {
             let payload = Segment::parse(bytes).expect("parsed before").payload();
             let fresh = &payload[(announced - h.start) as usize..];
             let n = fresh.len() as u64;
-            live.pending.lend(&mut self.spares.pending).extend(fresh);
+            live.announced.lend(&mut self.spares.announced).extend(fresh);
             self.counters.adopted_bytes += n;
-            if live.attached {
-                self.turns.adopted(now, session, n, &std::mem::take(&mut self.asked));
+            if live.ownership.is_attached() {
+                self.processes.adopted(now, session, n);
                 self.run_commits(now);
             } else {
                 // No hook knows this session: nothing tells its turns.
@@ -322,18 +323,14 @@ impl Filter {
             live.suspected = true;
             // Hooks may be about to say it.
             let wait = if self.config.hooked { SUSPICIOUS } else { Duration::ZERO };
-            self.suspicious.push_back((h.since + wait, session));
+            self.processes.suspect(h.since + wait, session);
         }
         false
     }
 
     pub(super) fn check_suspicious(&mut self, now: Now) {
         let mut asked = Vec::new();
-        while let Some(&(due, session)) = self.suspicious.front() {
-            if due > now {
-                break;
-            }
-            self.suspicious.pop_front();
+        while let Some(session) = self.processes.next_suspicious(now) {
             let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { continue };
             if s.closed && live.only_told_closed(s) {
                 self.actions.push(Action::AskClosed(session));
@@ -342,29 +339,32 @@ impl Filter {
             if !live.held.iter().any(|h| live.unasked(h)) {
                 continue;
             }
-            if !live.attached && live.owners.is_empty() {
+            if !live.ownership.is_attached() && !live.ownership.is_held() {
                 if let Some(h) = live.held.iter().find(|h| h.fin) {
-                    if self.last_death.is_some_and(|death| h.since <= death + SUSPICIOUS) {
+                    if self.processes.last_death().is_some_and(|death| h.since <= death + SUSPICIOUS) {
                         // Accepted by whoever died, most likely, and closed by its death, which we heard of first.
-                        live.orphan = true;
+                        live.ownership.die();
                         self.judge_held(now, session);
                         continue;
                     }
                     // No hook knows this session, and no process of ours has died.
-                    live.fin_asked = true;
-                    self.recount(session, |live| live.closed = true);
+                    self.recount(session, |live| {
+                        live.ownership.close();
+                    });
                     self.commit_unattached(now, session, true);
                 }
                 continue;
             }
-            if live.owners.is_empty() && live.let_go == Some(IN_ORDER) {
+            if !live.ownership.is_held() && live.ownership.closed_by() == Some(Closer::Ended) {
                 self.closed_unasked(now, IN_ORDER, session);
                 self.judge_held(now, session);
                 continue;
             }
-            self.suspects.insert(session);
-            asked.extend(live.owners.iter());
-            asked.extend(live.let_go);
+            self.processes.ask_about(session);
+            asked.extend(live.ownership.holders());
+            if let Some(Closer::Process(channel)) = live.ownership.closed_by() {
+                asked.push(channel);
+            }
         }
         asked.sort_unstable();
         asked.dedup();
@@ -502,7 +502,7 @@ fn in_order_of_time(live: &Live, packet: &mut Vec<u8>) {
 /// What is sent for the first time is compared with what the hooks announced: where bytes went around them in
 /// between, the wire is right. What is not committed is put right; returns whether something committed is wrong.
 fn contradicts(s: &Session, live: &mut Live, start: u64, payload: &[u8]) -> bool {
-    let end = (start + payload.len() as u64).min(s.out_done + live.pending.len() as u64);
+    let end = (start + payload.len() as u64).min(live.announced_end(s));
     let from = start.max(live.local.snd_nxt()).max(s.out_acked);
     if from >= end {
         return false;
@@ -511,8 +511,8 @@ fn contradicts(s: &Session, live: &mut Live, start: u64, payload: &[u8]) -> bool
     let (committed, fresh) = sent.split_at((s.out_done.clamp(from, end) - from) as usize);
     let wrong = !same(&s.output, (from - s.out_acked.min(s.out_done)) as usize, committed);
     let at = (from.max(s.out_done) - s.out_done) as usize;
-    if !same(&live.pending, at, fresh) {
-        let told = live.pending.make().range_mut(at..at + fresh.len());
+    if !same(&live.announced, at, fresh) {
+        let told = live.announced.make().range_mut(at..at + fresh.len());
         told.zip(fresh).for_each(|(told, sent)| *told = *sent);
     }
     wrong

@@ -421,7 +421,7 @@ impl Filter {
         if !self.gate.serves() || self.gate.fenced() {
             return 0;
         }
-        let deadly = |id: &SessionId| self.deaths.get(id).is_some_and(|(_, deaths)| *deaths >= times);
+        let deadly = |id: &SessionId| self.processes.deaths_of(*id) >= times.max(1);
         let ids: Vec<SessionId> = self.ids_of(|l| l.established).into_iter().filter(deadly).collect();
         for id in &ids {
             self.restore_failed(now, *id);
@@ -431,7 +431,7 @@ impl Filter {
 
     /// The application has lived for a while.
     pub fn forget_deaths(&mut self) {
-        self.deaths.clear();
+        self.processes.forget_deaths();
     }
 
     /// The barrier falls when the application holds all sessions that it is to have; with engine `repair` not before every

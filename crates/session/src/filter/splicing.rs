@@ -183,7 +183,7 @@ impl Filter {
     /// Its restored socket was closed silently, before anybody had it.
     pub fn unmade(&mut self, id: SessionId) {
         let Some(live) = self.live.get_mut(&id) else { return };
-        if live.stage != Stage::Restored || live.attached || live.recovery.handshake.is_some() {
+        if live.stage != Stage::Restored || live.ownership.is_attached() || live.recovery.handshake.is_some() {
             return;
         }
         if let Some(recovery) = live.recovery.there() {
@@ -201,7 +201,7 @@ impl Filter {
         for id in waiting {
             let tuple = self.store.get(id).expect("live").open.tuple;
             if self.splices.ports.contains(&tuple.local.port()) && is_there(&self.inner(&tuple)) {
-                self.recount(id, |live| live.bare = true);
+                self.recount(id, |live| live.ownership.accept_unhooked());
                 self.splices.unaccepted = self.splices.unaccepted.saturating_sub(1);
             }
         }
@@ -252,7 +252,7 @@ impl Filter {
         let s = self.store.get(self.store.find(&self.outer(tuple)?)?)?;
         let live = self.live.get(&s.open.session)?;
         // One that was never elsewhere may have another port all the same.
-        let waits = !live.attached && live.restored && self.splices.get(&s.open.tuple).is_some();
+        let waits = !live.ownership.is_attached() && live.restored && self.splices.get(&s.open.tuple).is_some();
         waits.then_some((s.out_done - s.out_base, s.out_base > 0, s.out_fin))
     }
 

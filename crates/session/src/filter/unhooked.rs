@@ -2,7 +2,7 @@
 //! they close. Each segment of output is a turn of its own; how much was read when it was sent the kernel says.
 
 use super::live::Stage;
-use super::owners::Owners;
+use super::ownership::WhyAsked;
 use super::{Action, Filter};
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
@@ -11,22 +11,24 @@ use crate::Now;
 pub const PROGRAM: u32 = u32::MAX - 1;
 /// So much input may be stored before it is asked whether it was read.
 const ASK_AFTER: usize = 256 << 10;
-/// Most connections that are asked about when another one writes.
-const MAX_READERS: usize = 64;
 
 impl Filter {
     /// Without hooks a session is the program's as soon as the kernel has its socket and the barrier is behind it.
     pub(super) fn accepted_unhooked(&mut self, id: SessionId) {
-        if self.config.hooked || !self.live.get(&id).is_some_and(|l| !l.attached && !l.lost && l.stage != Stage::Probing) {
+        if self.config.hooked
+            || !self
+                .live
+                .get(&id)
+                .is_some_and(|l| !l.ownership.is_attached() && !l.ownership.is_lost() && l.stage != Stage::Probing)
+        {
             return;
         }
         self.recount(id, |live| {
-            live.owners = Owners::of(PROGRAM);
-            live.orphan = false;
+            live.ownership.held_only_by(PROGRAM);
             live.handed_over();
         });
         self.begin_turns(id);
-        self.readers.insert(id);
+        self.processes.may_read(id);
     }
 
     /// Without hooks: the listener's queue is empty. The program has those recovered sessions whose sockets are there.
@@ -43,9 +45,9 @@ impl Filter {
         if self.config.hooked {
             return;
         }
-        self.readers.insert(id);
+        self.processes.may_read(id);
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
-        if s.input.len() > ASK_AFTER && !std::mem::replace(&mut live.swallowing, true) {
+        if s.input.len() > ASK_AFTER && live.ownership.ask(WhyAsked::Room) {
             self.actions.push(Action::AskUnread(id));
         }
     }
@@ -57,18 +59,18 @@ impl Filter {
             return;
         }
         if read == s.in_end() {
-            self.readers.remove(&id);
+            self.processes.has_read(id);
         }
-        if std::mem::take(&mut live.swallowing) {
-            self.turns.idle(id);
+        if live.ownership.answered(WhyAsked::Room) {
+            self.processes.turns.idle(id);
             self.run_commits(now);
         }
     }
 
     /// Before output of this session is adopted: what others have sent may be what it answers.
     pub(super) fn ask_readers(&mut self, id: SessionId) {
-        self.asked = self.readers.iter().copied().filter(|other| *other != id).take(MAX_READERS).collect();
-        self.actions.extend(self.asked.iter().map(|other| Action::AskUnread(*other)));
+        let asked = self.processes.ask_readers(id);
+        self.actions.extend(asked.iter().map(|other| Action::AskUnread(*other)));
     }
 
     /// The program has ended in order: what the kernel closed for it, it meant to close.
@@ -76,7 +78,7 @@ impl Filter {
         let mut held: Vec<SessionId> = self
             .live
             .iter()
-            .filter(|(_, l)| l.owners.contains(&PROGRAM) && l.held.iter().any(|h| l.unasked(h)))
+            .filter(|(_, l)| l.ownership.is_held_by(PROGRAM) && l.held.iter().any(|h| l.unasked(h)))
             .map(|(id, _)| *id)
             .collect();
         held.sort_unstable();
