@@ -85,7 +85,7 @@ fn tell_other() {
         let Some(_inside) = Bypass::enter_first() else { return };
         HAS_READ.with(|has| has.set(false));
         if let Some(client) = process::joined() {
-            client.push(&Event::ReadsOther { thread: thread() });
+            client.push(&Event::ReadElsewhere { thread: thread() });
         }
     });
 }
@@ -107,7 +107,7 @@ fn reads_on() {
         DIRTY.with(|d| d.set(Dirty::Read));
         HAS_READ.with(|has| has.set(false));
         if let Some(client) = process::joined() {
-            client.push(&Event::ReadsOn { thread: thread() });
+            client.push(&Event::ReadAfterWrite { thread: thread() });
         }
     });
 }

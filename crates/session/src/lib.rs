@@ -5,6 +5,7 @@
 pub mod bytes;
 pub mod filter;
 pub mod framing;
+pub mod hook;
 mod icmp;
 pub mod options;
 pub mod record;

@@ -8,7 +8,8 @@ mod counting;
 use std::ops::Range;
 use std::time::Duration;
 
-use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Origin};
+use tcpr_session::filter::{Action, Engine, Filter, FilterConfig};
+use tcpr_session::hook::{HookEvent, Origin};
 use tcpr_session::segment::{flags, Build};
 use tcpr_session::seq::{self, Seq};
 use tcpr_session::tuple::FourTuple;
@@ -95,7 +96,9 @@ impl Rig {
             rig.count(0, |rig| rig.inbound(&packet(session, true, flags::ACK, 0, 0, b"")));
             rig.stored();
             let attach = |rig: &mut Rig| {
-                rig.master.attach(rig.now, CHANNEL, u32::from(session), Origin::Accepted, &tuple(session));
+                let (handle, tuple) = (u32::from(session), tuple(session));
+                let attach = HookEvent::Attach { thread: THREAD, handle, origin: Origin::Accepted, tuple };
+                rig.master.handle(rig.now, CHANNEL, attach);
             };
             rig.count(0, attach);
         }
@@ -154,9 +157,11 @@ impl Rig {
             let answers = packet(session, false, flags::ACK | flags::PSH, at, end, payload);
             assert_eq!(self.count(0, |rig| rig.inbound(&asks)), 1, "the message is delivered");
             self.count(0, |rig| {
-                rig.master.read(rig.now, CHANNEL, THREAD, handle, n);
-                rig.master.write_out(rig.now, CHANNEL, THREAD, handle, payload, false);
-                rig.master.turn_end(rig.now, CHANNEL, THREAD);
+                rig.master.handle(rig.now, CHANNEL, HookEvent::Read { thread: THREAD, handle, n });
+                let (taken, asked) = (payload.len() as u32, payload.len() as u64);
+                let write = HookEvent::Write { thread: THREAD, handle, taken, asked, bytes: payload };
+                rig.master.handle(rig.now, CHANNEL, write);
+                rig.master.handle(rig.now, CHANNEL, HookEvent::Wait { thread: THREAD, zero_timeout: false });
                 rig.master.run_commits(rig.now);
             });
             assert_eq!(self.count(0, |rig| rig.outbound(&answers)), 0, "the answer waits for the replica");

@@ -11,8 +11,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rng::Rng;
-use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, Origin, PROGRAM};
+use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, PROGRAM};
 use tcpr_session::framing::Framing;
+use tcpr_session::hook::{HookEvent, Origin};
 use tcpr_session::record::{self, Adopted, Committed, EndReason, Open, Sync};
 use tcpr_session::segment::{flags, Build, Segment};
 use tcpr_session::seq::{self, Seq};
@@ -287,8 +288,7 @@ impl Case {
         self.act();
         if self.rng.percent(80) {
             let origin = if out { Origin::Connected } else { Origin::Accepted };
-            self.f.attach(self.now, 1, i as u32, origin, &t);
-            self.f.taken(1, 0, i as u32, origin);
+            self.f.handle(self.now, 1, HookEvent::Attach { thread: 0, handle: i as u32, origin, tuple: t });
         }
     }
 
@@ -430,33 +430,32 @@ impl Case {
                 const ORIGINS: [Origin; 4] = [Origin::Accepted, Origin::Connected, Origin::Recovered, Origin::Inherited];
                 let origin = ORIGINS[self.rng.below(4) as usize];
                 let t = if self.rng.percent(85) { tuple(u64::from(handle) % TUPLES) } else { self.any_tuple() };
-                self.f.attach(now, channel, handle, origin, &t);
-                if n.is_multiple_of(4) {
-                    self.f.taken(channel, thread, handle, origin);
-                }
+                self.f.handle(now, channel, HookEvent::Attach { thread, handle, origin, tuple: t });
             }
             2..=5 => {
                 let bytes = vec![b'w'; n.min(5000) as usize];
-                self.f.write_out(now, channel, thread, handle, &bytes, n.is_multiple_of(5));
+                let (taken, short) = (bytes.len() as u32, u64::from(n.is_multiple_of(5)));
+                let write = HookEvent::Write { thread, handle, taken, asked: u64::from(taken) + short, bytes: &bytes };
+                self.f.handle(now, channel, write);
             }
-            6 => self.f.absorbed(now, channel, thread, handle, n),
+            6 => self.f.handle(now, channel, HookEvent::Absorbed { thread, handle, n }),
             7..=9 => {
                 // What there is, or what it likes.
                 let n = if self.rng.percent(70) { n.min(20) } else { n };
-                self.f.read(now, channel, thread, handle, n);
+                self.f.handle(now, channel, HookEvent::Read { thread, handle, n });
             }
-            10 => self.f.consume(channel, thread, handle, n),
-            11 | 12 => self.f.turn_end(now, channel, thread),
-            13 => self.f.look(now, channel, thread),
-            14 => self.f.reads_on(now, channel, thread),
-            15 => self.f.blocked(channel, thread),
-            16 => self.f.shutdown(now, channel, thread, handle),
-            17 => self.f.close(now, channel, thread, handle, n.is_multiple_of(3)),
-            18 if n.is_multiple_of(16) => self.f.exit(now, channel),
+            10 => self.f.handle(now, channel, HookEvent::Consume { thread, handle, n }),
+            11 | 12 => self.f.handle(now, channel, HookEvent::Wait { thread, zero_timeout: false }),
+            13 => self.f.handle(now, channel, HookEvent::Wait { thread, zero_timeout: true }),
+            14 => self.f.handle(now, channel, HookEvent::ReadAfterWrite { thread }),
+            15 => self.f.handle(now, channel, HookEvent::Blocked { thread, over: n.is_multiple_of(2) }),
+            16 => self.f.handle(now, channel, HookEvent::Shutdown { thread, handle }),
+            17 => self.f.handle(now, channel, HookEvent::Close { thread, handle, shared: n.is_multiple_of(3) }),
+            18 if n.is_multiple_of(16) => self.f.handle(now, channel, HookEvent::Exit),
             19 => self.f.set_intents(n.is_multiple_of(2).then_some((channel, handle))),
             20 if n.is_multiple_of(16) => self.f.cut_off(now, channel),
             21 if n.is_multiple_of(16) => self.f.process_gone(now, channel),
-            22 => self.f.reads_other(channel, thread),
+            22 => self.f.handle(now, channel, HookEvent::ReadElsewhere { thread }),
             23 => {
                 let t = if self.rng.percent(80) { tuple(self.rng.below(2)) } else { self.any_tuple() };
                 self.lend(t);

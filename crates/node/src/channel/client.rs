@@ -203,7 +203,7 @@ impl Client {
         let kicks = matches!(
             event,
             Event::Wait { .. }
-                | Event::ReadsOn { .. }
+                | Event::ReadAfterWrite { .. }
                 | Event::Blocked { over: false, .. }
                 | Event::Commit { .. }
                 | Event::Exit

@@ -271,7 +271,7 @@ impl Producer {
         match *event {
             Event::Attach { thread, handle, origin, tuple } => {
                 encode_tuple(&tuple, &mut payload);
-                raw = Raw { kind: KIND_ATTACH, flags: origin.code(), thread, handle, ..raw };
+                raw = Raw { kind: KIND_ATTACH, flags: code_of(origin), thread, handle, ..raw };
                 raw.payload_len = TUPLE_BYTES as u32;
             }
             Event::Write { .. } => unreachable!("writes go through Producer::write"),
@@ -279,8 +279,8 @@ impl Producer {
             Event::Wait { thread, zero_timeout } => {
                 raw = Raw { kind: KIND_WAIT, thread, flags: zero_timeout.into(), ..raw };
             }
-            Event::ReadsOn { thread } => raw = Raw { kind: KIND_READS_ON, thread, ..raw },
-            Event::ReadsOther { thread } => raw = Raw { kind: KIND_READS_OTHER, thread, ..raw },
+            Event::ReadAfterWrite { thread } => raw = Raw { kind: KIND_READS_ON, thread, ..raw },
+            Event::ReadElsewhere { thread } => raw = Raw { kind: KIND_READS_OTHER, thread, ..raw },
             Event::Blocked { thread, over } => raw = Raw { kind: KIND_BLOCKED, thread, flags: over.into(), ..raw },
             Event::Consume { thread, handle, n } => {
                 raw = Raw { kind: KIND_CONSUME, thread, handle, a: n, ..raw };
@@ -516,7 +516,7 @@ fn event<'a>(mapping: &Mapping, head: u64, raw: &Raw, copy: &'a mut Vec<u8>) -> 
                 return Err(Corrupt("an attachment without addresses"));
             }
             copy_payload(mapping, head, TUPLE_BYTES, copy);
-            let origin = Origin::from_code(raw.flags).ok_or(Corrupt("an unknown origin"))?;
+            let origin = origin_of(raw.flags).ok_or(Corrupt("an unknown origin"))?;
             let tuple = decode_tuple(copy).ok_or(Corrupt("impossible addresses"))?;
             Event::Attach { thread, handle, origin, tuple }
         }
@@ -533,8 +533,8 @@ fn event<'a>(mapping: &Mapping, head: u64, raw: &Raw, copy: &'a mut Vec<u8>) -> 
         }
         KIND_READ => Event::Read { thread, handle, n },
         KIND_WAIT => Event::Wait { thread, zero_timeout: raw.flags & 1 != 0 },
-        KIND_READS_ON => Event::ReadsOn { thread },
-        KIND_READS_OTHER => Event::ReadsOther { thread },
+        KIND_READS_ON => Event::ReadAfterWrite { thread },
+        KIND_READS_OTHER => Event::ReadElsewhere { thread },
         KIND_BLOCKED => Event::Blocked { thread, over: raw.flags & 1 != 0 },
         KIND_CONSUME => Event::Consume { thread, handle, n },
         KIND_COMMIT => Event::Commit { thread },
@@ -579,4 +579,24 @@ fn decode_tuple(from: &[u8]) -> Option<FourTuple> {
         }
     };
     Some(FourTuple { local: SocketAddr::new(address(8)?, port(2)), peer: SocketAddr::new(address(24)?, port(4)) })
+}
+
+/// How the ring says how a process came by a connection.
+fn code_of(origin: Origin) -> u8 {
+    match origin {
+        Origin::Accepted => 0,
+        Origin::Connected => 1,
+        Origin::Recovered => 2,
+        Origin::Inherited => 3,
+    }
+}
+
+fn origin_of(code: u8) -> Option<Origin> {
+    Some(match code {
+        0 => Origin::Accepted,
+        1 => Origin::Connected,
+        2 => Origin::Recovered,
+        3 => Origin::Inherited,
+        _ => return None,
+    })
 }

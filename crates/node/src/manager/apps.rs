@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use tcpr_session::filter::{Filter, Origin, PROGRAM};
+use tcpr_session::filter::{Filter, PROGRAM};
 use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
@@ -18,7 +18,6 @@ use super::threads;
 use super::{Manager, Token};
 use crate::channel::server::{Channel, ChannelError, ChannelRole, Incoming};
 use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
-use crate::channel::{self, Event};
 use crate::outgoing;
 use crate::sockdiag::state;
 use crate::vip::Vip;
@@ -87,7 +86,7 @@ enum Closed {
 pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, now: Now) {
     let mut any = false;
     for (&id, app) in apps.iter_mut() {
-        let drained = app.channel.drain(|event| tell(filter, now, id, event));
+        let drained = app.channel.drain(|event| filter.handle(now, id, event));
         match drained {
             Ok(n) => any |= n > 0,
             Err(error) => {
@@ -107,35 +106,6 @@ fn describe(error: &ChannelError) -> String {
         ChannelError::Gone => "it has left".to_owned(),
         ChannelError::Misbehaved(what) => what.clone(),
         ChannelError::Io(e) => e.to_string(),
-    }
-}
-
-fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
-    match event {
-        Event::Attach { thread, handle, origin, tuple } => {
-            let origin = match origin {
-                channel::Origin::Accepted => Origin::Accepted,
-                channel::Origin::Connected => Origin::Connected,
-                channel::Origin::Recovered => Origin::Recovered,
-                channel::Origin::Inherited => Origin::Inherited,
-            };
-            filter.attach(now, id, handle, origin, &tuple);
-            filter.taken(id, thread, handle, origin);
-        }
-        Event::Write { thread, handle, asked, bytes, .. } => filter.write_of(now, id, thread, handle, bytes, asked),
-        Event::Read { thread, handle, n } => filter.read(now, id, thread, handle, n),
-        Event::Wait { thread, zero_timeout: true } => filter.look(now, id, thread),
-        Event::Wait { thread, .. } | Event::Commit { thread } => filter.turn_end(now, id, thread),
-        Event::ReadsOn { thread } => filter.reads_on(now, id, thread),
-        Event::Option { handle, level, name, value } => filter.option_set(id, handle, level, name, value),
-        Event::ReadsOther { thread } => filter.reads_other(id, thread),
-        Event::Blocked { thread, over: false } => filter.blocked(id, thread),
-        Event::Blocked { thread, over: true } => filter.unblocked(id, thread),
-        Event::Consume { thread, handle, n } => filter.consume(id, thread, handle, n),
-        Event::Shutdown { thread, handle } => filter.shutdown(now, id, thread, handle),
-        Event::Close { thread, handle, shared } => filter.close(now, id, thread, handle, shared),
-        Event::Exit => filter.exit(now, id),
-        Event::Absorbed { thread, handle, n } => filter.absorbed(now, id, thread, handle, n),
     }
 }
 

@@ -7,24 +7,12 @@ use super::ownership::{Closer, WhyAsked};
 use super::processes::thread_key;
 use super::splicing::Handshake;
 use super::{Action, Filter, Mode};
+use crate::hook::{HookEvent, Origin};
 use crate::record::{self, Committed, MAX_OPEN};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Rest, Thread, TurnPolicy};
 use crate::Now;
-
-/// How a process came to hold a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Origin {
-    /// By accept.
-    Accepted,
-    /// By connect.
-    Connected,
-    /// By accept, restored after a takeover.
-    Recovered,
-    /// From its parent.
-    Inherited,
-}
 
 /// Most output that a process may have announced before the kernel has sent it: more than a send buffer is.
 const MOST_UNSENT: u64 = 256 << 20;
@@ -47,9 +35,33 @@ pub(super) fn as_it_is(s: &Session) -> Committed {
 }
 
 impl Filter {
+    /// What the hooks of the process on this channel tell. [`Self::run_commits`] follows when all that there is was told.
+    pub fn handle(&mut self, now: Now, channel: u32, event: HookEvent<'_>) {
+        match event {
+            HookEvent::Attach { thread, handle, origin, tuple } => {
+                self.attach(now, channel, handle, origin, &tuple);
+                self.taken(channel, thread, handle, origin);
+            }
+            HookEvent::Write { thread, handle, asked, bytes, .. } => self.write_of(now, channel, thread, handle, bytes, asked),
+            HookEvent::Read { thread, handle, n } => self.read(now, channel, thread, handle, n),
+            HookEvent::Wait { thread, zero_timeout: true } => self.look(now, channel, thread),
+            HookEvent::Wait { thread, .. } | HookEvent::Commit { thread } => self.turn_end(now, channel, thread),
+            HookEvent::ReadAfterWrite { thread } => self.reads_on(now, channel, thread),
+            HookEvent::Option { handle, level, name, value } => self.option_set(channel, handle, level, name, value),
+            HookEvent::ReadElsewhere { thread } => self.reads_other(channel, thread),
+            HookEvent::Blocked { thread, over: false } => self.blocked(channel, thread),
+            HookEvent::Blocked { thread, over: true } => self.unblocked(channel, thread),
+            HookEvent::Consume { thread, handle, n } => self.consume(channel, thread, handle, n),
+            HookEvent::Shutdown { thread, handle } => self.shutdown(now, channel, thread, handle),
+            HookEvent::Close { thread, handle, shared } => self.close(now, channel, thread, handle, shared),
+            HookEvent::Exit => self.exit(now, channel),
+            HookEvent::Absorbed { thread, handle, n } => self.absorbed(now, channel, thread, handle, n),
+        }
+    }
+
     /// A process holds a connection under a handle. Connections that are no session of ours (local ones) are
     /// passed over, and so is everything said of them.
-    pub fn attach(&mut self, now: Now, channel: u32, handle: u32, origin: Origin, tuple: &FourTuple) {
+    pub(super) fn attach(&mut self, now: Now, channel: u32, handle: u32, origin: Origin, tuple: &FourTuple) {
         let Some(session) = self.outer(tuple).and_then(|tuple| self.store.find(&tuple)) else { return };
         if self.gate.mode() == Mode::Passive {
             return;
@@ -149,14 +161,8 @@ impl Filter {
         self.processes.in_turn(channel, thread)
     }
 
-    /// Bytes that the kernel took from the application; `short`: fewer than it offered.
-    pub fn write_out(&mut self, now: Now, channel: u32, thread: u32, handle: u32, bytes: &[u8], short: bool) {
-        let asked = bytes.len() as u64 + u64::from(short);
-        self.write_of(now, channel, thread, handle, bytes, asked);
-    }
-
-    /// The same, where it is known how many bytes the application had `asked` for.
-    pub fn write_of(&mut self, now: Now, channel: u32, thread: u32, handle: u32, bytes: &[u8], asked: u64) {
+    /// Bytes that the kernel took from the application, which had `asked` it to take so many.
+    pub(super) fn write_of(&mut self, now: Now, channel: u32, thread: u32, handle: u32, bytes: &[u8], asked: u64) {
         let Some(session) = self.session_of(channel, handle) else { return };
         let (s, live) = (self.store.get(session).expect("live"), self.live.get_mut(&session).expect("live"));
         let announced = s.out_done + (live.announced.len() + bytes.len()) as u64;
@@ -170,7 +176,7 @@ impl Filter {
     }
 
     /// Bytes that the application wrote again after a failover, and that the hook swallowed.
-    pub fn absorbed(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
+    pub(super) fn absorbed(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
         if let Some(session) = self.session_of(channel, handle) {
             let thread = self.turn_of(channel, thread);
             self.processes.turns.write(now, thread, session, n, false);
@@ -179,14 +185,14 @@ impl Filter {
     }
 
     /// A thread has read something else than a session: see [`crate::turn::TurnPolicy::reads_other`].
-    pub fn reads_other(&mut self, channel: u32, thread: u32) {
+    pub(super) fn reads_other(&mut self, channel: u32, thread: u32) {
         if self.gate.mode() != Mode::Passive {
             self.processes.turns.reads_other(thread_key(channel, thread));
         }
     }
 
     /// Bytes that the application has taken from the socket; 0: it looked for some, and there were none.
-    pub fn read(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
+    pub(super) fn read(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
         let Some(session) = self.session_of(channel, handle) else { return };
         let told = self.processes.turns.told(session).unwrap_or(0);
         let there = self.store.get(session).expect("live").in_end().saturating_sub(told);
@@ -212,7 +218,7 @@ impl Filter {
     }
 
     /// `tcpr_consume`.
-    pub fn consume(&mut self, channel: u32, thread: u32, handle: u32, n: u64) {
+    pub(super) fn consume(&mut self, channel: u32, thread: u32, handle: u32, n: u64) {
         if let Some(session) = self.session_of(channel, handle) {
             let thread = self.turn_of(channel, thread);
             self.processes.turns.consume(thread, session, n);
@@ -220,7 +226,7 @@ impl Filter {
     }
 
     /// A thread waits, or said commit: its turn is over.
-    pub fn turn_end(&mut self, now: Now, channel: u32, thread: u32) {
+    pub(super) fn turn_end(&mut self, now: Now, channel: u32, thread: u32) {
         self.note_wait(channel, thread);
         self.end_turn(now, channel, thread);
     }
@@ -233,12 +239,12 @@ impl Filter {
     }
 
     /// A thread looks for events and will not wait: see [`crate::turn::TurnPolicy::look`].
-    pub fn look(&mut self, now: Now, channel: u32, thread: u32) {
+    pub(super) fn look(&mut self, now: Now, channel: u32, thread: u32) {
         self.end_if(now, channel, thread, |turns, thread| turns.look(thread));
     }
 
     /// A thread that has written is about to read: see [`crate::turn::TurnPolicy::reads_on`].
-    pub fn reads_on(&mut self, now: Now, channel: u32, thread: u32) {
+    pub(super) fn reads_on(&mut self, now: Now, channel: u32, thread: u32) {
         self.end_if(now, channel, thread, |turns, thread| turns.reads_on(thread));
     }
 
@@ -260,21 +266,21 @@ impl Filter {
     }
 
     /// A thread waits in the middle of a write: see [`crate::turn::TurnPolicy::blocked`].
-    pub fn blocked(&mut self, channel: u32, thread: u32) {
+    pub(super) fn blocked(&mut self, channel: u32, thread: u32) {
         if self.gate.mode() != Mode::Passive {
             self.processes.turns.blocked(thread_key(channel, thread));
         }
     }
 
     /// It waits no more, and goes on without having written all.
-    pub fn unblocked(&mut self, channel: u32, thread: u32) {
+    pub(super) fn unblocked(&mut self, channel: u32, thread: u32) {
         if self.gate.mode() != Mode::Passive {
             self.processes.turns.unblocked(thread_key(channel, thread));
         }
     }
 
     /// The application ends its output.
-    pub fn shutdown(&mut self, now: Now, channel: u32, thread: u32, handle: u32) {
+    pub(super) fn shutdown(&mut self, now: Now, channel: u32, thread: u32, handle: u32) {
         if let Some(session) = self.session_of(channel, handle) {
             self.live.get_mut(&session).expect("live").ownership.end_output();
             let thread = self.turn_of(channel, thread);
@@ -284,7 +290,7 @@ impl Filter {
 
     /// A process closes its last descriptor of a connection: FIN or RST may leave when that is committed. `shared`: a
     /// process that it forked may hold the connection, too, and may not have joined yet. Then the kernel's FIN tells.
-    pub fn close(&mut self, now: Now, channel: u32, thread: u32, handle: u32, shared: bool) {
+    pub(super) fn close(&mut self, now: Now, channel: u32, thread: u32, handle: u32, shared: bool) {
         let Some(session) = self.session_of(channel, handle) else {
             return self.close_unattached(now, channel, handle, shared);
         };

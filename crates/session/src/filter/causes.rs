@@ -20,7 +20,8 @@ use std::time::Duration;
 use super::live::{Live, Stage};
 use super::processes::thread_key;
 use super::splicing::Handshake;
-use super::{Action, Filter, Mode, Origin};
+use super::{Action, Filter, Mode};
+use crate::hook::Origin;
 use crate::record::Cause;
 use crate::segment::{flags, Segment};
 use crate::tuple::{FourTuple, SessionId};
@@ -248,7 +249,7 @@ impl Filter {
     // ---- what the hooks tell ---------------------------------------------------------------------------
 
     /// By which thread a process came to hold a connection; told after [`Self::attach`].
-    pub fn taken(&mut self, channel: u32, thread: u32, handle: u32, origin: Origin) {
+    pub(super) fn taken(&mut self, channel: u32, thread: u32, handle: u32, origin: Origin) {
         let Some(session) = self.processes.session(channel, handle).filter(|_| self.follows()) else { return };
         if self.live.get(&session).is_none_or(|live| live.outgoing) {
             return;

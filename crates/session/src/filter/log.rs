@@ -83,7 +83,7 @@ impl Filter {
     }
 
     /// The application has set an option of a connection's socket.
-    pub fn option_set(&mut self, channel: u32, handle: u32, level: u8, name: u8, value: &[u8]) {
+    pub(super) fn option_set(&mut self, channel: u32, handle: u32, level: u8, name: u8, value: &[u8]) {
         let Some(id) = self.session_of(channel, handle).filter(|_| self.gate.serves()) else { return };
         let mut run = Vec::new();
         options::append(&mut run, level, name, value);

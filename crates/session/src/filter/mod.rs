@@ -65,7 +65,6 @@ use live::{Live, Spares};
 use processes::Processes;
 use splicing::Splices;
 
-pub use app::Origin;
 pub use causes::HandOut;
 pub use recovery::RestoreSpec;
 pub use splicing::Engine;

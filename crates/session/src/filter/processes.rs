@@ -187,6 +187,11 @@ impl Processes {
         self.closing.iter().any(|(_, id)| *id == session)
     }
 
+    #[cfg(test)]
+    pub fn closings(&self) -> usize {
+        self.closing.len()
+    }
+
     /// Nobody closes the session, whatever was told.
     pub fn reopen(&mut self, session: SessionId) {
         self.closing.retain(|(_, id)| *id != session);

@@ -11,6 +11,7 @@ mod splicing;
 mod takeover;
 
 use super::*;
+use crate::hook::Origin;
 use crate::record::EndReason;
 use crate::segment::{flags, Build, Segment};
 use crate::seq::{self, Seq};
@@ -224,8 +225,13 @@ impl Rig {
         self.drain()
     }
 
+    /// A thread writes, and the kernel takes all of it.
+    fn writes(&mut self, channel: u32, thread: u32, handle: u32, bytes: &[u8]) {
+        self.f.write_of(self.now, channel, thread, handle, bytes, bytes.len() as u64);
+    }
+
     fn write(&mut self, bytes: &[u8]) {
-        self.f.write_out(self.now, CHANNEL, THREAD, HANDLE, bytes, false);
+        self.writes(CHANNEL, THREAD, HANDLE, bytes);
     }
 
     fn read(&mut self, n: u64) {

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use tcpr_session::filter::{Mode, Origin};
+use tcpr_session::filter::Mode;
+use tcpr_session::hook::Origin;
 use tcpr_session::record::Cause;
 use tcpr_session::segment::{flags, Segment};
 use tcpr_session::seq::Seq;

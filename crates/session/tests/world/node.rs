@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, Origin};
+use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode};
+use tcpr_session::hook::{HookEvent, Origin};
 use tcpr_session::segment::{flags, Segment};
 use tcpr_session::seq::Seq;
 use tcpr_session::tuple::{FourTuple, SessionId};
@@ -501,17 +502,25 @@ impl Node {
                 }
                 Some(_) => {}
             }
+            let thread = 0;
             match self.ring.pop_front().expect("front") {
-                Hook::Attach { handle, origin, tuple } => self.filter.attach(now, channel, handle, origin, &tuple),
+                Hook::Attach { handle, origin, tuple } => {
+                    self.filter.handle(now, channel, HookEvent::Attach { thread, handle, origin, tuple });
+                }
                 Hook::Write { handle, bytes, taken } => {
                     let taken = taken.expect("closed");
-                    let short = taken < bytes.len();
-                    self.filter.write_out(now, channel, 0, handle, &bytes[..taken], short);
+                    let (bytes, asked) = (&bytes[..taken], taken as u64 + u64::from(taken < bytes.len()));
+                    let write = HookEvent::Write { thread, handle, taken: taken as u32, asked, bytes };
+                    self.filter.handle(now, channel, write);
                 }
-                Hook::Read { handle, n } => self.filter.read(now, channel, 0, handle, n),
-                Hook::Absorbed { handle, n } => self.filter.absorbed(now, channel, 0, handle, n),
-                Hook::Close { handle } => self.filter.close(now, channel, 0, handle, false),
-                Hook::Wait => self.filter.turn_end(now, channel, 0),
+                Hook::Read { handle, n } => self.filter.handle(now, channel, HookEvent::Read { thread, handle, n }),
+                Hook::Absorbed { handle, n } => self.filter.handle(now, channel, HookEvent::Absorbed { thread, handle, n }),
+                Hook::Close { handle } => {
+                    self.filter.handle(now, channel, HookEvent::Close { thread, handle, shared: false });
+                }
+                Hook::Wait => {
+                    self.filter.handle(now, channel, HookEvent::Wait { thread, zero_timeout: false });
+                }
             }
         }
         self.filter.set_intents(intent);

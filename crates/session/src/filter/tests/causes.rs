@@ -78,7 +78,7 @@ impl Proxy {
     }
 
     fn writes(&mut self, port: u16, thread: u32) {
-        self.r.f.write_out(self.r.now, self.channel, thread, u32::from(port), b"word\n", false);
+        self.r.writes(self.channel, thread, u32::from(port), b"word\n");
     }
 
     fn waits(&mut self, thread: u32) {

@@ -225,7 +225,7 @@ fn a_turn_over_very_many_sessions_is_committed() {
     assert_eq!(r.f.store().len(), sessions as usize);
     r.stored();
     for i in 0..sessions {
-        r.f.write_out(r.now, CHANNEL, THREAD, i, b"hi all", false);
+        r.writes(CHANNEL, THREAD, i, b"hi all");
     }
     r.f.turn_end(r.now, CHANNEL, THREAD);
     r.f.run_commits(r.now);
@@ -238,14 +238,14 @@ fn a_turn_over_very_many_sessions_is_committed() {
 fn what_a_process_makes_up_costs_the_manager_no_memory() {
     let mut r = Rig::open();
     for thread in 0..200_000 {
-        r.f.write_out(r.now, CHANNEL, thread, HANDLE, b"x", false);
+        r.writes(CHANNEL, thread, HANDLE, b"x");
     }
-    assert!(r.f.in_turn.len() <= 1 << 16);
+    assert!(r.f.processes.threads_of(CHANNEL).len() <= 1 << 16);
     for _ in 0..100_000 {
         r.close();
         r.attach();
     }
-    assert!(r.f.closing.len() < 10);
+    assert!(r.f.processes.closings() < 10);
     let mut r = Rig::open();
     let large = vec![1; 256 << 10];
     for _ in 0..2000 {
@@ -588,7 +588,7 @@ fn a_forked_process_goes_on_with_the_connection() {
         }
         r.peer(say(ACK, 0, 0, b"ping"));
         r.f.read(r.now, child, THREAD, HANDLE, 4);
-        r.f.write_out(r.now, child, THREAD, HANDLE, b"pong", false);
+        r.writes(child, THREAD, HANDLE, b"pong");
         r.kernel(say(ACK, 0, 4, b"pong"));
         r.f.turn_end(r.now, child, THREAD);
         r.f.run_commits(r.now);
@@ -657,7 +657,7 @@ fn a_request_read_by_a_process_that_died_and_answered_by_another_is_not_read_aga
         r.stored();
         r.f.process_gone(r.now, CHANNEL);
         r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &t);
-        r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"pong", false);
+        r.writes(CHANNEL + 1, THREAD, HANDLE, b"pong");
         r.f.turn_end(r.now, CHANNEL + 1, THREAD);
         r.f.run_commits(r.now);
         r.drain();
@@ -683,7 +683,7 @@ fn an_answer_begun_by_a_process_that_died_and_ended_by_another_is_torn() {
     r.kernel(say(ACK, 0, 4, b"po"));
     let s = r.session();
     assert_eq!((s.in_done, s.out_done, s.torn), (0, 0, false), "who takes over now reads and answers it");
-    r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"ng", false);
+    r.writes(CHANNEL + 1, THREAD, HANDLE, b"ng");
     r.f.turn_end(r.now, CHANNEL + 1, THREAD);
     r.f.run_commits(r.now);
     r.kernel(say(ACK, 2, 4, b"ng"));
@@ -746,7 +746,7 @@ fn whoever_was_passed_a_connection_may_join_after_its_sender_closed() {
         r.stored();
         r.peer(say(ACK, 0, 0, b"ping"));
         r.f.read(r.now, CHANNEL + 1, THREAD, HANDLE, 4);
-        r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"pong", false);
+        r.writes(CHANNEL + 1, THREAD, HANDLE, b"pong");
         r.f.turn_end(r.now, CHANNEL + 1, THREAD);
         r.f.run_commits(r.now);
         r.kernel(say(ACK, 0, 4, b"pong"));
@@ -828,7 +828,7 @@ fn a_connection_that_was_passed_and_joined_is_its_new_holders() {
     r.f.process_gone(r.now, CHANNEL);
     r.peer(say(ACK, 0, 0, b"ping"));
     r.f.read(r.now, CHANNEL + 1, THREAD, HANDLE, 4);
-    r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"pong", false);
+    r.writes(CHANNEL + 1, THREAD, HANDLE, b"pong");
     r.f.close(r.now, CHANNEL + 1, THREAD, HANDLE, false);
     r.f.turn_end(r.now, CHANNEL + 1, THREAD);
     r.f.run_commits(r.now);
@@ -848,7 +848,7 @@ fn writing_behind_the_end_that_another_process_asked_for_tears_the_session() {
     r.kernel(say(ACK | FIN, 0, 0, b""));
     let t = tuple(r.port);
     r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &t);
-    r.f.write_out(r.now, CHANNEL + 1, THREAD, HANDLE, b"late", false);
+    r.writes(CHANNEL + 1, THREAD, HANDLE, b"late");
     r.f.turn_end(r.now, CHANNEL + 1, THREAD);
     r.f.run_commits(r.now);
     assert!(r.session().torn);
@@ -1064,9 +1064,9 @@ fn processes_that_share_a_turn_and_die_apart() {
     r.handshake(false);
     r.f.attach(r.now, a, 8, Origin::Accepted, &tuple(r.port));
     // A's turn touches both; B's turn touches the shared one.
-    r.f.write_out(r.now, a, 1, HANDLE, b"aaa", false);
-    r.f.write_out(r.now, a, 1, 8, b"own", false);
-    r.f.write_out(r.now, b, 1, HANDLE, b"bbb", false);
+    r.writes(a, 1, HANDLE, b"aaa");
+    r.writes(a, 1, 8, b"own");
+    r.writes(b, 1, HANDLE, b"bbb");
     r.f.process_gone(r.now, a);
     r.stored();
     r.f.turn_end(r.now, b, 1);
@@ -1100,7 +1100,7 @@ fn a_snapshot_computes_the_store() {
     check(&mut r);
     // An open response of which the peer has acknowledged a part.
     r.read(14);
-    r.f.write_out(r.now, CHANNEL, THREAD, HANDLE, b"a part of the file", true);
+    r.f.write_of(r.now, CHANNEL, THREAD, HANDLE, b"a part of the file", 19);
     r.wait();
     r.kernel(Say { ts: Some((204, 103)), ..say(ACK, 0, 14, b"a part of the file") });
     check(&mut r);

@@ -395,8 +395,8 @@ fn a_torn_session_is_reset_and_counted() {
     r.port += 1;
     r.handshake(false);
     r.f.attach(r.now, CHANNEL, 8, Origin::Accepted, &tuple(r.port));
-    r.f.write_out(r.now, CHANNEL, THREAD, 8, b"to all", false);
-    r.f.write_out(r.now, CHANNEL, THREAD, HANDLE, b"to", true);
+    r.writes(CHANNEL, THREAD, 8, b"to all");
+    r.f.write_of(r.now, CHANNEL, THREAD, HANDLE, b"to", 3);
     r.wait();
     r.stored();
     r.port -= 1;
@@ -433,7 +433,7 @@ fn an_open_response_is_absorbed_by_offset() {
     let mut r = Rig::open();
     r.peer(say(ACK, 0, 0, b"GET"));
     r.read(3);
-    r.f.write_out(r.now, CHANNEL, THREAD, HANDLE, b"first part,", true);
+    r.f.write_of(r.now, CHANNEL, THREAD, HANDLE, b"first part,", 12);
     r.wait();
     r.kernel(say(ACK, 0, 3, b"first part,"));
     r.stored();
@@ -475,11 +475,11 @@ fn a_window_that_was_advertised_is_not_taken_back() {
 #[test]
 fn a_torn_session_is_reset_when_its_own_master_recovers() {
     let mut r = half_way();
-    r.f.write_out(r.now, CHANNEL, THREAD, HANDLE, b"to", true);
+    r.f.write_of(r.now, CHANNEL, THREAD, HANDLE, b"to", 3);
     r.port += 1;
     r.handshake(false);
     r.f.attach(r.now, CHANNEL, 8, Origin::Accepted, &tuple(r.port));
-    r.f.write_out(r.now, CHANNEL, THREAD, 8, b"to all", false);
+    r.writes(CHANNEL, THREAD, 8, b"to all");
     r.wait();
     r.stored();
     r.port -= 1;
