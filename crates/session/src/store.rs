@@ -177,6 +177,19 @@ impl Session {
         .encode(out);
     }
 
+    /// The commit that changes nothing.
+    pub(crate) fn committed(&self) -> Committed {
+        Committed {
+            session: self.open.session,
+            in_done: self.in_done as u32,
+            out_done: self.out_done as u32,
+            open: self.out_done - self.out_base,
+            fin: self.out_fin,
+            closed: self.closed,
+            torn: self.torn,
+        }
+    }
+
     /// Forgets input from an offset on.
     pub(crate) fn shorten(&mut self, in_end: u64) {
         if let Some(input) = self.input.there() {

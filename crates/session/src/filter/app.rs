@@ -1,15 +1,13 @@
 //! What the hooks tell: descriptors, reads, writes, turns, and processes that end.
 
 use super::around;
-use super::live::{Live, Stage};
-use super::output::SUSPICIOUS;
+use super::live::Live;
 use super::ownership::{Closer, WhyAsked};
-use super::processes::thread_key;
-use super::splicing::Handshake;
+use super::processes::{thread_key, SUSPICIOUS};
+use super::stage::{LocalHandshake, Stage};
 use super::{Action, Filter, Mode};
 use crate::hook::{HookEvent, Origin};
 use crate::record::{self, Committed, MAX_OPEN};
-use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Rest, Thread, TurnPolicy};
 use crate::Now;
@@ -21,18 +19,6 @@ const MOST_ENTRIES: usize = u16::MAX as usize;
 
 /// In place of the channel of a process that has ended in order.
 pub(super) const IN_ORDER: u32 = u32::MAX;
-
-pub(super) fn as_it_is(s: &Session) -> Committed {
-    Committed {
-        session: s.open.session,
-        in_done: s.in_done as u32,
-        out_done: s.out_done as u32,
-        open: s.out_done - s.out_base,
-        fin: s.out_fin,
-        closed: s.closed,
-        torn: s.torn,
-    }
-}
 
 impl Filter {
     /// What the hooks of the process on this channel tell. [`Self::run_commits`] follows when all that there is was told.
@@ -59,9 +45,10 @@ impl Filter {
         }
     }
 
-    /// A process holds a connection under a handle. Connections that are no session of ours (local ones) are
-    /// passed over, and so is everything said of them.
-    pub(super) fn attach(&mut self, now: Now, channel: u32, handle: u32, origin: Origin, tuple: &FourTuple) {
+    /// A process holds a connection under a handle: as [`HookEvent::Attach`], but no thread is named, so that nothing is
+    /// concluded about whose connects are for this session. Connections that are no session of ours (local ones) are passed
+    /// over, and so is everything said of them.
+    pub fn attach(&mut self, now: Now, channel: u32, handle: u32, origin: Origin, tuple: &FourTuple) {
         let Some(session) = self.outer(tuple).and_then(|tuple| self.store.find(&tuple)) else { return };
         if self.gate.mode() == Mode::Passive {
             return;
@@ -88,7 +75,7 @@ impl Filter {
         self.recount(session, |live| {
             live.ownership.held_by(channel, origin == Origin::Inherited);
             first = !live.ownership.is_attached();
-            answered = matches!(live.recovery.handshake, Some(Handshake::Answered { .. })) && live.outgoing;
+            answered = matches!(live.recovery.handshake, Some(LocalHandshake::Answered { .. })) && live.outgoing;
             made = live.recovery.handshake.is_some();
             live.handed_over();
         });
@@ -149,7 +136,7 @@ impl Filter {
         let (s, live) = (self.store.get(id)?, self.live.get(&id)?);
         let greeted = s.out_base > 0 && self.processes.turns.in_read(id) == Some(live.local.base());
         let unwritten = self.processes.turns.unwritten(id);
-        (live.ownership.is_attached() && live.restored && (greeted || unwritten > 0)).then_some((unwritten, greeted))
+        (live.ownership.is_attached() && live.local.is_new_half() && (greeted || unwritten > 0)).then_some((unwritten, greeted))
     }
 
     pub(super) fn session_of(&self, channel: u32, handle: u32) -> Option<SessionId> {
@@ -435,7 +422,7 @@ impl Filter {
             // A close after a shutdown moves nothing that a turn knows of; still nobody is to get the session.
             let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { continue };
             if live.ownership.is_closed() && s.out_fin && !s.closed {
-                let entry = Committed { closed: true, ..as_it_is(s) };
+                let entry = Committed { closed: true, ..s.committed() };
                 self.write_commit(now, &[entry]);
             }
         }
@@ -445,7 +432,7 @@ impl Filter {
     pub(super) fn tear(&mut self, now: Now, session: SessionId) {
         let s = self.store.get(session).expect("known");
         self.live.get_mut(&session).expect("live").ownership.lose();
-        let entry = Committed { torn: true, ..as_it_is(s) };
+        let entry = Committed { torn: true, ..s.committed() };
         self.write_commit(now, &[entry]);
     }
 
@@ -453,7 +440,7 @@ impl Filter {
         if entries.len() > MOST_ENTRIES {
             // More than one record tells of. Whatever the replica gets of them, none of these sessions goes on as if it had got
             // all: each is torn until its own part is there.
-            let torn = |e: &Committed| Some(Committed { torn: true, ..as_it_is(self.store.get(e.session)?) });
+            let torn = |e: &Committed| Some(Committed { torn: true, ..self.store.get(e.session)?.committed() });
             let torn: Vec<Committed> = entries.iter().filter_map(torn).collect();
             torn.chunks(MOST_ENTRIES).for_each(|part| self.write_part(now, part));
         }

@@ -5,8 +5,7 @@
 //! must go on behind them), and the session is torn until the application has done with them, and until its output that may
 //! have left is committed. After that it is as good as any other: nothing of it would be needed by the next master.
 
-use super::app::as_it_is;
-use super::live::Stage;
+use super::stage::Stage;
 use super::{Action, Filter};
 use crate::framing::Framing;
 use crate::record::{self, Adopted, Committed, EndReason, MAX_OPEN};
@@ -105,7 +104,7 @@ impl Filter {
 
     fn tear_for_now(&mut self, now: Now, id: SessionId) {
         let Some(s) = self.store.get(id) else { return };
-        let entry = Committed { torn: true, ..as_it_is(s) };
+        let entry = Committed { torn: true, ..s.committed() };
         self.write_commit(now, &[entry]);
     }
 
@@ -145,7 +144,7 @@ impl Filter {
         }
         let torn = !over || live.ownership.is_lost() || claimed.is_some_and(|c| c.torn);
         let open = claimed.map_or(0, |c| s.out_done.saturating_sub(c.out_base).min(MAX_OPEN));
-        let entry = Committed { in_done: in_done as u32, open, torn, ..as_it_is(s) };
+        let entry = Committed { in_done: in_done as u32, open, torn, ..s.committed() };
         if over {
             self.around.remove(&id);
         }

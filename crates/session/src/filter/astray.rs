@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::live::Stage;
+use super::stage::Stage;
 use super::Filter;
 use crate::record::{self, Adopted};
 use crate::tuple::SessionId;

@@ -9,8 +9,8 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::live::Stage;
-use super::splicing::{peers_syn, Handshake};
+use super::segments::peers_syn;
+use super::stage::{LocalHandshake, Stage};
 use super::{Action, Filter, Mode};
 use crate::record::EndReason;
 use crate::segment::{self, flags, Segment};
@@ -112,14 +112,14 @@ impl Filter {
             let (session, live) = (s.open.session, &self.live[&s.open.session]);
             let isn = self.splices.get(&s.open.tuple).map_or(s.open.isn_out, |splice| splice.isn);
             match (live.recovery.handshake, isn == syn.seq()) {
-                (Some(Handshake::Answered { .. }), true) if live.outgoing => {
+                (Some(LocalHandshake::Answered { .. }), true) if live.outgoing => {
                     self.answer_call(session);
                     return self.drop_out(id);
                 }
                 // It has given up the socket that was answered.
-                (Some(Handshake::Answered { .. }), false) if live.outgoing => self.uncall(now, session),
+                (Some(LocalHandshake::Answered { .. }), false) if live.outgoing => self.uncall(now, session),
                 (None, false) if live.stage == Stage::Live => self.end_session(now, session, EndReason::Closed),
-                (Some(Handshake::Uncalled { .. }), _) => {}
+                (Some(LocalHandshake::Uncalled { .. }), _) => {}
                 (None, _) if live.probing() && live.outgoing => {}
                 // Sent again, or another incarnation of what is being restored: not now.
                 _ => return self.drop_out(id),
@@ -272,7 +272,7 @@ impl Filter {
         let until = now + UNCALLED;
         self.recount(id, |live| {
             live.stage = Stage::Probing;
-            live.recovery.make().handshake = Some(Handshake::Uncalled { until });
+            live.recovery.make().handshake = Some(LocalHandshake::Uncalled { until });
         });
         self.calls.until = until;
         self.timers.push(Reverse((now + STUCK, id)));
@@ -319,7 +319,7 @@ impl Filter {
     /// Nobody has called; or whoever did has waited for long enough.
     pub(super) fn called_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
-        if let Some(Handshake::Uncalled { until }) = live.recovery.handshake {
+        if let Some(LocalHandshake::Uncalled { until }) = live.recovery.handshake {
             let stuck = now + UNCALLED >= until + STUCK && self.stuck(id);
             if now < until && !stuck {
                 return Some(until.min(now + STUCK));

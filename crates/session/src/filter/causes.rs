@@ -17,9 +17,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::live::{Live, Stage};
+use super::live::Live;
 use super::processes::thread_key;
-use super::splicing::Handshake;
+use super::stage::{LocalHandshake, Stage};
 use super::{Action, Filter, Mode};
 use crate::hook::Origin;
 use crate::record::Cause;
@@ -1003,7 +1003,7 @@ impl Filter {
         self.recount(id, |live| live.later = false);
         self.causes.later -= 1;
         self.causes.next_may = true;
-        if self.live[&id].recovery.handshake == Some(Handshake::Queued) {
+        if self.live[&id].recovery.handshake == Some(LocalHandshake::Queued) {
             self.queue_half(id);
             self.open_halves(now);
         }

@@ -9,11 +9,12 @@
 //! Where a segment contradicts what is stored and the kernel has not acknowledged, the kernel is asked how much it has
 //! taken: that stands, and the rest of it may have been injected by a stranger, and is forgotten.
 
-use super::live::{Live, Stage};
+use super::live::Live;
 use super::opening::EmbryoIn;
 use super::ownership::WhyAsked;
 use super::packets::HeldIn;
 use super::peer::local_shift;
+use super::stage::Stage;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
 use crate::segment::{self, flags, Segment};

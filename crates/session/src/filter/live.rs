@@ -11,26 +11,11 @@ use super::ownership::Ownership;
 use super::packets::{Held, HeldIn};
 use super::peer::Peer;
 use super::proof::Proof;
-use super::splicing::Handshake;
+use super::stage::{LocalHandshake, Stage};
 use super::tail::Tail;
 use crate::seldom::{Blank, Seldom, Spare};
 use crate::store::Session;
 use crate::Now;
-
-/// How far a recovered session has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Stage {
-    /// The peer had not completed the handshake as far as we know: its SYN-ACK is sent again.
-    Embryo { next: Now, tries: u32 },
-    /// The peer was probed; nothing is restored.
-    Probing,
-    /// A socket exists; input stays behind the barrier.
-    Restored,
-    /// Through the barrier; the kept input up to `until` is being injected, and was up to `fed`.
-    Feeding { until: u64, fed: u64, next: Now, tries: u32 },
-    /// Nothing special any more.
-    Live,
-}
 
 /// The memory of what idle sessions do without.
 #[derive(Debug, Default)]
@@ -50,7 +35,7 @@ pub(super) struct Recovery {
     /// What its peer has shown since the takeover, until that is enough.
     pub proof: Option<Proof>,
     /// Its socket is being made by the local listener, or by the application's connect.
-    pub handshake: Option<Handshake>,
+    pub handshake: Option<LocalHandshake>,
     /// An outgoing one is the application's again, and its input waits until then at the longest.
     pub barrier_until: Option<Now>,
     /// Output that the local TCP does not have and the peer has not acknowledged.
@@ -112,8 +97,6 @@ pub(super) struct Live {
     pub outgoing: bool,
     /// It is not handed out before its peer says something: see [`super::HandOut`].
     pub later: bool,
-    /// The local TCP's half is not the one that the peer met.
-    pub restored: bool,
     pub recovery: Seldom<Recovery>,
     /// Something was released for it since this member went on by itself.
     pub alone: bool,
@@ -144,7 +127,6 @@ impl Live {
             signed: false,
             outgoing: false,
             later: false,
-            restored: false,
             recovery: Seldom::default(),
             alone: false,
         }
@@ -159,7 +141,7 @@ impl Live {
     pub fn handed_over(&mut self) {
         self.ownership.attach();
         // One that has yet to be made is made, whatever a process says.
-        if let Some(recovery) = self.recovery.there().filter(|r| matches!(r.handshake, Some(Handshake::Answered { .. }))) {
+        if let Some(recovery) = self.recovery.there().filter(|r| matches!(r.handshake, Some(LocalHandshake::Answered { .. }))) {
             recovery.handshake = None;
         }
     }
@@ -171,7 +153,7 @@ impl Live {
 
     /// It waits for the application to connect.
     pub fn uncalled(&self) -> bool {
-        matches!(self.recovery.handshake, Some(Handshake::Uncalled { .. }))
+        matches!(self.recovery.handshake, Some(LocalHandshake::Uncalled { .. }))
     }
 
     /// Its socket is restored, and has yet to get all input that the store has.
@@ -196,7 +178,7 @@ impl Live {
 
     /// It was recovered, and nobody has accepted it yet.
     pub fn unaccepted(&self) -> bool {
-        let made = self.restored || self.stage == Stage::Probing && self.recovery.proof.is_none();
+        let made = self.local.is_new_half() || self.stage == Stage::Probing && self.recovery.proof.is_none();
         made && !self.ownership.is_attached()
             && !self.ownership.is_unhooked()
             && !self.ownership.is_closed()

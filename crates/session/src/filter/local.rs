@@ -29,10 +29,10 @@ pub(super) struct Local {
     base: u64,
     /// Until it has sent this (0: it has) it may not see acknowledgements of the future.
     clamp: u64,
-    /// Where the send queue of the socket that is being made begins.
-    planned_una: u64,
     /// The session's output had ended before this half was made: nobody hears what it says.
     silenced: bool,
+    /// It is not the one that the peer met.
+    new_half: bool,
     /// What it was told under `rcv_nxt` may have come too late: injected input was under way.
     tell_again: bool,
 }
@@ -47,7 +47,7 @@ impl Local {
             edge: s.in_edge,
             base: s.in_done,
             clamp: 0,
-            planned_una: s.out_acked,
+            new_half: false,
             silenced: false,
             tell_again: false,
         }
@@ -75,6 +75,11 @@ impl Local {
 
     pub fn clamp(&self) -> u64 {
         self.clamp
+    }
+
+    /// Whether it is not the one that the peer met.
+    pub fn is_new_half(&self) -> bool {
+        self.new_half
     }
 
     pub fn is_silenced(&self) -> bool {
@@ -144,7 +149,7 @@ impl Local {
 
     /// Its socket is to be made: the send queue begins at `una`, the window ends at `edge`.
     pub fn plan(&mut self, una: u64) {
-        self.planned_una = una;
+        self.snd_una = una;
     }
 
     pub fn plan_window(&mut self, edge: u64) {
@@ -153,10 +158,15 @@ impl Local {
 
     /// Its socket was made as planned, with so much output as sent, to read from `base` on.
     pub fn restored(&mut self, sent: u64, base: u64) {
-        self.snd_una = self.planned_una;
-        self.snd_nxt = self.planned_una + sent;
+        self.snd_nxt = self.snd_una + sent;
+        self.new_half = true;
         self.base = base;
         self.rcv_nxt = base;
+    }
+
+    /// Its socket was closed again, before anybody had it.
+    pub fn unmade(&mut self) {
+        self.new_half = false;
     }
 
     /// Its socket was made by a handshake: its output begins at `output`, its input at `base`. `silenced`: the session's
@@ -165,8 +175,19 @@ impl Local {
         self.snd_una = output;
         self.snd_nxt = output;
         self.silenced = silenced;
+        self.new_half = true;
         self.base = base;
         self.rcv_nxt = base;
         self.edge = base + window;
+    }
+}
+
+/// Where a restored socket begins to read. Nobody reads a closed one any more: what it would find unread would
+/// make the kernel reset it.
+pub(super) fn feed_from(s: &Session) -> u64 {
+    if s.closed {
+        s.in_end()
+    } else {
+        s.in_done
     }
 }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use super::gate::LogPosition;
 use super::handshakes::{is_third, Syn};
-use super::live::{Live, Stage};
+use super::live::Live;
 use super::packets::Held;
-use super::recovery::LEAST_WINDOW;
+use super::segments;
+use super::stage::Stage;
 use super::{Action, Filter};
 use crate::record::{EndReason, Open};
-use crate::segment::{flags, Build, Segment};
+use crate::segment::{flags, Segment};
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
@@ -193,29 +194,7 @@ impl Filter {
         if !self.may_leave(live.base_pos) {
             return;
         }
-        // Our own limit is not in the record; what the peer can take, over an ordinary Ethernet, is safe.
-        let most = if s.open.tuple.local.is_ipv4() { 1460 } else { 1440 };
-        let mut options = vec![2, 4];
-        options.extend_from_slice(&s.open.mss.min(most).to_be_bytes());
-        if let Some((_, ours)) = s.open.shifts {
-            options.extend_from_slice(&[1, 3, 3, ours]);
-        }
-        if s.open.sack {
-            options.extend_from_slice(&[1, 1, 4, 2]);
-        }
-        let mut packet = Vec::new();
-        Build {
-            source: s.open.tuple.local,
-            destination: s.open.tuple.peer,
-            seq: s.open.isn_out,
-            ack: s.in_seq(0),
-            flags: flags::SYN | flags::ACK,
-            // Nor is our window: the least that any socket has. The restored one opens it.
-            window: LEAST_WINDOW as u16,
-            timestamps: s.open.timestamps.then_some((live.peer.time.value(), live.peer.time.recent())),
-            payload: &[],
-        }
-        .write_with(&options, &mut packet);
+        let packet = segments::syn_ack(s, live);
         self.actions.push(Action::SendPeer(packet));
     }
 

@@ -5,24 +5,24 @@ use std::time::Duration;
 
 use super::app::IN_ORDER;
 use super::gate::{LogPosition, Released};
-use super::live::{Live, Stage};
+use super::live::Live;
 use super::local::Says;
 use super::ownership::{Closer, WhyAsked};
 use super::packets::Held;
 use super::peer::local_shift;
+use super::processes::SUSPICIOUS;
+use super::segments;
+use super::stage::Stage;
 use super::tail::Tail;
+use super::timestamps::TIMESTAMP_LEAD_MS;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
-use crate::segment::{flags, Build, Segment};
+use crate::segment::{flags, Segment};
 use crate::seq;
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;
 
-/// How long a FIN or RST that nobody announced waits before we ask whether its process lives.
-pub(super) const SUSPICIOUS: Duration = Duration::from_millis(50);
-/// Our timestamps may be this much ahead (in ms) of what the replica has stored.
-pub(super) const TIMESTAMP_LEAD_MS: u32 = 500;
 /// A window that moved less than this is told with the next thing that moves: a restored socket opens more.
 const EDGE_LEAD: u64 = 16 << 10;
 
@@ -109,20 +109,14 @@ impl Filter {
     /// The local TCP has a connection of which no store knows, and goes on sending: both ends are told that it is over. (Or
     /// it is over already, and this was a FIN once more: then neither minds.)
     fn reset_stranger(&mut self, now: Now, segment: &Segment<'_>, corrected: bool) {
-        let reset = |source, destination, seq, ack| {
-            let mut packet = Vec::new();
-            Build { source, destination, seq, ack, flags: flags::RST | flags::ACK, window: 0, timestamps: None, payload: &[] }
-                .write(&mut packet);
-            packet
-        };
         let next = segment.seq().add(u64::from(segment.sequence_length()));
-        let to_kernel = reset(segment.destination(), segment.source(), segment.ack(), next);
+        let to_kernel = segments::reset(segment.destination(), segment.source(), segment.ack(), next);
         let to_kernel = if corrected { self.corrected_in(&to_kernel).unwrap_or(to_kernel) } else { to_kernel };
         self.actions.push(Action::Inject(to_kernel));
         self.counters.unrecorded += u64::from(!segment.payload().is_empty());
         // The next master may know it, see above.
         let need = if self.gate.needs_replica() { self.write(0, |out| record::encode_commit(&[], out)) } else { self.gate.end() };
-        self.gate.defer_reset(need, reset(segment.source(), segment.destination(), segment.seq(), segment.ack()));
+        self.gate.defer_reset(need, segments::reset(segment.source(), segment.destination(), segment.seq(), segment.ack()));
         self.release_stored(now);
     }
 

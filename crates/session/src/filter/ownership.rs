@@ -63,6 +63,12 @@ pub(super) enum WhyAsked {
     Room,
 }
 
+impl WhyAsked {
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct Ownership {
@@ -80,7 +86,7 @@ pub(super) struct Ownership {
     /// What hooks announced is not what was sent: its state cannot be known any more.
     lost: bool,
     /// Why it is asked what was read, and that the answer is there, for the packet that is judged now.
-    asked: [bool; 3],
+    asked: u8,
     read_known: bool,
 }
 
@@ -234,12 +240,16 @@ impl Ownership {
 
     /// The kernel is to be asked. Returns whether it has not been yet.
     pub fn ask(&mut self, why: WhyAsked) -> bool {
-        !std::mem::replace(&mut self.asked[why as usize], true)
+        let asked = self.asked & why.bit() != 0;
+        self.asked |= why.bit();
+        !asked
     }
 
     /// The answer is there. Returns whether it was asked for this reason.
     pub fn answered(&mut self, why: WhyAsked) -> bool {
-        std::mem::take(&mut self.asked[why as usize])
+        let asked = self.asked & why.bit() != 0;
+        self.asked &= !why.bit();
+        asked
     }
 
     /// What was read is known, or not known any more, for the output that is judged now.

@@ -13,6 +13,8 @@ use crate::Now;
 /// manager's memory. (A process may have no more descriptors, fs.nr_open.)
 const MOST_HANDLES: usize = 1 << 20;
 const MOST_THREADS: usize = 1 << 16;
+/// How long a FIN or RST that nobody announced waits before we ask whether its process lives.
+pub(super) const SUSPICIOUS: Duration = Duration::from_millis(50);
 /// Without hooks: most connections that are asked about when another one writes.
 const MAX_READERS: usize = 64;
 

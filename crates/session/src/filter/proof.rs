@@ -4,8 +4,8 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::live::Stage;
 use super::peer::local_shift;
+use super::stage::Stage;
 use super::{Action, Filter};
 use crate::record::{self, Adopted, MAX_OPEN};
 use crate::segment::{flags, Segment};

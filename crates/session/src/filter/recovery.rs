@@ -4,15 +4,18 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::live::{Live, Stage};
+use super::live::Live;
+use super::local::feed_from;
 use super::marks::Marks;
-use super::output::TIMESTAMP_LEAD_MS;
 use super::peer::local_shift;
+use super::segments::LEAST_WINDOW;
+use super::stage::Stage;
 use super::tail::room_after;
-use super::{solo, Action, Engine, Filter, Mode};
+use super::timestamps::{TIMESTAMP_LEAD_MS, TIMESTAMP_MARGIN_MS};
+use super::{segments, solo, Action, Engine, Filter, Mode};
 use crate::bytes;
 use crate::record::{Cause, EndReason};
-use crate::segment::{flags, Build, Segment};
+use crate::segment::flags;
 use crate::store::Session;
 use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::Now;
@@ -29,15 +32,6 @@ const INJECT_AGAIN: Duration = Duration::from_millis(20);
 const INJECT_SLOWEST: u32 = 5;
 /// When the first unacknowledged segment is sent again: a fresh socket's own timer starts at a second.
 const RESEND: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(40), Duration::from_millis(80)];
-/// A restored socket's clock starts this much ahead (in ms) of what we say ourselves after a takeover.
-pub(super) const TIMESTAMP_MARGIN_MS: u32 = 500;
-/// Most window that we tell a peer ourselves, scaled or not.
-const MOST_WINDOW: u64 = 65_535;
-/// Least window that a restored socket has: the smallest receive buffer (SOCK_MIN_RCVBUF, 2,304 bytes) takes it. More than
-/// its buffer takes no socket may be granted: it takes back what it cannot hold, and is deaf from then on to a peer that has
-/// used it, also to what that peer says of its own window. The local TCP opens its window itself, with its first ACK.
-pub(super) const LEAST_WINDOW: u64 = 1152;
-
 /// What it takes to make the socket of a session.
 #[derive(Clone, Debug)]
 pub struct RestoreSpec {
@@ -288,7 +282,6 @@ impl Filter {
             // Acknowledged while the socket was being made.
             self.inject(id, self.live[&id].local.rcv_nxt(), flags::ACK, &[]);
         }
-        self.live.get_mut(&id).expect("live").restored = true;
         self.counters.restored += 1;
         self.recount(id, |l| l.stage = Stage::Restored);
         self.mark_dirty(now, id);
@@ -593,43 +586,13 @@ impl Filter {
     pub(super) fn segment_to_peer(&self, id: SessionId, bits: u8, seq: crate::seq::Seq, payload: &[u8]) -> Vec<u8> {
         let s = self.store.get(id).expect("known");
         let live = self.live.get(&id);
-        let (ts_value, ts_recent) = live.map_or((s.ts_value, s.ts_recent), |l| (l.peer.time.shown(), l.peer.time.recent()));
         // I1 holds for what we say ourselves, too.
-        let ack = match live {
+        let ackable = match live {
             Some(l) if self.gate.needs_replica() && self.gate.acked() < l.in_marks.last() => l.peer.released_ack(),
             None if self.gate.needs_replica() => s.in_done,
             _ => s.in_ackable(),
         };
-        // Nor may the peer forget what the local TCP has yet to take, and nobody but the peer would give it.
-        let ack = match live.map(|l| (l.stage, l.local.rcv_nxt())) {
-            Some((Stage::Feeding { until, .. }, _)) => ack.min(until),
-            Some((Stage::Live, kernel_ack)) => ack.min(kernel_ack),
-            _ => ack,
-        };
-        let shift = local_shift(s);
-        // Once there is a TCP its window counts: what is beyond that waits for it in the store, and more each time. Before
-        // that counts what was told.
-        let room = match live {
-            Some(l) if matches!(l.stage, Stage::Feeding { .. } | Stage::Live) => l.local.edge().saturating_sub(ack),
-            // None is told only where that is true: half a step of a large scale would be none.
-            Some(l) => l.peer.rcv_adv().saturating_sub(ack).max(LEAST_WINDOW).next_multiple_of(1 << shift),
-            None => LEAST_WINDOW,
-        };
-        let window = (room.min(MOST_WINDOW) >> shift) as u16;
-        let mut packet = Vec::new();
-        Build {
-            source: s.open.tuple.local,
-            destination: s.open.tuple.peer,
-            seq,
-            ack: s.in_seq(ack),
-            flags: bits,
-            window,
-            timestamps: s.open.timestamps.then_some((ts_value, ts_recent)),
-            payload,
-        }
-        .write(&mut packet);
-        debug_assert!(Segment::parse(&packet).is_ok());
-        packet
+        segments::to_peer(s, live.map(|l| &**l), ackable, bits, seq, payload)
     }
 
     /// Tells the local TCP in the peer's name, and by that what the peer has acknowledged.
@@ -643,30 +606,7 @@ impl Filter {
     /// A segment of the peer's that the local TCP is to see.
     pub(super) fn segment_to_kernel(&self, id: SessionId, offset: u64, bits: u8, payload: &[u8]) -> Vec<u8> {
         let (s, live) = (self.store.get(id).expect("known"), &self.live[&id]);
-        let FourTuple { local, peer } = s.open.tuple;
-        let ack = live.local.ackable(live.peer.una());
-        let mut packet = Vec::new();
-        Build {
-            source: peer,
-            destination: local,
-            seq: s.in_seq(offset),
-            ack: s.out_seq(ack),
-            flags: bits,
-            window: live.peer.window(),
-            timestamps: s.open.timestamps.then_some((live.peer.time.recent(), live.peer.time.value())),
-            payload,
-        }
-        .write(&mut packet);
+        let packet = segments::to_local(s, live, offset, bits, payload);
         self.corrected_in(&packet).unwrap_or(packet)
-    }
-}
-
-/// Where a restored socket begins to read. Nobody reads a closed one any more: what it would find unread would
-/// make the kernel reset it.
-pub(super) fn feed_from(s: &Session) -> u64 {
-    if s.closed {
-        s.in_end()
-    } else {
-        s.in_done
     }
 }

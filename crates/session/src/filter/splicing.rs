@@ -7,10 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::live::{Live, Stage};
-use super::recovery::{feed_from, TIMESTAMP_MARGIN_MS};
+use super::live::Live;
+use super::local::feed_from;
+use super::segments::peers_syn;
+use super::stage::{LocalHandshake, Stage};
+use super::timestamps::TIMESTAMP_MARGIN_MS;
 use super::{Action, Filter, HandOut, Mode};
-use crate::segment::{flags, Build, Segment};
+use crate::segment::{flags, Segment};
 use crate::seq::Seq;
 use crate::splice::{Shift, Splice};
 use crate::store::Session;
@@ -34,20 +37,6 @@ pub enum Engine {
     Repair,
     /// By the local listener, numbers corrected in flight ever after.
     Splice,
-}
-
-/// The handshake that makes the local half of a session.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Handshake {
-    /// Its turn will come.
-    Queued,
-    /// The application made it, and has yet to connect again.
-    Uncalled { until: Now },
-    /// Sent so often; sent again at this time.
-    Sent { next: Now, tries: u32 },
-    /// The listener has answered, and was told the rest; again at this time, for it drops that if its queue is full. Or
-    /// the application's SYN was answered.
-    Answered { next: Now, tries: u32 },
 }
 
 /// All sessions' splices, and the handshakes that make them.
@@ -189,7 +178,7 @@ impl Filter {
         if let Some(recovery) = live.recovery.there() {
             recovery.resend = None;
         }
-        live.restored = false;
+        live.local.unmade();
         self.counters.restored -= 1;
         self.recount(id, |live| live.stage = Stage::Probing);
     }
@@ -220,7 +209,7 @@ impl Filter {
         if live.outgoing {
             return self.await_call(now, id);
         }
-        live.recovery.make().handshake = Some(Handshake::Queued);
+        live.recovery.make().handshake = Some(LocalHandshake::Queued);
         let later = live.later;
         self.splices.unaccepted += usize::from(self.config.hooked);
         if !later {
@@ -252,7 +241,7 @@ impl Filter {
         let s = self.store.get(self.store.find(&self.outer(tuple)?)?)?;
         let live = self.live.get(&s.open.session)?;
         // One that was never elsewhere may have another port all the same.
-        let waits = !live.ownership.is_attached() && live.restored && self.splices.get(&s.open.tuple).is_some();
+        let waits = !live.ownership.is_attached() && live.local.is_new_half() && self.splices.get(&s.open.tuple).is_some();
         waits.then_some((s.out_done - s.out_base, s.out_base > 0, s.out_fin))
     }
 
@@ -260,7 +249,7 @@ impl Filter {
     pub fn listening(&mut self, now: Now) {
         let mut sent = Vec::new();
         for (id, live) in &mut self.live {
-            if let Some(Handshake::Sent { next, tries }) = live.recovery.there().and_then(|r| r.handshake.as_mut()) {
+            if let Some(LocalHandshake::Sent { next, tries }) = live.recovery.there().and_then(|r| r.handshake.as_mut()) {
                 (*next, *tries) = (now + AGAIN, 0);
                 sent.push(*id);
             }
@@ -276,10 +265,10 @@ impl Filter {
         let waiting: Vec<SocketAddr> = waiting.map(|(local, _)| *local).collect();
         for local in waiting {
             while let Some(id) = self.next_half(now, local) {
-                let Some(live) = self.live.get_mut(&id).filter(|l| l.recovery.handshake == Some(Handshake::Queued)) else {
+                let Some(live) = self.live.get_mut(&id).filter(|l| l.recovery.handshake == Some(LocalHandshake::Queued)) else {
                     continue;
                 };
-                live.recovery.make().handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
+                live.recovery.make().handshake = Some(LocalHandshake::Sent { next: now + AGAIN, tries: 0 });
                 self.splices.listeners.entry(local).or_default().under_way.insert(id);
                 self.handed_out(now, id);
                 self.timers.push(Reverse((now + AGAIN, id)));
@@ -293,7 +282,7 @@ impl Filter {
         let (live, listener) = (&self.live, self.splices.listeners.get_mut(&local)?);
         listener
             .under_way
-            .retain(|id| live.get(id).is_some_and(|l| matches!(l.recovery.handshake, Some(Handshake::Sent { .. }))));
+            .retain(|id| live.get(id).is_some_and(|l| matches!(l.recovery.handshake, Some(LocalHandshake::Sent { .. }))));
         let under_way = listener.under_way.len();
         if listener.queue.is_empty() || under_way >= if listener.listening { MOST } else { 1 } {
             return None;
@@ -324,15 +313,15 @@ impl Filter {
     pub(super) fn handshake_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
         let (next, tries) = match live.recovery.handshake? {
-            Handshake::Queued | Handshake::Uncalled { .. } => return None,
-            Handshake::Sent { next, tries } | Handshake::Answered { next, tries } => (next, tries),
+            LocalHandshake::Queued | LocalHandshake::Uncalled { .. } => return None,
+            LocalHandshake::Sent { next, tries } | LocalHandshake::Answered { next, tries } => (next, tries),
         };
         if next > now {
             return Some(next);
         }
-        if matches!(live.recovery.handshake, Some(Handshake::Answered { .. })) {
+        if matches!(live.recovery.handshake, Some(LocalHandshake::Answered { .. })) {
             let next = now + AGAIN * 2u32.pow(tries);
-            live.recovery.make().handshake = Some(Handshake::Answered { next, tries: (tries + 1).min(SLOWEST) });
+            live.recovery.make().handshake = Some(LocalHandshake::Answered { next, tries: (tries + 1).min(SLOWEST) });
             if live.outgoing {
                 self.answer_call(id);
                 return Some(next);
@@ -345,7 +334,7 @@ impl Filter {
         let listener = self.splices.listeners.get(&local)?;
         if !listener.queue.is_empty() && (!listener.listening || tries == SLOWEST) {
             // It may be this one alone that is not answered: the next one is tried, and then this one again.
-            live.recovery.make().handshake = Some(Handshake::Queued);
+            live.recovery.make().handshake = Some(LocalHandshake::Queued);
             self.queue_half(id);
             self.open_halves(now);
             return None;
@@ -353,7 +342,7 @@ impl Filter {
         // A server that does not listen yet is asked steadily; one whose queue is full is given time.
         let tries = if listener.listening { (tries + 1).min(SLOWEST) } else { 0 };
         let next = now + AGAIN * 2u32.pow(tries);
-        live.recovery.make().handshake = Some(Handshake::Sent { next, tries });
+        live.recovery.make().handshake = Some(LocalHandshake::Sent { next, tries });
         self.send_local_syn(id);
         Some(next)
     }
@@ -363,7 +352,7 @@ impl Filter {
     pub(super) fn local_answer(&mut self, now: Now, packet: u32, session: SessionId, segment: &Segment<'_>) -> bool {
         let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return false };
         let tuple = s.open.tuple;
-        let answered = matches!(live.recovery.handshake, Some(Handshake::Answered { .. }));
+        let answered = matches!(live.recovery.handshake, Some(LocalHandshake::Answered { .. }));
         if live.recovery.handshake.is_none() || answered {
             let again = segment.has(flags::SYN) && self.splices.get(&tuple).is_some_and(|s| s.isn == segment.seq());
             if again {
@@ -374,7 +363,7 @@ impl Filter {
                 self.uncall(now, session);
             } else if answered && segment.has(flags::RST) {
                 // It has forgotten what it answered.
-                live.recovery.make().handshake = Some(Handshake::Queued);
+                live.recovery.make().handshake = Some(LocalHandshake::Queued);
                 self.splices.remove(&tuple);
                 self.queue_half(session);
                 self.recount(session, |l| l.stage = Stage::Probing);
@@ -394,7 +383,7 @@ impl Filter {
         }
         // An RST says that nobody listens: it is asked again.
         self.actions.push(Action::DropOut(packet));
-        if segment.has(flags::SYN | flags::ACK) && matches!(live.recovery.handshake, Some(Handshake::Sent { .. })) {
+        if segment.has(flags::SYN | flags::ACK) && matches!(live.recovery.handshake, Some(LocalHandshake::Sent { .. })) {
             self.spliced(now, session, segment);
         }
         true
@@ -405,7 +394,7 @@ impl Filter {
     pub(super) fn spliced(&mut self, now: Now, id: SessionId, syn: &Segment<'_>) {
         let ours = syn.options();
         let next = now + AGAIN;
-        self.recount(id, |live| live.recovery.make().handshake = Some(Handshake::Answered { next, tries: 1 }));
+        self.recount(id, |live| live.recovery.make().handshake = Some(LocalHandshake::Answered { next, tries: 1 }));
         self.timers.push(Reverse((next, id)));
         self.handed_out(now, id);
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
@@ -437,7 +426,6 @@ impl Filter {
         live.local.connected(base, feed_from(s), u64::from(syn.window()), s.out_fin);
         live.peer.was_released(base);
         live.peer.was_shown_window(live.local.edge());
-        live.restored = true;
         let outgoing = live.outgoing;
         self.splices.insert(s.open.tuple, splice);
         self.counters.restored += 1;
@@ -487,34 +475,4 @@ impl Filter {
         splice.to_peer(segment, &mut out);
         Some(out)
     }
-}
-
-/// The peer's SYN once more, with a number that is ours to choose: that of the last input byte before what the application
-/// will read, which is at `from`. `acknowledges`: our number and timestamp.
-pub(super) fn peers_syn(s: &Session, live: &Live, from: u64, bits: u8, acknowledges: (Seq, u32)) -> Vec<u8> {
-    let mut options = vec![2, 4];
-    // Nor longer segments than get through, as far as we know by now.
-    let mss = live.recovery.tail.map_or(s.open.mss, |tail| s.open.mss.min(tail.mss(s)));
-    options.extend_from_slice(&mss.to_be_bytes());
-    if let Some((theirs, _)) = s.open.shifts {
-        options.extend_from_slice(&[1, 3, 3, theirs]);
-    }
-    if s.open.sack {
-        options.extend_from_slice(&[1, 1, 4, 2]);
-    }
-    let FourTuple { local, peer } = s.open.tuple;
-    let scaled = live.peer.window_bytes(s);
-    let mut packet = Vec::new();
-    Build {
-        source: peer,
-        destination: local,
-        seq: s.in_seq(from).add(u64::from(u32::MAX)),
-        ack: acknowledges.0,
-        flags: bits,
-        window: scaled.min(u32::from(u16::MAX)) as u16,
-        timestamps: s.open.timestamps.then_some((live.peer.time.recent(), acknowledges.1)),
-        payload: &[],
-    }
-    .write_with(&options, &mut packet);
-    packet
 }

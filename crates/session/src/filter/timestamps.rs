@@ -3,6 +3,10 @@
 use crate::store::Session;
 use crate::Now;
 
+/// Our timestamps may be this much ahead (in ms) of what the replica has stored.
+pub(super) const TIMESTAMP_LEAD_MS: u32 = 500;
+/// A restored socket's clock starts this much ahead (in ms) of what we say ourselves after a takeover.
+pub(super) const TIMESTAMP_MARGIN_MS: u32 = 500;
 /// A timestamp that is so old (in seconds) says nothing: a clock that counts microseconds goes half its way round meanwhile.
 /// Linux takes this much for every clock, where RFC 7323 (section 5.5) has 24 days, half the way of one that counts
 /// milliseconds.

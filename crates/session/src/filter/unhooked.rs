@@ -1,8 +1,8 @@
 //! Programs that no library can enter (static, Go, set-uid): nothing tells what they read, what belongs together, or when
 //! they close. Each segment of output is a turn of its own; how much was read when it was sent the kernel says.
 
-use super::live::Stage;
 use super::ownership::WhyAsked;
+use super::stage::Stage;
 use super::{Action, Filter};
 use crate::tuple::{FourTuple, SessionId};
 use crate::Now;

@@ -504,9 +504,8 @@ impl Node {
             }
             let thread = 0;
             match self.ring.pop_front().expect("front") {
-                Hook::Attach { handle, origin, tuple } => {
-                    self.filter.handle(now, channel, HookEvent::Attach { thread, handle, origin, tuple });
-                }
+                // The thread is not told: all connects in this world are for the program itself, and for no client.
+                Hook::Attach { handle, origin, tuple } => self.filter.attach(now, channel, handle, origin, &tuple),
                 Hook::Write { handle, bytes, taken } => {
                     let taken = taken.expect("closed");
                     let (bytes, asked) = (&bytes[..taken], taken as u64 + u64::from(taken < bytes.len()));
