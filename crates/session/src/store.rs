@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::options;
-use crate::record::{self, Adopted, Cause, Committed, EndReason, Malformed, Open, Record, Sync, MAX_OPEN};
+use crate::record::{self, Adopted, Cause, Committed, Malformed, Open, Record, Sync, MAX_OPEN};
 use crate::seldom::{Seldom, Spare};
 use crate::seq::{self, Seq};
 use crate::tuple::{BySession, ByTuple, FourTuple, SessionId};
@@ -110,12 +110,6 @@ impl Session {
         seq::at(self.open.isn_out, offset)
     }
 
-    /// The peer's window in bytes.
-    #[must_use]
-    pub fn window_bytes(&self) -> u32 {
-        u32::from(self.window) << self.open.shifts.map_or(0, |(theirs, _)| theirs)
-    }
-
     /// Appends the records from which an empty store computes this session: its part of a snapshot.
     pub(crate) fn snapshot(&self, out: &mut Vec<u8>) {
         self.snapshot_as(true, out);
@@ -197,12 +191,6 @@ impl Session {
         }
         self.input.tidy();
         self.in_fin = false;
-    }
-
-    /// Both directions ended and were acknowledged by the peer as far as we know.
-    #[must_use]
-    pub fn finished(&self) -> bool {
-        self.in_fin && self.out_fin && self.out_acked > self.out_done
     }
 }
 
@@ -513,10 +501,5 @@ impl Store {
         if let Some(s) = self.sessions.get(&id) {
             s.snapshot_as(false, out);
         }
-    }
-
-    /// Why this session ended, as a record, applied.
-    pub fn end(&mut self, id: SessionId, reason: EndReason) {
-        self.apply(Record::End { session: id, reason }).expect("an end fits always");
     }
 }
