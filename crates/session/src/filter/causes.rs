@@ -401,8 +401,11 @@ impl Filter {
     }
 
     fn flows_in(&mut self, now: Now, to: SessionId, ins: &[SessionId], outs: &[SessionId]) {
+        if outs.iter().any(|out| self.root(*out) == Some(to)) || outs.iter().any(|out| self.contradict(now, *out, to)) {
+            return;
+        }
         let read = |id: &SessionId| self.causes.served.get(id).is_some_and(|s| s.read);
-        if ins.contains(&to) && read(&to) || outs.iter().any(|out| self.root(*out) == Some(to)) {
+        if ins.contains(&to) && read(&to) {
             return;
         }
         match outs {

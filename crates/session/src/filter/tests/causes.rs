@@ -483,6 +483,62 @@ fn bytes_that_flow_show_whose_it_is() {
     assert_eq!((p.sessions(), p.r.f.counters().unpaired), (4, 0));
 }
 
+/// What one client has said is passed on while another one's connect is under way: the other one's request has gone nowhere.
+#[test]
+fn a_request_that_waits_for_its_connection_is_not_done_by_what_others_are_told() {
+    let done = |p: &Proxy, port| p.r.f.store().get(p.id(port)).unwrap().in_done;
+    // It shows in the same moment whose the connection is.
+    let mut p = accepted_together();
+    p.waits(1);
+    p.reads(BOB, 1);
+    p.waits(1);
+    p.accepts(CAROL, 1);
+    p.waits(1);
+    p.reads(CAROL, 1);
+    p.writes(TO_BOBS, 1);
+    p.waits(1);
+    assert_eq!(p.cause(TO_BOBS), Some(Cause::Of { session: p.id(BOB), nth: 1, read: false }));
+    assert_eq!((done(&p, BOB), done(&p, CAROL)), (5, 0));
+    p.hears(TO_BOBS, 1);
+    p.reads(CAROL, 1);
+    p.writes(BOB, 1);
+    p.waits(1);
+    assert_eq!((done(&p, TO_BOBS), done(&p, CAROL)), (5, 0));
+    // It does not.
+    let mut p = accepted_together();
+    p.waits(1);
+    p.reads(BOB, 1);
+    p.reads(ALICE, 1);
+    p.waits(1);
+    p.accepts(CAROL, 1);
+    p.waits(1);
+    p.reads(CAROL, 1);
+    p.writes(TO_BOBS, 1);
+    p.writes(TO_ALICES, 1);
+    p.waits(1);
+    for to in [TO_ALICES, TO_BOBS] {
+        assert_eq!(p.cause(to), Some(Cause::Unclear { all: false }), "{to}");
+    }
+    p.hears(TO_BOBS, 1);
+    p.hears(TO_ALICES, 1);
+    p.reads(CAROL, 1);
+    p.writes(ALICE, 1);
+    p.writes(BOB, 1);
+    p.waits(1);
+    assert_eq!((done(&p, ALICE), done(&p, BOB), done(&p, CAROL)), (5, 5, 0));
+    // Nor when the client has had its answer, and is told more.
+    p.hears(TO_BOBS, 1);
+    p.hears(TO_ALICES, 1);
+    p.reads(CAROL, 1);
+    p.writes(BOB, 1);
+    p.waits(1);
+    assert_eq!(done(&p, CAROL), 0);
+    p.connects(TO_CAROLS, 1);
+    p.writes(TO_CAROLS, 1);
+    p.waits(1);
+    assert_eq!(done(&p, CAROL), 15);
+}
+
 /// As HTTP proxies do with connections that they keep.
 #[test]
 fn what_serves_more_than_one_client_is_nobodys() {
@@ -579,6 +635,26 @@ fn a_client_that_is_given_another_connection_than_its_own_does_not_go_on() {
     p.answered(50_009);
     p.waits(7);
     p.waits(8);
+    p.hears(50_009, 8);
+    p.writes(BOB, 8);
+    assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none());
+    assert!(p.r.f.store().find(&tuple(ALICE)).is_some());
+}
+
+/// It has said something in the same turn, which might be what it is answered.
+#[test]
+fn a_client_that_is_told_what_another_connection_than_its_own_says_does_not_go_on() {
+    let mut p = of_threads();
+    p.taken_over();
+    p.holds(ALICE, 1, Origin::Recovered);
+    p.holds(BOB, 1, Origin::Recovered);
+    p.r.f.lift_barrier(p.r.now);
+    p.reads(ALICE, 7);
+    p.reads(BOB, 7);
+    assert_eq!(p.has_back(50_009, 7), None);
+    p.answered(50_009);
+    p.waits(7);
+    p.reads(BOB, 8);
     p.hears(50_009, 8);
     p.writes(BOB, 8);
     assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none());
