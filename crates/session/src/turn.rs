@@ -263,6 +263,12 @@ impl TurnPolicy {
         }
     }
 
+    /// Those of them that the thread has read last, and that wait to be passed on to whoever they are for.
+    pub fn read_unclear(&self, t: Thread) -> Vec<SessionId> {
+        let read = |out: &&SessionId| self.sessions.get(out).is_some_and(|p| p.last_read.0 == t && p.waits());
+        self.unclear.iter().filter(read).copied().collect()
+    }
+
     fn part(&mut self, s: SessionId) {
         self.unclear.remove(&s);
         for other in self.pairs.remove(&s).unwrap_or_default() {
@@ -776,8 +782,7 @@ impl TurnPolicy {
 
     /// Whether what the thread has for `s` may come from a connection of which it is not known whose it is.
     fn may_be_passed_on(&self, t: Thread, s: SessionId) -> bool {
-        let read = |out: &SessionId| self.sessions.get(out).is_some_and(|p| p.last_read.0 == t && p.waits());
-        self.unclear.contains(&s) || self.unclear.iter().any(read)
+        self.unclear.contains(&s) || !self.read_unclear(t).is_empty()
     }
 
     /// The thread had output for `s`: that answers what it read last, be it of another session. But what answers `s`

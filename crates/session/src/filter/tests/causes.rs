@@ -641,24 +641,60 @@ fn a_client_that_is_given_another_connection_than_its_own_does_not_go_on() {
     assert!(p.r.f.store().find(&tuple(ALICE)).is_some());
 }
 
-/// It has said something in the same turn, which might be what it is answered.
+/// It has said something in the same turn, which might be what it is answered; or the thread has waited for another one
+/// between the two.
 #[test]
 fn a_client_that_is_told_what_another_connection_than_its_own_says_does_not_go_on() {
-    let mut p = of_threads();
+    for waits in [false, true] {
+        let mut p = of_threads();
+        p.taken_over();
+        p.holds(ALICE, 1, Origin::Recovered);
+        p.holds(BOB, 1, Origin::Recovered);
+        p.r.f.lift_barrier(p.r.now);
+        p.reads(ALICE, 7);
+        p.reads(BOB, 7);
+        assert_eq!(p.has_back(50_009, 7), None);
+        p.answered(50_009);
+        p.waits(7);
+        if !waits {
+            p.reads(BOB, 8);
+        }
+        p.hears(50_009, 8);
+        if waits {
+            p.waits(8);
+        }
+        p.writes(BOB, 8);
+        assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none(), "{waits}");
+        assert!(p.r.f.store().find(&tuple(ALICE)).is_some());
+    }
+}
+
+/// It was taken for alice's first one. Where one of hers had been, a connect would make a new one.
+#[test]
+fn what_was_somebody_elses_leaves_no_place_free() {
+    let mut p = Proxy::new();
+    p.accepts(ALICE, 1);
+    p.accepts(BOB, 1);
+    p.waits(1);
+    p.reads(ALICE, 2);
+    p.connects(TO_BOBS, 2);
+    p.connects(TO_ALICES, 2);
+    p.writes(TO_ALICES, 2);
+    p.waits(2);
+    let of_alice = |p: &Proxy, nth| Some(Cause::Of { session: p.id(ALICE), nth, read: true });
+    assert_eq!((p.cause(TO_BOBS), p.cause(TO_ALICES)), (of_alice(&p, 1), of_alice(&p, 2)));
+    p.reads(BOB, 3);
+    p.writes(TO_BOBS, 3);
+    assert_eq!((p.cause(TO_BOBS), p.cause(TO_ALICES)), (Some(Cause::Unclear { all: false }), of_alice(&p, 1)));
+    let s = p.r.f.store().get(p.id(TO_BOBS)).unwrap();
+    let gone = packet(TO_BOBS, false, RST, s.in_seq(s.in_end()), Seq(0), b"");
+    p.r.inp(&gone);
     p.taken_over();
-    p.holds(ALICE, 1, Origin::Recovered);
-    p.holds(BOB, 1, Origin::Recovered);
+    p.holds(ALICE, 4, Origin::Recovered);
     p.r.f.lift_barrier(p.r.now);
-    p.reads(ALICE, 7);
-    p.reads(BOB, 7);
-    assert_eq!(p.has_back(50_009, 7), None);
-    p.answered(50_009);
-    p.waits(7);
-    p.reads(BOB, 8);
-    p.hears(50_009, 8);
-    p.writes(BOB, 8);
-    assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none());
-    assert!(p.r.f.store().find(&tuple(ALICE)).is_some());
+    p.reads(ALICE, 4);
+    assert_eq!(p.has_back(50_001, 4), Some(TO_ALICES));
+    assert_eq!(p.r.f.counters().unpaired, 0);
 }
 
 #[test]
