@@ -1,4 +1,4 @@
-//! Waiting for semaphores of System V: whether such a call may wait is in its operations.
+//! Waiting for semaphores of System V: the operations of a call say whether it may wait.
 
 use libc::{c_int, sembuf, size_t, timespec};
 
@@ -26,7 +26,7 @@ pub unsafe fn semtimedop(set: c_int, operations: *mut sembuf, n: size_t, timeout
     unsafe { real::semtimedop(set, operations, n, timeout) }
 }
 
-/// Ends the turn if one of the operations may wait; what only adds to a semaphore never does.
+/// Ends the turn if one of the operations may wait. An operation that adds to a semaphore never does.
 ///
 /// # Safety
 /// As for `semop`.
