@@ -23,12 +23,11 @@ mod tests;
 
 pub use handshake::{Fault, LinkConfig, CAUSES, OPTIONS, PROTOCOL};
 pub use listener::{Listener, Rejections, MAX_HALF_OPEN};
-pub use message::{decode, encode, Continuation, Hello, Malformed, Message, MAX_BYTES, MAX_MESSAGE};
+pub use message::{decode, encode, Continuation, Goodbye, Hello, Malformed, Message, MAX_BYTES, MAX_MESSAGE};
 
 use buffer::{Inbox, Outbox};
 use handshake::{Agreed, ANSWER_LEN, OFFER_LEN, TAG_LEN};
 use snow::HandshakeState;
-use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -254,11 +253,11 @@ impl Link {
     }
 
     /// Says `Bye` and closes. What the kernel has taken is still delivered, what waits here is not.
-    pub fn close(&mut self, reason: &str) {
+    pub fn close(&mut self, reason: Goodbye<'_>) {
         if self.closed.is_some() {
             return;
         }
-        if self.established() && self.send(&Message::Bye { reason: Cow::Borrowed(reason) }).is_ok() {
+        if self.established() && self.send(&Message::Bye { reason }).is_ok() {
             self.flush();
         }
         // An error only means that the partner was faster.

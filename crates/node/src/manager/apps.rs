@@ -21,7 +21,6 @@ use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
 use crate::channel::{self, Event};
 use crate::outgoing;
 use crate::sockdiag::state;
-use crate::vip::Vip;
 
 /// Most that have connected and not said who they are: any local user can connect, and each costs a descriptor.
 const STRANGERS: usize = 64;
@@ -353,7 +352,7 @@ impl Manager {
                         log::error!("cannot watch an application: {error}");
                     }
                 }
-                channel.set_pressure(self.partner.pressure);
+                channel.set_pressure(self.replication.pressure());
                 self.apps.insert(id, App { channel, broken: false, deaf: false, left: false, closed: None });
                 self.program.iter_mut().for_each(|program| program.trouble = None);
                 self.publish_role();
@@ -568,7 +567,7 @@ impl Manager {
         if !self.config.service.outgoing.iter().any(|o| o.address == to) {
             return Err(refused("it is not among service.outgoing"));
         }
-        let vip = self.vips.iter().map(Vip::addr).find(|vip| vip.is_ipv4() == to.is_ipv4());
+        let vip = self.virtual_ip.addrs().find(|vip| vip.is_ipv4() == to.is_ipv4());
         let lent = outgoing::prepare(socket, vip.ok_or_else(|| refused("there is no virtual IP of its family"))?)?;
         // What the application did before is why it connects.
         self.drain_apps();

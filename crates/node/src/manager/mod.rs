@@ -5,26 +5,38 @@
 //! - `packets`: the two queues, and the filter's actions
 //! - `apps`: channels to the applications' hooks
 //! - `program`: the server that `tcpr run` starts
-//! - `partner`: heartbeats, reach, replication
-//! - `roles`: what the role machine decides; a program that dies or is replaced
+//! - `roles`: which verb does what the role machine decides
+//! - `transitions`: what a change of role does, step by step; a program that dies or is replaced
+//! - `partner`: what the members say to each other
+//! - `heartbeats`, `reachability`, `link`, `replication`, `handover`: what a pair consists of
 //! - `takeover`: restoring sessions and handing them over
 //! - `sharing`: which of several processes gets the next one
 //! - `host`: what tcpr has put on the host, and what follows when it was taken away
 //! - `serving`: whether a failover would find somebody to serve
 //! - `virtual_ip`: holding it, and telling the network
+//! - `cleanup`: sockets of the kernel's that are to go
+//! - `local_record`: the session table, for `tcpr sessions`
+//! - `throttle`: what comes again and again has a line in the log now and then
 //! - `sweep`: connections that the kernel has given up
 //! - `control`: `tcpr status` and its like
 //! - `disk`: epoch and lock
 
 mod apps;
+mod cleanup;
 pub mod control;
 mod disk;
 mod embedded;
+mod handover;
+mod heartbeats;
 mod host;
+mod link;
+mod local_record;
 mod packets;
 mod partner;
 mod poller;
 mod program;
+mod reachability;
+mod replication;
 mod roles;
 mod serving;
 mod sharing;
@@ -32,6 +44,8 @@ mod signals;
 mod sweep;
 mod takeover;
 mod threads;
+mod throttle;
+mod transitions;
 mod virtual_ip;
 
 use std::collections::HashMap;
@@ -44,19 +58,18 @@ use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, PROGRAM};
 use tcpr_session::role::{Role, RoleConfig, RoleMachine};
 use tcpr_session::Now;
 
-use crate::arp::Arp;
 use crate::channel::server::{ChannelListener, Greeting};
 use crate::channel::wire::{OutgoingInfo, PortInfo};
 use crate::config::{self, Config, Durability};
-use crate::guard::{Claim, Guard};
+use crate::guard::Guard;
+use crate::key::{self, Key};
+use crate::link::Goodbye;
 use crate::nat;
 use crate::nfqueue::Queue;
 use crate::pathmtu::PathMtu;
 use crate::rawsock::RawSender;
 use crate::rules::Rules;
 use crate::sockdiag::{Ours, SockDiag};
-use crate::table::Table;
-use crate::vip::Vip;
 
 pub use embedded::{start_embedded, EmbeddedHandle};
 pub use program::ProgramSpec;
@@ -100,14 +113,8 @@ pub struct Manager {
     raw_local: RawSender,
     path_mtu: PathMtu,
     sockdiag: SockDiag,
-    arp: Arp,
-    vips: Vec<Vip>,
+    virtual_ip: virtual_ip::VirtualIp,
     host: host::Host,
-    vip_up: bool,
-    vip_renew: Now,
-    vip_remove: Option<Now>,
-    garp_due: Vec<Now>,
-    tell_due: Vec<Now>,
     heard_peer: bool,
 
     token: String,
@@ -117,17 +124,21 @@ pub struct Manager {
     program: Option<program::Program>,
 
     partner: partner::Partner,
+    heartbeats: heartbeats::Heartbeats,
+    reachability: reachability::Reachability,
+    link: link::PartnerLink,
+    replication: replication::Replication,
+    handover: handover::Handover,
+    throttle: throttle::Throttle,
     takeover: takeover::Takeover,
     /// Of what a demotion has left; the program starts after it.
-    removal: packets::Removal,
+    cleanup: cleanup::Cleanup,
     control: control::Control,
-    /// None: it could not be written; nothing else depends on it.
-    table: Option<Table>,
+    record: local_record::LocalRecord,
     sweep: sweep::Sweep,
     serving: serving::Serving,
     epochs: disk::EpochFile,
     _lock: disk::Lock,
-    _claims: Vec<Claim>,
 
     signals: Option<signals::Signals>,
     stopping: Option<Stopping>,
@@ -187,16 +198,10 @@ impl Manager {
         let epochs = disk::EpochFile::open(&service.state_dir)?;
         let poller = Poller::new()?;
 
-        let mut vips = Vec::new();
-        let mut claims = Vec::new();
-        for v in &service.virtual_ips {
-            claims.push(Claim::take(v.addr)?);
-            vips.push(Vip::new(&service.interface, v.addr, v.prefix)?);
-        }
+        let mut virtual_ip = virtual_ip::VirtualIp::claim(&config)?;
         let queue_in = Queue::open(service.queues.0)?;
         let queue_out = Queue::open(service.queues.1)?;
-        let mut sockdiag =
-            SockDiag::of_interface(vips.first().map_or(0, Vip::interface)).map_err(context("cannot open a sock_diag socket"))?;
+        let mut sockdiag = SockDiag::of_interface(virtual_ip.interface()).map_err(context("cannot open a sock_diag socket"))?;
         let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy)).collect();
         let outgoing = service.outgoing.iter().map(|o| (o.address, o.policy)).collect();
         let engine = if hooked { config.recovery.engine } else { Engine::Splice };
@@ -208,7 +213,7 @@ impl Manager {
         let channels = ChannelListener::bind(Greeting {
             service: service.name.clone(),
             token: token.clone(),
-            vips: vips.iter().map(Vip::addr).collect(),
+            vips: virtual_ip.addrs().collect(),
             ports: service
                 .ports
                 .iter()
@@ -254,18 +259,22 @@ impl Manager {
             }
             program::Program::new(spec, environment, now)
         });
+        let key = match &config.replication.key_file {
+            Some(path) => key::load(path).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e.to_string()))?,
+            None => Key::LOOPBACK,
+        };
+        let link = link::PartnerLink::new(&config, key.clone(), now)?;
+        let heartbeats = heartbeats::Heartbeats::new(&config, key, now)?;
+        let reachability = reachability::Reachability::new(&config, now)?;
         let partner = partner::Partner::new(&config, now)?;
         let control = control::Control::new(&service.run_dir)?;
-        let table = Table::new(&service.state_dir).map_err(|error| log::warn!("{error}")).ok();
-        let arp = Arp::new(&service.interface)?;
+        let record = local_record::LocalRecord::new(&service.state_dir);
         let raw = RawSender::open().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?;
         let raw_local = RawSender::open_local().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?;
         let signals = if hosting.signals { Some(signals::Signals::take()?) } else { None };
 
         // All that can be in somebody else's hands is ours. Now goes what a killed manager of this member left behind.
-        for vip in &mut vips {
-            vip.remove()?;
-        }
+        virtual_ip.remove_leftovers()?;
         let rules = Rules::of(&config);
         let mut undo = RemoveRules(Some(rules.clone()));
         // Fail closed: the rules stand before the program starts.
@@ -274,9 +283,10 @@ impl Manager {
         // On a single processor the application would wait for us.
         let several = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
         let busy_poll = config.replication.busy_poll.unwrap_or(if several { BUSY_POLL } else { Duration::ZERO });
-        let mut removal = packets::Removal::begin();
-        while !removal.is_done() {
-            removal = removal.step(&mut sockdiag, &ours);
+        let mut cleanup = cleanup::Cleanup::default();
+        cleanup.begin();
+        while !cleanup.is_done() {
+            cleanup.step(&mut sockdiag, &ours);
         }
 
         let guard = Guard::new(rules.clone(), control.path().to_owned()).map_err(context("cannot watch the packet rules"))?;
@@ -294,13 +304,7 @@ impl Manager {
             raw_local,
             path_mtu: PathMtu::open(),
             sockdiag,
-            arp,
-            vips,
-            vip_up: false,
-            vip_renew: Duration::ZERO,
-            vip_remove: None,
-            garp_due: Vec::new(),
-            tell_due: Vec::new(),
+            virtual_ip,
             heard_peer: false,
             token,
             channels,
@@ -308,15 +312,20 @@ impl Manager {
             strangers: apps::Strangers::default(),
             program,
             partner,
+            heartbeats,
+            reachability,
+            link,
+            replication: replication::Replication::default(),
+            handover: handover::Handover::default(),
+            throttle: throttle::Throttle::default(),
             serving: serving::Serving::new(ours.clone()),
             takeover: takeover::Takeover::new(ours, hooked),
-            removal,
+            cleanup,
             control,
-            table,
+            record,
             sweep: sweep::Sweep::default(),
             epochs,
             _lock: lock,
-            _claims: claims,
             signals,
             stopping: None,
             exit: None,
@@ -346,7 +355,9 @@ impl Manager {
         if let Some(signals) = &self.signals {
             p.add(signals.fd(), Token::Signal)?;
         }
-        self.partner.watch(p)
+        self.link.watch(p)?;
+        self.heartbeats.fds().try_for_each(|fd| p.add(fd, Token::Heartbeat))?;
+        self.reachability.fds().try_for_each(|fd| p.add(fd, Token::Reach))
     }
 
     /// The token that admits a process to the channel.
@@ -439,27 +450,22 @@ impl Manager {
 
     fn next_timeout(&self) -> Duration {
         let now = self.now();
-        let master = self.vip_up && self.role.role() == Role::Master;
         let due = [
             self.filter.poll_timeout(),
             self.role.poll_timeout(),
-            self.partner.poll_timeout(),
+            self.partner_poll_timeout(),
             self.takeover.poll_timeout(),
             self.strangers.poll_timeout(),
             self.sweep.poll_timeout(),
             self.program.as_ref().and_then(program::Program::poll_timeout),
-            master.then_some(self.vip_renew),
-            // While we may not, the renewal wakes us.
-            self.garp_due.first().copied().filter(|_| master && self.role.announces()),
-            self.tell_due.first().copied().filter(|_| master && self.role.announces()),
-            self.vip_remove,
+            self.virtual_ip.poll_timeout(self.mandate()),
             self.host.poll_timeout(now),
             self.stopping.map(|s| s.since + Duration::from_millis(100)).filter(|t| *t > now),
         ]
         .into_iter()
         .flatten()
         .min();
-        if self.partner.has_more_to_send() || !self.removal.is_done() {
+        if self.replication.has_more_to_send(&self.link) || !self.cleanup.is_done() {
             return Duration::ZERO;
         }
         due.map_or(Duration::from_millis(200), |t| t.saturating_sub(now)).min(Duration::from_millis(200))
@@ -496,7 +502,7 @@ impl Manager {
         }
         self.partner_timers(now);
         self.takeover_timers(now);
-        self.vip_timers(now);
+        self.keep_address(now);
         self.program_timers(now);
         self.strangers_timers(now);
         self.stop_timers(now);
@@ -520,14 +526,14 @@ impl Manager {
         let now = self.now();
         self.note_done(now);
         self.flush_verdicts();
-        self.partner.flush();
-        self.partner_interest();
+        self.link.flush();
+        self.link.watch_interest(&self.poller);
     }
 
     // ---- the program and signals ---------------------------------------------------------------------
 
     fn program_timers(&mut self, now: Now) {
-        if self.stopping.is_some() || !self.removal.is_done() {
+        if self.stopping.is_some() || !self.cleanup.is_done() {
             return;
         }
         let Some(program) = &mut self.program else { return };
@@ -627,7 +633,7 @@ impl Manager {
     }
 
     fn hands_over(&self) -> bool {
-        matches!(self.role.role(), Role::Master | Role::Fenced) && self.takeover.handover_under_way()
+        matches!(self.role.role(), Role::Master | Role::Fenced) && self.handover.is_under_way()
     }
 
     /// Stopping: hand over if a partner can take it; else the program closes its connections in order.
@@ -670,41 +676,18 @@ impl Manager {
         self.linger();
         // A handover may have come to its end only now; and if nobody knows how it ends, the partner may have it all.
         if self.hands_over() {
-            self.removal = packets::Removal::begin();
+            self.cleanup.begin();
         }
         self.clear_away_all();
-        self.partner.say_bye("the service ended");
-        self.vip_drop();
+        self.link.say_goodbye(Goodbye::ServiceEnded);
+        self.virtual_ip.give_up();
         // Before the rules go: it would put them back.
         self.host.leave();
         if let Err(error) = self.rules.remove() {
             log::error!("{error}");
         }
         self.control.remove();
-        self.delete_table();
-    }
-
-    /// What it says would be out of date from now on.
-    fn delete_table(&mut self) {
-        if let Some(Err(error)) = self.table.take().map(Table::delete) {
-            log::debug!("session table: {error}");
-        }
-    }
-
-    /// Records were applied to the store.
-    fn note_records(&mut self, records: &[u8]) {
-        let noted = self.table.as_mut().map(|table| table.note(self.filter.store(), records));
-        if let Some(Err(error)) = noted {
-            log::warn!("the session table is given up: {error}");
-            self.delete_table();
-        }
-    }
-
-    /// The store was emptied.
-    fn note_empty(&mut self) {
-        if let Some(table) = &mut self.table {
-            table.clear();
-        }
+        self.record.delete();
     }
 }
 

@@ -8,96 +8,29 @@ use tcpr_session::segment;
 use tcpr_session::tuple::FourTuple;
 
 use super::{apps, Manager, Token};
-use crate::sockdiag::{state, Listing, Ours, SockDiag, TcpSocket};
+use crate::sockdiag::{state, TcpSocket};
 use crate::{nfqueue, outgoing};
 
 /// Most batches taken from one queue before the other has its turn.
 const BATCHES: usize = 8;
 /// After so many actions in a row the partner is shown that we live: a takeover of very many sessions asks all peers at once.
 const MANY: usize = 64;
-/// So many sockets are removed in one step.
-const REMOVED: usize = 256;
 /// Most messages of routers taken before something else has its turn.
 const MESSAGES: usize = 64;
 /// How long a manager that leaves still serves what is under way.
 const LINGER: Duration = Duration::from_millis(50);
 
-/// The removal of what the kernel still holds of the service's connections, in steps: of very many it takes long. Their RSTs
-/// meet the rules: the filter lets none of them leave. What has yet to become a connection is a program's that lives: its SYN
-/// is looked at like any other.
-#[derive(Default)]
-pub(super) enum Removal {
-    #[default]
-    Done,
-    /// The kernel tells what it has.
-    Listing { listing: Listing, found: Vec<TcpSocket> },
-    /// These are left.
-    Destroying(Vec<TcpSocket>),
-}
-
-impl Removal {
-    pub(super) fn begin() -> Removal {
-        let listing = Listing::begin().map_err(|error| log::error!("cannot list the kernel's sockets: {error}"));
-        listing.map_or(Removal::Done, |listing| Removal::Listing { listing, found: Vec::new() })
-    }
-
-    pub(super) fn is_done(&self) -> bool {
-        matches!(self, Removal::Done)
-    }
-
-    /// Does a few hundred of them at the most.
-    pub(super) fn step(self, sockdiag: &mut SockDiag, ours: &Ours) -> Removal {
-        match self {
-            Removal::Done => Removal::Done,
-            Removal::Listing { mut listing, mut found } => {
-                let lives = |s: &TcpSocket| matches!(s.state, state::LISTEN | state::SYN_SENT);
-                let told = listing.step(ours, |s| found.extend(Some(s).filter(|s| !lives(s))));
-                let more = told.unwrap_or_else(|error| {
-                    log::error!("cannot list the kernel's sockets: {error}");
-                    false
-                });
-                if more {
-                    Removal::Listing { listing, found }
-                } else {
-                    Removal::Destroying(found)
-                }
-            }
-            Removal::Destroying(mut left) => {
-                for s in left.split_off(left.len().saturating_sub(REMOVED)) {
-                    if let Err(error) = sockdiag.destroy_this(&s) {
-                        log::warn!("cannot remove the kernel's socket {} <- {}: {error}", s.local, s.peer);
-                    }
-                }
-                if left.is_empty() {
-                    Removal::Done
-                } else {
-                    Removal::Destroying(left)
-                }
-            }
-        }
-    }
-}
-
 impl Manager {
-    /// All of that at once; but the partner is shown that we live.
-    pub(super) fn destroy_sockets(&mut self) {
-        let mut removal = Removal::begin();
-        while !removal.is_done() {
-            removal = removal.step(&mut self.sockdiag, self.takeover.ours());
-            self.stay_alive();
-        }
-    }
-
     pub(super) fn receive_in(&mut self) {
         for _ in 0..BATCHES {
             let now = self.start.elapsed();
-            let Manager { queue_in, filter, partner, heard_peer, .. } = self;
+            let Manager { queue_in, filter, handover, link, heard_peer, .. } = self;
             let received = queue_in.recv_batch_with(|packet, verdicts| {
                 *heard_peer = true;
-                if filter.mode() == Mode::Passive && partner.forwards() {
+                if filter.mode() == Mode::Passive && handover.forwards() && link.is_some() {
                     // Whole and right, for nobody looks again.
                     if let Some(whole) = segment::completed(packet.payload, packet.checksum_ok()) {
-                        partner.forward(&whole);
+                        link.forward(&whole);
                     }
                     verdicts.drop_packet(packet.id);
                     return;
@@ -213,7 +146,9 @@ impl Manager {
             }
             Action::SendPeer(bytes) => self.send_raw(&bytes),
             Action::Forward(bytes) => {
-                self.partner.forward(&bytes);
+                if self.handover.forwards() {
+                    self.link.forward(&bytes);
+                }
             }
             Action::Probed(session) => self.restore_probed(session),
             Action::AskAlive(channel) => self.ask_alive(channel),

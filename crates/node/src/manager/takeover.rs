@@ -143,13 +143,9 @@ pub(super) struct Takeover {
     /// Sessions of which it was said that they were reset for want of their other half.
     unpaired_said: u64,
     spent: Duration,
-    pub report: Report,
-    /// As the old master: a handover was started and is not over.
-    pub handing_over: bool,
-    /// As the old master: resets of sessions that ended just before, for when the new one is known to know it.
-    pub farewells: Vec<Vec<u8>>,
+    report: Report,
     /// The program has died, and its sessions wait for somebody to serve them.
-    pub died: bool,
+    died: bool,
 }
 
 impl Takeover {
@@ -181,8 +177,6 @@ impl Takeover {
             unpaired_said: 0,
             spent: Duration::ZERO,
             report: Report::default(),
-            handing_over: false,
-            farewells: Vec::new(),
             died: false,
         }
     }
@@ -193,8 +187,17 @@ impl Takeover {
         probing.into_iter().chain(bells).chain(rest).flatten().min()
     }
 
-    pub(super) fn handover_under_way(&self) -> bool {
-        self.handing_over
+    pub(super) fn report(&self) -> Report {
+        self.report
+    }
+
+    /// The program has died, and its sessions wait for somebody to serve them.
+    pub(super) fn has_died(&self) -> bool {
+        self.died
+    }
+
+    pub(super) fn set_died(&mut self, died: bool) {
+        self.died = died;
     }
 
     pub(super) fn ours(&self) -> &Ours {
@@ -265,7 +268,7 @@ impl Manager {
     /// The store is ours: probe every peer, and restore each session as its answer comes.
     pub(super) fn begin_takeover(&mut self, now: Now) {
         self.filter.take_over(now);
-        self.takeover.farewells.clear();
+        self.handover.forget_farewells();
         self.begin_restoring(now);
     }
 
@@ -273,7 +276,7 @@ impl Manager {
     /// yet (a handover is under way, or this member is cut off) it is done when it can.
     pub(super) fn recover_here(&mut self, now: Now) {
         let serves = matches!(self.filter.mode(), Mode::Active | Mode::Restoring);
-        let held_up = self.role.role() != Role::Master || !self.host.may_take_address();
+        let held_up = self.role.role() != Role::Master || !self.may_take_address();
         self.takeover.died = self.filter.mode() != Mode::Passive && (!serves || held_up);
         if !serves || self.takeover.died {
             return;
@@ -394,7 +397,7 @@ impl Manager {
         if made.as_ref().is_err_and(|e| e.errno() == Some(libc::ENETUNREACH)) {
             // A machine that stood still for so long that the virtual IP ran out.
             self.stay_alive();
-            self.vip_add(before);
+            self.take_address(before);
             made = make_socket(&spec);
         }
         let now = self.now();
@@ -475,7 +478,7 @@ impl Manager {
         // The machine may have stood still, and somebody else be master.
         self.role.note_time(now);
         self.beat_if_due(now);
-        self.vip_timers(now);
+        self.keep_address(now);
     }
 
     /// Removes what an earlier life of this member left in the kernel under a name that a session needs. False: there is
@@ -586,8 +589,8 @@ impl Manager {
     fn ring(&mut self, port: u16) -> io::Result<TcpStream> {
         // The listener may take one family only.
         let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
-        for vip in &self.vips {
-            result = doorbell::ring(vip.addr(), port);
+        for addr in self.virtual_ip.addrs() {
+            result = doorbell::ring(addr, port);
             if result.is_ok() {
                 break;
             }
