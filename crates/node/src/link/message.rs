@@ -541,7 +541,7 @@ pub(crate) mod tests {
         let bye = Message::Bye { reason: Goodbye::ServiceEnded };
         encode(&bye, &mut Continuation::default(), &mut wire).expect("encoded");
         // A map of one entry, "reason", behind length and kind.
-        assert_eq!(wire, b"\x19\x17\x81\xa6reason\xafthe service ended");
+        assert_eq!(wire, b"\x1b\x17\x81\xa6reason\xb1the service ended");
         assert_eq!(decode(&wire[1..], &mut Continuation::default()), Ok(bye));
         let older = b"\x17\x81\xa6reason\xa4what";
         let Ok(Message::Bye { reason }) = decode(older, &mut Continuation::default()) else { panic!("no goodbye") };
