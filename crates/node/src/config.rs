@@ -14,7 +14,6 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use types::*;
@@ -23,7 +22,8 @@ pub use types::*;
 pub const DEFAULT_PATH: &str = "/etc/tcpr/tcpr.toml";
 
 /// What is wrong with a configuration: one message a mistake, each naming the key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.lines())]
 pub struct ConfigError {
     /// The file, if it came from one.
     pub path: Option<PathBuf>,
@@ -35,24 +35,14 @@ impl ConfigError {
     fn one(message: impl Into<String>) -> Self {
         ConfigError { path: None, mistakes: vec![message.into()] }
     }
-}
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, m) in self.mistakes.iter().enumerate() {
-            if i > 0 {
-                writeln!(f)?;
-            }
-            if let Some(p) = &self.path {
-                write!(f, "{}: ", p.display())?;
-            }
-            f.write_str(m)?;
-        }
-        Ok(())
+    /// A line for each mistake, with the file in front.
+    fn lines(&self) -> String {
+        let file = self.path.as_ref().map(|path| format!("{}: ", path.display())).unwrap_or_default();
+        let lines: Vec<String> = self.mistakes.iter().map(|mistake| format!("{file}{mistake}")).collect();
+        lines.join("\n")
     }
 }
-
-impl std::error::Error for ConfigError {}
 
 impl Config {
     /// The file that `load` reads: `explicit`, else `TCPR_CONFIG`, else `DEFAULT_PATH`.

@@ -194,33 +194,24 @@ struct Reason<'a> {
 }
 
 /// Why bytes are not a message, or a message cannot be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// Longer than [`MAX_MESSAGE`].
+    #[error("message longer than {MAX_MESSAGE} bytes")]
     TooLong,
     /// Shorter than its kind needs.
+    #[error("message shorter than its header")]
     Truncated,
     /// A kind of message that this version does not know.
+    #[error("unknown kind of message {0}")]
     Kind(u8),
     /// The MessagePack of this kind is broken.
+    #[error("broken message of kind {0}")]
     Body(u8),
     /// A continuation with nothing before it.
+    #[error("records go on but did not begin")]
     NoRecordsBefore,
 }
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Malformed::TooLong => write!(f, "message longer than {MAX_MESSAGE} bytes"),
-            Malformed::Truncated => f.write_str("message shorter than its header"),
-            Malformed::Kind(kind) => write!(f, "unknown kind of message {kind}"),
-            Malformed::Body(kind) => write!(f, "broken message of kind {kind}"),
-            Malformed::NoRecordsBefore => f.write_str("records go on but did not begin"),
-        }
-    }
-}
-
-impl std::error::Error for Malformed {}
 
 /// Where the next `Records` starts if it goes on; kept alike by both ends of one direction.
 #[derive(Debug, Default)]

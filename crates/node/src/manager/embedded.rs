@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use super::{Hosting, Manager};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 
 /// What the hooks of the same process need to join the channel.
 #[derive(Clone, Debug)]
@@ -20,12 +20,29 @@ pub struct EmbeddedHandle {
 /// NFQUEUE away. Linux, securebits.h: SECBIT_NO_SETUID_FIXUP.
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 
+/// Why a manager cannot be a part of this process, in words for its user.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbedError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no thread for it.
+    #[error("cannot start the manager thread: {0}")]
+    Thread(io::Error),
+    /// The manager does not start.
+    #[error(transparent)]
+    Manager(io::Error),
+    /// The manager's thread has ended, and did not say why.
+    #[error("the manager thread ended at once")]
+    Ended,
+}
+
 /// Starts a manager thread. The privileges must be there now.
 ///
 /// # Errors
-/// What is wrong, in words for a user.
-pub fn start_embedded(config: Option<&Path>) -> Result<EmbeddedHandle, String> {
-    let config = Config::load(config).map_err(|e| e.to_string())?;
+/// The configuration cannot be used, or the manager does not start.
+pub fn start_embedded(config: Option<&Path>) -> Result<EmbeddedHandle, EmbedError> {
+    let config = Config::load(config)?;
     let (tell, told) = mpsc::channel();
     std::thread::Builder::new()
         .name("tcpr".to_owned())
@@ -43,11 +60,11 @@ pub fn start_embedded(config: Option<&Path>) -> Result<EmbeddedHandle, String> {
                     }
                 }
                 // The starter has gone only if the process ends.
-                Err(error) => drop(tell.send(Err(error.to_string()))),
+                Err(error) => drop(tell.send(Err(error))),
             }
         })
-        .map_err(|e| format!("cannot start the manager thread: {e}"))?;
-    told.recv().map_err(|_| "the manager thread ended at once".to_owned())?
+        .map_err(EmbedError::Thread)?;
+    told.recv().map_err(|_| EmbedError::Ended)?.map_err(EmbedError::Manager)
 }
 
 /// A guest's manners: its own descriptor table, no signals, no part in the process's setuid.

@@ -71,7 +71,7 @@ use crate::rawsock::RawSender;
 use crate::rules::Rules;
 use crate::sockdiag::{Ours, SockDiag};
 
-pub use embedded::{start_embedded, EmbeddedHandle};
+pub use embedded::{start_embedded, EmbedError, EmbeddedHandle};
 pub use program::ProgramSpec;
 pub use signals::Signals;
 
