@@ -81,10 +81,10 @@ test: test-deps
 	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=3 --skip bad_input --skip unhooked --skip an_edge_triggered --skip io_uring_accepts
 	$(RELEASE)/tcpr demo
 
-# The random end-to-end cases with fresh seeds, on a machine that is kept busy.
+# End-to-end tests in random order, with each engine and fresh seeds, on a machine that is kept busy.
 MINUTES ?= 60
 soak: test-deps build
-	MINUTES=$(MINUTES) $(CARGO) test --release --test e2e -- --ignored --nocapture soak
+	MINUTES=$(MINUTES) $(CARGO) test --release --test e2e -- --ignored --nocapture --exact soak::soak
 
 bench-deps:
 	-@$(MAKE) --no-print-directory deps PACKAGES="$(BENCH_PACKAGES)"

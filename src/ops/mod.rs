@@ -30,7 +30,7 @@ pub use passing::look_for_listeners;
 pub use signals::{__sysv_signal, bsd_signal, leave_handlers, sigaction, signal, sigset, ssignal, sysv_signal, watch_handlers};
 pub use sockets::{bind, listen, protected_socket, shutdown, socket, tell_listener};
 pub use streams::{fclose, fdopen, fileno, fileno_unlocked, flush_streams, lock_streams, StreamsGuard};
-pub use waits::{semop, semtimedop};
+pub use waits::{pthread_cond_clockwait, pthread_cond_timedwait, pthread_cond_wait, semop, semtimedop};
 
 use libc::c_int;
 use tcpr_node::channel::client::{Bypass, Client};
