@@ -33,7 +33,7 @@ impl PathMtu {
         let or_warn = |opened: io::Result<OwnedFd>| match opened {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
             opened => {
-                opened.map_err(|error| log::warn!("routers will not be heard about packets that are too long: {error}")).ok()
+                opened.map_err(|error| log::warn!(error:%; "routers will not be heard about packets that are too long")).ok()
             }
         };
         // A set bit hides that type: without these filters every ICMP message of the machine would wake us.

@@ -100,9 +100,9 @@ fn time_of_day(time: SystemTime) -> f64 {
     since.as_secs_f64() % 86_400.0 * 1e3
 }
 
-/// When a member last became master, in ms of the day, by its log: `12:34:56.789 tcpr info: master in epoch 3, ...`.
+/// When a member last became master, in ms of the day, by its log: `12:34:56.789 tcpr info transitions: became master epoch=3.0 ...`.
 fn became_master(log: &str) -> Option<f64> {
-    let line = log.lines().rfind(|l| l.contains("tcpr info: master in epoch"))?;
+    let line = log.lines().rfind(|l| l.contains(": became master epoch="))?;
     let mut fields = line.split_whitespace().next()?.split(':').map(|f| f.parse::<f64>().ok());
     let mut next = || fields.next().flatten();
     Some((next()? * 3600.0 + next()? * 60.0 + next()?) * 1e3)
@@ -126,8 +126,9 @@ mod tests {
 
     #[test]
     fn the_log_says_when() {
-        let log = "00:00:01.500 tcpr info: master in epoch 1, after 0\n\
-                   00:01:02.250 tcpr info: master in epoch 3, after 2\n00:01:03.000 tcpr info: takeover done";
+        let log = "00:00:01.500 tcpr info transitions: became master epoch=1.0 after=0.0\n\
+                   00:01:02.250 tcpr info transitions: became master epoch=3.0 after=2.1\n\
+                   00:01:03.000 tcpr info takeover: takeover done";
         assert_eq!(became_master(log), Some(62_250.0));
         assert_eq!(became_master("nothing"), None);
     }

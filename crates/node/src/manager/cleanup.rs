@@ -27,7 +27,7 @@ enum Removal {
 
 impl Removal {
     fn begin() -> Removal {
-        let listing = Listing::begin().map_err(|error| log::error!("cannot list the kernel's sockets: {error}"));
+        let listing = Listing::begin().map_err(|error| log::error!(error:%; "cannot list the kernel's sockets"));
         listing.map_or(Removal::Done, |listing| Removal::Listing { listing, found: Vec::new() })
     }
 
@@ -43,7 +43,7 @@ impl Removal {
                 let lives = |s: &TcpSocket| matches!(s.state, state::LISTEN | state::SYN_SENT);
                 let told = listing.step(ours, |s| found.extend(Some(s).filter(|s| !lives(s))));
                 let more = told.unwrap_or_else(|error| {
-                    log::error!("cannot list the kernel's sockets: {error}");
+                    log::error!(error:%; "cannot list the kernel's sockets");
                     false
                 });
                 if more {
@@ -55,7 +55,7 @@ impl Removal {
             Removal::Destroying(mut left) => {
                 for s in left.split_off(left.len().saturating_sub(AT_ONCE)) {
                     if let Err(error) = sockdiag.destroy_this(&s) {
-                        log::warn!("cannot remove the kernel's socket {} <- {}: {error}", s.local, s.peer);
+                        log::warn!(local:% = s.local, peer:% = s.peer, error:%; "cannot remove a socket of the kernel's");
                     }
                 }
                 if left.is_empty() {
@@ -106,7 +106,7 @@ impl Cleanup {
         let rest = self.doomed.len().saturating_sub(AT_ONCE);
         for end in self.doomed.split_off(rest) {
             if let Err(error) = sockdiag.destroy(end.local, end.peer) {
-                log::warn!("cannot remove the kernel's socket {} <- {}: {error}", end.local, end.peer);
+                log::warn!(tuple:% = end, error:%; "cannot remove a socket of the kernel's");
             }
         }
     }

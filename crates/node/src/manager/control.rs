@@ -134,7 +134,7 @@ impl Control {
 
     pub(super) fn remove(&self) {
         if let Err(error) = fs::remove_file(&self.path) {
-            log::debug!("{}: {error}", self.path.display());
+            log::debug!(path:% = self.path.display(), error:%; "cannot remove the control socket");
         }
     }
 }

@@ -67,7 +67,7 @@ impl EpochFile {
         self.writers.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name("tcpr-epoch".into()).spawn(move || {
             if let Err(error) = write_synced(&path, epoch, &synced) {
-                log::warn!("cannot write the epoch file; a reboot would forget the epoch: {error}");
+                log::warn!(error:%; "cannot write the epoch file; a reboot would forget the epoch");
             }
             writers.fetch_sub(1, Ordering::Release);
         });

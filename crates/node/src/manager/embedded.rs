@@ -56,7 +56,7 @@ pub fn start_embedded(config: Option<&Path>) -> Result<EmbeddedHandle, EmbedErro
                         return;
                     }
                     if let Err(error) = manager.run() {
-                        log::error!("the manager ended: {error}");
+                        log::error!(error:%; "the manager ended");
                     }
                 }
                 // The starter has gone only if the process ends.
@@ -86,7 +86,7 @@ fn seclude() -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     };
     if let Err(error) = kept {
-        log::warn!("cannot keep privileges over setuid: {error}");
+        log::warn!(error:%; "cannot keep privileges over setuid");
     }
     Ok(())
 }

@@ -151,7 +151,7 @@ impl Manager {
         for event in events {
             match event {
                 Event::Missing(why) => {
-                    log::error!("packets may go around the queues: {why}");
+                    log::error!(why:%; "packets may go around the queues");
                     self.host.missing = Some(why);
                     self.beat();
                     // Sockets are not restored on an address that is not here.
@@ -202,7 +202,7 @@ impl Manager {
         let named = self.control.name_again().and_then(|()| self.poller.add(self.control.fd(), super::Token::Control));
         match named {
             Ok(()) => log::warn!("the control socket was removed by somebody; it is there again"),
-            Err(error) => log::error!("the control socket was removed by somebody: {error}"),
+            Err(error) => log::error!(error:%; "the control socket was removed by somebody"),
         }
     }
 
@@ -240,7 +240,7 @@ impl Manager {
             self.host.strangers_due.remove(0);
             match Listing::begin() {
                 Ok(listing) => self.host.listing = Some(listing),
-                Err(error) => log::warn!("cannot list the kernel's connections: {error}"),
+                Err(error) => log::warn!(error:%; "cannot list the kernel's connections"),
             }
         }
     }
@@ -256,7 +256,7 @@ impl Manager {
             }
             // The sweep finds out.
             Ok(None) => {}
-            Err(error) => log::warn!("session {session}: the kernel does not say how far it has come: {error}"),
+            Err(error) => log::warn!(session, error:%; "the kernel does not say how far a session has come"),
         }
     }
 
@@ -273,7 +273,7 @@ impl Manager {
         match told {
             Ok(true) => self.host.listing = Some(listing),
             Ok(false) => {}
-            Err(error) => log::warn!("cannot list the kernel's connections: {error}"),
+            Err(error) => log::warn!(error:%; "cannot list the kernel's connections"),
         }
         for s in strangers {
             // Local ones meet no rules.
@@ -281,7 +281,7 @@ impl Manager {
                 continue;
             }
             self.host.strangers += 1;
-            log::warn!("{} <- {} began while there were no packet rules, and is reset", s.local, s.peer);
+            log::warn!(local:% = s.local, peer:% = s.peer; "a connection began while there were no packet rules, and is reset");
             destroy(&mut self.sockdiag, s.local, s.peer);
         }
     }
@@ -294,7 +294,7 @@ impl Manager {
         }
         let mut conntrack = match Conntrack::open() {
             Ok(conntrack) => conntrack,
-            Err(error) => return log::warn!("cannot tell the host's firewall of connections: {error}"),
+            Err(error) => return log::warn!(error:%; "cannot tell the host's firewall of connections"),
         };
         let mut tuples = Vec::with_capacity(self.filter.store().len());
         tuples.extend(self.filter.store().iter().filter(|s| s.established).map(|s| s.open.tuple));
@@ -331,6 +331,6 @@ impl Manager {
 
 fn destroy(sockdiag: &mut SockDiag, local: std::net::SocketAddr, peer: std::net::SocketAddr) {
     if let Err(error) = sockdiag.destroy(local, peer) {
-        log::warn!("cannot remove the kernel's socket {local} <- {peer}: {error}");
+        log::warn!(local:%, peer:%, error:%; "cannot remove a socket of the kernel's");
     }
 }

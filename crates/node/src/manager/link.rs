@@ -113,7 +113,7 @@ impl PartnerLink {
         let from = SocketAddr::new(self.local.ip(), 0);
         match Link::connect(now, partner, Some(from), self.config.clone()) {
             Ok(link) => self.adopt(poller, link),
-            Err(error) => log::debug!("cannot reach the partner: {error}"),
+            Err(error) => log::debug!(error:%; "cannot reach the partner"),
         }
     }
 
@@ -141,7 +141,7 @@ impl PartnerLink {
                 self.heard_goodbye = false;
                 self.link = Some(link);
             }
-            Err(error) => log::error!("cannot watch the replication connection: {error}"),
+            Err(error) => log::error!(error:%; "cannot watch the replication connection"),
         }
     }
 
@@ -190,7 +190,7 @@ impl PartnerLink {
     pub(super) fn send(&mut self, message: &Message<'_>) {
         let Some(link) = &mut self.link else { return };
         if let Err(error) = link.send(message) {
-            log::warn!("replication: {error:?}");
+            log::warn!(error:%; "the replication connection takes no more");
             link.close(Goodbye::PartnerTooSlow);
         }
     }
@@ -227,7 +227,7 @@ impl PartnerLink {
         let interest = link.interest();
         if std::mem::replace(&mut self.interest, interest) != interest {
             if let Err(error) = poller.set(link.fd(), Token::Link, interest.0, interest.1) {
-                log::error!("cannot watch the replication connection: {error}");
+                log::error!(error:%; "cannot watch the replication connection");
             }
         }
     }
@@ -263,9 +263,9 @@ impl PartnerLink {
         poller.remove(link.fd());
         let was_up = std::mem::take(&mut self.up);
         if was_up {
-            log::info!("replication connection lost: {why}");
+            log::info!(why; "replication connection lost");
         } else if self.last_close.as_deref() != Some(why) {
-            log::info!("no replication connection: {why}");
+            log::info!(why; "no replication connection");
         }
         self.last_close = Some(why.to_owned());
         self.dial_at = now + if was_up { Duration::ZERO } else { DIAL_EVERY };

@@ -11,13 +11,13 @@ pub(super) struct LocalRecord(Option<Table>);
 
 impl LocalRecord {
     pub(super) fn new(state_dir: &Path) -> LocalRecord {
-        LocalRecord(Table::new(state_dir).map_err(|error| log::warn!("{error}")).ok())
+        LocalRecord(Table::new(state_dir).map_err(|error| log::warn!(error:%; "no session table")).ok())
     }
 
     /// Records were applied to the store.
     pub(super) fn note(&mut self, store: &Store, records: &[u8]) {
         if let Some(Err(error)) = self.0.as_mut().map(|table| table.note(store, records)) {
-            log::warn!("the session table is given up: {error}");
+            log::warn!(error:%; "the session table is given up");
             self.delete();
         }
     }
@@ -32,7 +32,7 @@ impl LocalRecord {
     /// What it says would be out of date from now on.
     pub(super) fn delete(&mut self) {
         if let Some(Err(error)) = self.0.take().map(Table::delete) {
-            log::debug!("session table: {error}");
+            log::debug!(error:%; "session table");
         }
     }
 }

@@ -166,7 +166,7 @@ struct RemoveRules(Option<Rules>);
 impl Drop for RemoveRules {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.0.take().map(|rules| rules.remove()) {
-            log::error!("{error}");
+            log::error!(error:%; "cannot remove the packet rules");
         }
     }
 }
@@ -439,7 +439,7 @@ impl Manager {
         let took = self.now() - before;
         let failover = &self.config.failover;
         if took > failover.heartbeat * failover.misses {
-            log::warn!("the manager was held up for {} ms by {what:?}", took.as_millis());
+            log::warn!(ms = took.as_millis() as u64, by:? = what; "the manager was held up");
         }
     }
 
@@ -539,9 +539,9 @@ impl Manager {
         let Some(program) = &mut self.program else { return };
         match program.start_if_due(now) {
             Ok(Some(pidfd)) => {
-                log::info!("started the program (pid {})", program.pid().unwrap_or(0));
+                log::info!(pid = program.pid().unwrap_or(0); "started the program");
                 if let Err(error) = self.poller.add(pidfd, Token::Program) {
-                    log::error!("cannot watch the program: {error}");
+                    log::error!(error:%; "cannot watch the program");
                 }
             }
             Ok(None) => {}
@@ -574,7 +574,7 @@ impl Manager {
             self.leave(program::exit_code(status));
             return;
         }
-        log::warn!("the program ended: {status}");
+        log::warn!(status:%; "the program ended");
         self.note_program_trouble(format!("the program ended: {status}"));
         self.kill_the_rest();
         self.drain_apps();
@@ -594,7 +594,7 @@ impl Manager {
         if crashes >= POISONED {
             // What it is fed after each start may be what kills it.
             let given_up = self.filter.give_up_deadly(now, POISONED - 1);
-            log::error!("crash {crashes} in a row: {given_up} connections are reset, whose input it had read each time");
+            log::error!(crashes, reset = given_up; "the program crashes again and again: connections are reset whose input it had read each time");
             self.filter_actions();
         } else if crashes <= 1 {
             self.filter.forget_deaths();
@@ -620,7 +620,7 @@ impl Manager {
                 self.stopping = Some(Stopping { since: Duration::ZERO, told_program: false });
                 continue;
             }
-            log::info!("signal {signal}: stopping");
+            log::info!(signal; "stopping");
             let now = self.start.elapsed();
             self.stopping = Some(Stopping { since: now, told_program: false });
             // Also to a partner whose packet rules are missing: it takes over when they are back.
@@ -684,7 +684,7 @@ impl Manager {
         // Before the rules go: it would put them back.
         self.host.leave();
         if let Err(error) = self.rules.remove() {
-            log::error!("{error}");
+            log::error!(error:%; "cannot remove the packet rules");
         }
         self.control.remove();
         self.record.delete();
@@ -697,6 +697,6 @@ fn raise_priority() {
     // SAFETY: the pointer is that of `parameter`, which lives through the call; 0 is the calling thread.
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
     if result < 0 {
-        log::debug!("no real-time priority: {}", io::Error::last_os_error());
+        log::debug!(error:% = io::Error::last_os_error(); "no real-time priority");
     }
 }

@@ -47,7 +47,7 @@ impl Manager {
                         break;
                     }
                 }
-                Err(error) => return log::error!("inbound queue: {error}"),
+                Err(error) => return log::error!(error:%; "inbound queue"),
             }
         }
     }
@@ -63,7 +63,7 @@ impl Manager {
                 apps::drain(apps, filter, now);
                 if let Some(tuple) = filter.asks_caller(packet.payload) {
                     let socket = sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
-                        log::warn!("the kernel does not say whose the connection {tuple} is: {error}");
+                        log::warn!(tuple:%, error:%; "the kernel does not say whose a connection is");
                         None
                     });
                     let number = |s: TcpSocket| outgoing::number(s.cookie, s.inode.into(), !filter.is_lent(s.cookie));
@@ -83,7 +83,7 @@ impl Manager {
                     }
                 }
                 Err(error) => {
-                    log::error!("outbound queue: {error}");
+                    log::error!(error:%; "outbound queue");
                     return true;
                 }
             }
@@ -116,10 +116,10 @@ impl Manager {
         if !self.sockdiag.find(tuple.local, tuple.peer).is_ok_and(|found| found.is_some_and(established)) {
             return;
         }
-        log::warn!("{tuple} is established here and not in the log: reset");
+        log::warn!(tuple:%; "a connection that is not in the log is established here: reset");
         match self.sockdiag.destroy(tuple.local, tuple.peer) {
             Ok(_) => self.filter.stranger_reset(),
-            Err(error) => log::warn!("cannot remove the kernel's socket {tuple}: {error}"),
+            Err(error) => log::warn!(tuple:%, error:%; "cannot remove a socket of the kernel's"),
         }
     }
 
@@ -129,19 +129,19 @@ impl Manager {
             Action::DropIn(id) => self.queue_in.drop_packet(id),
             Action::ModifyIn(id, bytes) => {
                 if let Err(error) = self.queue_in.accept_modified(id, &bytes) {
-                    log::error!("verdict: {error}");
+                    log::error!(error:%; "verdict");
                 }
             }
             Action::AcceptOut(id) => self.queue_out.accept(id),
             Action::DropOut(id) => self.queue_out.drop_packet(id),
             Action::ModifyOut(id, bytes) => {
                 if let Err(error) = self.queue_out.accept_modified(id, &bytes) {
-                    log::error!("verdict: {error}");
+                    log::error!(error:%; "verdict");
                 }
             }
             Action::Inject(bytes) => {
                 if let Err(error) = self.raw_local.send(&bytes) {
-                    log::debug!("injected packet: {error}");
+                    log::debug!(error:%; "injected packet");
                 }
             }
             Action::SendPeer(bytes) => self.send_raw(&bytes),
@@ -155,13 +155,13 @@ impl Manager {
             Action::AskUnread(session) => self.ask_unread(session),
             Action::Destroy(tuple) => {
                 if let Err(error) = self.sockdiag.destroy(tuple.local, tuple.peer) {
-                    log::warn!("cannot end {tuple} for the application: {error}");
+                    log::warn!(tuple:%, error:%; "cannot end a connection for the application");
                 }
             }
             Action::AskClosed(session) => self.ask_closed(session),
             Action::AskAsleep(channel, thread) => self.ask_asleep(channel, thread),
             Action::Ended(session, tuple, reason) => {
-                log::debug!("session {session} {tuple} ended: {reason:?}");
+                log::debug!(session, tuple:%, reason:?; "a session ended");
                 self.takeover.forget(session);
             }
         }
@@ -169,7 +169,7 @@ impl Manager {
 
     pub(super) fn send_raw(&mut self, packet: &[u8]) {
         if let Err(error) = self.raw.send(packet) {
-            log::debug!("raw packet: {error}");
+            log::debug!(error:%; "raw packet");
             if error.raw_os_error() == Some(libc::EMSGSIZE) {
                 // Longer than our own interface takes.
                 let now = self.now();
@@ -188,7 +188,7 @@ impl Manager {
     pub(super) fn flush_verdicts(&mut self) {
         for queue in [&mut self.queue_in, &mut self.queue_out] {
             if let Err(error) = queue.flush() {
-                log::error!("verdicts: {error}");
+                log::error!(error:%; "verdicts");
             }
         }
     }
@@ -208,7 +208,7 @@ impl Manager {
         while self.now() < until {
             self.settle();
             if let Err(error) = self.poller.wait(Duration::ZERO, &mut ready) {
-                return log::error!("{error}");
+                return log::error!(error:%; "cannot wait for events");
             }
             for event in ready.drain(..) {
                 if matches!(event.token, Token::QueueIn | Token::QueueOut | Token::Link) {

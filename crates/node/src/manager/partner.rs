@@ -153,8 +153,9 @@ impl Manager {
         if let Err(error) = self.epochs.record(view.epoch) {
             // A master that fell silent would be taken for dead, and its sessions lost: worse than an epoch that a
             // reboot forgets.
-            let what = format_args!("cannot write the epoch file; a reboot would forget it: {error}");
-            self.complain(now, Recurring::EpochNotWritten, what);
+            if self.throttle.admits(now, Recurring::EpochNotWritten) {
+                log::warn!(error:%; "cannot write the epoch file; a reboot would forget it");
+            }
         }
         self.heartbeats.send(now, &body);
     }
@@ -183,14 +184,9 @@ impl Manager {
         if let Some(until) = heard_until {
             self.filter.replica_heard(now, until);
         }
-        if let Some((from, why)) = self.heartbeats.take_last_rejection() {
-            self.complain(now, Recurring::HeartbeatRefused, format_args!("a datagram from {from} was dropped: {why}"));
-        }
-    }
-
-    fn complain(&mut self, now: Now, event: Recurring, what: std::fmt::Arguments<'_>) {
-        if self.throttle.admits(now, event) {
-            log::warn!("{what}");
+        let refused = self.heartbeats.take_last_rejection();
+        if let Some((from, why)) = refused.filter(|_| self.throttle.admits(now, Recurring::HeartbeatRefused)) {
+            log::warn!(from:%, why:%; "a datagram on the heartbeat port was dropped");
         }
     }
 }
@@ -201,9 +197,8 @@ impl Manager {
     /// end every session.
     fn held_back(&mut self, now: Now) -> bool {
         let held = self.role.role() == Role::Starting && self.link.estrangement(now).is_some();
-        if held {
-            let what = format_args!("not starting to serve while the partner's manager is of another version");
-            self.complain(now, Recurring::HeldBack, what);
+        if held && self.throttle.admits(now, Recurring::HeldBack) {
+            log::warn!("not starting to serve while the partner's manager is of another version");
         }
         held
     }
@@ -245,9 +240,9 @@ impl Manager {
             self.link.adopt(&self.poller, link);
             self.link_ready(true, false);
         }
-        if let Some((from, reason)) = self.link.take_last_rejection(now) {
-            let what = format_args!("a replication connection from {from} was turned away: {reason}");
-            self.complain(now, Recurring::LinkRefused, what);
+        let refused = self.link.take_last_rejection(now);
+        if let Some((from, why)) = refused.filter(|_| self.throttle.admits(now, Recurring::LinkRefused)) {
+            log::warn!(from:%, why:%; "a replication connection was turned away");
         }
     }
 
@@ -293,7 +288,7 @@ impl Manager {
     fn hear_alone(&mut self, now: Now, names: &[u8], last: bool) {
         let ends = self.filter.tear_named(now, names);
         if !ends.is_empty() {
-            log::error!("the partner had gone on by itself: {} connections are reset on which it had said something", ends.len());
+            log::error!(reset = ends.len(); "the partner had gone on by itself: the connections on which it had said something are reset");
             self.cleanup.doom(ends);
         }
         if last {
@@ -311,7 +306,7 @@ impl Manager {
                 None => false,
                 Some(Ok(())) => true,
                 Some(Err(why)) => {
-                    log::error!("replication: {why}");
+                    log::error!(why:%; "what the partner says makes no sense");
                     // The partner is told, so that it does not take this for our death.
                     link.close(Goodbye::Other(why.to_string().into()));
                     false
@@ -416,7 +411,7 @@ impl Manager {
             }
             Message::Program { trouble } => self.partner.hear_of_program(&trouble),
             Message::Bye { reason } => {
-                log::info!("the partner says good-bye: {reason}");
+                log::info!(reason:%; "the partner says good-bye");
                 self.link.note_goodbye();
                 if reason == Goodbye::ServiceEnded {
                     self.role.handle(now, RoleInput::PartnerBye);

@@ -58,7 +58,7 @@ impl Program {
     pub fn new(spec: ProgramSpec, environment: Vec<(String, String)>, now: Now) -> Program {
         // SAFETY: no pointers are passed.
         if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } < 0 {
-            log::warn!("the program's own children may outlive it: {}", io::Error::last_os_error());
+            log::warn!(error:% = io::Error::last_os_error(); "the program's own children may outlive it");
         }
         let (child, not_ours) = (None, children());
         let (back_off, start_at) = (Duration::ZERO, Some(now));
@@ -209,7 +209,7 @@ impl Program {
                 }
             };
             if let Err(error) = status {
-                log::warn!("waiting for the program's end: {error}");
+                log::warn!(error:%; "waiting for the program's end");
             }
         }
         self.kill_the_rest(meanwhile);
@@ -224,7 +224,7 @@ impl Program {
             if children.is_empty() {
                 return;
             }
-            log::info!("killing {} processes that the program left behind", children.len());
+            log::info!(processes = children.len(); "killing what the program left behind");
             for pid in &children {
                 // SAFETY: no pointers; a child of ours that nobody has reaped, so the number is still its own.
                 unsafe { libc::kill(*pid, libc::SIGKILL) };

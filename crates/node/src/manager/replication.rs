@@ -217,7 +217,7 @@ impl Replication {
     /// Begins to ship the log, with a snapshot of the store before it.
     pub(super) fn begin(&mut self, now: Now, way: &mut Way<'_>) {
         let left = way.filter.sessions();
-        log::info!("sending a snapshot of {} sessions", left.len());
+        log::info!(sessions = left.len(); "sending a snapshot");
         way.link.send(&Message::SnapshotBegin { epoch: way.epoch, position: way.filter.log_end() });
         self.shipping = true;
         self.snapshot = Some(Snapshot { begun: now, position: None, left, catch_up_until: None });
@@ -277,7 +277,8 @@ impl Replication {
         self.stored = stored;
         let Some(snapshot) = self.snapshot.take_if(|snapshot| snapshot.is_complete(now, stored, end)) else { return false };
         let behind = end.saturating_sub(stored);
-        log::info!("the replica is complete after {} ms, {behind} bytes behind", (now - snapshot.begun).as_millis());
+        let ms = (now - snapshot.begun).as_millis() as u64;
+        log::info!(ms, behind; "the replica is complete");
         true
     }
 

@@ -12,7 +12,7 @@ impl Manager {
         let before = (self.role.role(), self.role.epoch());
         while let Some(action) = self.role.poll_action() {
             any = true;
-            log::debug!("role: {action:?}");
+            log::debug!(action:?; "the role machine decided");
             self.role_action(self.now(), action);
             self.publish_role();
         }

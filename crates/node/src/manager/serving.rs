@@ -28,7 +28,7 @@ pub(super) struct Serving {
 
 impl Serving {
     pub(super) fn new(ours: Ours) -> Serving {
-        let watch = Watch::new(ours).map_err(|error| log::warn!("cannot watch who serves the protected ports: {error}")).ok();
+        let watch = Watch::new(ours).map_err(|error| log::warn!(error:%; "cannot watch who serves the protected ports")).ok();
         Serving { watch, due: Duration::ZERO, seen: None, trouble: None, said: None, told: BTreeSet::new() }
     }
 

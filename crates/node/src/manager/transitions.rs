@@ -13,7 +13,7 @@ const MANY: usize = 1000;
 
 impl Manager {
     pub(super) fn become_master(&mut self, now: Now, epoch: Epoch, old: Epoch, take_over: bool) {
-        log::info!("master in epoch {epoch}, after {old}");
+        log::info!(epoch:%, after:% = old; "became master");
         self.replication.unfollow();
         self.replication.forget_alone();
         self.beat();
@@ -40,7 +40,7 @@ impl Manager {
     }
 
     pub(super) fn become_backup(&mut self, epoch: Epoch) {
-        log::info!("backup in epoch {epoch}");
+        log::info!(epoch:%; "became backup");
         // The snapshot of this very epoch may have overtaken the heartbeat that names it.
         self.replication.unfollow_before(epoch);
         self.beat();
@@ -48,7 +48,7 @@ impl Manager {
 
     /// A master yields to another one.
     pub(super) fn yield_to(&mut self, now: Now, epoch: Epoch) {
-        log::info!("no longer master; backup in epoch {epoch}");
+        log::info!(epoch:%; "no longer master");
         self.replication.yielded(epoch, self.filter.named_alone());
         self.step_down(now);
         self.beat();
@@ -91,13 +91,13 @@ impl Manager {
     /// The partner had gone on by itself, and cannot say for which connections.
     pub(super) fn tear_shared(&mut self, now: Now) {
         let ends = self.filter.tear_shared(now);
-        log::error!("the partner had gone on by itself, and cannot say for which connections: {} are reset", ends.len());
+        log::error!(reset = ends.len(); "the partner had gone on by itself, and cannot say for which connections: all are reset");
         self.cleanup.doom(ends);
     }
 
     /// A master goes on without a partner.
     pub(super) fn go_solo(&mut self, now: Now, epoch: Epoch, doubtful: bool) {
-        log::warn!("going on alone in epoch {epoch}");
+        log::warn!(epoch:%; "going on alone");
         self.handover.cancel();
         self.stop_shipping();
         self.beat();
@@ -196,7 +196,7 @@ impl Manager {
         let free = move || drop(remains);
         if many {
             let thread = std::thread::Builder::new().name("tcpr-free".to_owned()).spawn(free);
-            thread.map_or_else(|error| log::warn!("no thread: {error}"), drop);
+            thread.map_or_else(|error| log::warn!(error:%; "no thread to free memory with"), drop);
         } else {
             free();
         }

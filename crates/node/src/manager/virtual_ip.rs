@@ -249,7 +249,7 @@ impl VirtualIp {
     fn remove(&mut self) {
         for vip in &mut self.addresses {
             if let Err(error) = vip.remove() {
-                log::error!("{error}");
+                log::error!(address:% = vip.addr(), error:%; "cannot remove the virtual IP");
             }
         }
     }
@@ -294,12 +294,12 @@ impl VirtualIp {
                 // It vanished: this process was paused, and is master all the same, or is about to hear that it is not. Or
                 // somebody removed it.
                 Ok(false) if put_back => {
-                    log::warn!("{} was not on {} any more", vip.addr(), self.interface);
+                    log::warn!(address:% = vip.addr(), interface = self.interface.as_str(); "the virtual IP was not there any more");
                     Some(vip.add(LIFETIME_S))
                 }
                 // The route that makes it ours is gone, or another one leads elsewhere.
                 Ok(true) if put_back && vip.running().unwrap_or(false) && !vip.is_local().unwrap_or(true) => {
-                    log::warn!("what is sent to {} did not come here any more", vip.addr());
+                    log::warn!(address:% = vip.addr(); "what is sent to the virtual IP did not come here any more");
                     Some(vip.remove().and_then(|_| vip.add(LIFETIME_S)))
                 }
                 Ok(_) => {
@@ -323,7 +323,7 @@ impl VirtualIp {
     fn announce(&self) {
         for addr in self.addrs() {
             if let Err(error) = self.arp.send_gratuitous(addr) {
-                log::warn!("gratuitous ARP for {addr}: {error}");
+                log::warn!(address:% = addr, error:%; "cannot announce the virtual IP");
             }
         }
     }
@@ -335,7 +335,7 @@ impl VirtualIp {
         for addr in self.ipv4() {
             for (neighbour, _) in &neighbours {
                 if let Err(error) = self.arp.tell(*neighbour, addr) {
-                    return log::debug!("ARP to {neighbour} for {addr}: {error}");
+                    return log::debug!(neighbour:%, address:% = addr, error:%; "cannot tell a neighbour of the virtual IP");
                 }
             }
         }
@@ -347,7 +347,7 @@ fn note(missing: &mut BTreeMap<IpAddr, String>, address: IpAddr, result: io::Res
     match result {
         Ok(()) => drop(missing.remove(&address)),
         Err(error) => {
-            log::error!("{error}");
+            log::error!(address:%, error:%; "the virtual IP is not here");
             missing.insert(address, error.to_string());
         }
     }

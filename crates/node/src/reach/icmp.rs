@@ -100,7 +100,7 @@ impl Icmp {
                 // Anything else is an error that the network reported for an earlier question; reading it
                 // has taken it off the socket.
                 if e.kind() != io::ErrorKind::Interrupted {
-                    log::debug!("reachability: {e}");
+                    log::debug!(error:% = e; "reachability");
                 }
                 continue;
             }
