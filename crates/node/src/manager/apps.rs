@@ -520,7 +520,7 @@ impl Manager {
             Request::Switchover => {
                 let reply = match self.can_switch_over() {
                     Ok(()) => {
-                        self.role.handle(self.start.elapsed(), RoleInput::SwitchoverRequested);
+                        self.role.handle(self.now(), RoleInput::SwitchoverRequested);
                         Reply::Ok
                     }
                     Err(why) => Reply::Error { errno: libc::ENOTCONN, text: why.to_owned() },

@@ -196,7 +196,7 @@ impl Manager {
             ControlRequest::Status => self.status(),
             ControlRequest::Switchover => match self.can_switch_over() {
                 Ok(()) => {
-                    self.role.handle(self.start.elapsed(), RoleInput::SwitchoverRequested);
+                    self.role.handle(self.now(), RoleInput::SwitchoverRequested);
                     json!({ "ok": true, "epoch": self.role.epoch().number })
                 }
                 Err(why) => json!({ "error": why }),
@@ -247,8 +247,8 @@ impl Manager {
             "log": { "end": self.filter.log_end(), "stored": self.filter.replica_position() },
             "takeover": self.takeover.report(),
             "counters": self.filter.counters(),
-            "longest_pause_ms": self.longest_pause.as_micros() as f64 / 1000.0,
-            "queue_overruns": [self.queue_in.overruns(), self.queue_out.overruns()],
+            "longest_pause_ms": self.clock.longest_pause().as_micros() as f64 / 1000.0,
+            "queue_overruns": self.packets.overruns(),
         })
     }
 }

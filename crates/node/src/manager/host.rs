@@ -16,6 +16,7 @@ use tcpr_session::Now;
 use super::Manager;
 use crate::conntrack::{self, Conntrack};
 use crate::guard::{Event, Guard};
+use crate::rules::Rules;
 use crate::sockdiag::{state, Listing, SockDiag, TcpSocket};
 
 /// Most sessions asked about at once.
@@ -24,6 +25,7 @@ const AT_ONCE: usize = 64;
 const STRANGERS_AGAIN: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_secs(2)];
 
 pub(super) struct Host {
+    rules: Rules,
     /// None: the manager leaves.
     guard: Option<Guard>,
     /// Why packets may go around the queues.
@@ -43,8 +45,9 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(guard: Guard) -> Host {
+    pub(super) fn new(guard: Guard, rules: Rules) -> Host {
         Host {
+            rules,
             guard: Some(guard),
             missing: None,
             rules_restored: 0,
@@ -62,9 +65,12 @@ impl Host {
         self.guard.as_ref().map(Guard::as_raw_fd)
     }
 
-    /// From now on nothing is put back.
-    pub(super) fn leave(&mut self) {
+    /// Removes the packet rules. The guard goes first: it would put them back.
+    pub(super) fn remove_rules(&mut self) {
         self.guard = None;
+        if let Err(error) = self.rules.remove() {
+            log::error!(error:%; "cannot remove the packet rules");
+        }
     }
 
     /// No packet goes around the queues.

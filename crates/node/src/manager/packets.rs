@@ -1,5 +1,7 @@
 //! The two queues, and what the filter decided.
 
+use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use tcpr_session::filter::{Action, Mode};
@@ -7,7 +9,11 @@ use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::segment;
 use tcpr_session::tuple::FourTuple;
 
-use super::{apps, Manager, Token};
+use super::poller::Poller;
+use super::{apps, context, Manager, Token};
+use crate::nfqueue::Queue;
+use crate::pathmtu::PathMtu;
+use crate::rawsock::RawSender;
 use crate::sockdiag::{state, TcpSocket};
 use crate::{nfqueue, outgoing};
 
@@ -20,11 +26,60 @@ const MESSAGES: usize = 64;
 /// How long a manager that leaves still serves what is under way.
 const LINGER: Duration = Duration::from_millis(50);
 
+/// The queues, and the sockets by which packets leave without one.
+pub(super) struct Packets {
+    queue_in: Queue,
+    queue_out: Queue,
+    /// To peers.
+    raw: RawSender,
+    /// To the local TCP.
+    raw_local: RawSender,
+    path_mtu: PathMtu,
+    /// A peer was heard: evidence that we are not cut off.
+    heard_peer: bool,
+    /// What the filter decides; kept for its memory.
+    actions: Vec<Action>,
+}
+
+impl Packets {
+    pub(super) fn open(queues: (u16, u16)) -> io::Result<Packets> {
+        Ok(Packets {
+            queue_in: Queue::open(queues.0)?,
+            queue_out: Queue::open(queues.1)?,
+            raw: RawSender::open().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?,
+            raw_local: RawSender::open_local().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?,
+            path_mtu: PathMtu::open(),
+            heard_peer: false,
+            actions: Vec::new(),
+        })
+    }
+
+    pub(super) fn watch(&self, p: &Poller) -> io::Result<()> {
+        p.add(self.queue_in.as_raw_fd(), Token::QueueIn)?;
+        p.add(self.queue_out.as_raw_fd(), Token::QueueOut)?;
+        self.path_mtu.fds().try_for_each(|fd| p.add(fd, Token::PathMtu))
+    }
+
+    /// How often each queue ran out of room.
+    pub(super) fn overruns(&self) -> [u64; 2] {
+        [self.queue_in.overruns(), self.queue_out.overruns()]
+    }
+
+    /// Gives the kernel what was decided.
+    pub(super) fn flush(&mut self) {
+        for queue in [&mut self.queue_in, &mut self.queue_out] {
+            if let Err(error) = queue.flush() {
+                log::error!(error:%; "verdicts");
+            }
+        }
+    }
+}
+
 impl Manager {
     pub(super) fn receive_in(&mut self) {
         for _ in 0..BATCHES {
-            let now = self.start.elapsed();
-            let Manager { queue_in, filter, handover, link, heard_peer, .. } = self;
+            let now = self.now();
+            let Manager { packets: Packets { queue_in, heard_peer, .. }, filter, handover, link, .. } = self;
             let received = queue_in.recv_batch_with(|packet, verdicts| {
                 *heard_peer = true;
                 if filter.mode() == Mode::Passive && handover.forwards() && link.is_some() {
@@ -41,7 +96,7 @@ impl Manager {
                 Ok(0) => break,
                 Ok(n) => {
                     self.filter_actions();
-                    self.flush_verdicts();
+                    self.packets.flush();
                     // What has come since wakes the loop again.
                     if n < nfqueue::BATCH {
                         break;
@@ -55,9 +110,9 @@ impl Manager {
     /// Takes what the local TCP sends. False: there may be more.
     pub(super) fn receive_out(&mut self) -> bool {
         for _ in 0..BATCHES {
-            let now = self.start.elapsed();
-            let Manager { queue_out, filter, apps, sockdiag, host, .. } = self;
-            let received = queue_out.recv_batch(|packet| {
+            let now = self.now();
+            let Manager { packets, filter, apps, sockdiag, host, .. } = self;
+            let received = packets.queue_out.recv_batch(|packet| {
                 host.note_handshake(filter, packet.payload);
                 // What a packet carries was announced before it was sent: the announcement is read first.
                 apps::drain(apps, filter, now);
@@ -77,7 +132,7 @@ impl Manager {
                 Ok(n) => {
                     self.filter_actions();
                     self.track_handshakes();
-                    self.flush_verdicts();
+                    self.packets.flush();
                     if n < nfqueue::BATCH {
                         return true;
                     }
@@ -93,7 +148,7 @@ impl Manager {
 
     /// Does what the filter decided. Returns whether there was anything.
     pub(super) fn filter_actions(&mut self) -> bool {
-        let mut actions = std::mem::take(&mut self.actions);
+        let mut actions = std::mem::take(&mut self.packets.actions);
         self.filter.drain_actions(&mut actions);
         let any = !actions.is_empty();
         for (i, action) in actions.drain(..).enumerate() {
@@ -102,7 +157,7 @@ impl Manager {
                 self.stay_alive();
             }
         }
-        self.actions = actions;
+        self.packets.actions = actions;
         while let Some(tuple) = self.filter.poll_stranger() {
             self.reset_stranger(&tuple);
         }
@@ -125,22 +180,22 @@ impl Manager {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::AcceptIn(id) => self.queue_in.accept(id),
-            Action::DropIn(id) => self.queue_in.drop_packet(id),
+            Action::AcceptIn(id) => self.packets.queue_in.accept(id),
+            Action::DropIn(id) => self.packets.queue_in.drop_packet(id),
             Action::ModifyIn(id, bytes) => {
-                if let Err(error) = self.queue_in.accept_modified(id, &bytes) {
+                if let Err(error) = self.packets.queue_in.accept_modified(id, &bytes) {
                     log::error!(error:%; "verdict");
                 }
             }
-            Action::AcceptOut(id) => self.queue_out.accept(id),
-            Action::DropOut(id) => self.queue_out.drop_packet(id),
+            Action::AcceptOut(id) => self.packets.queue_out.accept(id),
+            Action::DropOut(id) => self.packets.queue_out.drop_packet(id),
             Action::ModifyOut(id, bytes) => {
-                if let Err(error) = self.queue_out.accept_modified(id, &bytes) {
+                if let Err(error) = self.packets.queue_out.accept_modified(id, &bytes) {
                     log::error!(error:%; "verdict");
                 }
             }
             Action::Inject(bytes) => {
-                if let Err(error) = self.raw_local.send(&bytes) {
+                if let Err(error) = self.packets.raw_local.send(&bytes) {
                     log::debug!(error:%; "injected packet");
                 }
             }
@@ -168,7 +223,7 @@ impl Manager {
     }
 
     pub(super) fn send_raw(&mut self, packet: &[u8]) {
-        if let Err(error) = self.raw.send(packet) {
+        if let Err(error) = self.packets.raw.send(packet) {
             log::debug!(error:%; "raw packet");
             if error.raw_os_error() == Some(libc::EMSGSIZE) {
                 // Longer than our own interface takes.
@@ -181,22 +236,14 @@ impl Manager {
     /// What routers say of packets that were too long for them.
     pub(super) fn receive_path_mtu(&mut self) {
         let now = self.now();
-        let Manager { path_mtu, filter, .. } = self;
-        path_mtu.receive(MESSAGES, |quoted, mtu| filter.too_long(now, quoted, mtu));
-    }
-
-    pub(super) fn flush_verdicts(&mut self) {
-        for queue in [&mut self.queue_in, &mut self.queue_out] {
-            if let Err(error) = queue.flush() {
-                log::error!(error:%; "verdicts");
-            }
-        }
+        let Manager { packets, filter, .. } = self;
+        packets.path_mtu.receive(MESSAGES, |quoted, mtu| filter.too_long(now, quoted, mtu));
     }
 
     /// Peers that were heard are evidence that we are not cut off; once a round is enough.
     pub(super) fn note_peers(&mut self) {
-        if std::mem::take(&mut self.heard_peer) && matches!(self.role.role(), Role::Master | Role::Fenced) {
-            self.role.handle(self.start.elapsed(), RoleInput::Reach(true));
+        if std::mem::take(&mut self.packets.heard_peer) && matches!(self.role.role(), Role::Master | Role::Fenced) {
+            self.role.handle(self.now(), RoleInput::Reach(true));
         }
     }
 

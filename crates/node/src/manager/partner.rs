@@ -206,7 +206,7 @@ impl Manager {
     pub(super) fn reach_ready(&mut self) {
         if self.reachability.on_readable() && !self.held_back(self.now()) {
             self.reachability.answered();
-            self.role.handle(self.start.elapsed(), RoleInput::Reach(true));
+            self.role.handle(self.now(), RoleInput::Reach(true));
         }
     }
 

@@ -474,7 +474,7 @@ impl Manager {
     /// What does not wait until all sessions are asked for and restored: our heartbeat, and the virtual IP's lifetime.
     pub(super) fn stay_alive(&mut self) {
         let now = self.now();
-        self.note_pause();
+        self.clock.note_pause();
         // The machine may have stood still, and somebody else be master.
         self.role.note_time(now);
         self.beat_if_due(now);

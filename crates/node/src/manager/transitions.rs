@@ -1,7 +1,7 @@
 //! What a change of role does, step by step: becoming master and backup, yielding, going on alone, fencing, handing over.
 
 use tcpr_session::filter::Mode;
-use tcpr_session::role::{Epoch, Role, RoleInput};
+use tcpr_session::role::{Epoch, Role};
 use tcpr_session::Now;
 
 use super::virtual_ip::Mandate;
@@ -204,7 +204,7 @@ impl Manager {
         self.filter_actions();
         self.takeover.abandon();
         self.takeover.set_died(false);
-        if self.stopping.is_none() {
+        if !self.stop.is_under_way() {
             if let Some(mut program) = self.program.take() {
                 // Before its sockets go: none of its processes is to see a connection end.
                 program.kill(|| self.stay_alive());
@@ -228,31 +228,5 @@ impl Manager {
             (true, true) => Err("the packet rules of the partner are missing"),
             (true, false) => Ok(()),
         }
-    }
-
-    /// The program crashed. A partner that can takes the service over; else its sessions go on here with the next one.
-    pub(super) fn service_died(&mut self, now: Now) {
-        if self.role.role() == Role::Master && self.can_switch_over().is_ok() {
-            self.takeover.set_died(true);
-            self.role.handle(now, RoleInput::SwitchoverRequested);
-        } else {
-            self.recover_here(now);
-        }
-    }
-
-    /// Kills the program, to be started again, which the connections of a master do not notice. Returns how often it was
-    /// started before.
-    ///
-    /// # Errors
-    /// Why that cannot be.
-    pub(super) fn restart_program(&mut self) -> Result<u64, &'static str> {
-        if self.filter.mode() == Mode::Frozen || self.stopping.is_some() {
-            return Err("a switchover or a stop is under way");
-        }
-        let Some(program) = &mut self.program else {
-            return Err("the manager is part of the program: only `tcpr run` can start it again");
-        };
-        program.replace();
-        Ok(program.starts)
     }
 }
