@@ -251,7 +251,6 @@ impl Channel {
             slot.port.store(port.port.into(), Ordering::Relaxed);
         }
         let welcome = Welcome {
-            version: wire::PROTOCOL_VERSION,
             service: greeting.service.clone(),
             vips: greeting.vips.clone(),
             ports: greeting.ports.clone(),

@@ -422,7 +422,6 @@ impl Manager {
                     session,
                     absorb: spec.absorb,
                     greeted: spec.greeted,
-                    input_pending: u64::from(spec.input_pending),
                     options: spec.options,
                 };
                 self.takeover.ready.entry(spec.tuple.local.port()).or_default().push_back(Ready { info, socket });
