@@ -1,5 +1,6 @@
 //! The life of the program that `tcpr run` starts, and the end of the manager.
 
+use rustix::process::Signal;
 use tcpr_session::filter::{Mode, PROGRAM};
 use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::Now;
@@ -122,10 +123,10 @@ impl Manager {
         let running = self.program.as_ref().filter(|program| program.pid().is_some());
         match (self.stop.next(now, self.hands_over(), running.is_some()), running) {
             (Step::Wait, _) => {}
-            (Step::Terminate, Some(program)) => program.signal(libc::SIGTERM),
+            (Step::Terminate, Some(program)) => program.signal(Signal::TERM),
             (Step::Kill, Some(program)) => {
                 log::warn!("the program does not end; killing it");
-                program.signal(libc::SIGKILL);
+                program.signal(Signal::KILL);
             }
             (Step::Leave | Step::Terminate | Step::Kill, _) => self.leave(0),
         }
