@@ -53,7 +53,6 @@ mod throttle;
 mod transitions;
 mod virtual_ip;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -63,7 +62,7 @@ use tcpr_session::filter::{Engine, Filter, FilterConfig, Mode};
 use tcpr_session::role::{RoleConfig, RoleMachine};
 use tcpr_session::Now;
 
-use crate::channel::server::{ChannelListener, Greeting};
+use crate::channel::server::Greeting;
 use crate::channel::wire::{OutgoingInfo, PortInfo};
 use crate::config::{self, Config, Durability};
 use crate::guard::Guard;
@@ -103,10 +102,7 @@ pub struct Manager {
     virtual_ip: virtual_ip::VirtualIp,
     host: host::Host,
 
-    token: String,
-    channels: ChannelListener,
-    apps: HashMap<u32, apps::App>,
-    strangers: apps::Strangers,
+    apps: apps::Apps,
     program: Option<program::Program>,
 
     partner: partner::Partner,
@@ -180,7 +176,7 @@ impl Manager {
         let filter = Filter::new(FilterConfig { ports, outgoing, max_turn, engine, hooked, asynchronous });
         let random: [u8; 16] = crate::key::random()?;
         let token: String = random.iter().map(|b| format!("{b:02x}")).collect();
-        let channels = ChannelListener::bind(Greeting {
+        let apps = apps::Apps::listen(Greeting {
             service: service.name.clone(),
             token: token.clone(),
             vips: virtual_ip.addrs().collect(),
@@ -266,10 +262,7 @@ impl Manager {
             packets,
             sockdiag,
             virtual_ip,
-            token,
-            channels,
-            apps: HashMap::new(),
-            strangers: apps::Strangers::default(),
+            apps,
             program,
             partner,
             heartbeats,
@@ -296,10 +289,9 @@ impl Manager {
     }
 
     fn watch_all(&self) -> io::Result<()> {
-        use std::os::fd::{AsFd, AsRawFd};
         let p = &self.poller;
         self.packets.watch(p)?;
-        p.add(self.channels.as_fd().as_raw_fd(), Token::Channels)?;
+        p.add(self.apps.fd(), Token::Channels)?;
         p.add(self.control.fd(), Token::Control)?;
         if let Some(guard) = self.host.fd() {
             p.add(guard, Token::Guard)?;
@@ -315,7 +307,7 @@ impl Manager {
     /// The token that admits a process to the channel.
     #[must_use]
     pub fn token(&self) -> &str {
-        &self.token
+        self.apps.token()
     }
 
     /// Name of the service.
@@ -346,7 +338,7 @@ impl Manager {
             self.stay_awake(&mut ready)?;
             if ready.is_empty() {
                 // An application that always has something to tell keeps nobody else waiting: packets, partner, clock.
-                let timeout = if self.apps_may_sleep() {
+                let timeout = if self.apps.may_sleep() {
                     self.next_timeout()
                 } else {
                     self.watched("hooks", Manager::drain_apps);
@@ -354,7 +346,7 @@ impl Manager {
                 };
                 self.poller.wait(timeout, &mut ready)?;
                 self.clock.woke();
-                self.apps_wake();
+                self.apps.wake();
             }
             for event in ready.drain(..) {
                 let token = event.token;
@@ -370,7 +362,7 @@ impl Manager {
         let span = self.busy_poll.span(counters.packets_in + counters.packets_out, self.filter.waiting());
         let Some(span) = span.filter(|_| self.filter.mode() == Mode::Active) else { return Ok(()) };
         let until = self.now() + span;
-        while ready.is_empty() && !self.apps_told() && self.now() < until {
+        while ready.is_empty() && !self.apps.have_told() && self.now() < until {
             self.poller.wait(Duration::ZERO, ready)?;
         }
         Ok(())
@@ -394,7 +386,7 @@ impl Manager {
             self.role.poll_timeout(),
             self.partner_poll_timeout(),
             self.takeover.poll_timeout(),
-            self.strangers.poll_timeout(),
+            self.apps.poll_timeout(),
             self.sweep.poll_timeout(),
             self.program.as_ref().and_then(program::Program::poll_timeout),
             self.virtual_ip.poll_timeout(self.mandate()),

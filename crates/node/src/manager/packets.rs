@@ -10,7 +10,7 @@ use tcpr_session::segment;
 use tcpr_session::tuple::FourTuple;
 
 use super::poller::Poller;
-use super::{apps, context, Manager, Token};
+use super::{context, Manager, Token};
 use crate::nfqueue::Queue;
 use crate::pathmtu::PathMtu;
 use crate::rawsock::RawSender;
@@ -115,7 +115,7 @@ impl Manager {
             let received = packets.queue_out.recv_batch(|packet| {
                 host.note_handshake(filter, packet.payload);
                 // What a packet carries was announced before it was sent: the announcement is read first.
-                apps::drain(apps, filter, now);
+                apps.drain(filter, now);
                 if let Some(tuple) = filter.asks_caller(packet.payload) {
                     let socket = sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
                         log::warn!(tuple:%, error:%; "the kernel does not say whose a connection is");

@@ -476,7 +476,7 @@ impl Manager {
         replication.ship_if_due(now, &mut way);
         let now = self.now();
         if let Some(pressure) = self.replication.press(now, &self.filter) {
-            self.apps.values().for_each(|app| app.channel.set_pressure(pressure));
+            self.apps.press(pressure);
             self.filter.set_overloaded(now, pressure == crate::channel::ring::STOP);
         }
     }

@@ -244,7 +244,7 @@ impl Takeover {
     pub(super) fn abandon(&mut self) {
         for ready in self.ready.drain().flat_map(|(_, queue)| queue) {
             if let Err((_, error)) = repair::close_silently(ready.socket) {
-                log::warn!("cannot close a restored socket silently: {error}");
+                log::warn!(error:%; "cannot close a restored socket silently");
             }
         }
         self.waiting.clear();
@@ -281,7 +281,7 @@ impl Manager {
         if !serves || self.takeover.died {
             return;
         }
-        log::info!("{} sessions wait for the program to come back", self.filter.store().len());
+        log::info!(sessions = self.filter.store().len(); "sessions wait for the program to come back");
         // What the kernel has of the dead program's sockets may say nothing any more, be it asked for or not: what is
         // still to be said will be said by the restored ones. Packets that are queued belong to the old sockets.
         self.filter.set_fenced(now, true);
@@ -428,7 +428,7 @@ impl Manager {
                 self.takeover.look_at.get_or_insert(now + LOOK);
             }
             Err(error) => {
-                log::error!("cannot restore session {session} {}: {error}", spec.tuple);
+                log::error!(session, tuple:% = spec.tuple, error:%; "cannot restore a session");
                 self.filter.restore_failed(now, session);
             }
         }
@@ -440,9 +440,7 @@ impl Manager {
         let t = &mut self.takeover;
         let made = t.made();
         if t.waiting.is_empty() {
-            log::info!(
-                "sockets are made as the application takes them: {made} and no more fit into this process (RLIMIT_NOFILE)"
-            );
+            log::info!(made; "sockets are made as the application takes them: no more fit into this process (RLIMIT_NOFILE)");
         }
         t.most_ready = made.max(1);
         t.files_at = Some(now + FILES_AGAIN);
@@ -488,11 +486,11 @@ impl Manager {
         // other port a program may have chosen for itself; what no process has is no program's.
         let of_service = self.config.service.ports.iter().any(|p| p.port == tuple.local.port());
         if there.state == state::SYN_SENT || there.inode != 0 && !of_service {
-            log::info!("session {session}: {tuple} is another connection's here, in state {}", there.state);
+            log::info!(session, tuple:%, state = there.state; "a session's addresses are another connection's here");
             return false;
         }
         let removed = self.sockdiag.destroy_this(&there);
-        log::info!("session {session}: removed a socket in state {}: {removed:?}", there.state);
+        log::info!(session, state = there.state, removed:?; "removed a socket that had a session's addresses");
         removed.is_ok_and(|removed| removed)
     }
 
@@ -511,9 +509,7 @@ impl Manager {
             // Handed out is not yet accepted: until the barrier falls the hook keeps asking.
             let waiting = waiting.max(self.filter.unaccepted());
             let pending = if restoring { self.filter.not_handed_over().max(waiting) } else { waiting };
-            for app in self.apps.values() {
-                app.channel.set_pending(port.port, pending as u32);
-            }
+            self.apps.set_pending(port.port, pending as u32);
         }
     }
 
@@ -570,16 +566,16 @@ impl Manager {
         (bells.at, bells.left) = (now, left);
         if !std::mem::replace(&mut bells.each, each) && each {
             // Known before it can be heard.
-            self.apps.values().for_each(|app| app.channel.set_each_rings(port, true));
+            self.apps.set_each_rings(port);
         }
         match self.ring(port) {
             Ok(bell) => {
-                log::debug!("rang the doorbell of port {port}");
+                log::debug!(port; "rang the doorbell");
                 self.takeover.bells.entry(port).or_default().rung.push(bell);
                 Some(now + RING_AGAIN)
             }
             Err(error) => {
-                log::debug!("doorbell of port {port}: {error}");
+                log::debug!(port, error:%; "cannot ring the doorbell");
                 Some(now + DOORBELL_AGAIN)
             }
         }
@@ -680,14 +676,14 @@ impl Manager {
         let n = out.len();
         let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
         let more = queue.iter().any(|r| !self.filter.is_later(r.info.session)) || self.takeover.waiting.keys().any(of_port);
-        let Some(app) = self.apps.get(&channel) else {
+        let sessions = out.iter().map(|r| r.info.clone()).collect();
+        let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
+        let Some(told) = self.apps.answer(channel, number, Reply::Recovered { sessions, more }, &descriptors) else {
             self.takeover.ready.entry(port).or_default().extend(out);
             return;
         };
-        let sessions = out.iter().map(|r| r.info.clone()).collect();
-        let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
-        if let Err(error) = app.channel.reply(number, Reply::Recovered { sessions, more }, &descriptors) {
-            log::error!("cannot hand sessions over: {error:?}");
+        if let Err(error) = told {
+            log::error!(error:%; "cannot hand sessions over");
             self.takeover.ready.entry(port).or_default().extend(out);
         } else if n > 0 {
             out.iter().for_each(|r| self.filter.handed_out(now, r.info.session));
@@ -722,8 +718,9 @@ impl Manager {
         if unpaired != self.takeover.unpaired_said {
             let more = unpaired - std::mem::replace(&mut self.takeover.unpaired_said, unpaired);
             log::warn!(
-                "reset {more} sessions: it is not known which connection of the program belongs to which client, or that \
-                 was not made again; see \"Connections that the program makes\" in docs/guarantees.md"
+                reset = more;
+                "sessions are reset: it is not known which connection of the program belongs to which client, or that was not \
+                 made again; see \"Connections that the program makes\" in docs/guarantees.md"
             );
         }
         let refused = self.takeover.gate_until.is_some();
@@ -763,7 +760,7 @@ impl Manager {
     fn accepted_around_hooks(&mut self, port: u16) -> bool {
         let listeners = self.sockdiag.listener_inodes(port).unwrap_or_default();
         self.takeover.bells.entry(port).or_default().listeners = listeners.len().max(1);
-        let mut processes: Vec<u32> = self.apps.values().map(|app| app.channel.pid()).collect();
+        let mut processes: Vec<u32> = self.apps.processes().collect();
         let joined = processes.clone();
         processes.extend(self.program.as_ref().and_then(Program::pid));
         let mut next = 0;
@@ -798,7 +795,7 @@ impl Manager {
         for ready in self.takeover.ready.remove(&port).unwrap_or_default() {
             let session = ready.info.session;
             if let Err((_, error)) = repair::close_silently(ready.socket) {
-                log::warn!("cannot close a restored socket silently: {error}");
+                log::warn!(error:%; "cannot close a restored socket silently");
             }
             self.filter.unmade(session);
             self.filter.splice(now, session);
@@ -812,7 +809,7 @@ impl Manager {
     fn somebody_listens(&mut self) -> bool {
         let told = self.config.service.ports.iter().any(|p| self.takeover.has_listener(p.port));
         told || self.sockdiag.listens(&self.takeover.ours).unwrap_or_else(|error| {
-            log::warn!("cannot see who listens: {error}");
+            log::warn!(error:%; "cannot see who listens");
             false
         })
     }
@@ -826,7 +823,7 @@ impl Manager {
         // It may be about to be told.
         let before = std::mem::take(&mut self.takeover.untold);
         for &port in ports.iter().filter(|port| before.contains(port)) {
-            log::info!("no library has told who listens on port {port}: its sessions come out of its listener");
+            log::info!(port; "no library has told who listens on a port: its sessions come out of its listener");
             self.splice_port(now, port);
         }
         self.takeover.untold = ports;
@@ -849,7 +846,7 @@ impl Manager {
         }
         for ready in std::mem::take(&mut t.ready).into_values().flatten() {
             if let Err((_, error)) = repair::close_silently(ready.socket) {
-                log::warn!("cannot close a restored socket silently: {error}");
+                log::warn!(error:%; "cannot close a restored socket silently");
             }
         }
         t.waiting.clear();
@@ -858,11 +855,11 @@ impl Manager {
         for end in self.filter.give_up_unaccepted(now, |end| sockdiag.find(end.local, end.peer).is_ok_and(in_use)) {
             // In the hands of a process, or of the listener.
             if let Err(error) = self.sockdiag.destroy(end.local, end.peer) {
-                log::debug!("{end}: {error}");
+                log::debug!(tuple:% = end, error:%; "cannot remove a socket of the kernel's");
             }
         }
         let reset = left - self.filter.never_accepted();
-        log::error!("nobody has accepted {reset} recovered sessions: they are reset");
+        log::error!(reset; "nobody has accepted recovered sessions: they are reset");
         self.filter.lift_barrier(now);
         self.filter_actions();
         self.publish_pending();
@@ -917,7 +914,7 @@ impl Manager {
             self.takeover.accepted_at = Some(now + ACCEPTED_AGAIN);
             if self.filter.mode() == Mode::Restoring && self.filter.unprobed() == 0 {
                 if let Err(error) = self.look_accepted(now) {
-                    log::warn!("cannot see what waits to be accepted: {error}");
+                    log::warn!(error:%; "cannot see what waits to be accepted");
                 }
             }
         }
@@ -925,7 +922,7 @@ impl Manager {
             self.takeover.barrier_until = None;
             let left = self.filter.not_handed_over();
             if left > 0 {
-                log::warn!("the application has not accepted {left} recovered sessions; going on without");
+                log::warn!(left; "the application has not accepted all recovered sessions; going on without");
             }
             self.filter.lift_barrier(now);
         }
