@@ -8,6 +8,7 @@ mod doctor;
 mod failure;
 mod logger;
 mod run;
+mod trial;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -99,6 +99,9 @@ impl Filter {
                 (made || self.splices.get(tuple).is_some()) && !self.live[&session].outgoing && !self.live[&session].bare;
             self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(accepted));
             self.begin_turns(session);
+            if accepted {
+                self.open_halves(now);
+            }
         }
         if answered {
             // The hook was faster than the last segment of the handshake.
