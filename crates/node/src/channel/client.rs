@@ -297,7 +297,7 @@ impl Client {
                 log::warn!("the program closed descriptors of tcpr's; they were made anew");
             }
             Err(e) => {
-                log::error!("the program closed descriptors of tcpr's, and is not protected any more: {e}");
+                log::error!(error:% = e; "the program closed descriptors of tcpr's, and is not protected any more");
                 self.gone.store(true, Ordering::Relaxed);
             }
         }

@@ -10,6 +10,7 @@
 //! - `partner`: what the members say to each other
 //! - `heartbeats`, `reachability`, `link`, `replication`, `handover`: what a pair consists of
 //! - `takeover`: restoring sessions and handing them over
+//! - `doorbells`, `acceptors`: waking whoever accepts; who that is
 //! - `sharing`: which of several processes gets the next one
 //! - `host`: what tcpr has put on the host, and what follows when it was taken away
 //! - `serving`: whether a failover would find somebody to serve
@@ -22,12 +23,14 @@
 //! - `control`: `tcpr status` and its like
 //! - `disk`: epoch and lock
 
+mod acceptors;
 mod apps;
 mod busy_poll;
 mod cleanup;
 mod clock;
 pub mod control;
 mod disk;
+mod doorbells;
 mod embedded;
 mod handover;
 mod heartbeats;

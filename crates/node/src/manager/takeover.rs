@@ -1,18 +1,19 @@
 //! Restoring sessions and handing them over (docs/design.md, "Takeover").
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::fs;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tcpr_session::filter::{HandOut, Mode, RestoreSpec, Waits};
+use tcpr_session::filter::{HandOut, Mode, RestoreSpec};
 use tcpr_session::role::Role;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
+use super::acceptors::{self, Accepts};
+use super::doorbells::{Decision, Doorbells, RING_AGAIN};
 use super::program::Program;
 use super::sharing::{Sharing, HOLD};
 use super::Manager;
@@ -28,20 +29,11 @@ const BARRIER: Duration = Duration::from_secs(3);
 const BARRIER_UNTIL_LISTENING: Duration = Duration::from_secs(30);
 /// The barrier goes on as long as the application accepts, up to this.
 const MOST_BARRIER: Duration = Duration::from_secs(10);
-/// How long a doorbell may wait, and nobody accept, before another one is rung: for a wait that is woken by what comes only
-/// (EPOLLET), or another of several listeners (SO_REUSEPORT).
-const RING_AGAIN: Duration = Duration::from_millis(5);
-/// One that accepts all that is there need not be rung for each.
-const RING_SELDOM: Duration = Duration::from_millis(1);
-/// Most doorbells that wait at once with a listener: fewer than a small accept queue takes.
-const MOST_BELLS: usize = 8;
 /// A session that nobody has accepted, and of all others nobody one, for so long is reset; the same where nobody listens.
 const ACCEPT_WAIT: Duration = Duration::from_secs(10);
 const LISTEN_WAIT: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(200);
-/// How many processes of the program are looked at, at the most.
-const MOST_PROCESSES: usize = 256;
 /// How often a listener is asked what has yet to be accepted.
 const ACCEPTED_AGAIN: Duration = Duration::from_millis(1);
 /// How often an application without a listener is looked at again.
@@ -83,27 +75,6 @@ struct Out {
     stashed: bool,
 }
 
-/// The doorbells of one port.
-#[derive(Default)]
-struct Bells {
-    rung: Vec<TcpStream>,
-    /// When the last one was rung, or a session accepted; and how many sessions there were then.
-    at: Now,
-    left: usize,
-    /// Each session takes a doorbell off the queue: several processes accept, or a wait is woken by what comes only.
-    each: bool,
-    /// How many listeners there are, when that was looked at, and who accepts.
-    listeners: usize,
-}
-
-/// How a port is accepted from.
-struct Accepts {
-    /// Somebody accepts without a hook: no library in a process that has the listener, or a queue of system calls (io_uring).
-    /// It would take a doorbell for a client.
-    around_hooks: bool,
-    waits: Waits,
-}
-
 /// A process that waits for others to ask first.
 struct Asking {
     channel: u32,
@@ -132,7 +103,7 @@ pub(super) struct Takeover {
     most_files: u64,
     /// How many sockets there were when no more could be made.
     most_ready: usize,
-    bells: HashMap<u16, Bells>,
+    doorbells: Doorbells,
     out: Vec<Out>,
     /// How many sessions the filter awaited when doorbells were looked at.
     awaited: usize,
@@ -175,7 +146,7 @@ impl Takeover {
             files_at: None,
             most_files: 0,
             most_ready: 0,
-            bells: HashMap::new(),
+            doorbells: Doorbells::default(),
             out: Vec::new(),
             awaited: 0,
             sharing: HashMap::new(),
@@ -268,7 +239,7 @@ impl Takeover {
         }
         self.waiting.clear();
         self.files_at = None;
-        self.bells.clear();
+        self.doorbells.clear();
         self.out.clear();
         self.sharing.clear();
         self.asking_until = None;
@@ -560,39 +531,20 @@ impl Manager {
             // A Listen rings.
             return None;
         }
-        if t.bells.entry(port).or_default().listeners == 0 && self.who_accepts(port).around_hooks {
-            log::info!("port {port} is accepted by system calls that no hook sees: its sessions come out of its listener");
+        if t.doorbells.listeners(port).is_none() && self.who_accepts(port).around_hooks {
+            log::info!(port; "a port is accepted by system calls that no hook sees: its sessions come out of its listener");
             self.splice_port(now, port);
             return None;
         }
-        let bells = self.takeover.bells.entry(port).or_default();
-        bells.rung.retain(doorbell::waits);
-        let most = MOST_BELLS * bells.listeners;
-        let progress = bells.left.saturating_sub(left);
-        let due = match bells.rung.len() {
-            0 if bells.each || !alone || progress <= 1 => now,
-            0 => bells.at + RING_SELDOM,
-            _ if more => now,
-            n if n >= most => return Some(now + RING_AGAIN),
-            _ if progress > 0 => now + RING_AGAIN,
-            _ => bells.at + RING_AGAIN,
-        };
-        if progress > 0 {
-            (bells.at, bells.left) = (now, left);
-        }
-        if due > now || bells.rung.len() >= left.min(most) {
-            return Some(due.max(now + RING_SELDOM));
-        }
-        let each = bells.each || !alone || !bells.rung.is_empty();
-        (bells.at, bells.left) = (now, left);
-        if !std::mem::replace(&mut bells.each, each) && each {
-            // Known before it can be heard.
-            self.apps.set_each_rings(port);
+        match self.takeover.doorbells.decide(now, port, left, alone, more) {
+            Decision::Later(at) => return Some(at),
+            Decision::Ring { each: true } => self.apps.set_each_rings(port),
+            Decision::Ring { each: false } => {}
         }
         match self.ring(port) {
             Ok(bell) => {
                 log::debug!(port; "rang the doorbell");
-                self.takeover.bells.entry(port).or_default().rung.push(bell);
+                self.takeover.doorbells.rung(port, bell);
                 Some(now + RING_AGAIN)
             }
             Err(error) => {
@@ -660,7 +612,7 @@ impl Manager {
         ports.dedup();
         for port in ports {
             // Which of several listeners one reaches, the kernel chooses.
-            let listeners = self.takeover.bells.get(&port).map_or(1, |bells| bells.listeners);
+            let listeners = self.takeover.doorbells.listeners(port).unwrap_or(1);
             for _ in 0..if listeners > 1 { 2 * listeners } else { 1 } {
                 self.ring_port(now, port, true);
             }
@@ -773,45 +725,15 @@ impl Manager {
         self.takeover.sharing.clear();
         self.takeover.report.done_us = (now - started).as_micros() as u64;
         self.publish_pending();
-        log::info!("takeover done: {:?}", self.takeover.report);
+        log::info!(report:? = self.takeover.report; "takeover done");
     }
 
     /// How a port is accepted from.
     fn who_accepts(&mut self, port: u16) -> Accepts {
         let listeners = self.sockdiag.listener_inodes(port).unwrap_or_default();
-        self.takeover.bells.entry(port).or_default().listeners = listeners.len().max(1);
-        let mut processes: Vec<u32> = self.apps.processes().collect();
-        let joined = processes.clone();
-        processes.extend(self.program.as_ref().and_then(Program::pid));
-        let mut next = 0;
-        while let Some(&pid) = processes.get(next).filter(|_| next < MOST_PROCESSES) {
-            next += 1;
-            for child in children(pid) {
-                if !processes.contains(&child) {
-                    processes.push(child);
-                }
-            }
-        }
-        let mut accepts = Accepts { around_hooks: false, waits: Waits::Level };
-        for pid in processes {
-            let (mut listens, mut ring) = (false, false);
-            for link in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-                let Ok(target) = fs::read_link(link.path()) else { continue };
-                let target = target.to_string_lossy();
-                let inode = target.strip_prefix("socket:[").and_then(|t| t.strip_suffix(']')).and_then(|n| n.parse().ok());
-                listens |= inode.is_some_and(|inode: u32| listeners.contains(&inode));
-                ring |= target == "anon_inode:[io_uring]";
-                if target == "anon_inode:[eventpoll]" && waits_for_edges(pid, &link.file_name().to_string_lossy(), &listeners) {
-                    accepts.waits = Waits::Edge;
-                }
-            }
-            let hooks = || {
-                joined.contains(&pid)
-                    || fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/libtcpr"))
-            };
-            accepts.around_hooks |= listens && (ring || !hooks());
-        }
-        accepts
+        self.takeover.doorbells.note_listeners(port, listeners.len());
+        let joined: Vec<u32> = self.apps.processes().collect();
+        acceptors::look(&listeners, &joined, self.program.as_ref().and_then(Program::pid))
     }
 
     /// Once somebody has accepted from a listener it is known who does, and has set up what he waits with.
@@ -824,7 +746,7 @@ impl Manager {
                 }
                 Ok(Some(_)) => {
                     let Accepts { around_hooks, waits } = self.who_accepts(port);
-                    log::debug!("port {port} is accepted from around hooks: {around_hooks}, {waits:?}");
+                    log::debug!(port, around_hooks, waits:?; "it is known how a port is accepted from");
                     if around_hooks {
                         self.splice_port(now, port);
                     }
@@ -832,7 +754,7 @@ impl Manager {
                 }
                 // The next one that the listener makes is asked for.
                 Ok(None) => {}
-                Err(error) => log::warn!("cannot see whether {tuple} was accepted: {error}"),
+                Err(error) => log::warn!(tuple:%, error:%; "cannot see whether a connection was accepted"),
             }
         }
         self.takeover.ask_how_at = (!self.takeover.asked_how.is_empty()).then_some(now + ACCEPTED_AGAIN);
@@ -980,26 +902,6 @@ impl Manager {
             self.filter.lift_barrier(now);
         }
     }
-}
-
-/// Whether an epoll instance of a process waits edge-triggered for one of these listeners.
-fn waits_for_edges(pid: u32, epoll: &str, listeners: &[u32]) -> bool {
-    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{epoll}")).unwrap_or_default();
-    info.lines().filter(|line| line.starts_with("tfd:")).any(|line| {
-        // tfd: 5 events: 80000019 data: 5 pos:0 ino:1a2b sdev:9
-        let words: Vec<&str> = line.split_whitespace().flat_map(|word| word.split_inclusive(':')).collect();
-        let of = |name| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1));
-        let hexadecimal = |name| of(name).and_then(|value| u32::from_str_radix(value, 16).ok());
-        let edge = hexadecimal("events:").is_some_and(|events| events & libc::EPOLLET as u32 != 0);
-        edge && hexadecimal("ino:").is_some_and(|inode| listeners.contains(&inode))
-    })
-}
-
-/// The children of all threads of a process.
-fn children(pid: u32) -> Vec<u32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 fn make_socket(spec: &RestoreSpec) -> Result<OwnedFd, repair::RestoreError> {
