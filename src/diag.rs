@@ -1,32 +1,34 @@
-//! Diagnostics: nothing, unless `TCPR_LOG` asks for them; then to what standard error was when the program began.
+//! The library's log. Without `TCPR_LOG` nothing is written; with it, lines go to what standard error was when the program
+//! began.
 //!
-//! Not to descriptor 2: that may become a connection, as in servers that are run by inetd, and our lines would get into it.
+//! They do not go to descriptor 2, which may become a connection, as in servers that are run by inetd.
 
 use std::fmt::Write;
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, TryLockError};
+use std::sync::Mutex;
 
 use libc::c_int;
 use log::{LevelFilter, Log, Metadata, Record};
 use tcpr_node::channel::client::Bypass;
 use tcpr_node::channel::{move_high, Own};
+use tcpr_node::logging::{target, Levels, Line};
 
-use crate::ffi;
-use crate::process::{self, Locked};
+use crate::locks::{self, Locked};
+use crate::{sys, table};
 
 /// Our own copy of standard error.
 static TO: Mutex<Option<Own>> = Mutex::new(None);
 
-/// Keeps others from it; held over a fork.
-pub fn lock() -> Locked<'static, Option<Own>> {
-    process::lock(&TO)
+/// Locks the copy of standard error, for a fork to hold.
+pub fn hold() -> Locked<'static, Option<Own>> {
+    locks::lock(&TO)
 }
 
-/// Makes it, unless it is there. Called by the constructor, before the program can make something else of descriptor 2, and
-/// again when we join: the program may have closed all that it did not know.
+/// Copies standard error, unless that was done. Called by the constructor, before the program can make something else of
+/// descriptor 2, and again when the process joins: the program may have closed all descriptors that it did not know.
 pub fn open() {
-    let mut to = lock();
-    if to.as_ref().is_some_and(Own::is_ours) || ffi::is_internet_socket(libc::STDERR_FILENO) {
+    let mut to = hold();
+    if to.as_ref().is_some_and(Own::is_ours) || sys::is_internet_socket(libc::STDERR_FILENO) {
         return;
     }
     // SAFETY: borrowed for as long as it is copied.
@@ -35,23 +37,23 @@ pub fn open() {
     *to = copy.ok().and_then(|copy| Own::new(move_high(copy)).ok());
 }
 
-/// Notes that its number is ours.
+/// Notes in the table that the copy is ours.
 pub fn keep() {
-    if let Some(own) = lock().as_ref().filter(|own| own.is_ours()) {
-        process::note(own.number(), true);
+    if let Some(own) = hold().as_ref().filter(|own| own.is_ours()) {
+        table::note(own.number(), true);
     }
 }
 
-/// The application wants its number.
+/// The application wants a number for itself that may be the copy's.
 pub fn vacate(fd: c_int) {
-    if let Some(own) = lock().as_mut().filter(|own| own.number() == fd) {
+    if let Some(own) = hold().as_mut().filter(|own| own.number() == fd) {
         if own.make_way() {
-            process::note(own.number(), true);
+            table::note(own.number(), true);
         }
     }
 }
 
-struct ToStderr;
+struct ToStderr(Levels);
 
 impl Log for ToStderr {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
@@ -59,44 +61,38 @@ impl Log for ToStderr {
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !self.0.admit(record) {
+            return;
+        }
         let _inside = Bypass::enter();
         let mut line = String::with_capacity(128);
         let level = record.level().as_str().to_ascii_lowercase();
         // Writing to a String does not fail.
-        let _ = writeln!(line, "tcpr[{}] {level}: {}", std::process::id(), record.args());
+        let _ = writeln!(line, "tcpr[{}] {level} {}: {}", std::process::id(), target(record), Line(record));
         // Held by this thread, or by one that is about to fork.
-        let to = match TO.try_lock() {
-            Ok(to) => to,
-            Err(TryLockError::Poisoned(to)) => to.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
+        let Some(to) = locks::try_lock(&TO) else { return };
         if let Some(own) = to.as_ref().filter(|own| own.is_ours()) {
-            ffi::raw_write(own.number(), line.as_bytes());
+            sys::write(own.number(), line.as_bytes());
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Starts logging at the level that `TCPR_LOG` names; without it also silences panics.
-pub fn start(level: Option<&str>) {
-    let Some(level) = level else {
+/// Starts to log what `TCPR_LOG` asks for; without it also silences panics.
+pub fn start(levels: Option<&str>) {
+    let Some(levels) = levels else {
         // A bug of ours must not show up in the output of somebody else's program.
         std::panic::set_hook(Box::new(|_| {}));
         return;
     };
-    let level = match level {
-        "error" => LevelFilter::Error,
-        "info" => LevelFilter::Info,
-        "debug" => LevelFilter::Debug,
-        "trace" => LevelFilter::Trace,
-        _ => LevelFilter::Warn,
-    };
+    let levels = Levels::parse(levels, LevelFilter::Warn);
+    let most = levels.most();
     std::panic::set_hook(Box::new(|info| log::error!("bug in libtcpr: {info}")));
     open();
     keep();
     // A logger that is there already is as good.
-    if log::set_logger(&ToStderr).is_ok() {
-        log::set_max_level(level);
+    if log::set_boxed_logger(Box::new(ToStderr(levels))).is_ok() {
+        log::set_max_level(most);
     }
 }

@@ -7,7 +7,7 @@ use super::processes::{thread_key, SUSPICIOUS};
 use super::stage::{LocalHandshake, Stage};
 use super::{Action, Filter, Mode};
 use crate::hook::{HookEvent, Origin};
-use crate::record::{self, Committed, MAX_OPEN};
+use crate::record::{self, Cause, Committed, MAX_OPEN};
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Rest, Thread, TurnPolicy};
 use crate::Now;
@@ -85,6 +85,9 @@ impl Filter {
                 && !self.live[&session].ownership.is_unhooked();
             self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(accepted));
             self.begin_turns(session);
+            if accepted {
+                self.open_halves(now);
+            }
         }
         if answered {
             // The hook was faster than the last segment of the handshake.
@@ -111,7 +114,10 @@ impl Filter {
     /// Tells the turn policy for whom a connection was made.
     pub(super) fn pair_turns(&mut self, session: SessionId) {
         if self.live.get(&session).is_some_and(|l| l.outgoing) {
-            self.processes.turns.pair(session, self.root(session));
+            match self.store.get(session).and_then(|s| s.cause) {
+                Some(Cause::Unclear { .. }) => self.processes.turns.unclear(session),
+                _ => self.processes.turns.pair(session, self.root(session)),
+            }
         } else {
             self.store.caused_by(session).iter().for_each(|out| self.processes.turns.pair(*out, Some(session)));
         }
@@ -157,17 +163,18 @@ impl Filter {
             return self.lose(now, session);
         }
         live.announced.lend(&mut self.spares.announced).extend(bytes);
+        // That may show whose the session is, which says what is passed on.
+        self.note_write(now, channel, thread, session, bytes.len() as u64 >= asked);
         let thread = self.turn_of(channel, thread);
         self.processes.turns.write_of(now, thread, session, bytes.len() as u64, asked);
-        self.note_write(now, channel, thread as u32, session, bytes.len() as u64 >= asked);
     }
 
     /// Bytes that the application wrote again after a failover, and that the hook swallowed.
     pub(super) fn absorbed(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
         if let Some(session) = self.session_of(channel, handle) {
+            self.note_write(now, channel, thread, session, true);
             let thread = self.turn_of(channel, thread);
             self.processes.turns.write(now, thread, session, n, false);
-            self.note_write(now, channel, thread as u32, session, true);
         }
     }
 
