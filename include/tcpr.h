@@ -1,8 +1,24 @@
-/* tcpr: keeps TCP connections alive through the death of a process or machine.
+/* tcpr: keeps TCP connections alive through the death of a process or machine. 64-bit Linux only.
  *
- * The calls that are named after one of the C library have its parameters, results and errno. They act on
- * protected descriptors and on any others alike, and so do the plain names: it is only where sessions are made that
- * the name matters (tcpr_socket). All calls may be made by any thread.
+ * Words. A session is one protected TCP connection. The manager is the part of tcpr that stores sessions and takes
+ * them over: a process (tcpr run) or a thread of this process (tcpr_init). The partner is the other machine of the
+ * pair. Input is what the peer sends, output is what this program sends. A turn is what a thread does between two
+ * waits: its output leaves, and its input is done, together.
+ *
+ * Calls that are named after one of the C library have its parameters, results and errno, on any descriptor, be it
+ * protected or not; what a call adds to that is said at its declaration. The plain names (read, send, ...) act on
+ * protected descriptors in the same way. The prefix matters only where sessions are made: tcpr_socket, tcpr_bind,
+ * tcpr_connect.
+ *
+ * The other calls return 0 or a value, or -1 with errno set; errno is as before where a call succeeds. Beside the
+ * errors at its declaration each of them may fail with ETIMEDOUT (the manager did not answer within 10 seconds),
+ * EPROTO (the manager is of another version), EIO (a bug in libtcpr), or an error of the sockets to the manager
+ * (EMFILE, ENOMEM, ...). tcpr_strerror says why in words.
+ *
+ * Threads: each call may be made by any thread at any time, but not in a signal handler (those of the C library's
+ * names may be called there if the C library's may). Memory: no call keeps a pointer that it was given. Numbers
+ * are in the byte order of the machine; addresses and ports within struct sockaddr are as everywhere in the C
+ * library.
  *
  * Made by cbindgen from src/api; do not edit. */
 
@@ -21,45 +37,48 @@
 #include <sys/uio.h>
 
 
-// How a connection came to this process.
+// How a session came to this process.
 enum tcpr_origin {
-  // A peer connected.
+  // A peer connected, and this process accepted.
   TCPR_ORIGIN_NEW = 0,
-  // It was taken over from the partner, or from an earlier process.
+  // The session was taken over from the partner, or from an earlier process on this machine.
   TCPR_ORIGIN_RECOVERED = 1,
   // This process connected.
   TCPR_ORIGIN_CONNECTED = 2,
-  // It came from the parent process.
+  // Another process of this program held the session: the parent of this one, or one that passed the descriptor.
   TCPR_ORIGIN_INHERITED = 3,
 };
 
-// The role of this member.
+// The role of this member (this machine within the pair).
 enum tcpr_role {
-  // Not decided yet.
+  // The manager has not decided yet.
   TCPR_ROLE_STARTING = 0,
-  // Standing by.
+  // The partner serves; this member stands by.
   TCPR_ROLE_BACKUP = 1,
-  // Serving.
+  // This member serves.
   TCPR_ROLE_MASTER = 2,
-  // Silent, until it knows whether it may serve.
+  // This member sends nothing, because it does not know whether the partner serves.
   TCPR_ROLE_FENCED = 3,
 };
 
-// What is known of a protected connection. Offsets count bytes of a direction since the connection was opened.
+// What the manager of this member knows of a session. Offsets count the bytes of one direction since the connection was
+// opened, from 0; a FIN counts nothing.
 struct tcpr_session_info {
-  // Number of the session; the same on both members.
+  // Number of the session, the same on both members. The number of a session that has ended may be used again.
   uint32_t session;
-  // How it came to this process.
+  // How the session came to this process.
   enum tcpr_origin origin;
-  // Input before this offset is done: it will not be read again after a failover.
+  // Input before this offset is done: it will not be read again after a failover. At most in_stored.
   uint64_t in_done;
-  // Input before this offset is stored by the partner.
+  // Input before this offset is in the log of this member. This field does not say whether the partner has it. (The peer
+  // gets its acknowledgement when the partner has it, unless `durability` is "async".)
   uint64_t in_stored;
-  // Output before this offset may be seen by the peer.
+  // Output before this offset belongs to turns that have ended: it may leave as soon as the partner has it, too.
   uint64_t out_done;
-  // Output before this offset is stored by the partner.
+  // Output before this offset is in the log of this member, with the end of its turn: the same number as out_done. This field
+  // does not say whether the partner has it.
   uint64_t out_stored;
-  // Not zero: its state could not be known after a crash, and it will be reset.
+  // 1: what has become of this session could not be known after a crash, and a failover resets it. Else 0.
   int torn;
 };
 
@@ -67,56 +86,77 @@ struct tcpr_session_info {
 extern "C" {
 #endif // __cplusplus
 
-// Joins the manager. Under `tcpr run` that is its manager, and `config` is ignored; otherwise one is started
-// as a thread of this process, for which the process needs its privileges now.
+// Joins the manager. Under `tcpr run` that is the one which started this program, and `config` is ignored. Otherwise a
+// manager is started as a thread of this process, which needs its privileges at this moment (those that `tcpr run` needs).
 //
-// `config` is the path of the configuration; NULL: what TCPR_CONFIG names, else /etc/tcpr/tcpr.toml. Calling it
-// again does nothing. Not needed if sockets are made by `tcpr_socket`: the first `tcpr_bind` does the same.
+// `config` is the path of the configuration file, NUL-terminated. NULL: the file that the environment variable TCPR_CONFIG
+// names, else /etc/tcpr/tcpr.toml. Once the process has joined the call does nothing and returns 0. A program that makes its
+// sockets by `tcpr_socket` need not call it: its first `tcpr_bind` to a port does the same.
 //
-// Returns 0, or -1 with errno ENOTCONN (no manager answers, or none could be started), EACCES (not started by
-// this manager), ENOTSUP (libtcpr was loaded by dlopen, so that its hooks are not reached). `tcpr_strerror` says
-// more.
+// Waits up to 5 seconds for a manager that is starting.
+//
+// Returns 0, or -1 with errno ENOTCONN (no manager answers, or none could be started: the configuration is missing or wrong,
+// a privilege lacks), EACCES (this program was not started by the manager that it found), ENOTSUP (libtcpr was loaded by
+// dlopen, so that the program's calls do not reach it).
 int tcpr_init(const char *config);
 
-// The role of this member: a `tcpr_role`, or -1 with errno ENOTCONN if there is no manager.
+// The role of this member: a value of `tcpr_role`. Does not wait.
+//
+// Returns it, or -1 with errno ENOTCONN (this process has not joined a manager, or the manager is gone).
 int tcpr_get_role(void);
 
-// Waits until this member has a role. `timeout_ms` below zero waits without end.
+// Waits until this member has a role (a value of `tcpr_role`), for at most `timeout_ms` milliseconds; 0 does not wait, and
+// a negative number waits without end. The calling thread's turn ends. A signal does not end the wait.
 //
-// Returns 0, or -1 with errno ETIMEDOUT, EINVAL (no such role), ENOTCONN (no manager, or it is gone).
-// The calling thread's turn ends.
-int tcpr_wait_role(int role, int timeout_ms);
+// Returns 0 when the member has the role, or -1 with errno ETIMEDOUT (it does not have it in time), EINVAL (no such role),
+// ENOTCONN (this process has not joined a manager, or the manager is gone).
+int tcpr_wait_role(int role,
+                   int timeout_ms);
 
-// What is known of a protected connection; `tcpr_session_info.origin` tells recovered from new ones.
+// Asks the manager for what it knows of the session behind descriptor `fd`, and fills `info`, which is the caller's.
+// `info->origin` tells a recovered session from a new one. What this process has done is told to the manager
+// asynchronously: it may not be counted yet.
 //
-// Returns 0, or -1 with errno EINVAL (no protected connection), EFAULT, ENOTCONN, ENOENT (the manager does not
-// know it).
+// Returns 0, or -1 with errno EINVAL (`fd` is no protected connection), EFAULT (`info` is NULL), ENOTCONN (the manager does
+// not know the session any more, this process has not joined a manager, or the manager is gone). `info` is as before then.
 int tcpr_session_info(int fd,
                       struct tcpr_session_info *info);
 
-// Says that the next `n` bytes of input of a connection are done: they will not be read again after a failover.
-// From the first call on nothing is inferred for this connection: a server that keeps parts of messages calls it
-// with 0 as soon as it has accepted. It takes effect when the turn ends.
+// Says that the next `n` bytes of input of the session behind descriptor `fd` are done: they will not be read again after a
+// failover. The bytes of successive calls follow one another. The call takes effect when the calling thread's turn ends.
 //
-// Returns 0, or -1 with errno EINVAL (no protected connection), ENOTCONN.
+// From the first call on tcpr no longer infers for this session which input is done. A server that keeps parts of messages
+// therefore calls with `n` = 0 as soon as it has accepted. Bytes that this program has not read yet do not count: the rest of a
+// larger `n` is ignored.
+//
+// Returns 0, or -1 with errno EINVAL (`fd` is no protected connection), ENOTCONN (this process has not joined a manager, or
+// the manager is gone).
 int tcpr_consume(int fd,
                  size_t n);
 
-// Ends the calling thread's turn: what it has done so far becomes visible together.
+// Ends the calling thread's turn, as a wait would: the output that it has written may leave, and the input that it has read
+// is done, together. Does not wait for either.
 //
-// Returns 0, or -1 with errno ENOTCONN.
+// Returns 0, or -1 with errno ENOTCONN (this process has not joined a manager, or the manager is gone).
 int tcpr_commit(void);
 
-// Hands the service over to the partner, without loss. What becomes of this process is its manager's affair:
-// under `tcpr run` it is ended and started again as the backup's.
+// Hands the service over to the partner, without loss of bytes or connections. The calling thread's turn ends.
 //
-// Returns 0 once the manager has agreed, or -1 with errno ENOTCONN, or what hinders the manager.
+// The manager decides what becomes of this process: under `tcpr run` it is ended, and started again on the backup that this
+// member then is.
+//
+// Returns 0 once the manager has begun the switchover, which may still fail (the role then stays `TCPR_ROLE_MASTER`). Or -1
+// with errno ENOTCONN: this process has not joined a manager, the manager is gone, or the members cannot switch over now
+// (this member is not the master, there is no partner that is ready); `tcpr_strerror` says which.
 int tcpr_switchover(void);
 
-// Why the last `tcpr_` call of this thread failed, for people. Valid until the next one fails; empty at first.
+// Why the last `tcpr_` call of the calling thread failed, in English. The text is NUL-terminated, has at most 255 bytes, and
+// belongs to the library: it is valid until the next call of this thread fails, or the thread ends. Empty as long as none
+// has failed. Never NULL, and never fails. A call that is named after one of the C library leaves a text only where tcpr
+// itself refused it.
 const char *tcpr_strerror(void);
 
-// The version of libtcpr.
+// The version of libtcpr, as "0.1.0". The text is NUL-terminated and lives as long as the library. Never NULL.
 const char *tcpr_version(void);
 
 // As `read`, on any descriptor.
@@ -140,8 +180,12 @@ ssize_t tcpr_write(int fd, const void *buffer, size_t n);
 // As `writev`, on any descriptor.
 ssize_t tcpr_writev(int fd, const struct iovec *iov, int count);
 
-// As `send`, on any descriptor.
-ssize_t tcpr_send(int fd, const void *buffer, size_t n, int flags);
+// As `send`, on any descriptor. MSG_OOB is refused with EOPNOTSUPP on protected connections; so it is by `tcpr_sendto` and
+// `tcpr_sendmsg`.
+ssize_t tcpr_send(int fd,
+                  const void *buffer,
+                  size_t n,
+                  int flags);
 
 // As `sendto`, on any descriptor.
 ssize_t tcpr_sendto(int fd,
@@ -169,11 +213,14 @@ int tcpr_dup2(int from, int to);
 // As `dup3`, on any descriptor.
 int tcpr_dup3(int from, int to, int flags);
 
-// As `socket`. A TCP socket made by it is protected if it is bound to a protected port and listens.
-int tcpr_socket(int domain, int kind, int protocol);
+// As `socket`. A TCP socket that this call makes is protected if it listens on a protected port of the virtual IP, or
+// connects to a protected destination.
+int tcpr_socket(int domain,
+                int kind,
+                int protocol);
 
-// As `bind`. The first one to an address with a port joins the manager, as `tcpr_init(NULL)` does; if that fails, so does it,
-// with errno ENOTCONN or what `tcpr_init` gives. A virtual address may be bound on the backup too.
+// As `bind`. The first bind to a port of a socket made by `tcpr_socket` joins the manager, as `tcpr_init(NULL)` does; if that
+// fails, the bind fails with the errno of `tcpr_init`. The virtual IP may be bound on the backup, too.
 int tcpr_bind(int fd,
               const struct sockaddr *address,
               socklen_t length);
@@ -181,7 +228,8 @@ int tcpr_bind(int fd,
 // As `listen`, on any descriptor.
 int tcpr_listen(int fd, int backlog);
 
-// As `accept`. On a protected port, connections that were taken over come first, as if they had just connected.
+// As `accept`. On a protected port, sessions that were taken over come first, as if their peers had just connected
+// (`tcpr_session_info` tells them from new ones).
 int tcpr_accept(int fd,
                 struct sockaddr *address,
                 socklen_t *length);
@@ -189,12 +237,15 @@ int tcpr_accept(int fd,
 // As `accept4`; see `tcpr_accept`.
 int tcpr_accept4(int fd, struct sockaddr *address, socklen_t *length, int flags);
 
-// As `connect`. Connections of TCP sockets to destinations of the configuration (`[[service.outgoing]]`) are protected, if
-// the socket was made by `tcpr_socket` or the program runs under `tcpr run`: they come from the virtual IP, and after a
-// failover connecting to the same destination gives the old connection back, where it left off (`tcpr_session_info` tells).
-// On a backup they wait for its turn to be master, as for a host that does not answer. The socket is not bound, or bound to
-// the virtual IP; `getsockname` tells a port that may be another than the one that the peer sees. Errors beside those of
-// `connect`: EINVAL (bound to another address; `tcpr_strerror` says more), ENOTCONN (no manager).
+// As `connect`. A connection to a destination of the configuration (`[[service.outgoing]]`) is protected if its TCP socket
+// was made by `tcpr_socket`, or if the program runs under `tcpr run`. It comes from the virtual IP. After a failover, a
+// connect to the same destination gives the old connection back, where it left off (`tcpr_session_info` tells).
+//
+// On a backup such a connect waits until the member is master, as for a host that does not answer. The socket must not be
+// bound, or be bound to the virtual IP. The port that `getsockname` gives may differ from the one that the peer sees.
+//
+// Errors beside those of `connect`: EINVAL (the socket is bound to another address; `tcpr_strerror` says more), ENOTCONN (this
+// process cannot join a manager).
 int tcpr_connect(int fd,
                  const struct sockaddr *address,
                  socklen_t length);
@@ -202,17 +253,22 @@ int tcpr_connect(int fd,
 // As `shutdown`, on any descriptor.
 int tcpr_shutdown(int fd, int how);
 
-// As `getsockname`.
+// As `getsockname`, on any descriptor.
 int tcpr_getsockname(int fd, struct sockaddr *address, socklen_t *length);
 
-// As `getpeername`.
+// As `getpeername`, on any descriptor.
 int tcpr_getpeername(int fd, struct sockaddr *address, socklen_t *length);
 
-// As `getsockopt`.
+// As `getsockopt`, on any descriptor. TCP_ZEROCOPY_RECEIVE is refused with ENOPROTOOPT on protected sockets.
 int tcpr_getsockopt(int fd, int level, int name, void *value, socklen_t *length);
 
-// As `setsockopt`.
-int tcpr_setsockopt(int fd, int level, int name, const void *value, socklen_t length);
+// As `setsockopt`, on any descriptor. On protected sockets it refuses to turn on what protection does not go together with:
+// SO_ZEROCOPY and TCP_FASTOPEN_CONNECT (ENOPROTOOPT), TCP_ULP (ENOENT), TCP_REPAIR (EPERM).
+int tcpr_setsockopt(int fd,
+                    int level,
+                    int name,
+                    const void *value,
+                    socklen_t length);
 
 // As `poll`. The calling thread's turn ends.
 int tcpr_poll(struct pollfd *fds, nfds_t n, int timeout);

@@ -1,10 +1,11 @@
-//! Diagnostics: nothing, unless `TCPR_LOG` asks for them; then to what standard error was when the program began.
+//! The library's log. Without `TCPR_LOG` nothing is written; with it, lines go to what standard error was when the program
+//! began.
 //!
-//! Not to descriptor 2: that may become a connection, as in servers that are run by inetd, and our lines would get into it.
+//! They do not go to descriptor 2, which may become a connection, as in servers that are run by inetd.
 
 use std::fmt::Write;
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, TryLockError};
+use std::sync::Mutex;
 
 use libc::c_int;
 use log::{LevelFilter, Log, Metadata, Record};
@@ -12,22 +13,22 @@ use tcpr_node::channel::client::Bypass;
 use tcpr_node::channel::{move_high, Own};
 use tcpr_node::logging::{target, Levels, Line};
 
-use crate::ffi;
-use crate::process::{self, Locked};
+use crate::locks::{self, Locked};
+use crate::{sys, table};
 
 /// Our own copy of standard error.
 static TO: Mutex<Option<Own>> = Mutex::new(None);
 
-/// Keeps others from it; held over a fork.
-pub fn lock() -> Locked<'static, Option<Own>> {
-    process::lock(&TO)
+/// Locks the copy of standard error, for a fork to hold.
+pub fn hold() -> Locked<'static, Option<Own>> {
+    locks::lock(&TO)
 }
 
-/// Makes it, unless it is there. Called by the constructor, before the program can make something else of descriptor 2, and
-/// again when we join: the program may have closed all that it did not know.
+/// Copies standard error, unless that was done. Called by the constructor, before the program can make something else of
+/// descriptor 2, and again when the process joins: the program may have closed all descriptors that it did not know.
 pub fn open() {
-    let mut to = lock();
-    if to.as_ref().is_some_and(Own::is_ours) || ffi::is_internet_socket(libc::STDERR_FILENO) {
+    let mut to = hold();
+    if to.as_ref().is_some_and(Own::is_ours) || sys::is_internet_socket(libc::STDERR_FILENO) {
         return;
     }
     // SAFETY: borrowed for as long as it is copied.
@@ -36,18 +37,18 @@ pub fn open() {
     *to = copy.ok().and_then(|copy| Own::new(move_high(copy)).ok());
 }
 
-/// Notes that its number is ours.
+/// Notes in the table that the copy is ours.
 pub fn keep() {
-    if let Some(own) = lock().as_ref().filter(|own| own.is_ours()) {
-        process::note(own.number(), true);
+    if let Some(own) = hold().as_ref().filter(|own| own.is_ours()) {
+        table::note(own.number(), true);
     }
 }
 
-/// The application wants its number.
+/// The application wants a number for itself that may be the copy's.
 pub fn vacate(fd: c_int) {
-    if let Some(own) = lock().as_mut().filter(|own| own.number() == fd) {
+    if let Some(own) = hold().as_mut().filter(|own| own.number() == fd) {
         if own.make_way() {
-            process::note(own.number(), true);
+            table::note(own.number(), true);
         }
     }
 }
@@ -69,13 +70,9 @@ impl Log for ToStderr {
         // Writing to a String does not fail.
         let _ = writeln!(line, "tcpr[{}] {level} {}: {}", std::process::id(), target(record), Line(record));
         // Held by this thread, or by one that is about to fork.
-        let to = match TO.try_lock() {
-            Ok(to) => to,
-            Err(TryLockError::Poisoned(to)) => to.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
+        let Some(to) = locks::try_lock(&TO) else { return };
         if let Some(own) = to.as_ref().filter(|own| own.is_ours()) {
-            ffi::raw_write(own.number(), line.as_bytes());
+            sys::write(own.number(), line.as_bytes());
         }
     }
 

@@ -7,15 +7,15 @@ use std::sync::OnceLock;
 
 use tcpr_node::config::Config;
 
-/// Starts it and returns the service and the token with which to join its channel.
+/// Starts the manager and returns the service and the token with which to join its channel.
 pub fn start(config: Option<&Path>) -> Result<(String, String), String> {
     let handle = tcpr_node::manager::start_embedded(config).map_err(|e| e.to_string())?;
     Ok((handle.service, handle.token))
 }
 
-/// Whether connections to this address are to be protected. No file that can be read, no protection: whatever has the
-/// library in its environment connects, and to anywhere.
-pub fn calls(config: Option<&Path>, to: SocketAddr) -> bool {
+/// Whether connections to this address are to be protected, as the configuration says. Without a file that can be read none
+/// are: any program that has the library in its environment may connect to anywhere.
+pub fn protects_destination(config: Option<&Path>, to: SocketAddr) -> bool {
     static LIST: OnceLock<Vec<SocketAddr>> = OnceLock::new();
     let read = || match Config::load(config) {
         Ok(config) => config.service.outgoing.iter().map(|o| o.address).collect(),
@@ -28,7 +28,7 @@ pub fn calls(config: Option<&Path>, to: SocketAddr) -> bool {
     LIST.get_or_init(|| if there() { read() } else { Vec::new() }).contains(&to)
 }
 
-/// Whether a listener at this address is to be protected, as the configuration says. No file, no protection.
+/// Whether a listener at this address is to be protected, as the configuration says. Without a file none is.
 pub fn protects(config: Option<&Path>, to: SocketAddr) -> Result<bool, String> {
     if config.is_none() && !Config::path(None).exists() {
         return Ok(false);

@@ -1,37 +1,47 @@
 //! libtcpr.so: the application's side of tcpr.
 //!
-//! It is used in two ways. Preloaded, it exports the plain names of the C library (`preload`) and protects the
+//! It is used in two ways. Preloaded, it exports the plain names of the C library (`hooks`) and protects the
 //! sockets that match the configuration. Linked, it offers the same calls under `tcpr_` (`api`).
-//! Both are thin: what a call does to a protected descriptor is in `ops`; any other descriptor goes
-//! straight to the C library (`real`).
 //!
-//! - `table`: which descriptors are protected
-//! - `process`: the connection to the manager, and what this process holds
+//! From the top down; each part calls only what stands below it:
+//!
+//! - `hook_list`: the one list of which `hooks` and `real` are made
+//! - `api`, `hooks`: what the application calls. Any descriptor that is none of ours goes straight to the C library
+//! - `ops`: what a call does to a protected descriptor
+//! - `connections`: the protected connections of this process
 //! - `turn`: what the threads tell the manager
-//! - `ffi`: where Rust ends: panics, errno, raw system calls
+//! - `manager`: the connection to the manager, and `embedded`, a manager of our own; `environment`
+//! - `table`: which descriptors are protected; `diag`: the library's own log
+//! - `guard`, `locks`: the border between the application and our bookkeeping
+//! - `memory`, `sys`: the application's memory, system calls by number
+//! - `real`: the C library's own functions; `errno`
 
 mod api;
+mod connections;
 mod diag;
 mod embedded;
-mod ffi;
+mod environment;
+mod errno;
+mod guard;
+mod hook_list;
+mod hooks;
+mod locks;
+mod manager;
+mod memory;
 mod ops;
-mod preload;
-mod process;
 mod real;
+mod sys;
 mod table;
 mod turn;
 
 #[ctor::ctor(unsafe)]
-fn read_environment() {
-    // Some servers wipe their environment once they run. Nothing else is done this early, but for a program that has
-    // inherited a protected listener: whoever only waits on it would be woken by nobody.
-    process::remember_environment();
+fn begin() {
+    ops::begin();
 }
 
 /// Runs after the program's own exit handlers.
 extern "C" fn at_exit() {
-    ops::flush_streams();
-    process::exiting();
+    ops::at_exit();
 }
 
 #[used]

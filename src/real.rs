@@ -12,8 +12,8 @@ use libc::{
     siginfo_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
 };
 
-use crate::ffi;
-use crate::preload::for_each_hook;
+use crate::errno;
+use crate::hook_list::for_each_hook;
 
 /// What a function that this C library lacks returns, beside ENOSYS.
 trait Lacking {
@@ -50,9 +50,9 @@ impl Lacking for () {
 
 macro_rules! real_functions {
     (
-        reads { $(fn $r_name:ident($($r_arg:ident: $r_type:ty),*) -> $r_ret:ty, looks $r_looks:expr;)* }
+        reads { $(fn $r_name:ident($($r_arg:ident: $r_type:ty),*) -> $r_ret:ty, polls $r_polls:expr;)* }
         by_descriptor { $(fn $d_name:ident($($d_arg:ident: $d_type:ty),*) -> $d_ret:ty;)* }
-        waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, looks $looks:expr;)* }
+        waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, polls $polls:expr;)* }
         always { $(fn $a_name:ident($($a_arg:ident: $a_type:ty),*) -> $a_ret:ty;)* }
     ) => {
         $(real_functions! { @one $r_name($($r_arg: $r_type),*) -> $r_ret })*
@@ -73,7 +73,7 @@ macro_rules! real_functions {
             if found.is_null() {
                 found = find(concat!(stringify!($name), "\0"));
                 if found.is_null() {
-                    ffi::set_errno(libc::ENOSYS);
+                    errno::set(libc::ENOSYS);
                     return Lacking::RESULT;
                 }
                 FOUND.store(found, Ordering::Relaxed);

@@ -33,10 +33,10 @@ pub enum Entry {
     /// A descriptor of our own.
     Internal,
     /// Connects, or has connected, to a protected destination; nothing was done with it since.
-    Calling,
+    Connecting,
     /// The same, and a thread is about to make it a connection.
-    Arriving,
-    /// Listens elsewhere: none of ours.
+    Attaching,
+    /// Listens elsewhere: not ours.
     Foreign,
 }
 
@@ -47,8 +47,8 @@ impl Entry {
             Entry::Listener { port } => (2, u32::from(port)),
             Entry::Connection { handle } => (3, handle & VALUE_MASK),
             Entry::Internal => (4, 0),
-            Entry::Calling => (5, 0),
-            Entry::Arriving => (6, 0),
+            Entry::Connecting => (5, 0),
+            Entry::Attaching => (6, 0),
             Entry::Foreign => (7, 0),
         };
         kind << KIND_SHIFT | value
@@ -61,8 +61,8 @@ impl Entry {
             2 => Some(Entry::Listener { port: value as u16 }),
             3 => Some(Entry::Connection { handle: value }),
             4 => Some(Entry::Internal),
-            5 => Some(Entry::Calling),
-            6 => Some(Entry::Arriving),
+            5 => Some(Entry::Connecting),
+            6 => Some(Entry::Attaching),
             7 => Some(Entry::Foreign),
             _ => None,
         }
@@ -111,6 +111,14 @@ pub fn set(fd: c_int, entry: Option<Entry>) -> Option<Entry> {
 pub fn replace(fd: c_int, from: Entry, to: Option<Entry>) -> bool {
     let (from, to) = (from.encode(), to.map_or(0, Entry::encode));
     slot(fd).is_some_and(|s| s.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+}
+
+/// A number is a descriptor of our own from now on, or none any more.
+pub fn note(fd: c_int, ours: bool) {
+    match ours {
+        true => drop(set(fd, Some(Entry::Internal))),
+        false => drop(replace(fd, Entry::Internal, None)),
+    }
 }
 
 /// The descriptors in a range that have an entry.

@@ -4,32 +4,33 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use libc::{c_int, c_void};
-use tcpr_node::channel::client::{Bypass, Client};
+use tcpr_node::channel::client::Client;
 use tcpr_node::channel::ring::{Sent, EASE, STOP};
 use tcpr_node::channel::{Event, Origin};
 use tcpr_session::tuple::FourTuple;
 
-use crate::{ffi, process, real};
+use crate::guard::{first_inside, guarded, inside};
+use crate::{manager, real, sys};
 
 /// What a thread did since it last waited.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Dirty {
     /// Nothing that the manager does not know to be over.
     No,
-    /// As below, but it has looked for events with a timeout of zero since, and said so.
-    Looked,
-    /// It read.
+    /// The thread has polled (waited with a timeout of zero) since it read or wrote, and has told so.
+    Polled,
+    /// The thread read.
     Read,
-    /// It wrote.
+    /// The thread wrote.
     Wrote,
-    /// It is the first of a forked process whose manager may have stayed behind in the parent.
+    /// The thread is the first of a forked process whose manager may have stayed behind in the parent.
     Orphaned,
 }
 
 thread_local! {
     static DIRTY: Cell<Dirty> = const { Cell::new(Dirty::No) };
     static THREAD: Cell<u32> = const { Cell::new(0) };
-    /// It has read from a connection since its turn began, and from nothing else since that.
+    /// The thread has read from a connection since its turn began, and from nothing else since that.
     static HAS_READ: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -43,7 +44,7 @@ static INTERPRETED: AtomicBool = AtomicBool::new(false);
 pub fn thread() -> u32 {
     THREAD.with(|cell| {
         if cell.get() == 0 {
-            cell.set(ffi::thread_id());
+            cell.set(sys::thread_id());
             watch_thread_exit();
         }
         cell.get()
@@ -56,11 +57,11 @@ pub fn is_dirty() -> bool {
     DIRTY.with(Cell::get) != Dirty::No
 }
 
-/// Before a call that may wait: ends the turn. `zero_timeout`: the call only looks.
+/// Before a call that may wait: ends the turn. `polls`: the call has a timeout of zero.
 #[inline]
-pub fn before_wait(zero_timeout: impl FnOnce() -> bool) {
+pub fn before_wait(polls: impl FnOnce() -> bool) {
     if is_dirty() {
-        wait(zero_timeout());
+        wait(polls());
     }
 }
 
@@ -74,12 +75,12 @@ pub fn before_condition() {
     }
 }
 
-/// Before a read or an accept: ends a turn that has written. Tells whether it had.
+/// Before a read or an accept: ends a turn that has written. True: it had.
 #[inline]
 pub fn before_read() -> bool {
     let wrote = DIRTY.with(Cell::get) == Dirty::Wrote;
     if wrote {
-        reads_on();
+        tell_read_after_write();
     }
     wrote
 }
@@ -94,50 +95,47 @@ pub fn read_other() {
 
 #[cold]
 fn tell_other() {
-    ffi::guarded((), || {
-        let Some(_inside) = Bypass::enter_first() else { return };
+    first_inside(|| {
         HAS_READ.with(|has| has.set(false));
-        if let Some(client) = process::joined() {
+        if let Some(client) = manager::joined() {
             client.push(&Event::ReadsOther { thread: thread() });
         }
     });
 }
 
 /// Before a read of a descriptor that is none of our connections, or an accept: a turn that has written ends if it waits for
-/// others. `looks`: it will not wait.
+/// others. `polls`: the call does not wait.
 #[inline]
-pub fn before_foreign_read(fd: c_int, looks: impl FnOnce() -> bool) {
-    if matches!(DIRTY.with(Cell::get), Dirty::Wrote | Dirty::Looked) && !looks() && ffi::would_wait(fd) {
+pub fn before_foreign_read(fd: c_int, polls: impl FnOnce() -> bool) {
+    if matches!(DIRTY.with(Cell::get), Dirty::Wrote | Dirty::Polled) && !polls() && sys::would_wait(fd) {
         wait(false);
     }
 }
 
 #[cold]
-fn reads_on() {
-    ffi::guarded((), || {
-        let Some(_inside) = Bypass::enter_first() else { return };
+fn tell_read_after_write() {
+    first_inside(|| {
         // The turn may go on all the same: the manager knows.
         DIRTY.with(|d| d.set(Dirty::Read));
         HAS_READ.with(|has| has.set(false));
-        if let Some(client) = process::joined() {
+        if let Some(client) = manager::joined() {
             client.push(&Event::ReadsOn { thread: thread() });
         }
     });
 }
 
 #[cold]
-fn wait(zero_timeout: bool) {
-    if zero_timeout && DIRTY.with(Cell::get) == Dirty::Looked {
+fn wait(polls: bool) {
+    if polls && DIRTY.with(Cell::get) == Dirty::Polled {
         return;
     }
-    ffi::guarded((), || {
-        let Some(_inside) = Bypass::enter_first() else { return };
-        let before = DIRTY.with(|d| d.replace(if zero_timeout { Dirty::Looked } else { Dirty::No }));
-        // A look may leave the turn open.
-        HAS_READ.with(|has| has.set(has.get() && zero_timeout));
-        let client = if before == Dirty::Orphaned { process::client() } else { process::joined() };
+    first_inside(|| {
+        let before = DIRTY.with(|d| d.replace(if polls { Dirty::Polled } else { Dirty::No }));
+        // The turn may stay open after a poll.
+        HAS_READ.with(|has| has.set(has.get() && polls));
+        let client = if before == Dirty::Orphaned { manager::client() } else { manager::joined() };
         if let Some(client) = client {
-            client.push(&Event::Wait { thread: thread(), zero_timeout });
+            client.push(&Event::Wait { thread: thread(), zero_timeout: polls });
         }
     });
 }
@@ -182,16 +180,13 @@ pub fn write(
 pub fn before_write(client: &Client) {
     let least = if DIRTY.with(Cell::get) == Dirty::Wrote { STOP } else { EASE };
     if is_dirty() && client.is_pressed(least) && !client.is_gone() {
-        // It is in the middle of what it does, though it sleeps.
-        ffi::guarded((), || {
-            let _inside = Bypass::enter();
-            blocked(client);
-        });
+        // The thread is in the middle of what it does, though it sleeps.
+        inside((), || blocked(client));
     }
     while client.is_pressed(least) && !client.is_gone() {
         // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
         unsafe { real::pthread_testcancel() };
-        if !ffi::guarded(false, || client.await_replica(least)) {
+        if !guarded(false, || client.await_replica(least)) {
             return;
         }
     }

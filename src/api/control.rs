@@ -1,6 +1,5 @@
 //! What goes beyond the calls of the C library.
 
-use std::cell::Cell;
 use std::ffi::{c_char, CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -11,100 +10,92 @@ use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::server::ChannelRole;
 use tcpr_node::channel::wire::Request;
 use tcpr_node::channel::{Event, Origin};
+use tcpr_session::tuple::FourTuple;
 
-use crate::ffi::{boundary, Failure};
-use crate::process::{self, Connection};
-use crate::{ops, real, turn};
+use crate::guard::{self, boundary, Failure};
+use crate::{connections, manager, ops, real, turn};
 
-/// The role of this member.
+/// The role of this member (this machine within the pair).
 #[allow(non_camel_case_types)] // C's names
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum tcpr_role {
-    /// Not decided yet.
+    /// The manager has not decided yet.
     TCPR_ROLE_STARTING = 0,
-    /// Standing by.
+    /// The partner serves; this member stands by.
     TCPR_ROLE_BACKUP = 1,
-    /// Serving.
+    /// This member serves.
     TCPR_ROLE_MASTER = 2,
-    /// Silent, until it knows whether it may serve.
+    /// This member sends nothing, because it does not know whether the partner serves.
     TCPR_ROLE_FENCED = 3,
 }
 
-/// How a connection came to this process.
+/// How a session came to this process.
 #[allow(non_camel_case_types)] // C's names
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum tcpr_origin {
-    /// A peer connected.
+    /// A peer connected, and this process accepted.
     TCPR_ORIGIN_NEW = 0,
-    /// It was taken over from the partner, or from an earlier process.
+    /// The session was taken over from the partner, or from an earlier process on this machine.
     TCPR_ORIGIN_RECOVERED = 1,
     /// This process connected.
     TCPR_ORIGIN_CONNECTED = 2,
-    /// It came from the parent process.
+    /// Another process of this program held the session: the parent of this one, or one that passed the descriptor.
     TCPR_ORIGIN_INHERITED = 3,
 }
 
-/// What is known of a protected connection. Offsets count bytes of a direction since the connection was opened.
+/// What the manager of this member knows of a session. Offsets count the bytes of one direction since the connection was
+/// opened, from 0; a FIN counts nothing.
 #[allow(non_camel_case_types)] // C's names
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tcpr_session_info {
-    /// Number of the session; the same on both members.
+    /// Number of the session, the same on both members. The number of a session that has ended may be used again.
     pub session: u32,
-    /// How it came to this process.
+    /// How the session came to this process.
     pub origin: tcpr_origin,
-    /// Input before this offset is done: it will not be read again after a failover.
+    /// Input before this offset is done: it will not be read again after a failover. At most in_stored.
     pub in_done: u64,
-    /// Input before this offset is stored by the partner.
+    /// Input before this offset is in the log of this member. This field does not say whether the partner has it. (The peer
+    /// gets its acknowledgement when the partner has it, unless `durability` is "async".)
     pub in_stored: u64,
-    /// Output before this offset may be seen by the peer.
+    /// Output before this offset belongs to turns that have ended: it may leave as soon as the partner has it, too.
     pub out_done: u64,
-    /// Output before this offset is stored by the partner.
+    /// Output before this offset is in the log of this member, with the end of its turn: the same number as out_done. This field
+    /// does not say whether the partner has it.
     pub out_stored: u64,
-    /// Not zero: its state could not be known after a crash, and it will be reset.
+    /// 1: what has become of this session could not be known after a crash, and a failover resets it. Else 0.
     pub torn: c_int,
 }
 
-thread_local! {
-    static FAILURE: Cell<[u8; 256]> = const { Cell::new([0; 256]) };
-}
-
-/// Keeps the text that `tcpr_strerror` returns in this thread.
-pub fn remember_failure(text: &str) {
-    let mut buffer = [0; 256];
-    let mut end = text.len().min(buffer.len() - 1);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    buffer[..end].copy_from_slice(&text.as_bytes()[..end]);
-    FAILURE.with(|f| f.set(buffer));
-}
-
 fn client() -> Result<&'static Client, Failure> {
-    process::client().ok_or_else(|| Failure::new(libc::ENOTCONN, "no manager: call tcpr_init first, or use tcpr run"))
+    manager::client().ok_or_else(|| Failure::new(libc::ENOTCONN, "no manager: call tcpr_init first, or use tcpr run"))
 }
 
-fn connection(fd: c_int) -> Result<(u32, Connection), Failure> {
+/// Handle, addresses and origin of a protected connection.
+fn connection(fd: c_int) -> Result<(u32, FourTuple, Origin), Failure> {
     let handle = match ops::connection(fd) {
         Some((_, handle)) => handle,
         None => return Err(Failure::new(libc::EINVAL, "the descriptor is no protected connection")),
     };
-    process::connection(handle)
-        .map(|connection| (handle, connection))
+    connections::facts(handle)
+        .map(|(tuple, origin)| (handle, tuple, origin))
         .ok_or_else(|| Failure::new(libc::EINVAL, "the descriptor was closed meanwhile"))
 }
 
-/// Joins the manager. Under `tcpr run` that is its manager, and `config` is ignored; otherwise one is started
-/// as a thread of this process, for which the process needs its privileges now.
+/// Joins the manager. Under `tcpr run` that is the one which started this program, and `config` is ignored. Otherwise a
+/// manager is started as a thread of this process, which needs its privileges at this moment (those that `tcpr run` needs).
 ///
-/// `config` is the path of the configuration; NULL: what TCPR_CONFIG names, else /etc/tcpr/tcpr.toml. Calling it
-/// again does nothing. Not needed if sockets are made by `tcpr_socket`: the first `tcpr_bind` does the same.
+/// `config` is the path of the configuration file, NUL-terminated. NULL: the file that the environment variable TCPR_CONFIG
+/// names, else /etc/tcpr/tcpr.toml. Once the process has joined the call does nothing and returns 0. A program that makes its
+/// sockets by `tcpr_socket` need not call it: its first `tcpr_bind` to a port does the same.
 ///
-/// Returns 0, or -1 with errno ENOTCONN (no manager answers, or none could be started), EACCES (not started by
-/// this manager), ENOTSUP (libtcpr was loaded by dlopen, so that its hooks are not reached). `tcpr_strerror` says
-/// more.
+/// Waits up to 5 seconds for a manager that is starting.
+///
+/// Returns 0, or -1 with errno ENOTCONN (no manager answers, or none could be started: the configuration is missing or wrong,
+/// a privilege lacks), EACCES (this program was not started by the manager that it found), ENOTSUP (libtcpr was loaded by
+/// dlopen, so that the program's calls do not reach it).
 ///
 /// # Safety
 /// `config` is NULL or a NUL-terminated string.
@@ -121,13 +112,15 @@ pub unsafe extern "C-unwind" fn tcpr_init(config: *const c_char) -> c_int {
             let text = "libtcpr was loaded by dlopen: link the program with it, or use tcpr run";
             return Err(Failure::new(libc::ENOTSUP, text));
         }
-        process::is_linked();
-        process::join_or_embed(config.map(|c| Path::new(OsStr::from_bytes(c.to_bytes()))))?;
+        manager::note_linked();
+        manager::join_or_embed(config.map(|c| Path::new(OsStr::from_bytes(c.to_bytes()))))?;
         Ok(0)
     })
 }
 
-/// The role of this member: a `tcpr_role`, or -1 with errno ENOTCONN if there is no manager.
+/// The role of this member: a value of `tcpr_role`. Does not wait.
+///
+/// Returns it, or -1 with errno ENOTCONN (this process has not joined a manager, or the manager is gone).
 #[no_mangle]
 pub extern "C-unwind" fn tcpr_get_role() -> c_int {
     boundary(|| {
@@ -141,10 +134,11 @@ pub extern "C-unwind" fn tcpr_get_role() -> c_int {
     })
 }
 
-/// Waits until this member has a role. `timeout_ms` below zero waits without end.
+/// Waits until this member has a role (a value of `tcpr_role`), for at most `timeout_ms` milliseconds; 0 does not wait, and
+/// a negative number waits without end. The calling thread's turn ends. A signal does not end the wait.
 ///
-/// Returns 0, or -1 with errno ETIMEDOUT, EINVAL (no such role), ENOTCONN (no manager, or it is gone).
-/// The calling thread's turn ends.
+/// Returns 0 when the member has the role, or -1 with errno ETIMEDOUT (it does not have it in time), EINVAL (no such role),
+/// ENOTCONN (this process has not joined a manager, or the manager is gone).
 #[no_mangle]
 pub extern "C-unwind" fn tcpr_wait_role(role: c_int, timeout_ms: c_int) -> c_int {
     turn::before_wait(|| timeout_ms == 0);
@@ -164,10 +158,12 @@ pub extern "C-unwind" fn tcpr_wait_role(role: c_int, timeout_ms: c_int) -> c_int
     })
 }
 
-/// What is known of a protected connection; `tcpr_session_info.origin` tells recovered from new ones.
+/// Asks the manager for what it knows of the session behind descriptor `fd`, and fills `info`, which is the caller's.
+/// `info->origin` tells a recovered session from a new one. What this process has done is told to the manager
+/// asynchronously: it may not be counted yet.
 ///
-/// Returns 0, or -1 with errno EINVAL (no protected connection), EFAULT, ENOTCONN, ENOENT (the manager does not
-/// know it).
+/// Returns 0, or -1 with errno EINVAL (`fd` is no protected connection), EFAULT (`info` is NULL), ENOTCONN (the manager does
+/// not know the session any more, this process has not joined a manager, or the manager is gone). `info` is as before then.
 ///
 /// # Safety
 /// `info` is NULL or points to writable memory.
@@ -177,11 +173,11 @@ pub unsafe extern "C-unwind" fn tcpr_session_info(fd: c_int, info: *mut tcpr_ses
         if info.is_null() {
             return Err(Failure::new(libc::EFAULT, "info is NULL"));
         }
-        let (_, connection) = connection(fd)?;
-        let facts = client()?.session(connection.tuple)?;
+        let (_, tuple, origin) = connection(fd)?;
+        let facts = client()?.session(tuple)?;
         let filled = tcpr_session_info {
             session: facts.session,
-            origin: match connection.origin {
+            origin: match origin {
                 Origin::Accepted => tcpr_origin::TCPR_ORIGIN_NEW,
                 Origin::Recovered => tcpr_origin::TCPR_ORIGIN_RECOVERED,
                 Origin::Connected => tcpr_origin::TCPR_ORIGIN_CONNECTED,
@@ -199,23 +195,28 @@ pub unsafe extern "C-unwind" fn tcpr_session_info(fd: c_int, info: *mut tcpr_ses
     })
 }
 
-/// Says that the next `n` bytes of input of a connection are done: they will not be read again after a failover.
-/// From the first call on nothing is inferred for this connection: a server that keeps parts of messages calls it
-/// with 0 as soon as it has accepted. It takes effect when the turn ends.
+/// Says that the next `n` bytes of input of the session behind descriptor `fd` are done: they will not be read again after a
+/// failover. The bytes of successive calls follow one another. The call takes effect when the calling thread's turn ends.
 ///
-/// Returns 0, or -1 with errno EINVAL (no protected connection), ENOTCONN.
+/// From the first call on tcpr no longer infers for this session which input is done. A server that keeps parts of messages
+/// therefore calls with `n` = 0 as soon as it has accepted. Bytes that this program has not read yet do not count: the rest of a
+/// larger `n` is ignored.
+///
+/// Returns 0, or -1 with errno EINVAL (`fd` is no protected connection), ENOTCONN (this process has not joined a manager, or
+/// the manager is gone).
 #[no_mangle]
 pub extern "C-unwind" fn tcpr_consume(fd: c_int, n: size_t) -> c_int {
     boundary(|| {
-        let (handle, _) = connection(fd)?;
+        let (handle, ..) = connection(fd)?;
         turn::output(client()?, |thread| Event::Consume { thread, handle, n: n as u64 });
         Ok(0)
     })
 }
 
-/// Ends the calling thread's turn: what it has done so far becomes visible together.
+/// Ends the calling thread's turn, as a wait would: the output that it has written may leave, and the input that it has read
+/// is done, together. Does not wait for either.
 ///
-/// Returns 0, or -1 with errno ENOTCONN.
+/// Returns 0, or -1 with errno ENOTCONN (this process has not joined a manager, or the manager is gone).
 #[no_mangle]
 pub extern "C-unwind" fn tcpr_commit() -> c_int {
     boundary(|| {
@@ -224,10 +225,14 @@ pub extern "C-unwind" fn tcpr_commit() -> c_int {
     })
 }
 
-/// Hands the service over to the partner, without loss. What becomes of this process is its manager's affair:
-/// under `tcpr run` it is ended and started again as the backup's.
+/// Hands the service over to the partner, without loss of bytes or connections. The calling thread's turn ends.
 ///
-/// Returns 0 once the manager has agreed, or -1 with errno ENOTCONN, or what hinders the manager.
+/// The manager decides what becomes of this process: under `tcpr run` it is ended, and started again on the backup that this
+/// member then is.
+///
+/// Returns 0 once the manager has begun the switchover, which may still fail (the role then stays `TCPR_ROLE_MASTER`). Or -1
+/// with errno ENOTCONN: this process has not joined a manager, the manager is gone, or the members cannot switch over now
+/// (this member is not the master, there is no partner that is ready); `tcpr_strerror` says which.
 #[no_mangle]
 pub extern "C-unwind" fn tcpr_switchover() -> c_int {
     turn::before_wait(|| false);
@@ -237,13 +242,16 @@ pub extern "C-unwind" fn tcpr_switchover() -> c_int {
     })
 }
 
-/// Why the last `tcpr_` call of this thread failed, for people. Valid until the next one fails; empty at first.
+/// Why the last `tcpr_` call of the calling thread failed, in English. The text is NUL-terminated, has at most 255 bytes, and
+/// belongs to the library: it is valid until the next call of this thread fails, or the thread ends. Empty as long as none
+/// has failed. Never NULL, and never fails. A call that is named after one of the C library leaves a text only where tcpr
+/// itself refused it.
 #[no_mangle]
 pub extern "C-unwind" fn tcpr_strerror() -> *const c_char {
-    FAILURE.with(|f| f.as_ptr().cast_const().cast())
+    guard::last_failure()
 }
 
-/// The version of libtcpr.
+/// The version of libtcpr, as "0.1.0". The text is NUL-terminated and lives as long as the library. Never NULL.
 #[no_mangle]
 pub extern "C-unwind" fn tcpr_version() -> *const c_char {
     const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");

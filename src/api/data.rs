@@ -2,7 +2,7 @@
 
 use libc::{c_int, c_void, iovec, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t};
 
-use crate::preload;
+use crate::hooks;
 
 /// As `read`, on any descriptor.
 ///
@@ -11,7 +11,7 @@ use crate::preload;
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_read(fd: c_int, buffer: *mut c_void, n: size_t) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::read(fd, buffer, n) }
+    unsafe { hooks::read(fd, buffer, n) }
 }
 
 /// As `readv`, on any descriptor.
@@ -21,7 +21,7 @@ pub unsafe extern "C-unwind" fn tcpr_read(fd: c_int, buffer: *mut c_void, n: siz
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::readv(fd, iov, count) }
+    unsafe { hooks::readv(fd, iov, count) }
 }
 
 /// As `recv`, on any descriptor.
@@ -31,7 +31,7 @@ pub unsafe extern "C-unwind" fn tcpr_readv(fd: c_int, iov: *const iovec, count: 
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_recv(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::recv(fd, buffer, n, flags) }
+    unsafe { hooks::recv(fd, buffer, n, flags) }
 }
 
 /// As `recvfrom`, on any descriptor.
@@ -48,7 +48,7 @@ pub unsafe extern "C-unwind" fn tcpr_recvfrom(
     length: *mut socklen_t,
 ) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::recvfrom(fd, buffer, n, flags, address, length) }
+    unsafe { hooks::recvfrom(fd, buffer, n, flags, address, length) }
 }
 
 /// As `recvmsg`, on any descriptor.
@@ -58,7 +58,7 @@ pub unsafe extern "C-unwind" fn tcpr_recvfrom(
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::recvmsg(fd, message, flags) }
+    unsafe { hooks::recvmsg(fd, message, flags) }
 }
 
 /// As `write`, on any descriptor.
@@ -68,7 +68,7 @@ pub unsafe extern "C-unwind" fn tcpr_recvmsg(fd: c_int, message: *mut msghdr, fl
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_write(fd: c_int, buffer: *const c_void, n: size_t) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::write(fd, buffer, n) }
+    unsafe { hooks::write(fd, buffer, n) }
 }
 
 /// As `writev`, on any descriptor.
@@ -78,17 +78,18 @@ pub unsafe extern "C-unwind" fn tcpr_write(fd: c_int, buffer: *const c_void, n: 
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_writev(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::writev(fd, iov, count) }
+    unsafe { hooks::writev(fd, iov, count) }
 }
 
-/// As `send`, on any descriptor.
+/// As `send`, on any descriptor. MSG_OOB is refused with EOPNOTSUPP on protected connections; so it is by `tcpr_sendto` and
+/// `tcpr_sendmsg`.
 ///
 /// # Safety
 /// As for `send`.
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_send(fd: c_int, buffer: *const c_void, n: size_t, flags: c_int) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::send(fd, buffer, n, flags) }
+    unsafe { hooks::send(fd, buffer, n, flags) }
 }
 
 /// As `sendto`, on any descriptor.
@@ -105,7 +106,7 @@ pub unsafe extern "C-unwind" fn tcpr_sendto(
     length: socklen_t,
 ) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::sendto(fd, buffer, n, flags, address, length) }
+    unsafe { hooks::sendto(fd, buffer, n, flags, address, length) }
 }
 
 /// As `sendmsg`, on any descriptor.
@@ -115,7 +116,7 @@ pub unsafe extern "C-unwind" fn tcpr_sendto(
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::sendmsg(fd, message, flags) }
+    unsafe { hooks::sendmsg(fd, message, flags) }
 }
 
 /// As `sendfile`, on any descriptor.
@@ -125,5 +126,5 @@ pub unsafe extern "C-unwind" fn tcpr_sendmsg(fd: c_int, message: *const msghdr, 
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_sendfile(fd: c_int, from: c_int, offset: *mut off_t, n: size_t) -> ssize_t {
     // SAFETY: the caller's arguments.
-    unsafe { preload::sendfile(fd, from, offset, n) }
+    unsafe { hooks::sendfile(fd, from, offset, n) }
 }

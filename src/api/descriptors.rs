@@ -2,7 +2,7 @@
 
 use libc::c_int;
 
-use crate::preload;
+use crate::hooks;
 
 /// As `close`, on any descriptor.
 ///
@@ -11,7 +11,7 @@ use crate::preload;
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_close(fd: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::close(fd) }
+    unsafe { hooks::close(fd) }
 }
 
 /// As `dup`, on any descriptor.
@@ -21,7 +21,7 @@ pub unsafe extern "C-unwind" fn tcpr_close(fd: c_int) -> c_int {
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_dup(fd: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::dup(fd) }
+    unsafe { hooks::dup(fd) }
 }
 
 /// As `dup2`, on any descriptor.
@@ -31,7 +31,7 @@ pub unsafe extern "C-unwind" fn tcpr_dup(fd: c_int) -> c_int {
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_dup2(from: c_int, to: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::dup2(from, to) }
+    unsafe { hooks::dup2(from, to) }
 }
 
 /// As `dup3`, on any descriptor.
@@ -41,5 +41,5 @@ pub unsafe extern "C-unwind" fn tcpr_dup2(from: c_int, to: c_int) -> c_int {
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::dup3(from, to, flags) }
+    unsafe { hooks::dup3(from, to, flags) }
 }

@@ -6,5 +6,3 @@ mod data;
 mod descriptors;
 mod sockets;
 mod waits;
-
-pub(crate) use control::remember_failure;

@@ -2,9 +2,10 @@
 
 use libc::{c_int, c_void, sockaddr, socklen_t};
 
-use crate::{ops, preload};
+use crate::{hooks, ops};
 
-/// As `socket`. A TCP socket made by it is protected if it is bound to a protected port and listens.
+/// As `socket`. A TCP socket that this call makes is protected if it listens on a protected port of the virtual IP, or
+/// connects to a protected destination.
 ///
 /// # Safety
 /// As for `socket`.
@@ -13,15 +14,15 @@ pub unsafe extern "C-unwind" fn tcpr_socket(domain: c_int, kind: c_int, protocol
     ops::protected_socket(domain, kind, protocol)
 }
 
-/// As `bind`. The first one to an address with a port joins the manager, as `tcpr_init(NULL)` does; if that fails, so does it,
-/// with errno ENOTCONN or what `tcpr_init` gives. A virtual address may be bound on the backup too.
+/// As `bind`. The first bind to a port of a socket made by `tcpr_socket` joins the manager, as `tcpr_init(NULL)` does; if that
+/// fails, the bind fails with the errno of `tcpr_init`. The virtual IP may be bound on the backup, too.
 ///
 /// # Safety
 /// As for `bind`.
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::bind(fd, address, length) }
+    unsafe { hooks::bind(fd, address, length) }
 }
 
 /// As `listen`, on any descriptor.
@@ -31,17 +32,18 @@ pub unsafe extern "C-unwind" fn tcpr_bind(fd: c_int, address: *const sockaddr, l
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_listen(fd: c_int, backlog: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::listen(fd, backlog) }
+    unsafe { hooks::listen(fd, backlog) }
 }
 
-/// As `accept`. On a protected port, connections that were taken over come first, as if they had just connected.
+/// As `accept`. On a protected port, sessions that were taken over come first, as if their peers had just connected
+/// (`tcpr_session_info` tells them from new ones).
 ///
 /// # Safety
 /// As for `accept`.
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::accept(fd, address, length) }
+    unsafe { hooks::accept(fd, address, length) }
 }
 
 /// As `accept4`; see `tcpr_accept`.
@@ -51,22 +53,25 @@ pub unsafe extern "C-unwind" fn tcpr_accept(fd: c_int, address: *mut sockaddr, l
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::accept4(fd, address, length, flags) }
+    unsafe { hooks::accept4(fd, address, length, flags) }
 }
 
-/// As `connect`. Connections of TCP sockets to destinations of the configuration (`[[service.outgoing]]`) are protected, if
-/// the socket was made by `tcpr_socket` or the program runs under `tcpr run`: they come from the virtual IP, and after a
-/// failover connecting to the same destination gives the old connection back, where it left off (`tcpr_session_info` tells).
-/// On a backup they wait for its turn to be master, as for a host that does not answer. The socket is not bound, or bound to
-/// the virtual IP; `getsockname` tells a port that may be another than the one that the peer sees. Errors beside those of
-/// `connect`: EINVAL (bound to another address; `tcpr_strerror` says more), ENOTCONN (no manager).
+/// As `connect`. A connection to a destination of the configuration (`[[service.outgoing]]`) is protected if its TCP socket
+/// was made by `tcpr_socket`, or if the program runs under `tcpr run`. It comes from the virtual IP. After a failover, a
+/// connect to the same destination gives the old connection back, where it left off (`tcpr_session_info` tells).
+///
+/// On a backup such a connect waits until the member is master, as for a host that does not answer. The socket must not be
+/// bound, or be bound to the virtual IP. The port that `getsockname` gives may differ from the one that the peer sees.
+///
+/// Errors beside those of `connect`: EINVAL (the socket is bound to another address; `tcpr_strerror` says more), ENOTCONN (this
+/// process cannot join a manager).
 ///
 /// # Safety
 /// As for `connect`.
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::connect(fd, address, length) }
+    unsafe { hooks::connect(fd, address, length) }
 }
 
 /// As `shutdown`, on any descriptor.
@@ -76,10 +81,10 @@ pub unsafe extern "C-unwind" fn tcpr_connect(fd: c_int, address: *const sockaddr
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_shutdown(fd: c_int, how: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::shutdown(fd, how) }
+    unsafe { hooks::shutdown(fd, how) }
 }
 
-/// As `getsockname`.
+/// As `getsockname`, on any descriptor.
 ///
 /// # Safety
 /// As for `getsockname`.
@@ -89,7 +94,7 @@ pub unsafe extern "C-unwind" fn tcpr_getsockname(fd: c_int, address: *mut sockad
     unsafe { libc::getsockname(fd, address, length) }
 }
 
-/// As `getpeername`.
+/// As `getpeername`, on any descriptor.
 ///
 /// # Safety
 /// As for `getpeername`.
@@ -99,7 +104,7 @@ pub unsafe extern "C-unwind" fn tcpr_getpeername(fd: c_int, address: *mut sockad
     unsafe { libc::getpeername(fd, address, length) }
 }
 
-/// As `getsockopt`.
+/// As `getsockopt`, on any descriptor. TCP_ZEROCOPY_RECEIVE is refused with ENOPROTOOPT on protected sockets.
 ///
 /// # Safety
 /// As for `getsockopt`.
@@ -112,10 +117,11 @@ pub unsafe extern "C-unwind" fn tcpr_getsockopt(
     length: *mut socklen_t,
 ) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::getsockopt(fd, level, name, value, length) }
+    unsafe { hooks::getsockopt(fd, level, name, value, length) }
 }
 
-/// As `setsockopt`.
+/// As `setsockopt`, on any descriptor. On protected sockets it refuses to turn on what protection does not go together with:
+/// SO_ZEROCOPY and TCP_FASTOPEN_CONNECT (ENOPROTOOPT), TCP_ULP (ENOENT), TCP_REPAIR (EPERM).
 ///
 /// # Safety
 /// As for `setsockopt`.
@@ -128,5 +134,5 @@ pub unsafe extern "C-unwind" fn tcpr_setsockopt(
     length: socklen_t,
 ) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::setsockopt(fd, level, name, value, length) }
+    unsafe { hooks::setsockopt(fd, level, name, value, length) }
 }

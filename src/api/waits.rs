@@ -2,7 +2,7 @@
 
 use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
 
-use crate::preload;
+use crate::hooks;
 
 /// As `poll`. The calling thread's turn ends.
 ///
@@ -11,7 +11,7 @@ use crate::preload;
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_poll(fds: *mut pollfd, n: nfds_t, timeout: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::poll(fds, n, timeout) }
+    unsafe { hooks::poll(fds, n, timeout) }
 }
 
 /// As `ppoll`. The calling thread's turn ends.
@@ -26,7 +26,7 @@ pub unsafe extern "C-unwind" fn tcpr_ppoll(
     mask: *const sigset_t,
 ) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::ppoll(fds, n, timeout, mask) }
+    unsafe { hooks::ppoll(fds, n, timeout, mask) }
 }
 
 /// As `select`. The calling thread's turn ends.
@@ -42,7 +42,7 @@ pub unsafe extern "C-unwind" fn tcpr_select(
     timeout: *mut timeval,
 ) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::select(n, reading, writing, failing, timeout) }
+    unsafe { hooks::select(n, reading, writing, failing, timeout) }
 }
 
 /// As `pselect`. The calling thread's turn ends.
@@ -59,7 +59,7 @@ pub unsafe extern "C-unwind" fn tcpr_pselect(
     mask: *const sigset_t,
 ) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::pselect(n, reading, writing, failing, timeout, mask) }
+    unsafe { hooks::pselect(n, reading, writing, failing, timeout, mask) }
 }
 
 /// As `epoll_wait`. The calling thread's turn ends.
@@ -69,7 +69,7 @@ pub unsafe extern "C-unwind" fn tcpr_pselect(
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_epoll_wait(ep: c_int, events: *mut epoll_event, max: c_int, timeout: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::epoll_wait(ep, events, max, timeout) }
+    unsafe { hooks::epoll_wait(ep, events, max, timeout) }
 }
 
 /// As `epoll_pwait`. The calling thread's turn ends.
@@ -85,5 +85,5 @@ pub unsafe extern "C-unwind" fn tcpr_epoll_pwait(
     mask: *const sigset_t,
 ) -> c_int {
     // SAFETY: the caller's arguments.
-    unsafe { preload::epoll_pwait(ep, events, max, timeout, mask) }
+    unsafe { hooks::epoll_pwait(ep, events, max, timeout, mask) }
 }

@@ -1,15 +1,15 @@
 //! Becoming somebody else, in a process that hosts a manager.
 //!
-//! The C library makes all threads change their ids, and aborts where one of them fails and another does not. The
-//! manager's thread keeps its privileges, so it would succeed in what the others are refused (a server that makes sure
-//! that it cannot become root again). So this thread tries alone first: it may do what all the application's threads may,
-//! and to do the same twice is to do it once.
+//! The C library makes all threads change their ids, and aborts if one of them fails and another does not. The manager's
+//! thread keeps its privileges, so it would succeed where the others fail (a server that makes sure that it cannot become root
+//! again). So the calling thread tries alone first. It may do what all threads of the application may, and the same change
+//! twice is harmless.
 
 use std::ptr;
 
 use libc::{c_char, c_int, c_long, gid_t, size_t, uid_t};
 
-use crate::{ffi, process, real};
+use crate::{manager, real, sys};
 
 macro_rules! as_all_threads {
     ($($name:ident($($arg:ident: $type:ty),*), $number:expr, $raw:expr;)*) => {
@@ -20,7 +20,7 @@ macro_rules! as_all_threads {
             /// As in the C library.
             pub unsafe fn $name($($arg: $type),*) -> c_int {
                 // SAFETY: the caller's arguments.
-                if process::hosts_manager() && unsafe { ffi::raw_credentials($number, $raw) } < 0 {
+                if manager::is_here() && unsafe { sys::set_ids($number, $raw) } < 0 {
                     return -1;
                 }
                 // SAFETY: the caller's arguments.
@@ -51,7 +51,7 @@ as_all_threads! {
 /// As in the C library.
 pub unsafe fn initgroups(user: *const c_char, group: gid_t) -> c_int {
     // Which groups they are only the C library knows; whether they may be set does not depend on it.
-    if process::hosts_manager() && !may_set_groups() {
+    if manager::is_here() && !may_set_groups() {
         return -1;
     }
     // SAFETY: the caller's arguments.
@@ -66,6 +66,6 @@ fn may_set_groups() -> bool {
     // SAFETY: pointer and length are those of `groups`, which lives through both calls.
     unsafe {
         let n = libc::getgroups(groups.len() as c_int, groups.as_mut_ptr());
-        n >= 0 && ffi::raw_credentials(libc::SYS_setgroups, [n.into(), groups.as_ptr() as c_long, 0]) == 0
+        n >= 0 && sys::set_ids(libc::SYS_setgroups, [n.into(), groups.as_ptr() as c_long, 0]) == 0
     }
 }

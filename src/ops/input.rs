@@ -7,11 +7,13 @@ use libc::{
     MSG_OOB, MSG_PEEK, MSG_WAITALL, SPLICE_F_NONBLOCK,
 };
 
+use super::attach::connection;
 use super::descriptors::{is_internal, refuse};
 use super::options::low_water;
-use super::{connection, inside, passing};
-use crate::ffi::Checked;
-use crate::{ffi, process, real, table, turn};
+use super::passing;
+use crate::guard::inside;
+use crate::memory::Checked;
+use crate::{connections, errno, real, sys, table, turn};
 
 /// One read: `attempt` makes it without blocking (by number, with extra flags) and `block` as the caller asked.
 fn receive(
@@ -24,7 +26,7 @@ fn receive(
     if is_internal(fd) {
         return refuse() as ssize_t;
     }
-    // Nothing to read (a read of nothing returns at once), or not input: urgent bytes stay in the stream.
+    // A read of nothing returns at once; the error queue and a peek at urgent data are no input of the stream.
     if len == 0 || flags & (MSG_ERRQUEUE | MSG_OOB) != 0 {
         return block();
     }
@@ -41,47 +43,47 @@ fn receive(
     let taken = |n: ssize_t| {
         if n > 0 && flags & MSG_PEEK == 0 {
             inside((), || {
-                process::was_read(handle);
+                connections::was_read(handle);
                 turn::read(client, handle, n as u64);
             });
         }
         n
     };
-    // What only peeks does not read on.
+    // A peek is no read after a write.
     let wrote = turn::before_read() && flags & MSG_PEEK == 0;
     let found_none = || {
         if wrote {
             inside((), || turn::found_none(client, handle));
         }
     };
-    let saved = ffi::errno();
+    let saved = errno::get();
     let never_waits = flags & MSG_DONTWAIT != 0;
-    // The kernel waits for more than a byte: it knows best for how long.
+    // Where the call waits for more than one byte, the kernel knows best for how long.
     let least = if flags & MSG_WAITALL != 0 { len } else { low_water(fd).min(len) };
-    if least == 1 || never_waits || flags & MSG_WAITALL == 0 && ffi::is_nonblocking(fd) {
+    if least == 1 || never_waits || flags & MSG_WAITALL == 0 && sys::is_nonblocking(fd) {
         let n = attempt(MSG_DONTWAIT);
         if n >= 0 {
-            ffi::set_errno(saved);
+            errno::set(saved);
             return taken(n);
         }
-        if ffi::errno() == libc::EAGAIN {
+        if errno::get() == libc::EAGAIN {
             found_none();
         }
-        match ffi::errno() {
-            libc::EAGAIN if !never_waits && !ffi::is_nonblocking(fd) => {}
+        match errno::get() {
+            libc::EAGAIN if !never_waits && !sys::is_nonblocking(fd) => {}
             libc::ENOTSOCK => {
-                inside((), || process::forget(fd));
+                inside((), || connections::forget(fd));
             }
             error => {
-                ffi::set_errno(error);
+                errno::set(error);
                 return -1;
             }
         }
     }
-    if least == 1 || ffi::input_queued(fd) < least {
+    if least == 1 || sys::input_queued(fd) < least {
         turn::before_wait(|| false);
     }
-    ffi::set_errno(saved);
+    errno::set(saved);
     taken(block())
 }
 
@@ -96,7 +98,7 @@ pub unsafe fn read(fd: c_int, buffer: *mut c_void, n: size_t) -> ssize_t {
         0,
         n,
         // SAFETY: the caller's arguments.
-        |flags| unsafe { ffi::raw_recvfrom(fd, buffer, n, flags, null, null.cast()) },
+        |flags| unsafe { sys::recvfrom(fd, buffer, n, flags, null, null.cast()) },
         // SAFETY: the caller's arguments.
         || unsafe { real::read(fd, buffer, n) },
     )
@@ -127,7 +129,7 @@ pub unsafe fn recv(fd: c_int, buffer: *mut c_void, n: size_t, flags: c_int) -> s
         flags,
         n,
         // SAFETY: the caller's arguments.
-        |more| unsafe { ffi::raw_recvfrom(fd, buffer, n, flags | more, null, null.cast()) },
+        |more| unsafe { sys::recvfrom(fd, buffer, n, flags | more, null, null.cast()) },
         // SAFETY: the caller's arguments.
         || unsafe { real::recv(fd, buffer, n, flags) },
     )
@@ -163,7 +165,7 @@ pub unsafe fn recvfrom(
         flags,
         n,
         // SAFETY: the caller's arguments.
-        |more| unsafe { ffi::raw_recvfrom(fd, buffer, n, flags | more, address, length) },
+        |more| unsafe { sys::recvfrom(fd, buffer, n, flags | more, address, length) },
         // SAFETY: the caller's arguments.
         || unsafe { real::recvfrom(fd, buffer, n, flags, address, length) },
     )
@@ -190,7 +192,7 @@ pub unsafe fn __recvfrom_chk(
     unsafe { recvfrom(fd, buffer, n, flags, address, length) }
 }
 
-/// As in the C library. Descriptors may come with it, also from a socket that is none of ours.
+/// As in the C library. Descriptors may come with the message, also from a socket that is none of ours.
 ///
 /// # Safety
 /// As in the C library.
@@ -220,7 +222,7 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
         flags,
         len,
         // SAFETY: the caller's arguments.
-        |more| unsafe { ffi::raw_recvmsg(fd, message, flags | more) },
+        |more| unsafe { sys::recvmsg(fd, message, flags | more) },
         // SAFETY: the caller's arguments.
         || unsafe { real::recvmsg(fd, message, flags) },
     )
@@ -242,7 +244,7 @@ pub unsafe fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
         0,
         len,
         // SAFETY: the caller's vector.
-        |flags| unsafe { ffi::raw_recvmsg(fd, &raw mut message, flags) },
+        |flags| unsafe { sys::recvmsg(fd, &raw mut message, flags) },
         // SAFETY: the caller's arguments.
         || unsafe { real::readv(fd, iov, count) },
     )
@@ -268,7 +270,7 @@ pub unsafe fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: 
     };
     turn::before_read();
     // How many of its messages will block is not worth finding out: for TCP hardly anybody calls it.
-    if flags & MSG_DONTWAIT == 0 && !ffi::is_nonblocking(fd) {
+    if flags & MSG_DONTWAIT == 0 && !sys::is_nonblocking(fd) {
         turn::before_wait(|| false);
     }
     // SAFETY: the caller's arguments.
@@ -278,14 +280,14 @@ pub unsafe fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: 
         let messages = unsafe { std::slice::from_raw_parts(messages, received as usize) };
         let n = messages.iter().map(|m| u64::from(m.msg_len)).sum();
         inside((), || {
-            process::was_read(handle);
+            connections::was_read(handle);
             turn::read(client, handle, n);
         });
     }
     received
 }
 
-/// Moves input of a connection into a pipe. The kernel does it; how much it was is what the manager must know.
+/// Moves input of a connection into a pipe. The kernel does it; the manager must know how much it was.
 ///
 /// # Safety
 /// As for `splice`.
@@ -297,7 +299,7 @@ pub(super) unsafe fn splice_from(
     n: size_t,
     flags: c_uint,
 ) -> ssize_t {
-    if flags & SPLICE_F_NONBLOCK == 0 && !ffi::is_ready(to, libc::POLLOUT) {
+    if flags & SPLICE_F_NONBLOCK == 0 && !sys::is_ready(to, libc::POLLOUT) {
         turn::before_wait(|| false);
         let mut room = libc::pollfd { fd: to, events: libc::POLLOUT, revents: 0 };
         // SAFETY: room is live and writable.
@@ -305,11 +307,11 @@ pub(super) unsafe fn splice_from(
             return -1;
         }
     }
-    let attempt = |_| match ffi::is_ready(fd, libc::POLLIN) {
+    let attempt = |_| match sys::is_ready(fd, libc::POLLIN) {
         // SAFETY: the caller's arguments.
-        true => unsafe { ffi::raw_splice(fd, from_at, to, to_at, n, flags | SPLICE_F_NONBLOCK) },
+        true => unsafe { sys::splice(fd, from_at, to, to_at, n, flags | SPLICE_F_NONBLOCK) },
         false => {
-            ffi::set_errno(libc::EAGAIN);
+            errno::set(libc::EAGAIN);
             -1
         }
     };

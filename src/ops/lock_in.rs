@@ -1,32 +1,28 @@
-//! Programs that take from themselves what the hooks need: system calls, by seccomp, and the network in which the manager is;
-//! and those that fork around the C library, most often to do so.
+//! Programs that take from themselves what the hooks need: system calls, by seccomp, and the network in which the manager is.
 
-use std::ffi::c_void;
-use std::mem;
-
-use libc::{c_int, c_long, pid_t};
+use libc::{c_int, c_long};
 use tcpr_node::channel::client::Bypass;
 use tcpr_node::channel::KICK;
 
-use super::descriptors::is_for_us;
-use super::inside;
-use crate::ffi::Checked;
-use crate::{process, real};
+use super::life;
+use crate::guard::inside;
+use crate::memory::Checked;
+use crate::{manager, real};
 
 const SECCOMP_SET_MODE_STRICT: c_long = 0;
 const SECCOMP_SET_MODE_FILTER: c_long = 1;
 
-/// Before a filter is installed: if it forbids something that is done for this process beside what it asks for itself, and may
-/// kill for it, the manager is told, and nothing of that is done from then on.
-pub(super) fn before_seccomp(operation: c_long, flags: c_long, argument: c_long) {
+/// Before a filter is installed. If the filter forbids something that the library does beside the program's own calls, the
+/// manager is told, and the library does nothing of that any more: the kernel might kill the program for it.
+pub fn before_seccomp(operation: c_long, flags: c_long, argument: c_long) {
     let locks = match operation {
         SECCOMP_SET_MODE_STRICT => flags == 0 && argument == 0,
-        // Without a filter it only finds out whether there are any.
+        // Without a filter the program only asks whether the kernel has them.
         SECCOMP_SET_MODE_FILTER => argument != 0 && !lets_us(argument as *const libc::sock_fprog),
         _ => false,
     };
     if locks && !Bypass::active() {
-        inside((), process::leave);
+        inside((), life::leave);
     }
 }
 
@@ -98,7 +94,7 @@ fn lets_us(program: *const libc::sock_fprog) -> bool {
         let mut data = [0; 16];
         (data[0], data[1]) = (*number as u32, ARCHITECTURE);
         for (i, argument) in arguments.iter().enumerate() {
-            // Either half as the machine has it: both of ours have the lower one first.
+            // Two halves in the byte order of the machine: both architectures have the lower half first.
             (data[4 + 2 * i], data[5 + 2 * i]) = (*argument as u32, (*argument >> 32) as u32);
         }
         let action = verdict(filter, &data).map(|verdict| verdict & libc::SECCOMP_RET_ACTION_FULL);
@@ -186,10 +182,10 @@ pub unsafe fn prctl(option: c_int, a: c_long, b: c_long, c: c_long, d: c_long) -
     unsafe { real::prctl(option, a, b, c, d) }
 }
 
-/// Before the process goes where the manager is not: a forked one joins while it can.
-pub(super) fn before_namespace() {
+/// Before the process goes to a network namespace where the manager is not: a forked process joins while it can.
+pub fn before_namespace() {
     if !Bypass::active() {
-        inside(None, || process::client().map(|_| ()));
+        inside(None, || manager::client().map(|_| ()));
     }
 }
 
@@ -215,93 +211,4 @@ pub unsafe fn setns(fd: c_int, kind: c_int) -> c_int {
     }
     // SAFETY: takes no pointers.
     unsafe { real::setns(fd, kind) }
-}
-
-/// Whether these flags of a clone make a process of its own, as fork does.
-pub(super) fn forks(flags: c_int) -> bool {
-    flags & (libc::CLONE_VM | libc::CLONE_FILES) == 0
-}
-
-/// The beginning of `struct clone_args`.
-#[repr(C)]
-pub(super) struct CloneArguments {
-    flags: u64,
-    _ids: [u64; 4],
-    stack: u64,
-}
-
-/// The same of clone3.
-///
-/// # Safety
-/// What can be read there are the caller's arguments.
-pub(super) unsafe fn forks_by(arguments: *const CloneArguments, bytes: usize) -> bool {
-    let known = bytes >= size_of::<CloneArguments>() && Checked::default().is_readable(arguments, size_of::<CloneArguments>());
-    // SAFETY: it can be read, or is null.
-    known && unsafe { arguments.as_ref() }.is_some_and(|a| forks(a.flags as c_int) && a.stack == 0)
-}
-
-/// Forks around the C library: things are put in order as around one of its forks. Not in a process of several threads, whose
-/// memory nobody puts in order: there the child is one without hooks.
-pub(super) fn forked(fork: impl FnOnce() -> c_long) -> c_long {
-    if !is_for_us() || !real::is_single_threaded() {
-        return fork();
-    }
-    process::before_fork();
-    let child = fork();
-    match child {
-        0 => process::after_fork_in_child(),
-        _ => process::after_fork_in_parent(),
-    }
-    child
-}
-
-/// As in the C library.
-///
-/// # Safety
-/// As in the C library.
-#[allow(non_snake_case)] // C's name
-pub unsafe fn _Fork() -> pid_t {
-    // SAFETY: takes nothing.
-    forked(|| c_long::from(unsafe { real::_Fork() })) as pid_t
-}
-
-/// What a cloned process is to do.
-struct Task {
-    f: *mut c_void,
-    argument: *mut c_void,
-}
-
-extern "C-unwind" fn begin(task: *mut c_void) -> c_int {
-    process::after_fork_in_child();
-    // SAFETY: the task is on the stack of whoever cloned us, of which this process has a copy; the function is that of its
-    // caller, of clone's own type.
-    unsafe {
-        let task = &*task.cast::<Task>();
-        mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(*mut c_void) -> c_int>(task.f)(task.argument)
-    }
-}
-
-/// As in the C library.
-///
-/// # Safety
-/// As in the C library.
-pub unsafe fn clone(
-    f: *mut c_void,
-    stack: *mut c_void,
-    flags: c_int,
-    argument: *mut c_void,
-    parent: *mut c_void,
-    tls: *mut c_void,
-    child: *mut c_void,
-) -> c_int {
-    if f.is_null() || stack.is_null() || !forks(flags) || !is_for_us() || !real::is_single_threaded() {
-        // SAFETY: the caller's arguments.
-        return unsafe { real::clone(f, stack, flags, argument, parent, tls, child) };
-    }
-    let mut task = Task { f, argument };
-    process::before_fork();
-    // SAFETY: the caller's arguments, but for what is done first.
-    let pid = unsafe { real::clone(begin as *mut c_void, stack, flags, (&raw mut task).cast(), parent, tls, child) };
-    process::after_fork_in_parent();
-    pid
 }

@@ -1,7 +1,7 @@
 //! Writing to a protected connection.
 //!
-//! A write goes in rounds: its next bytes are announced in the ring, given to the kernel without blocking, and
-//! the count that the kernel took is noted; then, if the caller's call may block, it waits outside.
+//! A write goes in rounds. Its next bytes are announced in the ring and given to the kernel without blocking, and the count that
+//! the kernel took is noted. Then, if the application's call may block, the thread waits, outside of the bookkeeping.
 
 use std::ffi::c_void;
 use std::sync::OnceLock;
@@ -15,11 +15,13 @@ use tcpr_node::channel::client::Client;
 use tcpr_node::channel::ring::{Sent, MAX_PAYLOAD};
 use tcpr_node::channel::Event;
 
-use super::descriptors::{is_for_us, is_internal, refuse};
-use super::{connection, input, inside, passing};
-use crate::ffi::Checked;
-use crate::process::{self, Swallowed};
-use crate::{ffi, real, table, turn};
+use super::attach::connection;
+use super::descriptors::{is_internal, refuse};
+use super::{input, passing};
+use crate::connections::{self, Absorbed};
+use crate::guard::inside;
+use crate::memory::Checked;
+use crate::{errno, manager, real, sys, table, turn};
 
 /// What is left to write of an application's buffers.
 struct Source<'a> {
@@ -120,9 +122,9 @@ impl Outcome {
             Outcome::Wrote(n) => n as ssize_t,
             Outcome::Failed(error) => {
                 if error == libc::EPIPE && flags & MSG_NOSIGNAL == 0 {
-                    ffi::raise_sigpipe();
+                    sys::raise_sigpipe();
                 }
-                ffi::set_errno(error);
+                errno::set(error);
                 -1
             }
             Outcome::Plain => plain(),
@@ -140,16 +142,16 @@ fn transmit(
     mut extra: Option<&msghdr>,
     patience: &mut Patience,
 ) -> Outcome {
-    let saved = ffi::errno();
+    let saved = errno::get();
     let flags = match ours(fd, flags) {
         Ok(flags) => flags,
         Err(error) => return Outcome::Failed(error),
     };
     let total = source.left;
-    match inside(Swallowed::Nothing, || process::swallow(handle, total as u64)) {
-        Swallowed::Nothing => {}
-        Swallowed::Greeting => return Outcome::Wrote(total),
-        Swallowed::Sent(n) => {
+    match inside(Absorbed::Nothing, || connections::absorb(handle, total as u64)) {
+        Absorbed::Nothing => {}
+        Absorbed::Greeting => return Outcome::Wrote(total),
+        Absorbed::Sent(n) => {
             inside((), || turn::output(client, |thread| Event::Absorbed { thread, handle, n }));
             source.advance(n as usize);
         }
@@ -166,9 +168,9 @@ fn transmit(
             return Outcome::Plain;
         }
         let sent = inside(None, || {
-            let send = |bytes: &[u8]| match ffi::raw_send(fd, bytes, flags, extra) {
+            let send = |bytes: &[u8]| match sys::send(fd, bytes, flags, extra) {
                 n if n >= 0 => Sent::Taken(n as usize),
-                _ => match ffi::errno() {
+                _ => match errno::get() {
                     libc::EAGAIN | libc::EINTR => Sent::Taken(0),
                     error => Sent::Failed(error),
                 },
@@ -188,7 +190,7 @@ fn transmit(
                 }
             }
             Some(Sent::Failed(libc::ENOTSOCK)) => {
-                inside((), || process::forget(fd));
+                inside((), || connections::forget(fd));
                 return if written > 0 { Outcome::Wrote(written) } else { Outcome::Plain };
             }
             Some(Sent::Failed(error)) if written == 0 => return Outcome::Failed(error),
@@ -197,7 +199,7 @@ fn transmit(
             Some(Sent::Failed(_)) | None => break,
         }
         let written = total - source.left;
-        if flags & MSG_DONTWAIT != 0 || ffi::is_nonblocking(fd) {
+        if flags & MSG_DONTWAIT != 0 || sys::is_nonblocking(fd) {
             if written == 0 {
                 return Outcome::Failed(libc::EAGAIN);
             }
@@ -215,20 +217,20 @@ fn transmit(
             }
         }
     }
-    ffi::set_errno(saved);
+    errno::set(saved);
     Outcome::Wrote(total - source.left)
 }
 
-/// The flags with which the kernel gets the bytes of a protected connection, or why it cannot have them.
+/// The flags with which the kernel gets the bytes of a protected connection, or the errno with which the write fails.
 fn ours(fd: c_int, flags: c_int) -> Result<c_int, c_int> {
     if flags & MSG_OOB != 0 {
-        // After a failover it would be an ordinary byte: the peer's program would read one more than before.
+        // After a failover the urgent byte would be an ordinary one: the peer's program would read one byte more than before.
         return Err(libc::EOPNOTSUPP);
     }
     if flags & MSG_ZEROCOPY != 0 {
-        // Only of a socket that was told so before it was protected is anybody going to wait for word of the end of it;
-        // this is what the kernel says when it can pin no more, and then the program copies.
-        if ffi::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY).is_some_and(|on| on != 0) {
+        // Only where SO_ZEROCOPY was set before the socket was protected will the program wait for word of the end of its
+        // write. ENOBUFS is what the kernel says when it can pin no more memory: then programs write with a copy.
+        if sys::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY).is_some_and(|on| on != 0) {
             return Err(libc::ENOBUFS);
         }
         return Ok(flags & !MSG_ZEROCOPY);
@@ -250,7 +252,7 @@ impl Patience {
     /// is handled ends a write that has begun, or that has a timeout; else the handler's SA_RESTART decides.
     fn wait_writable(&mut self, fd: c_int) -> Result<(), c_int> {
         let left = self.left.get_or_insert_with(|| {
-            ffi::option::<libc::timeval>(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO)
+            sys::option::<libc::timeval>(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO)
                 .map(|t| Duration::new(t.tv_sec.max(0) as u64, t.tv_usec.max(0) as u32 * 1000))
                 .filter(|t| !t.is_zero())
         });
@@ -270,7 +272,7 @@ impl Patience {
         match found {
             0 => Err(libc::EAGAIN),
             n if n > 0 => Ok(()),
-            _ => Err(ffi::errno()),
+            _ => Err(errno::get()),
         }
     }
 }
@@ -287,7 +289,7 @@ fn wait_in_send(fd: c_int) -> Result<(), c_int> {
     });
     // SAFETY: the address is for the kernel alone, which checks it.
     let sent = unsafe { real::send(fd, std::ptr::without_provenance(page), 1, MSG_NOSIGNAL) };
-    match ffi::errno() {
+    match errno::get() {
         _ if sent >= 0 => Ok(()),
         libc::EFAULT => Ok(()),
         error => Err(error),
@@ -377,7 +379,7 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
         // SAFETY: the caller's arguments.
         unsafe { real::sendmsg(fd, message, flags) }
     };
-    if table::is_plain(fd) && !is_for_us() {
+    if table::is_plain(fd) && !manager::acts() {
         return plain();
     }
     let mut checked = Checked::default();
@@ -401,7 +403,7 @@ pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: 
     let known = Checked::is_writable(messages, count as usize * size_of::<mmsghdr>());
     if !known || connection(fd).is_none() {
         let mut checked = Checked::default();
-        for i in (0..count).take_while(|_| known && is_for_us()) {
+        for i in (0..count).take_while(|_| known && manager::acts()) {
             // SAFETY: the caller's array has count elements.
             unsafe { passing::sending(&raw const (*messages.add(i as usize)).msg_hdr, &mut checked) };
         }
@@ -474,10 +476,10 @@ fn copy_file(client: &Client, handle: u32, fd: c_int, from: c_int, start: off_t,
     let mut patience = Patience::default();
     while written < n {
         let want = (n - written).min(buffer.len());
-        let got = ffi::raw_pread(from, &mut buffer[..want], start + written as off_t);
+        let got = sys::pread(from, &mut buffer[..want], start + written as off_t);
         if got <= 0 {
             if got < 0 && written == 0 {
-                return Outcome::Failed(ffi::errno());
+                return Outcome::Failed(errno::get());
             }
             break;
         }
@@ -519,9 +521,9 @@ pub unsafe fn splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut 
         // SAFETY: the caller's arguments.
         return unsafe { input::splice_from(from, from_at, to, to_at, n, flags) };
     }
-    let known = || ffi::is_pipe(from) && from_at.is_null() && to_at.is_null() && n > 0;
+    let known = || sys::is_pipe(from) && from_at.is_null() && to_at.is_null() && n > 0;
     match if table::is_plain(to) { None } else { connection(to) } {
-        // What is wrong with its arguments the kernel says.
+        // The kernel says what is wrong with its arguments.
         Some((client, handle)) if known() => copy_pipe(client, handle, to, from, n, flags, plain),
         Some(_) => plain(),
         None => {
@@ -540,7 +542,7 @@ struct Copy([c_int; 2]);
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        self.0.into_iter().for_each(ffi::raw_close);
+        self.0.into_iter().for_each(sys::close);
     }
 }
 
@@ -556,19 +558,19 @@ fn copy_pipe(
 ) -> ssize_t {
     // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
     unsafe { real::pthread_testcancel() };
-    let saved = ffi::errno();
-    let Some(copy) = inside(None, || ffi::raw_pipe().map(Copy)) else {
-        ffi::set_errno(libc::ENOMEM);
+    let saved = errno::get();
+    let Some(copy) = inside(None, || sys::pipe().map(Copy)) else {
+        errno::set(libc::ENOMEM);
         return -1;
     };
-    ffi::set_capacity_of(copy.0[1], from);
+    sys::set_capacity_of(copy.0[1], from);
     let send_flags = if flags & SPLICE_F_MORE != 0 { MSG_MORE } else { 0 };
     let mut buffer = vec![0; n.min(MAX_PAYLOAD)];
     let (mut written, mut patience) = (0, Patience::default());
     while written < n {
         let want = (n - written).min(buffer.len());
         let waits = written == 0 && flags & SPLICE_F_NONBLOCK == 0;
-        if waits && ffi::would_wait(from) {
+        if waits && sys::would_wait(from) {
             turn::before_wait(|| false);
         }
         // SAFETY: takes no pointers; it is a cancellation point, and the copy is closed then, too.
@@ -579,7 +581,7 @@ fn copy_pipe(
             }
             break;
         }
-        if ffi::raw_read(copy.0[0], &mut buffer[..got as usize]) != got {
+        if sys::read(copy.0[0], &mut buffer[..got as usize]) != got {
             break;
         }
         let iov = [iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: got as usize }];
@@ -588,7 +590,7 @@ fn copy_pipe(
             Outcome::Wrote(sent) => {
                 let mut left = sent;
                 while left > 0 {
-                    match ffi::raw_read(from, &mut buffer[..left]) {
+                    match sys::read(from, &mut buffer[..left]) {
                         taken if taken > 0 => left -= taken as usize,
                         _ => break,
                     }
@@ -602,6 +604,6 @@ fn copy_pipe(
             _ => break,
         }
     }
-    ffi::set_errno(saved);
+    errno::set(saved);
     written as ssize_t
 }

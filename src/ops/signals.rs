@@ -1,11 +1,12 @@
 //! Signal handlers of the application.
 //!
-//! A handler may leave by siglongjmp, and may write to a connection. In the midst of our bookkeeping the one would leave a lock
-//! held for ever, and the other contradict what is being announced. So a handler that would interrupt it runs when it is over,
-//! a moment later: what the kernel calls is a function of ours, which sends the signal to the thread again, with all signals
+//! A handler may leave by siglongjmp, and may write to a connection. If it interrupted our bookkeeping, the first would leave a
+//! lock held for ever, and the second would contradict what is being announced. So such a handler runs a moment later, when the
+//! bookkeeping is over: the kernel calls a function of ours, which sends the signal to the thread again, with all signals
 //! blocked until then. Where no signal comes this costs nothing.
 //!
-//! Handlers are the application's own again before it locks itself in. Those that it installs by number are not seen.
+//! The kernel gets the application's own handlers back before the application locks itself in (seccomp). Handlers that are
+//! installed by a system call by number are not seen.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -17,8 +18,9 @@ use std::sync::Mutex;
 use libc::{c_int, sigaction as SigAction, sighandler_t, siginfo_t, ucontext_t};
 use tcpr_node::channel::client::Bypass;
 
-use crate::process::{self, lock};
-use crate::{ffi, real, turn};
+use crate::locks::lock;
+use crate::manager;
+use crate::{errno, real, sys, turn};
 
 /// Signals are numbered from 1.
 const SIGNALS: usize = 65;
@@ -26,11 +28,11 @@ const SIGNALS: usize = 65;
 /// What the application has installed for a signal.
 struct Handler {
     address: AtomicUsize,
-    /// Those of its flags that are not the kernel's.
+    /// Those flags of the application that the kernel does not have as they were set.
     flags: AtomicI32,
 }
 
-/// What the application sees of the flags that the kernel has otherwise.
+/// The flags that the kernel has otherwise than the application set them.
 const OURS: c_int = libc::SA_SIGINFO | libc::SA_RESETHAND;
 
 static HANDLERS: [Handler; SIGNALS] = [const { Handler { address: AtomicUsize::new(0), flags: AtomicI32::new(0) } }; SIGNALS];
@@ -38,7 +40,7 @@ static WATCHED: AtomicBool = AtomicBool::new(false);
 static CHANGING: Mutex<()> = Mutex::new(());
 
 thread_local! {
-    /// A handler waits: which signals were blocked when it was to run.
+    /// A handler waits. The mask of signals that were blocked when it was to run.
     static BLOCKED: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
@@ -61,7 +63,7 @@ pub fn leave_handlers() {
     }
 }
 
-/// Those that can have handlers; the C library keeps two for itself.
+/// Signals that can have handlers. The C library keeps two for itself.
 fn all() -> impl Iterator<Item = c_int> {
     (1..SIGNALS as c_int).filter(|s| !matches!(*s, libc::SIGKILL | libc::SIGSTOP | 32 | 33))
 }
@@ -82,7 +84,7 @@ fn is_ours(action: &SigAction) -> bool {
     action.sa_sigaction == interrupted as *const c_void as sighandler_t
 }
 
-/// Makes of what the kernel has what the application has installed.
+/// Makes the action that the application installed of the one that the kernel has.
 fn restore(signal: c_int, action: &mut SigAction) {
     let handler = &HANDLERS[signal as usize];
     action.sa_sigaction = handler.address.load(Ordering::Acquire);
@@ -100,7 +102,7 @@ fn watch(signal: c_int) {
     handler.address.store(action.sa_sigaction, Ordering::Release);
     handler.flags.store(action.sa_flags & OURS, Ordering::Release);
     action.sa_sigaction = interrupted as *const c_void as sighandler_t;
-    // The kernel would take it away when it is to run, which may be twice.
+    // SA_RESETHAND: the kernel would remove our function at the first signal, but the signal may come twice.
     action.sa_flags = action.sa_flags & !libc::SA_RESETHAND | libc::SA_SIGINFO;
     install(signal, &action);
 }
@@ -119,13 +121,13 @@ extern "C-unwind" fn interrupted(signal: c_int, info: *mut siginfo_t, context: *
     let handler = &HANDLERS[signal as usize];
     let address = handler.address.load(Ordering::Acquire);
     if handler.flags.load(Ordering::Acquire) & libc::SA_RESETHAND != 0 {
-        let saved = ffi::errno();
+        let saved = errno::get();
         if let Some(mut action) = installed(signal).filter(is_ours) {
             restore(signal, &mut action);
             action.sa_sigaction = libc::SIG_DFL;
             install(signal, &action);
         }
-        ffi::set_errno(saved);
+        errno::set(saved);
     }
     // SAFETY: the application installed it as a handler; one of a single argument does not look at the others.
     let run = unsafe { mem::transmute::<usize, unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void)>(address) };
@@ -133,12 +135,12 @@ extern "C-unwind" fn interrupted(signal: c_int, info: *mut siginfo_t, context: *
     // SAFETY: the kernel's arguments.
     unsafe { run(signal, info, context) };
     if !amid_a_turn {
-        // What it has done belongs to nothing else, and the thread may go on waiting without a call that would say so.
+        // What the handler has done is a turn of its own, and the thread may go on waiting without a call that we see.
         turn::before_wait(|| false);
     }
 }
 
-/// Whether the thread itself made it: it cannot go on before it is handled.
+/// Whether the thread itself caused the signal, and cannot go on before it is handled.
 ///
 /// # Safety
 /// `info` is the kernel's.
@@ -157,12 +159,12 @@ unsafe fn wait(signal: c_int, info: *mut siginfo_t, context: *mut ucontext_t) ->
     if BLOCKED.with(Cell::get).is_some() {
         return false;
     }
-    let saved = ffi::errno();
+    let saved = errno::get();
     let all_others = FAULTS.iter().fold(u64::MAX, |set, fault| set & !(1 << (fault - 1)));
-    // Else it would come at once, where its handler may be interrupted by itself.
-    ffi::set_signal_mask(all_others | 1 << (signal - 1));
+    // Else the signal would come again at once, if its handler may be interrupted by itself.
+    sys::set_signal_mask(all_others | 1 << (signal - 1));
     // SAFETY: the kernel's own description of the signal.
-    let waits = unsafe { ffi::send_again(signal, info) };
+    let waits = unsafe { sys::send_again(signal, info) };
     if waits {
         // SAFETY: the kernel's frame, of whose mask it uses the first 64 signals.
         let mask = unsafe { (&raw mut (*context).uc_sigmask).cast::<u64>() };
@@ -172,14 +174,14 @@ unsafe fn wait(signal: c_int, info: *mut siginfo_t, context: *mut ucontext_t) ->
         unsafe { mask.write(all_others | 1 << (signal - 1)) };
         Bypass::afterwards(go_on);
     }
-    ffi::set_errno(saved);
+    errno::set(saved);
     waits
 }
 
-/// The bookkeeping is over: what waits may come.
+/// The bookkeeping is over: the signal may come.
 fn go_on() {
     if let Some(mask) = BLOCKED.with(Cell::take) {
-        ffi::set_signal_mask(mask);
+        sys::set_signal_mask(mask);
     }
 }
 
@@ -204,7 +206,7 @@ pub unsafe fn sigaction(signal: c_int, new: *const SigAction, old: *mut SigActio
             old.sa_sigaction = before.sa_sigaction;
             old.sa_flags = old.sa_flags & !OURS | before.sa_flags;
         }
-        if !new.is_null() && process::is_ours() {
+        if !new.is_null() && manager::is_ours() {
             watch(signal);
         }
     }
@@ -232,10 +234,10 @@ as_signal!(signal bsd_signal ssignal sysv_signal __sysv_signal sigset);
 fn replaced(signal: c_int, set: impl FnOnce() -> sighandler_t) -> sighandler_t {
     let before = HANDLERS[signal as usize].address.load(Ordering::Acquire);
     let old = set();
-    if old != libc::SIG_ERR && process::is_ours() {
-        let saved = ffi::errno();
+    if old != libc::SIG_ERR && manager::is_ours() {
+        let saved = errno::get();
         watch(signal);
-        ffi::set_errno(saved);
+        errno::set(saved);
     }
     if old == interrupted as *const c_void as sighandler_t {
         before

@@ -1,5 +1,5 @@
 //! stdio streams on protected connections. The C library's streams read and write without calling a name that could be
-//! hooked; one that `fdopen` makes of a protected connection is made so that it does.
+//! hooked. A stream that `fdopen` makes of a protected connection is made so that it calls ours.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
@@ -8,10 +8,12 @@ use std::sync::Mutex;
 
 use libc::{c_int, off64_t, size_t, ssize_t, FILE};
 
-use super::{connection, inside};
-use crate::process::{self, lock, Locked};
+use super::attach::connection;
+use super::{descriptors, input, output};
+use crate::guard::inside;
+use crate::locks::{lock, Locked};
 use crate::real::{self, CookieCalls};
-use crate::{ffi, preload};
+use crate::{connections, errno, manager, table};
 
 /// Descriptors of our streams, by the address of the stream.
 type Streams = HashMap<usize, c_int>;
@@ -25,7 +27,7 @@ pub struct StreamsGuard {
 }
 
 /// See [`StreamsGuard`].
-pub fn lock_streams() -> StreamsGuard {
+pub fn hold() -> StreamsGuard {
     StreamsGuard { _list: lock(&STREAMS) }
 }
 
@@ -94,30 +96,30 @@ pub unsafe fn fclose(file: *mut FILE) -> c_int {
             streams.remove(&file.addr());
         });
     } else if !file.is_null() {
-        // A stream of before the descriptor was protected closes it without calling a name that we could hook.
-        let saved = ffi::errno();
+        // A stream that is older than the protection of its descriptor closes it without calling a name that we could hook.
+        let saved = errno::get();
         // SAFETY: an open stream, or the caller breaks fclose's contract.
         let fd = unsafe { real::fileno(file) };
-        ffi::set_errno(saved);
-        if !crate::table::is_plain(fd) && super::descriptors::is_for_us() {
-            inside((), || process::closing(fd));
+        errno::set(saved);
+        if !table::is_plain(fd) && manager::acts() {
+            inside((), || connections::forget(fd));
         }
     }
     // SAFETY: the caller's argument.
     unsafe { real::fclose(file) }
 }
 
-/// The program exits: what it left in its streams goes out, while the connections are still ours to write to. The C
-/// library would do it when they are not any more.
+/// The program exits: what it left in its streams is written now, while the hooks still act. The C library would write it when
+/// they no longer do.
 pub fn flush_streams() {
-    if COUNT.load(Ordering::Relaxed) == 0 || !super::descriptors::is_for_us() {
+    if COUNT.load(Ordering::Relaxed) == 0 || !manager::acts() {
         return;
     }
-    // As long as it is ours no stream leaves the C library's list, and none is freed before it has left ours.
+    // While we hold the C library's list no stream leaves it, and no stream is freed before it has left our own list.
     real::lock_stream_list();
     let files: Vec<usize> = inside(Vec::new(), || lock(&STREAMS).iter().flatten().map(|(file, _)| *file).collect());
     for file in files {
-        // SAFETY: an open stream, see above. One that another thread is using is left to it.
+        // SAFETY: an open stream, see above. One that another thread has locked is left to that thread.
         unsafe { real::flush_unless_locked(std::ptr::with_exposed_provenance_mut(file)) };
     }
     real::unlock_stream_list();
@@ -125,7 +127,7 @@ pub fn flush_streams() {
 
 unsafe extern "C-unwind" fn read(cookie: *mut c_void, buffer: *mut c_char, n: size_t) -> ssize_t {
     // SAFETY: the C library's buffer of n bytes.
-    unsafe { preload::read(cookie.addr() as c_int, buffer.cast(), n) }
+    unsafe { input::read(cookie.addr() as c_int, buffer.cast(), n) }
 }
 
 /// All of it, or as much as goes before an error: fewer make the C library note the error.
@@ -133,7 +135,7 @@ unsafe extern "C-unwind" fn write(cookie: *mut c_void, buffer: *const c_char, n:
     let mut written = 0;
     while written < n {
         // SAFETY: the rest of the C library's buffer.
-        match unsafe { preload::write(cookie.addr() as c_int, buffer.add(written).cast(), n - written) } {
+        match unsafe { output::write(cookie.addr() as c_int, buffer.add(written).cast(), n - written) } {
             more if more > 0 => written += more as size_t,
             _ => break,
         }
@@ -142,14 +144,14 @@ unsafe extern "C-unwind" fn write(cookie: *mut c_void, buffer: *const c_char, n:
 }
 
 unsafe extern "C-unwind" fn seek(_: *mut c_void, _: *mut off64_t, _: c_int) -> c_int {
-    ffi::set_errno(libc::ESPIPE);
+    errno::set(libc::ESPIPE);
     -1
 }
 
 unsafe extern "C-unwind" fn close(cookie: *mut c_void) -> c_int {
     let fd = cookie.addr() as c_int;
-    // Not closed by fclose: freopen makes another stream of it.
+    // Called by freopen, too, which makes another stream of it, without fclose.
     change(|streams| streams.retain(|_, other| *other != fd));
     // SAFETY: takes no pointers.
-    unsafe { preload::close(fd) }
+    unsafe { descriptors::close(fd) }
 }

@@ -27,7 +27,7 @@ pub unsafe fn semtimedop(set: c_int, operations: *mut sembuf, n: size_t, timeout
     unsafe { real::semtimedop(set, operations, n, timeout) }
 }
 
-/// Ends the turn if one of the operations may wait; what only adds to a semaphore never does.
+/// Ends the turn if one of the operations may wait. An operation that adds to a semaphore never does.
 ///
 /// # Safety
 /// As for `semop`.

@@ -1,85 +1,14 @@
-//! Where Rust ends: panics, errno, C pointers, and system calls by number.
+//! System calls by number, and what they say of a descriptor.
 //!
-//! A system call by number is not a cancellation point. Whatever happens between two steps of our bookkeeping
-//! is called by number, so that a pthread_cancel can unwind only out of calls that block, which are made with
-//! nothing of ours alive.
+//! A system call by number is not a cancellation point. Between two steps of our bookkeeping everything is called by number,
+//! so that a pthread_cancel can unwind only out of calls that block. Those are made with nothing of ours alive.
 
 use std::ffi::c_void;
 use std::mem;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use libc::{c_int, c_long, c_uint, msghdr, off64_t, size_t, sockaddr, socklen_t, ssize_t};
 
-use crate::real;
-
-/// The thread's errno.
-pub fn errno() -> c_int {
-    // SAFETY: the C library returns a pointer to this thread's own errno.
-    unsafe { *libc::__errno_location() }
-}
-
-/// Sets the thread's errno.
-pub fn set_errno(value: c_int) {
-    // SAFETY: as in `errno`.
-    unsafe { *libc::__errno_location() = value }
-}
-
-/// The panic boundary of our bookkeeping: the caller finds errno as it was and, should we panic, goes on with
-/// `fallback`, as if nothing were protected.
-pub fn guarded<T>(fallback: T, f: impl FnOnce() -> T) -> T {
-    let saved = errno();
-    let result = catch_unwind(AssertUnwindSafe(f)).unwrap_or(fallback);
-    set_errno(saved);
-    result
-}
-
-/// The panic boundary of an export that has a result of its own: an error becomes errno and -1, a panic EIO.
-pub fn boundary(f: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
-    let saved = errno();
-    let bug = || Failure::new(libc::EIO, "bug in libtcpr (set TCPR_LOG to see more)");
-    match catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(bug())) {
-        Ok(value) => {
-            set_errno(saved);
-            value
-        }
-        Err(failure) => {
-            failure.tell();
-            -1
-        }
-    }
-}
-
-/// Why a call of ours fails.
-#[derive(Debug)]
-pub struct Failure {
-    errno: c_int,
-    text: String,
-}
-
-impl Failure {
-    /// An errno and what `tcpr_strerror` says.
-    pub fn new(errno: c_int, text: impl Into<String>) -> Self {
-        Self { errno, text: text.into() }
-    }
-
-    /// The errno.
-    pub fn errno(&self) -> c_int {
-        self.errno
-    }
-
-    /// Leaves it to the caller's errno and `tcpr_strerror`.
-    pub fn tell(&self) {
-        log::warn!("{}", self.text);
-        crate::api::remember_failure(&self.text);
-        set_errno(self.errno);
-    }
-}
-
-impl From<tcpr_node::channel::client::ClientError> for Failure {
-    fn from(e: tcpr_node::channel::client::ClientError) -> Self {
-        Self { errno: e.errno, text: e.text }
-    }
-}
+use crate::{errno, real};
 
 /// A system call that returns a byte count, or -1 and errno. By the C library's `syscall`, not by our hook of that name.
 macro_rules! raw {
@@ -92,7 +21,7 @@ macro_rules! raw {
 }
 
 /// Writes a few bytes of our own.
-pub fn raw_write(fd: c_int, bytes: &[u8]) -> ssize_t {
+pub fn write(fd: c_int, bytes: &[u8]) -> ssize_t {
     raw!(libc::SYS_write, fd, bytes.as_ptr(), bytes.len())
 }
 
@@ -100,7 +29,7 @@ pub fn raw_write(fd: c_int, bytes: &[u8]) -> ssize_t {
 ///
 /// # Safety
 /// As for the call of the C library: a pointer may be read through.
-pub unsafe fn raw_credentials(number: c_long, [a, b, c]: [c_long; 3]) -> ssize_t {
+pub unsafe fn set_ids(number: c_long, [a, b, c]: [c_long; 3]) -> ssize_t {
     raw!(number, a, b, c)
 }
 
@@ -108,7 +37,7 @@ pub unsafe fn raw_credentials(number: c_long, [a, b, c]: [c_long; 3]) -> ssize_t
 ///
 /// # Safety
 /// As for `recvfrom`: the pointers may be written through.
-pub unsafe fn raw_recvfrom(
+pub unsafe fn recvfrom(
     fd: c_int,
     buffer: *mut c_void,
     n: size_t,
@@ -123,12 +52,12 @@ pub unsafe fn raw_recvfrom(
 ///
 /// # Safety
 /// As for `recvmsg`: the message's pointers may be written through.
-pub unsafe fn raw_recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
     raw!(libc::SYS_recvmsg, fd, message, flags)
 }
 
 /// Sends without blocking and without SIGPIPE, with the address and ancillary data of `extra`.
-pub fn raw_send(fd: c_int, bytes: &[u8], flags: c_int, extra: Option<&msghdr>) -> ssize_t {
+pub fn send(fd: c_int, bytes: &[u8], flags: c_int, extra: Option<&msghdr>) -> ssize_t {
     let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let Some(extra) = extra else {
         return raw!(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), flags, 0, 0);
@@ -142,34 +71,24 @@ pub fn raw_send(fd: c_int, bytes: &[u8], flags: c_int, extra: Option<&msghdr>) -
 ///
 /// # Safety
 /// As for `splice`: the pointers may be written through.
-pub unsafe fn raw_splice(
-    from: c_int,
-    from_at: *mut off64_t,
-    to: c_int,
-    to_at: *mut off64_t,
-    n: size_t,
-    flags: c_uint,
-) -> ssize_t {
+pub unsafe fn splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t {
     raw!(libc::SYS_splice, from, from_at, to, to_at, n, flags)
 }
 
 /// Reads what there is.
-pub fn raw_read(fd: c_int, to: &mut [u8]) -> ssize_t {
+pub fn read(fd: c_int, to: &mut [u8]) -> ssize_t {
     raw!(libc::SYS_read, fd, to.as_mut_ptr(), to.len())
 }
 
 /// A pipe of our own: where it is read, and where it is written.
-pub fn raw_pipe() -> Option<[c_int; 2]> {
+pub fn pipe() -> Option<[c_int; 2]> {
     let mut ends = [0; 2];
     (raw!(libc::SYS_pipe2, ends.as_mut_ptr(), libc::O_CLOEXEC) == 0).then_some(ends)
 }
 
 /// Whether the descriptor is a pipe.
 pub fn is_pipe(fd: c_int) -> bool {
-    let saved = errno();
-    let pipe = raw!(libc::SYS_fcntl, fd, libc::F_GETPIPE_SZ, 0) > 0;
-    set_errno(saved);
-    pipe
+    errno::kept(|| raw!(libc::SYS_fcntl, fd, libc::F_GETPIPE_SZ, 0) > 0)
 }
 
 /// Gives one pipe the capacity of another, if it may.
@@ -181,79 +100,46 @@ pub fn set_capacity_of(pipe: c_int, other: c_int) {
 }
 
 /// Reads a file at a position.
-pub fn raw_pread(fd: c_int, to: &mut [u8], position: i64) -> ssize_t {
+pub fn pread(fd: c_int, to: &mut [u8], position: i64) -> ssize_t {
     raw!(libc::SYS_pread64, fd, to.as_mut_ptr(), to.len(), position)
 }
 
-/// Memory of the application's that was found good: it may give us any address, and the C library's calls say EFAULT where we
-/// would be killed.
-#[derive(Clone, Copy, Default)]
-pub struct Checked {
-    from: usize,
-    to: usize,
+/// Makes pages present as `madvise` can. False: the kernel does not do it.
+pub fn advise(from: usize, bytes: usize, advice: c_int) -> bool {
+    raw!(libc::SYS_madvise, from, bytes, advice) == 0
 }
 
-impl Checked {
-    /// All of it: it is our own.
-    pub const OURS: Checked = Checked { from: 0, to: usize::MAX };
-
-    /// Whether this can be read. (Whoever takes it away in the same moment is on his own.)
-    pub fn is_readable<T>(&mut self, address: *const T, bytes: usize) -> bool {
-        const MADV_POPULATE_READ: c_int = 22;
-        self.is_good(address.addr(), bytes, MADV_POPULATE_READ)
-    }
-
-    /// Whether this can be written. A kernel older than 5.14 does not say; then it is believed.
-    pub fn is_writable<T>(address: *const T, bytes: usize) -> bool {
-        const MADV_POPULATE_WRITE: c_int = 23;
-        Checked::default().is_good(address.addr(), bytes, MADV_POPULATE_WRITE)
-    }
-
-    fn is_good(&mut self, address: usize, bytes: usize, advice: c_int) -> bool {
-        if bytes == 0 || address >= self.from && address.saturating_add(bytes) <= self.to {
-            return true;
-        }
-        // SAFETY: asks for a constant.
-        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
-        let from = address & !(page - 1);
-        let Some(to) = address.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(page)) else { return false };
-        let saved = errno();
-        // It makes pages present, as reading or writing would, and changes nothing.
-        let good = raw!(libc::SYS_madvise, from, to - from, advice) == 0 || (from..to).step_by(page).all(|page| !faults(page));
-        set_errno(saved);
-        if good {
-            (self.from, self.to) = (from, to);
-        }
-        good
-    }
-}
-
-/// Whether the kernel cannot read this page: it looks at a word of it, and waits for nothing.
-fn faults(page: usize) -> bool {
+/// Whether the kernel cannot read this page: it looks at a word of it, without waiting.
+pub fn faults(page: usize) -> bool {
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let wait = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-    raw!(libc::SYS_futex, page, wait, 0, &raw const at_once) < 0 && errno() == libc::EFAULT
+    raw!(libc::SYS_futex, page, wait, 0, &raw const at_once) < 0 && errno::get() == libc::EFAULT
 }
 
-/// Waits for nothing: what `poll` says of a descriptor now.
+/// What `poll` says of a descriptor now, without waiting.
 pub fn is_ready(fd: c_int, events: libc::c_short) -> bool {
+    poll_now(fd, events) > 0
+}
+
+/// 1: ready. 0: not ready. -1: errno.
+fn poll_now(fd: c_int, events: libc::c_short) -> ssize_t {
     let mut entry = libc::pollfd { fd, events, revents: 0 };
-    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    raw!(libc::SYS_ppoll, &raw mut entry, 1, &raw const now, 0, 8) > 0
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    raw!(libc::SYS_ppoll, &raw mut entry, 1, &raw const at_once, 0, 8)
 }
 
 /// Another number for a descriptor, the lowest that is free; -1 and EMFILE if none is.
-pub fn raw_dup(fd: c_int) -> c_int {
+pub fn dup(fd: c_int) -> c_int {
     raw!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, 0) as c_int
 }
 
 /// Closes a descriptor of ours.
-pub fn raw_close(fd: c_int) {
+pub fn close(fd: c_int) {
     raw!(libc::SYS_close, fd);
 }
 
 /// Ends one direction of a connection of ours.
-pub fn raw_shutdown(fd: c_int, how: c_int) {
+pub fn shutdown(fd: c_int, how: c_int) {
     raw!(libc::SYS_shutdown, fd, how);
 }
 
@@ -261,7 +147,7 @@ pub fn raw_shutdown(fd: c_int, how: c_int) {
 ///
 /// # Safety
 /// As for `accept4`.
-pub unsafe fn raw_accept(fd: c_int, address: *mut libc::sockaddr, length: *mut socklen_t, flags: c_int) -> c_int {
+pub unsafe fn accept(fd: c_int, address: *mut libc::sockaddr, length: *mut socklen_t, flags: c_int) -> c_int {
     raw!(libc::SYS_accept4, fd, address, length, flags) as c_int
 }
 
@@ -299,18 +185,13 @@ pub fn exit_group(status: c_int) -> ! {
 
 /// Whether the descriptor is a socket of the internet: somebody's connection.
 pub fn is_internet_socket(fd: c_int) -> bool {
-    let saved = errno();
-    let domain = option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_DOMAIN);
-    set_errno(saved);
+    let domain = errno::kept(|| option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_DOMAIN));
     matches!(domain, Some(libc::AF_INET | libc::AF_INET6))
 }
 
 /// Whether the descriptor is open.
 pub fn is_open(fd: c_int) -> bool {
-    let saved = errno();
-    let open = raw!(libc::SYS_fcntl, fd, libc::F_GETFD, 0) >= 0;
-    set_errno(saved);
-    open
+    errno::kept(|| raw!(libc::SYS_fcntl, fd, libc::F_GETFD, 0) >= 0)
 }
 
 /// Whether the descriptor is in non-blocking mode.
@@ -321,13 +202,7 @@ pub fn is_nonblocking(fd: c_int) -> bool {
 
 /// Whether a read of this descriptor would wait now. Leaves errno alone.
 pub fn would_wait(fd: c_int) -> bool {
-    let saved = errno();
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    let ready = raw!(libc::SYS_ppoll, &raw mut poll, 1, &raw const at_once, 0, 0);
-    let waits = ready == 0 && !is_nonblocking(fd);
-    set_errno(saved);
-    waits
+    errno::kept(|| poll_now(fd, libc::POLLIN) == 0 && !is_nonblocking(fd))
 }
 
 /// Sets or clears non-blocking mode and close-on-exec.
@@ -354,7 +229,7 @@ pub fn option<T: Copy>(fd: c_int, level: c_int, name: c_int) -> Option<T> {
 }
 
 /// Reads a socket option as bytes: as many as it has.
-pub fn raw_option(fd: c_int, level: c_int, name: c_int, value: &mut [u8]) -> Option<&mut [u8]> {
+pub fn option_bytes(fd: c_int, level: c_int, name: c_int, value: &mut [u8]) -> Option<&mut [u8]> {
     let mut length = value.len() as socklen_t;
     // SAFETY: value is live, writable and of the given length.
     let result = unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &mut length) };
@@ -362,7 +237,7 @@ pub fn raw_option(fd: c_int, level: c_int, name: c_int, value: &mut [u8]) -> Opt
 }
 
 /// Sets a socket option to these bytes; false if the kernel refuses.
-pub fn set_raw_option(fd: c_int, level: c_int, name: c_int, value: &[u8]) -> bool {
+pub fn set_option_bytes(fd: c_int, level: c_int, name: c_int, value: &[u8]) -> bool {
     // SAFETY: value is live and of the given length.
     unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), value.len() as socklen_t) == 0 }
 }
@@ -402,7 +277,7 @@ pub fn close_and_keep(descriptors: impl Iterator<Item = c_int>) {
     // SAFETY: the path is NUL-terminated.
     let null = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDWR) };
     if null < 0 {
-        return descriptors.for_each(raw_close);
+        return descriptors.for_each(close);
     }
     for fd in descriptors {
         // SAFETY: no pointers; the kernel closes what the number was.

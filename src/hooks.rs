@@ -1,10 +1,6 @@
 //! The plain names: what LD_PRELOAD puts before the C library. A thin layer made from one list; what the calls do
 //! is in `ops`.
 
-mod list;
-
-pub(crate) use list::for_each_hook;
-
 use std::ffi::{c_char, c_void};
 
 use libc::{
@@ -13,13 +9,15 @@ use libc::{
     siginfo_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, FILE,
 };
 
-use crate::{ffi, ops, process, real, table, turn};
+use crate::hook_list::for_each_hook;
+use crate::memory::Checked;
+use crate::{ops, real, sys, table, turn};
 
 macro_rules! exports {
     (
-        reads { $(fn $r_name:ident($r_fd:ident: c_int $(, $r_arg:ident: $r_type:ty)*) -> $r_ret:ty, looks $r_looks:expr;)* }
+        reads { $(fn $r_name:ident($r_fd:ident: c_int $(, $r_arg:ident: $r_type:ty)*) -> $r_ret:ty, polls $r_polls:expr;)* }
         by_descriptor { $(fn $d_name:ident($d_fd:ident: c_int $(, $d_arg:ident: $d_type:ty)*) -> $d_ret:ty;)* }
-        waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, looks $looks:expr;)* }
+        waits { $(fn $w_name:ident($($w_arg:ident: $w_type:ty),*) -> $w_ret:ty, polls $polls:expr;)* }
         always { $(fn $a_name:ident($($a_arg:ident: $a_type:ty),*) -> $a_ret:ty;)* }
     ) => {
         $(
@@ -30,7 +28,7 @@ macro_rules! exports {
             #[no_mangle]
             pub unsafe extern "C-unwind" fn $r_name($r_fd: c_int $(, $r_arg: $r_type)*) -> $r_ret {
                 if table::is_plain($r_fd) {
-                    turn::before_foreign_read($r_fd, || $r_looks);
+                    turn::before_foreign_read($r_fd, || $r_polls);
                     // SAFETY: the caller's arguments, as they came.
                     let n = unsafe { real::$r_name($r_fd $(, $r_arg)*) };
                     if n > 0 {
@@ -64,7 +62,7 @@ macro_rules! exports {
             /// As in the C library.
             #[no_mangle]
             pub unsafe extern "C-unwind" fn $w_name($($w_arg: $w_type),*) -> $w_ret {
-                turn::before_wait(|| $looks);
+                turn::before_wait(|| $polls);
                 // SAFETY: the caller's arguments, as they came.
                 unsafe { real::$w_name($($w_arg),*) }
             }
@@ -88,8 +86,8 @@ for_each_hook!(exports);
 /// As in the C library.
 #[no_mangle]
 pub extern "C-unwind" fn _exit(status: c_int) -> ! {
-    process::exiting();
-    ffi::exit_group(status)
+    ops::exiting();
+    sys::exit_group(status)
 }
 
 /// As in the C library.
@@ -103,9 +101,9 @@ fn is_zero_timespec(time: *const timespec) -> bool {
     unsafe { time.as_ref() }.is_some_and(|t| t.tv_sec == 0 && t.tv_nsec == 0)
 }
 
-/// Where the kernel is the first to look at it.
+/// The same, of a timeout that the C library does not read: a bad address is the kernel's to refuse.
 fn is_zero_unless_bad(time: *const timespec) -> bool {
-    ffi::Checked::default().is_readable(time, size_of::<timespec>()) && is_zero_timespec(time)
+    Checked::default().is_readable(time, size_of::<timespec>()) && is_zero_timespec(time)
 }
 
 fn is_zero_timeval(time: *const timeval) -> bool {
