@@ -26,8 +26,6 @@ static CLIENT: AtomicPtr<Client> = AtomicPtr::new(std::ptr::null_mut());
 static OWNER: AtomicU32 = AtomicU32::new(0);
 /// The client was lost in a fork: the next use of a protected descriptor joins anew.
 static ORPHANED: AtomicBool = AtomicBool::new(false);
-/// The program calls `tcpr_*` itself.
-static LINKED: AtomicBool = AtomicBool::new(false);
 /// How to join. The process joins under this lock.
 static JOINING: Mutex<Option<Address>> = Mutex::new(None);
 static STEPS: OnceLock<Steps> = OnceLock::new();
@@ -61,11 +59,6 @@ pub fn note_configured() {
 /// Whether a bind or listen might concern us at all.
 pub fn is_configured() -> bool {
     CONFIGURED.load(Ordering::Relaxed)
-}
-
-/// Notes that the program calls `tcpr_*` itself.
-pub fn note_linked() {
-    LINKED.store(true, Ordering::Relaxed);
 }
 
 /// The connection to the manager, if there is one already and its manager lives.
@@ -188,7 +181,7 @@ fn prepare() -> Result<&'static Steps, ClientError> {
 }
 
 fn connect(address: &Address, patience: Duration) -> Result<Client, ClientError> {
-    Client::connect(&address.service, &address.token, LINKED.load(Ordering::Relaxed), patience, table::note)
+    Client::connect(&address.service, &address.token, patience, table::note)
 }
 
 fn embed(config: Option<&Path>) -> Result<Address, ClientError> {

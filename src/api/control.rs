@@ -112,7 +112,6 @@ pub unsafe extern "C-unwind" fn tcpr_init(config: *const c_char) -> c_int {
             let text = "libtcpr was loaded by dlopen: link the program with it, or use tcpr run";
             return Err(Failure::new(libc::ENOTSUP, text));
         }
-        manager::note_linked();
         manager::join_or_embed(config.map(|c| Path::new(OsStr::from_bytes(c.to_bytes()))))?;
         Ok(0)
     })

@@ -34,7 +34,6 @@ pub fn protected_socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
     let fd = unsafe { socket(domain, kind, protocol) };
     let internet = matches!(domain, libc::AF_INET | libc::AF_INET6);
     if fd >= 0 && internet && !Bypass::active() {
-        manager::note_linked();
         inside((), || {
             if is_tcp(fd) {
                 table::set(fd, Some(Entry::Candidate));

@@ -156,9 +156,9 @@ const FULL_NAP: Duration = Duration::from_micros(100);
 
 impl Client {
     /// Joins the manager of a service, which may still be starting: tries until `patience` is over.
-    pub fn connect(service: &str, token: &str, linked: bool, patience: Duration, note: Note) -> Result<Self, ClientError> {
+    pub fn connect(service: &str, token: &str, patience: Duration, note: Note) -> Result<Self, ClientError> {
         let _inside = Bypass::enter();
-        let (requesting, reply, fds) = introduce(service, token, linked, None, patience)?;
+        let (requesting, reply, fds) = introduce(service, token, None, patience)?;
         let welcome = match reply {
             Reply::Welcome(welcome) => welcome,
             Reply::Error { errno, text } => return Err(ClientError { errno, text }),
@@ -278,7 +278,7 @@ impl Client {
         }
         let anew = || {
             let (service, channel) = (&self.welcome.service, self.welcome.channel);
-            let (requesting, reply, fds) = introduce(service, &self.token, false, Some(channel), Duration::ZERO)?;
+            let (requesting, reply, fds) = introduce(service, &self.token, Some(channel), Duration::ZERO)?;
             match (reply, <[OwnedFd; 1]>::try_from(fds)) {
                 (Reply::Ok, Ok([kick])) => Ok((requesting, Own::timer(sys::move_high(kick))?)),
                 (Reply::Error { errno, text }, _) => Err(ClientError { errno, text }),
@@ -498,13 +498,12 @@ impl Client {
 fn introduce(
     service: &str,
     token: &str,
-    linked: bool,
     resume: Option<u32>,
     patience: Duration,
 ) -> Result<(Requesting, Reply, Vec<OwnedFd>), ClientError> {
     let deadline = Instant::now() + patience;
     let name = wire::socket_name(service);
-    let hello = Hello { version: wire::PROTOCOL_VERSION, token: token.to_owned(), linked, resume };
+    let hello = Hello { version: wire::PROTOCOL_VERSION, token: token.to_owned(), resume };
     loop {
         let socket = match sys::seqpacket_connect(&name) {
             Ok(socket) => Own::new(sys::move_high(socket))?,

@@ -62,9 +62,9 @@ fn accept(listener: &mut ChannelListener) -> Channel {
 fn pair() -> (Client, Channel) {
     let greeting = greeting();
     let mut listener = ChannelListener::bind(greeting.clone()).unwrap();
-    let joining = thread::spawn(move || Client::connect(&greeting.service, &greeting.token, true, PATIENCE, |_, _| ()));
+    let joining = thread::spawn(move || Client::connect(&greeting.service, &greeting.token, PATIENCE, |_, _| ()));
     let mut channel = accept(&mut listener);
-    assert!(matches!(incoming(&mut channel), Ok(Incoming::Joined(hello)) if hello.linked));
+    assert!(matches!(incoming(&mut channel), Ok(Incoming::Joined(_))));
     (joining.join().unwrap().unwrap(), channel)
 }
 
@@ -88,7 +88,7 @@ fn a_process_is_admitted_with_the_right_token_only() {
 
     let greeting = greeting();
     let mut listener = ChannelListener::bind(greeting.clone()).unwrap();
-    let joining = thread::spawn(move || Client::connect(&greeting.service, "guess", true, PATIENCE, |_, _| ()));
+    let joining = thread::spawn(move || Client::connect(&greeting.service, "guess", PATIENCE, |_, _| ()));
     let mut channel = accept(&mut listener);
     assert!(matches!(incoming(&mut channel), Err(ChannelError::Misbehaved(_))));
     assert_eq!(joining.join().unwrap().err().unwrap().errno, libc::EACCES);
@@ -96,7 +96,7 @@ fn a_process_is_admitted_with_the_right_token_only() {
 
 #[test]
 fn without_a_manager_joining_fails_in_time() {
-    let error = Client::connect("nobody", "", false, Duration::from_millis(50), |_, _| ()).err().unwrap();
+    let error = Client::connect("nobody", "", Duration::from_millis(50), |_, _| ()).err().unwrap();
     assert_eq!(error.errno, libc::ENOTCONN);
 }
 
@@ -547,7 +547,7 @@ fn connection() -> [std::net::TcpStream; 2] {
 fn a_channel_goes_on_whose_descriptors_the_application_has_put_something_else_over() {
     let greeting = greeting();
     let mut listener = ChannelListener::bind(greeting.clone()).unwrap();
-    let joining = thread::spawn(move || Client::connect(&greeting.service, "secret", true, PATIENCE, |_, _| ()));
+    let joining = thread::spawn(move || Client::connect(&greeting.service, "secret", PATIENCE, |_, _| ()));
     let mut channel = accept(&mut listener);
     assert!(matches!(incoming(&mut channel), Ok(Incoming::Joined(_))));
     let client = Arc::new(joining.join().unwrap().unwrap());
@@ -579,7 +579,7 @@ fn a_channel_goes_on_whose_descriptors_the_application_has_put_something_else_ov
     let socket = sys::seqpacket_connect(&wire::socket_name(&client.welcome().service)).unwrap();
     let mut by = accept(&mut listener);
     let (version, resume) = (wire::PROTOCOL_VERSION, Some(channel.id()));
-    let hello = wire::Hello { version, token: "guess".into(), linked: false, resume };
+    let hello = wire::Hello { version, token: "guess".into(), resume };
     sys::send(socket.as_fd(), &wire::encode(&wire::Numbered { number: 1, body: hello }).unwrap(), &[]).unwrap();
     assert!(matches!(incoming(&mut by), Err(ChannelError::Misbehaved(_))));
 }

@@ -38,8 +38,6 @@ pub struct Hello {
     pub version: u32,
     /// What `tcpr run` put into `TCPR_TOKEN`.
     pub token: String,
-    /// Whether the program calls `tcpr_*` itself.
-    pub linked: bool,
     /// The process has lost the descriptors of this channel of its own, and goes on with it: the shared memory is what it was.
     pub resume: Option<u32>,
 }
