@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An echo server on Python's asyncio streams; nothing here knows of tcpr.
+"""An echo server on Python's asyncio streams. Nothing in it knows of tcpr; `tcpr run` protects it all the same.
 
 usage: asyncio_echo.py PORT [ADDRESS]
 """

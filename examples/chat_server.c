@@ -1,13 +1,16 @@
-/* A chat by lines whose connections survive the death of its machine: linked with libtcpr.
+/* A chat server that is linked with libtcpr: its connections survive the death of the process or the machine.
  *
  * usage: chat_server PORT [ADDRESS]
+ * Run it by `tcpr run`; or by itself, then it hosts the manager as a thread (TCPR_CONFIG names the configuration).
  *
- * A line that a client sends goes, as it is, to every other client that is connected. There is no greeting
- * and no echo to the sender.
+ * Every line that a client sends is passed on, unchanged, to all other clients. There is no greeting, and
+ * the sender gets no echo.
  *
- * What the connections need of tcpr are the prefixed calls and tcpr_consume, which says how much of a
- * client's input is done with: the rest, half a line, is in this program's memory only, and the program that
- * takes over is to read it again. Clients that were connected come out of accept as new ones do.
+ * The program differs from plain_chat_server.c in two ways:
+ * - It calls tcpr_init, and its socket calls have the prefix tcpr_ (tcpr_socket, tcpr_accept4, tcpr_read...).
+ * - tcpr_consume says how much input of a client is done. Half a line is not done: it is in this program's
+ *   memory only, and the process that takes over has to read it again.
+ * After a takeover, clients that were connected come out of tcpr_accept like new ones.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -185,7 +188,8 @@ static void welcome(int listener)
             return;
         }
         tcpr_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        /* From the start it is us who say what is done: what others are told answers nobody's half line. */
+        /* From now on this program alone says what is done. Otherwise passing a line on to others would count as
+         * the answer to half a line of this client. */
         if (tcpr_consume(fd, 0) < 0)
             perror("tcpr_consume");
         if (n_clients == room_clients) {

@@ -1,9 +1,11 @@
-/* An echo server whose connections survive the death of its machine: linked with libtcpr.
+/* An echo server that is linked with libtcpr: its connections survive the death of the process or the machine.
  *
  * usage: echo_server PORT [ADDRESS]
+ * Run it by `tcpr run`; or by itself, then it hosts the manager as a thread (TCPR_CONFIG names the configuration).
  *
- * Raw bytes: whatever comes is sent back. A connection from which something is still to be sent back is not
- * read from, so that input is answered, and with it done, before more of it is taken.
+ * All bytes that a client sends are sent back. The server reads from a connection only when everything that it
+ * read before has been sent back. So input is answered before more is read, and tcpr knows by the answers which
+ * input is done: the program needs no tcpr_consume.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

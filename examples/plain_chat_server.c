@@ -1,9 +1,10 @@
-/* A chat by lines, with plain sockets: nothing here knows of tcpr. Run under LD_PRELOAD it is protected.
+/* A chat server with plain sockets: nothing in it knows of tcpr. `tcpr run` protects it all the same, by loading
+ * libtcpr.so into it. The port needs framing = "lines" in the configuration.
  *
  * usage: plain_chat_server PORT
  *
- * A line that a client sends goes, as it is, to every other client that is connected. There is no greeting
- * and no echo to the sender.
+ * Every line that a client sends is passed on, unchanged, to all other clients. There is no greeting, and
+ * the sender gets no echo.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

@@ -59,9 +59,6 @@ macro_rules! for_each_hook {
                 fn sigwait(set: *const sigset_t, signal: *mut c_int) -> c_int, polls false;
                 fn sigwaitinfo(set: *const sigset_t, info: *mut siginfo_t) -> c_int, polls false;
                 fn sigtimedwait(set: *const sigset_t, info: *mut siginfo_t, timeout: *const timespec) -> c_int, polls is_zero_unless_bad(timeout);
-                fn pthread_cond_wait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t) -> c_int, polls false;
-                fn pthread_cond_timedwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, until: *const timespec) -> c_int, polls false;
-                fn pthread_cond_clockwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, clock: clockid_t, until: *const timespec) -> c_int, polls false;
                 fn pthread_join(thread: pthread_t, result: *mut *mut c_void) -> c_int, polls false;
                 fn pthread_timedjoin_np(thread: pthread_t, result: *mut *mut c_void, until: *const timespec) -> c_int, polls false;
                 fn pthread_clockjoin_np(thread: pthread_t, result: *mut *mut c_void, clock: clockid_t, until: *const timespec) -> c_int, polls false;
@@ -96,6 +93,9 @@ macro_rules! for_each_hook {
                 fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int;
                 fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
                 fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t) -> c_int;
+                fn pthread_cond_wait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t) -> c_int;
+                fn pthread_cond_timedwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, until: *const timespec) -> c_int;
+                fn pthread_cond_clockwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, clock: clockid_t, until: *const timespec) -> c_int;
                 fn semop(set: c_int, operations: *mut sembuf, n: size_t) -> c_int;
                 fn semtimedop(set: c_int, operations: *mut sembuf, n: size_t, timeout: *const timespec) -> c_int;
                 fn splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut off64_t, n: size_t, flags: c_uint) -> ssize_t;

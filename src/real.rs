@@ -113,6 +113,12 @@ pub fn interposes() -> bool {
     object_of(first).is_some_and(|object| object_of(interposes as *const c_void) == Some(object))
 }
 
+/// Whether CPython runs this program, or is part of it.
+pub fn has_cpython() -> bool {
+    // SAFETY: the name is NUL-terminated.
+    !unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"PyEval_RestoreThread".as_ptr()) }.is_null()
+}
+
 /// Whether the process has had no other thread than this one; where the C library does not say, it may have.
 pub fn is_single_threaded() -> bool {
     // SAFETY: the name is NUL-terminated.

@@ -1,7 +1,7 @@
 //! What the threads of the application tell the manager, and when a turn ends.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use libc::{c_int, c_void};
 use tcpr_node::channel::client::Client;
@@ -37,6 +37,9 @@ thread_local! {
 /// pthread key whose destructor ends the last turn of a thread, plus one.
 static EXIT_KEY: AtomicU32 = AtomicU32::new(0);
 
+/// Threads of this program wait on condition variables for their interpreter's lock.
+static INTERPRETED: AtomicBool = AtomicBool::new(false);
+
 /// This thread's name on the channel: the kernel's number of it, by which the manager can see whether it sleeps.
 pub fn thread() -> u32 {
     THREAD.with(|cell| {
@@ -59,6 +62,16 @@ pub fn is_dirty() -> bool {
 pub fn before_wait(polls: impl FnOnce() -> bool) {
     if is_dirty() {
         wait(polls());
+    }
+}
+
+/// Before a wait on a condition variable: ends the turn. Not in CPython, where that is how a thread waits for the interpreter's
+/// lock: it does so after each system call that may block, in the middle of its work. (Python's own locks, queues and
+/// conditions are semaphores.)
+#[inline]
+pub fn before_condition() {
+    if is_dirty() && !INTERPRETED.load(Ordering::Relaxed) {
+        wait(false);
     }
 }
 
@@ -214,11 +227,12 @@ pub fn forget(orphaned: bool) {
     THREAD.with(|cell| cell.set(0));
 }
 
-/// Makes the key by which the end of a thread is noticed. Once, when the process joins.
+/// Makes the key by which the end of a thread is noticed, and finds out what runs the threads. Once, when the process joins.
 pub fn prepare() {
     extern "C" fn exits(_: *mut c_void) {
         before_wait(|| false);
     }
+    INTERPRETED.store(real::has_cpython(), Ordering::Relaxed);
     if EXIT_KEY.load(Ordering::Acquire) == 0 {
         let mut key = 0;
         // SAFETY: key is live and writable; the destructor may be called at any thread's end.

@@ -48,4 +48,4 @@ pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, splice, 
 pub use signals::{__sysv_signal, bsd_signal, sigaction, signal, sigset, ssignal, sysv_signal};
 pub use sockets::{bind, listen, protected_socket, shutdown, socket};
 pub use streams::{fclose, fdopen, fileno, fileno_unlocked};
-pub use waits::{semop, semtimedop};
+pub use waits::{pthread_cond_clockwait, pthread_cond_timedwait, pthread_cond_wait, semop, semtimedop};

@@ -1,6 +1,7 @@
-//! Waiting for semaphores of System V: the operations of a call say whether it may wait.
+//! Waiting for semaphores of System V, where the operations say whether the call may wait, and on condition variables, which
+//! an interpreter's lock may be made of.
 
-use libc::{c_int, sembuf, size_t, timespec};
+use libc::{c_int, clockid_t, pthread_cond_t, pthread_mutex_t, sembuf, size_t, timespec};
 
 use crate::{real, turn};
 
@@ -41,4 +42,39 @@ unsafe fn before(operations: *const sembuf, n: size_t) {
     if operations.iter().any(|o| o.sem_op <= 0 && c_int::from(o.sem_flg) & libc::IPC_NOWAIT == 0) {
         turn::before_wait(|| false);
     }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn pthread_cond_wait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t) -> c_int {
+    turn::before_condition();
+    // SAFETY: the caller's arguments.
+    unsafe { real::pthread_cond_wait(cond, mutex) }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn pthread_cond_timedwait(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, until: *const timespec) -> c_int {
+    turn::before_condition();
+    // SAFETY: the caller's arguments.
+    unsafe { real::pthread_cond_timedwait(cond, mutex, until) }
+}
+
+/// As in the C library.
+///
+/// # Safety
+/// As in the C library.
+pub unsafe fn pthread_cond_clockwait(
+    cond: *mut pthread_cond_t,
+    mutex: *mut pthread_mutex_t,
+    clock: clockid_t,
+    until: *const timespec,
+) -> c_int {
+    turn::before_condition();
+    // SAFETY: the caller's arguments.
+    unsafe { real::pthread_cond_clockwait(cond, mutex, clock, until) }
 }

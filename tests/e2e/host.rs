@@ -1,12 +1,12 @@
 //! The host around the members: its firewall, its reload, addresses that come and go, a router that translates them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tcpr_lab::client::{ChatClients, ChatOptions};
 use tcpr_lab::member::{Hosted, Pair, Service};
 use tcpr_lab::{wait_for, Firewall, Host};
 
-use crate::world::{built, Fault, World, FOUR, PATIENCE, PORT};
+use crate::world::{built, Fault, World, FOUR, PATIENCE, PORT, SIX};
 
 fn chat(label: &str, by: Hosted, prepare: impl FnOnce(&Pair)) -> World {
     World::prepared(label, Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"], by, FOUR, prepare)
@@ -222,6 +222,96 @@ fn connections_pass_the_firewall_of_their_new_master() {
             w.end(clients);
         }
     }
+}
+
+/// The same for firewalls that are loaded when connections were taken over already, and untracked ones.
+#[test]
+fn connections_pass_a_firewall_that_is_loaded_after_a_takeover() {
+    let cases = [
+        ("iptables", Firewall::InvalidFirst, "1", FOUR),
+        ("iptables-legacy", Firewall::InvalidFirst, "0", FOUR),
+        ("iptables", Firewall::InvalidAfterLo, "0", FOUR),
+        ("iptables", Firewall::OnlyEstablished, "0", FOUR),
+        ("ip6tables", Firewall::InvalidFirst, "0", SIX),
+    ];
+    for (iptables, firewall, loose, addresses) in cases {
+        eprintln!("{iptables}, {firewall:?}, loose {loose}");
+        let mut service = Service::new("chat", PORT).lines();
+        if addresses == SIX {
+            service = service.virtual_ip("2001:db8::200/64");
+        }
+        let mut w = World::with("fwa", service, &[&built("plain_chat_server"), "5555"], Hosted::ByRun, addresses);
+        let clients = clients(&mut w);
+        w.survive(&clients, &[Fault::KillAll]);
+        for i in 0..2 {
+            let host = w.pair.host(i);
+            host.sysctl("net.netfilter.nf_conntrack_tcp_loose", loose).expect("sysctl");
+            host.firewall(iptables, firewall, PORT).expect("a firewall");
+        }
+        clients.wait_progress(PATIENCE).and_then(|()| clients.check()).unwrap_or_else(|e| panic!("{e}\n{}", w.pair.describe()));
+        w.survive(&clients, &[Fault::KillServer, Fault::Switchover, Fault::KillServer, Fault::KillAll]);
+        w.no_reset();
+        w.end(clients);
+    }
+}
+
+/// A firewall that swallows what a takeover gives to the local TCP is named, before a takeover, with what helps.
+#[test]
+fn doctor_tries_a_connection_through_the_firewall() {
+    let w = chat("doc", Hosted::ByRun, |_| {});
+    let doctor = |i: usize, arguments: &[&str]| {
+        let began = Instant::now();
+        let out = w.pair.tcpr(i, arguments).expect("doctor");
+        eprintln!("{:?}", began.elapsed());
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let said = |i: usize| {
+        let text = doctor(i, &["doctor"]);
+        text.lines().find(|l| l.contains(" connection: ")).unwrap_or_else(|| panic!("{text}")).to_owned()
+    };
+    // On the master and on the backup.
+    for i in 0..2 {
+        let host = w.pair.host(i);
+        let connects = said(i);
+        assert!(connects.starts_with("ok "), "{connects}");
+        host.sysctl("net.netfilter.nf_conntrack_tcp_loose", "0").expect("sysctl");
+        host.firewall("iptables", Firewall::InvalidFirst, PORT).expect("a firewall");
+        let connects = said(i);
+        assert!(connects.starts_with("ok "), "{connects}");
+        host.tool("iptables -I INPUT -i lo ! -s 127.0.0.0/8 -j DROP").expect("a rule");
+        let refused = said(i);
+        assert!(refused.starts_with("FAIL ") && refused.contains("-i lo -j DROP\" swallows"), "{refused}");
+        let json: serde_json::Value = serde_json::from_str(&doctor(i, &["doctor", "--json"])).expect("JSON");
+        let finding =
+            json["findings"].as_array().and_then(|all| all.iter().find(|f| f["what"] == "connection")).expect("a finding");
+        assert!(json["ok"] == false && finding["ok"] == false && finding["advice"].is_string(), "{json}");
+        let (_, remedy) = refused.rsplit_once(": ").expect("a remedy");
+        host.tool(remedy).expect("the remedy");
+        let connects = said(i);
+        assert!(connects.starts_with("ok "), "{connects}");
+        let left = host.tool("iptables-save; iptables-legacy-save; cat /proc/net/nf_conntrack").expect("lists");
+        assert!(!left.contains("DOCTOR") && !left.contains("sport=9 "), "{left}");
+    }
+    w.protected();
+}
+
+/// Connections that the host does not track.
+#[test]
+fn untracked_connections_pass_a_firewall() {
+    let mut w = chat("fwr", Hosted::ByRun, |pair| {
+        for i in 0..2 {
+            let host = pair.host(i);
+            for rule in ["PREROUTING -p tcp --dport 5555", "OUTPUT -p tcp --sport 5555"] {
+                host.tool(&format!("iptables -t raw -A {rule} -j CT --notrack")).expect("a rule");
+            }
+            host.firewall("iptables", Firewall::InvalidFirst, PORT).expect("a firewall");
+            host.sysctl("net.netfilter.nf_conntrack_tcp_loose", "0").expect("sysctl");
+        }
+    });
+    let clients = clients(&mut w);
+    w.survive(&clients, &[Fault::KillAll, Fault::KillServer, Fault::Switchover]);
+    w.no_reset();
+    w.end(clients);
 }
 
 /// Peers whose addresses a router translates.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -18,30 +18,48 @@ use crate::world::{built, engine, Fault, World, PATIENCE, PORT};
 /// Recovered connections are accepted in this time; the barrier falls after three seconds.
 const SOON: Duration = Duration::from_millis(2500);
 
+/// How a server is asked.
+#[derive(Clone)]
+enum Says {
+    Lines,
+    Http,
+    /// For this script.
+    FastCgi(String),
+}
+
 /// A connection that is kept, and what it is asked.
 struct Client {
     stream: TcpStream,
     answers: BufReader<TcpStream>,
+    port: u16,
     asked: u32,
-    /// By HTTP, else by lines.
-    http: bool,
+    says: Says,
 }
 
 impl Client {
-    fn new(w: &World, http: bool) -> Client {
+    fn new(w: &World, says: Says) -> Client {
         let to = w.pair.addr();
         let stream = w.peer.enter(|| connect(to)).expect("connected");
-        Client { answers: BufReader::new(stream.try_clone().expect("cloned")), stream, asked: 0, http }
+        let port = stream.local_addr().expect("an address").port();
+        Client { answers: BufReader::new(stream.try_clone().expect("cloned")), stream, port, asked: 0, says }
     }
 
     fn ask(&mut self) -> Result<(), String> {
         self.asked += 1;
-        let asked = if self.http { "GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned() } else { format!("line {}\n", self.asked) };
-        self.stream.write_all(asked.as_bytes()).map_err(|e| format!("request: {e}"))
+        let what = format!("{}.{}", self.port, self.asked);
+        let asked = match &self.says {
+            Says::Lines => format!("line {what}\n").into_bytes(),
+            Says::Http => format!("GET /{what} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes(),
+            Says::FastCgi(script) => fast_cgi(script, &what),
+        };
+        self.stream.write_all(&asked).map_err(|e| format!("request: {e}"))
     }
 
     /// Who answers: the number of a process.
     fn answer(&mut self) -> Result<u32, String> {
+        if let Says::FastCgi(_) = self.says {
+            return self.fast_cgi_answer();
+        }
         let mut line = || {
             let mut line = String::new();
             match self.answers.read_line(&mut line) {
@@ -50,10 +68,10 @@ impl Client {
                 Err(e) => Err(format!("answer: {e}")),
             }
         };
-        if !self.http {
+        if let Says::Lines = self.says {
             let line = line()?;
             let (process, said) = line.split_once(' ').ok_or_else(|| format!("{line:?}"))?;
-            let right = said == format!("line {}", self.asked);
+            let right = said == format!("line {}.{}", self.port, self.asked);
             return process.parse().ok().filter(|_| right).ok_or_else(|| format!("{line:?} to line {}", self.asked));
         }
         let (status, mut length) = (line()?, 0);
@@ -74,6 +92,47 @@ impl Client {
         let body = String::from_utf8(body).map_err(|e| e.to_string())?;
         body.trim().parse().map_err(|_| format!("body {body:?}"))
     }
+
+    fn fast_cgi_answer(&mut self) -> Result<u32, String> {
+        let mut out = Vec::new();
+        loop {
+            let mut header = [0; 8];
+            self.answers.read_exact(&mut header).map_err(|e| format!("record: {e}"))?;
+            let length = u16::from_be_bytes([header[4], header[5]]);
+            let mut content = vec![0; usize::from(length) + usize::from(header[6])];
+            self.answers.read_exact(&mut content).map_err(|e| format!("content: {e}"))?;
+            match header[1] {
+                FCGI_STDOUT => out.extend_from_slice(&content[..usize::from(length)]),
+                FCGI_END_REQUEST => break,
+                kind => return Err(format!("record {kind}: {:?}", String::from_utf8_lossy(&content))),
+            }
+        }
+        let text = String::from_utf8_lossy(&out).into_owned();
+        let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+        body.and_then(|body| body.parse().ok()).ok_or_else(|| format!("{text:?}"))
+    }
+}
+
+const FCGI_BEGIN_REQUEST: u8 = 1;
+const FCGI_END_REQUEST: u8 = 3;
+const FCGI_PARAMS: u8 = 4;
+const FCGI_STDIN: u8 = 5;
+const FCGI_STDOUT: u8 = 6;
+
+/// A request of FastCGI, after which the connection is kept.
+fn fast_cgi(script: &str, query: &str) -> Vec<u8> {
+    let record = |kind: u8, content: &[u8]| {
+        let length = u16::try_from(content.len()).expect("short").to_be_bytes();
+        [&[1, kind, 0, 1, length[0], length[1], 0, 0], content].concat()
+    };
+    let mut params = Vec::new();
+    for (name, value) in [("SCRIPT_FILENAME", script), ("REQUEST_METHOD", "GET"), ("QUERY_STRING", query)] {
+        params.extend([name, value].map(|s| u8::try_from(s.len()).expect("short")));
+        params.extend(name.bytes().chain(value.bytes()));
+    }
+    // The role of a responder; FCGI_KEEP_CONN.
+    let begin = record(FCGI_BEGIN_REQUEST, &[0, 1, 1, 0, 0, 0, 0, 0]);
+    [begin, record(FCGI_PARAMS, &params), record(FCGI_PARAMS, &[]), record(FCGI_STDIN, &[])].concat()
 }
 
 /// All are asked, then all answer. Returns how many connections each process has.
@@ -143,13 +202,13 @@ fn lines_go_on(way: &str, server: &Server) {
     let mut clients = Vec::new();
     for _ in 0..32 {
         // One after another: of two at once an edge-triggered wait tells once.
-        let mut client = vec![Client::new(&w, false)];
+        let mut client = vec![Client::new(&w, Says::Lines)];
         ask_all(&w, &mut client, "at first");
         clients.append(&mut client);
     }
     go_on(&mut w, &mut clients, &FAULTS, server);
     // And new ones are served beside.
-    clients.push(Client::new(&w, false));
+    clients.push(Client::new(&w, Says::Lines));
     ask_all(&w, &mut clients, "at last");
     w.no_reset();
     drop(clients);
@@ -288,7 +347,7 @@ fn nothing_strange(dir: &Dir) {
 #[test]
 fn nginx_with_its_workers() {
     let (mut w, dir) = nginx("nginxw", "", STAYS);
-    let mut clients: Vec<Client> = (0..64).map(|_| Client::new(&w, true)).collect();
+    let mut clients: Vec<Client> = (0..64).map(|_| Client::new(&w, Says::Http)).collect();
     go_on(&mut w, &mut clients, &FAULTS, &NGINX_SERVES);
     // Reloaded while it stands by: other workers accept.
     let backup = 1 - w.protected();
@@ -306,7 +365,7 @@ fn nginx_with_its_workers() {
 #[test]
 fn nginx_with_a_listener_for_each_worker() {
     let (mut w, dir) = nginx("nginxr", " reuseport", STAYS);
-    let mut clients: Vec<Client> = (0..64).map(|_| Client::new(&w, true)).collect();
+    let mut clients: Vec<Client> = (0..64).map(|_| Client::new(&w, Says::Http)).collect();
     go_on(&mut w, &mut clients, &FAULTS, &Server { shared: false, ..NGINX_SERVES });
     w.no_reset();
     nothing_strange(&dir);
@@ -316,7 +375,7 @@ fn nginx_with_a_listener_for_each_worker() {
 #[test]
 fn nginx_whose_binary_is_upgraded() {
     let (mut w, dir) = nginx("nginxu", "", "/usr/sbin/nginx -c CONFIG && exec sleep 3600");
-    let mut clients: Vec<Client> = (0..32).map(|_| Client::new(&w, true)).collect();
+    let mut clients: Vec<Client> = (0..32).map(|_| Client::new(&w, Says::Http)).collect();
     for _ in 0..2 {
         let backup = 1 - w.protected();
         let pid_file = dir.0.join(format!("{}.pid", w.pair.host(backup).name()));
@@ -357,7 +416,7 @@ fn gunicorn_with_its_workers_and_after_an_upgrade() {
         "app:app",
     ];
     let mut w = World::new("gunicorn", Service::new("gunicorn", PORT), &program);
-    let mut clients: Vec<Client> = (0..24).map(|_| Client::new(&w, true)).collect();
+    let mut clients: Vec<Client> = (0..24).map(|_| Client::new(&w, Says::Http)).collect();
     go_on(&mut w, &mut clients, &[Fault::Switchover, Fault::KillAll], &Server { children: 3, serve: 3, shared: true });
     // The old one and the new one serve, and the old one ends.
     let backup = 1 - w.protected();
@@ -375,7 +434,7 @@ fn haproxy_with_its_workers_and_after_a_reload() {
         frontend f\n bind 0.0.0.0:5555\n http-request return status 200 content-type text/plain lf-string %pid\n";
     let config = dir.file("haproxy.cfg", text);
     let mut w = World::new("haproxyw", Service::new("haproxyw", PORT), &["haproxy", "-W", "-db", "-f", &config]);
-    let mut clients: Vec<Client> = (0..24).map(|_| Client::new(&w, true)).collect();
+    let mut clients: Vec<Client> = (0..24).map(|_| Client::new(&w, Says::Http)).collect();
     go_on(&mut w, &mut clients, &[Fault::Switchover, Fault::KillAll], &Server { children: 1, ..ONE });
     let backup = 1 - w.protected();
     let main = main_process(&w, backup, 1);
@@ -390,6 +449,87 @@ fn haproxy_with_its_workers_and_after_a_reload() {
     w.no_reset();
 }
 
+/// Connections that are kept to a server of several processes, which adds what it runs to a log: they go on, and nothing is run
+/// twice.
+fn each_runs_once(label: &str, program: &[&str], log: &Path, says: &Says, server: &Server, n: usize) {
+    let mut w = World::new(label, Service::new(label, PORT), program);
+    let mut clients: Vec<Client> = (0..n).map(|_| Client::new(&w, says.clone())).collect();
+    ask_all(&w, &mut clients, "at first");
+    go_on(&mut w, &mut clients, &[Fault::Switchover, Fault::KillServer, Fault::Cut, Fault::KillAll], server);
+    let asked: u32 = clients.iter().map(|c| c.asked).sum();
+    let text = fs::read_to_string(log).expect("what was run");
+    let mut times = BTreeMap::new();
+    text.lines().for_each(|line| *times.entry(line).or_insert(0) += 1);
+    let again: Vec<_> = times.iter().filter(|(_, n)| **n != 1).collect();
+    assert!(again.is_empty(), "run again though answered: {again:?}\n{}", w.pair.describe());
+    assert_eq!(times.len(), asked as usize);
+    w.no_reset();
+    drop(clients);
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+fn in_tests(name: &str) -> String {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name).display().to_string()
+}
+
+fn node(policy: &str, server: &Server) {
+    let dir = Dir::new(&format!("node-{policy}"));
+    let log = dir.0.join("log");
+    let program = ["node", &in_tests("cluster.js"), "5555", &log.display().to_string(), policy];
+    each_runs_once(&format!("node{policy}"), &program, &log, &Says::Http, server, 24);
+}
+
+/// Needs nodejs.
+#[test]
+#[ignore = "known: workers exit in order when their primary is killed, and that is taken for the program's wish to close"]
+fn node_whose_primary_passes_connections_to_its_workers() {
+    node("rr", &Server { children: 4, ..ONE });
+}
+
+/// Needs nodejs.
+#[test]
+#[ignore = "known: seen once on a busy machine: the takeover was not over after the barrier's three seconds"]
+fn node_whose_workers_share_a_listener() {
+    node("none", &Server { children: 4, serve: 4, shared: true });
+}
+
+fn python(way: &str, server: &Server) {
+    let dir = Dir::new(&format!("python-{way}"));
+    let log = dir.0.join("log");
+    let program = ["python3", &in_tests("multiprocess.py"), "5555", &log.display().to_string(), way];
+    each_runs_once(&format!("py{way}"), &program, &log, &Says::Lines, server, 24);
+}
+
+#[test]
+fn processes_of_python_that_share_a_listener() {
+    python("shared", &Server { children: 4, serve: 4, shared: true });
+}
+
+#[test]
+fn processes_of_python_that_are_sent_connections() {
+    python("sent", &Server { children: 4, ..ONE });
+}
+
+/// Each of its processes serves one connection until that ends.
+#[test]
+fn php_fpm_answers_its_web_server() {
+    let dir = Dir::new("php");
+    let (log, path) = (dir.0.join("log"), dir.0.display().to_string());
+    let script =
+        format!("<?php file_put_contents('{path}/log', $_SERVER['QUERY_STRING'] . \"\\n\", FILE_APPEND); echo getmypid();");
+    let script = dir.file("run.php", &script);
+    let text = format!(
+        "[global]\nerror_log = {path}/error.log\ndaemonize = no\n\
+         [www]\nuser = root\ngroup = root\nlisten = 0.0.0.0:5555\npm = static\npm.max_children = 12\n"
+    );
+    let config = dir.file("fpm.conf", &text);
+    let names = fs::read_dir("/usr/sbin").expect("a directory").flatten().map(|entry| entry.path());
+    let fpm = names.filter(|path| path.to_string_lossy().contains("/php-fpm")).max();
+    let fpm = fpm.expect("this test needs php-fpm: apt-get install php-fpm").display().to_string();
+    let server = Server { children: 12, serve: 12, shared: true };
+    each_runs_once("php", &[&fpm, "-n", "-R", "-F", "-y", &config], &log, &Says::FastCgi(script), &server, 8);
+}
+
 /// systemd's own: the program begins with the first connection, which on a backup is the doorbell.
 #[test]
 fn a_program_that_systemd_starts_for_its_first_connection() {
@@ -400,7 +540,7 @@ fn a_program_that_systemd_starts_for_its_first_connection() {
     program.extend([built("listeners"), "5555".to_owned(), "activate".to_owned(), "passed".to_owned()]);
     let program: Vec<&str> = program.iter().map(String::as_str).collect();
     let mut w = World::new("activate", Service::new("activate", PORT), &program);
-    let mut clients: Vec<Client> = (0..8).map(|_| Client::new(&w, false)).collect();
+    let mut clients: Vec<Client> = (0..8).map(|_| Client::new(&w, Says::Lines)).collect();
     go_on(&mut w, &mut clients, &FAULTS, &ONE);
     w.no_reset();
 }
@@ -409,7 +549,7 @@ fn a_program_that_systemd_starts_for_its_first_connection() {
 #[test]
 fn connections_that_nobody_accepts_are_reset() {
     let mut w = World::new("deaf", Service::new("deaf", PORT), &["sh", "-c", &deaf_on_the_second()]);
-    let mut clients: Vec<Client> = (0..4).map(|_| Client::new(&w, false)).collect();
+    let mut clients: Vec<Client> = (0..4).map(|_| Client::new(&w, Says::Lines)).collect();
     ask_all(&w, &mut clients, "at first");
     let master = w.protected();
     w.fail_over(Fault::Switchover);

@@ -10,7 +10,7 @@ use tcpr_lab::member::Service;
 use crate::requests::{connect, pause, through};
 use crate::world::{built, Fault, World, PATIENCE, PORT};
 
-pub fn lines_are_answered(way: &str, new: New) {
+fn lines_are_answered(way: &str, new: New) {
     lines_of_clients_are_answered(way, new, 4, 200);
 }
 

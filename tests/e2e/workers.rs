@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tcpr_lab::member::Service;
+use tcpr_lab::wait_listening;
 
 use crate::requests::connect;
-use crate::world::{built, Fault, World, PORT};
+use crate::world::{built, Fault, World, PATIENCE, PORT};
 
 /// A turn's limit is 50 ms.
 const AT_ONCE: Duration = Duration::from_millis(40);
@@ -28,6 +29,31 @@ fn what_a_worker_waits_in_does_not_matter() {
 fn workers_of_python_answer_once() {
     let script = format!("{}/tests/workers.py", env!("CARGO_MANIFEST_DIR"));
     run("pyworkers", &["python3", &script], &["pipe", "simple", "queue"]);
+}
+
+/// Python's threads take turns at the interpreter: one that waits for it is in the middle of its work.
+#[test]
+fn a_request_is_not_lost_while_its_thread_waits_for_the_interpreter() {
+    let script = format!("{}/tests/busy_python.py", env!("CARGO_MANIFEST_DIR"));
+    let w = World::new("busypython", Service::new("lines", PORT).lines(), &["python3", &script, "5555"]);
+    let (to, peer) = (w.pair.addr(), w.peer.clone());
+    let mut client = peer.enter(|| connect(to)).expect("connected");
+    for round in 0..5 {
+        let master = w.protected();
+        // The one that was killed takes long to come back beside a thread that computes.
+        (0..2).for_each(|i| wait_listening(w.pair.host(i), PORT, PATIENCE).expect("the server listens"));
+        let line = format!("line {round}\n");
+        client.write_all(line.as_bytes()).expect("sent");
+        if round > 0 {
+            // By now it was read, and not answered yet.
+            std::thread::sleep(Duration::from_millis(50));
+            w.pair.kill_program(master).expect("killed");
+        }
+        let mut answer = vec![0; line.len()];
+        client.read_exact(&mut answer).unwrap_or_else(|e| panic!("round {round}: {e}\n{}", w.pair.describe()));
+        assert_eq!(String::from_utf8_lossy(&answer), line);
+    }
+    w.no_reset();
 }
 
 /// The file to which the servers of both members add what they have run.

@@ -49,6 +49,7 @@ pub fn doctor(common: &Common) -> Result<u8, String> {
             RulesState::Installed(at) => format!("{}, table {}", at.by, at.table),
         });
         findings.push(("rules", installed.map_err(|e| e.to_string())));
+        findings.push(("connection", crate::trial::connect(&config)));
         // Where a manager runs, it knows whether its partner's heartbeats come and its own arrive.
         if let Ok(status) = ask(&config, &ControlRequest::Status) {
             let partner = &status["partner"];

@@ -7,6 +7,7 @@ mod demo;
 mod doctor;
 mod logger;
 mod run;
+mod trial;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

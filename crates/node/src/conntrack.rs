@@ -102,7 +102,12 @@ impl Conntrack {
         }
         self.batch.clear();
         // Only refusals are answered. One whose entry is that of a translated address has it already.
-        self.answers(|errno| log::debug!("conntrack: {}", io::Error::from_raw_os_error(errno)));
+        self.answers(|errno| {
+            // What was to be forgotten was not known.
+            if errno != libc::ENOENT {
+                log::debug!("conntrack: {}", io::Error::from_raw_os_error(errno));
+            }
+        });
     }
 
     fn answers(&mut self, mut refused: impl FnMut(i32)) {
@@ -131,16 +136,16 @@ impl Conntrack {
         self.answers(|errno| result = Err(io::Error::from_raw_os_error(errno)));
         result?;
         self.forget(&tuple);
+        self.flush();
         Ok(())
     }
 
-    /// Removes the entry of a connection that its peer has made.
-    fn forget(&mut self, tuple: &FourTuple) {
+    /// What is known of a connection that its peer has made is not true. Told with the next [`Conntrack::flush`].
+    pub fn forget(&mut self, tuple: &FourTuple) {
         let mut body = header(tuple.peer);
         let tuples = addresses(tuple.peer, tuple.local);
         nest(&mut body, CTA_TUPLE_ORIG, &tuples);
         self.push(DELETE, 0, &body);
-        self.flush();
     }
 }
 
@@ -229,6 +234,14 @@ mod tests {
             let tuple = FourTuple { local: "192.0.2.200:40000".parse().unwrap(), peer: "192.0.2.7:80".parse().unwrap() };
             conntrack.established(&tuple, true);
             conntrack.flush();
+            // One that was taken up from an answer is turned round.
+            let tuple = FourTuple { local: "192.0.2.200:5555".parse().unwrap(), peer: "192.0.2.8:1234".parse().unwrap() };
+            conntrack.established(&tuple, true);
+            conntrack.forget(&tuple);
+            conntrack.established(&tuple, false);
+            conntrack.flush();
+            let turned = "src=192.0.2.8 dst=192.0.2.200 sport=1234 dport=5555 src=192.0.2.200";
+            assert!(table().contains(turned), "{}", table());
             assert!(table().contains("src=192.0.2.200 dst=192.0.2.7 sport=40000 dport=80 src=192.0.2.7"), "{}", table());
         });
     }

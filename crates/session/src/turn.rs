@@ -12,7 +12,7 @@ use crate::framing::Framing;
 use crate::tuple::{BySession, SessionId};
 use crate::Now;
 use progress::{Progress, Settled, NO_GROUP};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 /// A thread of a hooked application: `channel << 32 | thread`.
@@ -170,6 +170,8 @@ pub struct TurnPolicy {
     sessions: BySession<Box<Progress>>,
     /// Whom the application has made a connection for, and the other way round.
     pairs: HashMap<SessionId, Vec<SessionId>>,
+    /// Connections that the application has made for some client, and it is not known for which.
+    unclear: BTreeSet<SessionId>,
     /// Reads so far.
     reads: u64,
     /// Only threads with an open turn are in here.
@@ -197,6 +199,7 @@ impl TurnPolicy {
             max_turn,
             sessions: BySession::default(),
             pairs: HashMap::new(),
+            unclear: BTreeSet::new(),
             reads: 0,
             threads: HashMap::new(),
             groups: Vec::new(),
@@ -251,7 +254,23 @@ impl TurnPolicy {
         }
     }
 
+    /// The application has made this connection for a client, and it is not known for which. What is read and written there says
+    /// nothing of anybody else until [`Self::pair`] tells whose it is.
+    pub fn unclear(&mut self, out: SessionId) {
+        self.part(out);
+        if self.sessions.contains_key(&out) {
+            self.unclear.insert(out);
+        }
+    }
+
+    /// Those of them that the thread has read last, and that wait to be passed on to whoever they are for.
+    pub fn read_unclear(&self, t: Thread) -> Vec<SessionId> {
+        let read = |out: &&SessionId| self.sessions.get(out).is_some_and(|p| p.last_read.0 == t && p.waits());
+        self.unclear.iter().filter(read).copied().collect()
+    }
+
     fn part(&mut self, s: SessionId) {
+        self.unclear.remove(&s);
         for other in self.pairs.remove(&s).unwrap_or_default() {
             if let Some(others) = self.pairs.get_mut(&other) {
                 others.retain(|x| *x != s);
@@ -761,16 +780,23 @@ impl TurnPolicy {
         (called(a) || called(b)) && client(a).zip(client(b)).is_some_and(|(a, b)| a != b)
     }
 
+    /// Whether what the thread has for `s` may come from a connection of which it is not known whose it is.
+    fn may_be_passed_on(&self, t: Thread, s: SessionId) -> bool {
+        self.unclear.contains(&s) || !self.read_unclear(t).is_empty()
+    }
+
     /// The thread had output for `s`: that answers what it read last, be it of another session. But what answers `s`
-    /// itself answers no other's request; a reply of an upstream may be passed on by it.
+    /// itself answers no other's request; a reply of an upstream may be passed on by it. And what a client with an upstream of its
+    /// own has asked for is answered by these two alone.
     fn answer(&mut self, t: Thread, s: SessionId) {
         let Some((r, upto)) = self.threads.get(&t).and_then(|turn| turn.last_read) else {
             return;
         };
         let own = self.sessions.get(&s).is_some_and(|p| p.own);
-        let apart = self.sessions.get(&r).is_some_and(|p| p.independent || own && !p.called);
+        let others = self.pairs.get(&r).is_some_and(|with| !with.contains(&s));
+        let apart = self.sessions.get(&r).is_some_and(|p| p.independent || !p.called && (own || others));
         // It may have left the group when an overlong turn was split.
-        if r != s && !apart && !self.strangers(r, s) && self.touch(t, r) {
+        if r != s && !apart && !self.strangers(r, s) && !self.may_be_passed_on(t, s) && self.touch(t, r) {
             if let Some(p) = self.sessions.get_mut(&r) {
                 p.answer(upto);
             }

@@ -23,6 +23,8 @@ use crate::sockdiag::{state, Listing, SockDiag, TcpSocket};
 
 /// Most sessions asked about at once.
 const AT_ONCE: usize = 64;
+/// How often it is seen whether the host tracks connections by now.
+const TRACKED_AGAIN: Duration = Duration::from_millis(100);
 /// Connections that began while there were no rules are looked for again after these: a handshake may have been under way.
 const STRANGERS_AGAIN: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_secs(2)];
 
@@ -45,6 +47,8 @@ pub(super) struct Host {
     /// They are being looked for.
     listing: Option<Listing>,
     conntrack: Option<Conntrack>,
+    /// When to see whether connections are tracked by now: a firewall may be loaded at any time.
+    conntrack_at: Option<Now>,
     /// Recovered connections of which a handshake was seen: it made connection tracking look at numbers again.
     handshakes: Vec<FourTuple>,
 }
@@ -64,6 +68,7 @@ impl Host {
             strangers_due: Vec::new(),
             listing: None,
             conntrack: None,
+            conntrack_at: None,
             handshakes: Vec::new(),
         }
     }
@@ -149,7 +154,8 @@ impl Host {
     pub(super) fn poll_timeout(&self, now: Now) -> Option<Now> {
         let busy = !self.unsettled.is_empty() || self.listing.is_some();
         let unsettled = (busy && self.missing.is_none()).then_some(now);
-        unsettled.or_else(|| self.strangers_due.first().copied())
+        let due = [unsettled, self.strangers_due.first().copied(), self.conntrack_at];
+        due.into_iter().flatten().min()
     }
 
     /// A SYN or SYN-ACK of the local TCP on a connection that was taken over.
@@ -242,7 +248,14 @@ impl Manager {
             self.host.unsettled.clear();
             self.host.strangers_due.clear();
             self.host.listing = None;
+            self.host.conntrack_at = None;
             return;
+        }
+        if self.host.conntrack.is_some() {
+            self.host.conntrack_at = None;
+        } else if now >= *self.host.conntrack_at.get_or_insert(now + TRACKED_AGAIN) {
+            self.host.conntrack_at = Some(now + TRACKED_AGAIN);
+            self.track_sessions();
         }
         while let Some(session) = self.filter.poll_around() {
             self.settle_session(now, session);
@@ -310,7 +323,8 @@ impl Manager {
         }
     }
 
-    /// Connection tracking has not seen the sessions begin that were taken over.
+    /// Connection tracking has not seen the sessions begin that were taken over, nor those that are older than the firewall
+    /// which makes it look.
     pub(super) fn track_sessions(&mut self) {
         if !conntrack::in_use() {
             self.host.conntrack = None;
@@ -323,7 +337,12 @@ impl Manager {
         let mut tuples = Vec::with_capacity(self.filter.store().len());
         tuples.extend(self.filter.store().iter().filter(|s| s.established).map(|s| s.open.tuple));
         for (i, tuple) in tuples.iter().enumerate() {
-            conntrack.established(tuple, self.is_outgoing(tuple));
+            let ours = self.is_outgoing(tuple);
+            if self.filter.engine() == Engine::Splice && !ours {
+                // An entry that took its beginning from an answer would call the SYN in the peer's name INVALID.
+                conntrack.forget(tuple);
+            }
+            conntrack.established(tuple, ours);
             if i % AT_ONCE == AT_ONCE - 1 {
                 self.stay_alive();
             }

@@ -223,6 +223,10 @@ impl Manager {
                     log::warn!("cannot end {tuple} for the application: {error}");
                 }
             }
+            Action::AskListener(tuple) => {
+                let now = self.now();
+                self.takeover.ask_listener(now, tuple);
+            }
             Action::AskClosed(session) => self.ask_closed(session),
             Action::AskAsleep(channel, thread) => self.ask_asleep(channel, thread),
             Action::Ended(session, tuple, reason) => {

@@ -8,8 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tcpr_session::filter::RestoreSpec;
-use tcpr_session::filter::{HandOut, Mode};
+use tcpr_session::filter::{HandOut, Mode, RestoreSpec, Waits};
 use tcpr_session::role::Role;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
@@ -97,6 +96,14 @@ struct Bells {
     listeners: usize,
 }
 
+/// How a port is accepted from.
+struct Accepts {
+    /// Somebody accepts without a hook: no library in a process that has the listener, or a queue of system calls (io_uring).
+    /// It would take a doorbell for a client.
+    around_hooks: bool,
+    waits: Waits,
+}
+
 /// A process that waits for others to ask first.
 struct Asking {
     channel: u32,
@@ -135,6 +142,10 @@ pub(super) struct Takeover {
     asking_until: Option<Now>,
     /// Ports that somebody listens on, and nobody has told of it.
     untold: Vec<u16>,
+    /// Ports of which the filter wants to know how their programs wait, and the connection that is accepted by then; when to
+    /// look.
+    asked_how: BTreeMap<u16, FourTuple>,
+    ask_how_at: Option<Now>,
     /// When to look at what is not accepted; how much that was, and since when there was no less.
     look_at: Option<Now>,
     unaccepted: Option<(usize, Now)>,
@@ -175,6 +186,8 @@ impl Takeover {
             asking: Vec::new(),
             asking_until: None,
             untold: Vec::new(),
+            asked_how: BTreeMap::new(),
+            ask_how_at: None,
             look_at: None,
             unaccepted: None,
             gate_until: None,
@@ -189,7 +202,7 @@ impl Takeover {
 
     pub(super) fn poll_timeout(&self) -> Option<Now> {
         let (probing, bells) = ([self.probe_until, self.barrier_until], [self.doorbell_at, self.asking_until]);
-        let rest = [self.accepted_at, self.files_at, self.gate_until, self.look_at];
+        let rest = [self.accepted_at, self.ask_how_at, self.files_at, self.gate_until, self.look_at];
         probing.into_iter().chain(bells).chain(rest).flatten().min()
     }
 
@@ -204,6 +217,12 @@ impl Takeover {
     /// Sockets that the application has yet to take.
     fn made(&self) -> usize {
         self.ready.values().map(VecDeque::len).sum()
+    }
+
+    /// The filter wants to know how the program waits that accepts this connection.
+    pub(super) fn ask_listener(&mut self, now: Now, tuple: FourTuple) {
+        self.asked_how.insert(tuple.local.port(), tuple);
+        self.ask_how_at = Some(now + ACCEPTED_AGAIN);
     }
 
     pub(super) fn has_listener(&self, port: u16) -> bool {
@@ -250,6 +269,8 @@ impl Takeover {
         self.out.clear();
         self.sharing.clear();
         self.asking_until = None;
+        self.asked_how.clear();
+        self.ask_how_at = None;
         self.look_at = None;
         self.unaccepted = None;
         self.gate_until = None;
@@ -541,7 +562,7 @@ impl Manager {
             // A Listen rings.
             return None;
         }
-        if t.bells.entry(port).or_default().listeners == 0 && self.accepted_around_hooks(port) {
+        if t.bells.entry(port).or_default().listeners == 0 && self.who_accepts(port).around_hooks {
             log::info!("port {port} is accepted by system calls that no hook sees: its sessions come out of its listener");
             self.splice_port(now, port);
             return None;
@@ -756,9 +777,8 @@ impl Manager {
         log::info!("takeover done: {:?}", self.takeover.report);
     }
 
-    /// Whether somebody accepts on a port without a hook: no library in a process that has the listener, or a queue of
-    /// system calls (io_uring). It would take a doorbell for a client.
-    fn accepted_around_hooks(&mut self, port: u16) -> bool {
+    /// How a port is accepted from.
+    fn who_accepts(&mut self, port: u16) -> Accepts {
         let listeners = self.sockdiag.listener_inodes(port).unwrap_or_default();
         self.takeover.bells.entry(port).or_default().listeners = listeners.len().max(1);
         let mut processes: Vec<u32> = self.apps.values().map(|app| app.channel.pid()).collect();
@@ -773,7 +793,8 @@ impl Manager {
                 }
             }
         }
-        processes.into_iter().any(|pid| {
+        let mut accepts = Accepts { around_hooks: false, waits: Waits::Level };
+        for pid in processes {
             let (mut listens, mut ring) = (false, false);
             for link in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
                 let Ok(target) = fs::read_link(link.path()) else { continue };
@@ -781,13 +802,42 @@ impl Manager {
                 let inode = target.strip_prefix("socket:[").and_then(|t| t.strip_suffix(']')).and_then(|n| n.parse().ok());
                 listens |= inode.is_some_and(|inode: u32| listeners.contains(&inode));
                 ring |= target == "anon_inode:[io_uring]";
+                if target == "anon_inode:[eventpoll]" && waits_for_edges(pid, &link.file_name().to_string_lossy(), &listeners) {
+                    accepts.waits = Waits::Edge;
+                }
             }
             let hooks = || {
                 joined.contains(&pid)
                     || fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/libtcpr"))
             };
-            listens && (ring || !hooks())
-        })
+            accepts.around_hooks |= listens && (ring || !hooks());
+        }
+        accepts
+    }
+
+    /// Once somebody has accepted from a listener it is known who does, and has set up what he waits with.
+    fn look_how(&mut self, now: Now) {
+        let asked = std::mem::take(&mut self.takeover.asked_how);
+        for (port, tuple) in asked {
+            match self.sockdiag.find(tuple.local, tuple.peer) {
+                Ok(Some(socket)) if socket.inode == 0 => {
+                    self.takeover.asked_how.insert(port, tuple);
+                }
+                Ok(Some(_)) => {
+                    let Accepts { around_hooks, waits } = self.who_accepts(port);
+                    log::debug!("port {port} is accepted from around hooks: {around_hooks}, {waits:?}");
+                    if around_hooks {
+                        self.splice_port(now, port);
+                    }
+                    self.filter.listener_waits(now, port, waits);
+                }
+                // The next one that the listener makes is asked for.
+                Ok(None) => {}
+                Err(error) => log::warn!("cannot see whether {tuple} was accepted: {error}"),
+            }
+        }
+        self.takeover.ask_how_at = (!self.takeover.asked_how.is_empty()).then_some(now + ACCEPTED_AGAIN);
+        self.filter_actions();
     }
 
     /// The listener of this port makes the sessions, for no hook would take them.
@@ -911,6 +961,9 @@ impl Manager {
             self.publish_pending();
             self.ring_doorbells(now);
         }
+        if self.takeover.ask_how_at.is_some_and(|t| now >= t) {
+            self.look_how(now);
+        }
         if self.takeover.accepted_at.is_some_and(|t| now >= t) {
             self.takeover.accepted_at = Some(now + ACCEPTED_AGAIN);
             if self.filter.mode() == Mode::Restoring && self.filter.unprobed() == 0 {
@@ -928,6 +981,19 @@ impl Manager {
             self.filter.lift_barrier(now);
         }
     }
+}
+
+/// Whether an epoll instance of a process waits edge-triggered for one of these listeners.
+fn waits_for_edges(pid: u32, epoll: &str, listeners: &[u32]) -> bool {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{epoll}")).unwrap_or_default();
+    info.lines().filter(|line| line.starts_with("tfd:")).any(|line| {
+        // tfd: 5 events: 80000019 data: 5 pos:0 ino:1a2b sdev:9
+        let words: Vec<&str> = line.split_whitespace().flat_map(|word| word.split_inclusive(':')).collect();
+        let of = |name| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1));
+        let hexadecimal = |name| of(name).and_then(|value| u32::from_str_radix(value, 16).ok());
+        let edge = hexadecimal("events:").is_some_and(|events| events & libc::EPOLLET as u32 != 0);
+        edge && hexadecimal("ino:").is_some_and(|inode| listeners.contains(&inode))
+    })
 }
 
 /// The children of all threads of a process.

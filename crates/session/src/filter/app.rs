@@ -5,7 +5,7 @@ use super::live::{Live, Stage};
 use super::output::SUSPICIOUS;
 use super::splicing::Handshake;
 use super::{Action, Filter, Mode};
-use crate::record::{self, Committed, MAX_OPEN};
+use crate::record::{self, Cause, Committed, MAX_OPEN};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Rest, Thread, TurnPolicy};
@@ -99,6 +99,9 @@ impl Filter {
                 (made || self.splices.get(tuple).is_some()) && !self.live[&session].outgoing && !self.live[&session].bare;
             self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(accepted));
             self.begin_turns(session);
+            if accepted {
+                self.open_halves(now);
+            }
         }
         if answered {
             // The hook was faster than the last segment of the handshake.
@@ -125,7 +128,10 @@ impl Filter {
     /// Tells the turn policy for whom a connection was made.
     pub(super) fn pair_turns(&mut self, session: SessionId) {
         if self.live.get(&session).is_some_and(|l| l.outgoing) {
-            self.turns.pair(session, self.root(session));
+            match self.store.get(session).and_then(|s| s.cause) {
+                Some(Cause::Unclear { .. }) => self.turns.unclear(session),
+                _ => self.turns.pair(session, self.root(session)),
+            }
         } else {
             self.store.caused_by(session).iter().for_each(|out| self.turns.pair(*out, Some(session)));
         }
@@ -181,17 +187,18 @@ impl Filter {
             return self.lose(now, session);
         }
         live.pending.lend(&mut self.spares.pending).extend(bytes);
+        // That may show whose the session is, which says what is passed on.
+        self.note_write(now, channel, thread, session, bytes.len() as u64 >= asked);
         let thread = self.turn_of(channel, thread);
         self.turns.write_of(now, thread, session, bytes.len() as u64, asked);
-        self.note_write(now, channel, thread as u32, session, bytes.len() as u64 >= asked);
     }
 
     /// Bytes that the application wrote again after a failover, and that the hook swallowed.
     pub fn absorbed(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
         if let Some(session) = self.session_of(channel, handle) {
+            self.note_write(now, channel, thread, session, true);
             let thread = self.turn_of(channel, thread);
             self.turns.write(now, thread, session, n, false);
-            self.note_write(now, channel, thread as u32, session, true);
         }
     }
 

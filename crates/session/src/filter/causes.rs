@@ -367,7 +367,8 @@ impl Filter {
             self.flows_out(now, session, &ins, &outs);
         } else {
             self.not_fresh(session);
-            self.flows_in(now, session, &ins, &outs);
+            let unknown = self.turns.read_unclear(thread_key(channel, thread));
+            self.flows_in(now, session, &ins, &outs, &unknown);
         }
         if whole {
             let root = self.root(session).or_else(|| (ins.len() == 1).then(|| ins[0]));
@@ -400,9 +401,16 @@ impl Filter {
         }
     }
 
-    fn flows_in(&mut self, now: Now, to: SessionId, ins: &[SessionId], outs: &[SessionId]) {
+    /// `unknown`: what the thread has read, perhaps before it waited, of those of which it is not known whose they are.
+    fn flows_in(&mut self, now: Now, to: SessionId, ins: &[SessionId], outs: &[SessionId], unknown: &[SessionId]) {
+        if outs.iter().any(|out| self.root(*out) == Some(to)) {
+            return;
+        }
+        if outs.iter().chain(unknown).any(|out| self.contradict(now, *out, to)) {
+            return;
+        }
         let read = |id: &SessionId| self.causes.served.get(id).is_some_and(|s| s.read);
-        if ins.contains(&to) && read(&to) || outs.iter().any(|out| self.root(*out) == Some(to)) {
+        if ins.contains(&to) && read(&to) {
             return;
         }
         match outs {
@@ -428,13 +436,27 @@ impl Filter {
     // ---- whose it is -----------------------------------------------------------------------------------
 
     fn set_cause(&mut self, id: SessionId, cause: Option<Cause>) {
-        if self.store.get(id).is_none_or(|s| s.cause == cause) {
-            return;
-        }
+        let Some(s) = self.store.get(id).filter(|s| s.cause != cause) else { return };
         if !self.mode.serves() {
             return self.causes.late.push((id, cause));
         }
+        let (before, to) = (s.cause, s.open.tuple.peer);
         self.write_cause(id, cause);
+        match (before, cause) {
+            (Some(Cause::Of { session, .. }), Some(Cause::Of { session: same, .. })) if session == same => {}
+            (Some(Cause::Of { session, nth, read }), _) => self.close_up(&Caller::Of { session, read, sure: true }, to, nth),
+            _ => {}
+        }
+    }
+
+    /// What was taken for one of these is somebody else's. A place that was never theirs would be made anew at a takeover, and
+    /// those behind it not be called for.
+    fn close_up(&mut self, caller: &Caller, to: SocketAddr, from: u32) {
+        for (id, nth) in self.alike(caller, to).into_iter().filter(|(_, nth)| *nth > from) {
+            if let Some(Cause::Of { session, read, .. }) = self.store.get(id).and_then(|s| s.cause) {
+                self.set_cause(id, Some(Cause::Of { session, nth: nth - 1, read }));
+            }
+        }
     }
 
     pub(super) fn late_causes(&mut self) {

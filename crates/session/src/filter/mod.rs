@@ -57,7 +57,7 @@ use splicing::Splices;
 pub use app::Origin;
 pub use causes::HandOut;
 pub use recovery::RestoreSpec;
-pub use splicing::Engine;
+pub use splicing::{Engine, Waits};
 pub use unhooked::PROGRAM;
 
 /// Longest that a half-open session is kept: the kernel gives up after about 63 s.
@@ -109,6 +109,9 @@ pub enum Action {
     AskUnread(SessionId),
     /// Remove the local TCP's connection of this name, which a process holds: its session is over.
     Destroy(FourTuple),
+    /// As soon as a process has accepted this connection, recovered by its listener, see how the program waits on that
+    /// listener, and call [`Filter::listener_waits`]. Nothing is to be done if the connection ends before.
+    AskListener(FourTuple),
     /// Ask the kernel whether the connection, which hooks said was closed, is open all the same; then call
     /// [`Filter::still_open`].
     AskClosed(SessionId),

@@ -23,6 +23,9 @@ const MOST: usize = 64;
 const AGAIN: Duration = Duration::from_millis(20);
 /// A listener whose queue is full does not answer: asked twice as late each time, so many times.
 const SLOWEST: u32 = 4;
+/// A listener whose program hears of the first of several connections only gets the next one when it has accepted the one
+/// before, or has not for so long.
+const UNHEARD: Duration = Duration::from_secs(5);
 /// How long the numbers of a session that is over are still corrected: the kernel answers for it from TIME_WAIT (60 s).
 const REMEMBERED: Duration = Duration::from_secs(120);
 
@@ -64,6 +67,17 @@ pub(super) struct Splices {
     pub unaccepted: usize,
     /// Ports whose sessions are spliced whatever the engine.
     ports: BTreeSet<u16>,
+    /// How programs wait on the listeners of these ports.
+    waits: BTreeMap<u16, Waits>,
+}
+
+/// How a program that the hooks are in waits on a listener.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Waits {
+    /// Edge-triggered (EPOLLET): of several connections that come at once it may hear once, and accept one.
+    Edge,
+    /// As long as any connection is there.
+    Level,
 }
 
 /// What is asked of one listener.
@@ -71,8 +85,8 @@ pub(super) struct Splices {
 struct Listener {
     /// Those whose turn will come.
     queue: VecDeque<SessionId>,
-    /// Those that were asked for, and not answered.
-    under_way: BTreeSet<SessionId>,
+    /// Those that were asked for, and not answered; or not accepted, where the next one waits for that. Since when.
+    under_way: BTreeMap<SessionId, Now>,
     /// It has answered.
     listening: bool,
 }
@@ -178,6 +192,19 @@ impl Filter {
     /// It is not known who accepts.
     pub(super) fn forget_spliced_ports(&mut self) {
         self.splices.ports.clear();
+        self.splices.waits.clear();
+    }
+
+    /// The answer to [`Action::AskListener`].
+    pub fn listener_waits(&mut self, now: Now, port: u16, waits: Waits) {
+        self.splices.waits.insert(port, waits);
+        self.open_halves(now);
+    }
+
+    /// Whether a listener gets a connection only when the one before was accepted: until it is known how its program waits,
+    /// too. Without hooks nothing tells that one was.
+    fn one_by_one(&self, port: u16) -> bool {
+        self.config.hooked && self.splices.waits.get(&port) != Some(&Waits::Level)
     }
 
     /// Its restored socket was closed silently, before anybody had it.
@@ -205,6 +232,7 @@ impl Filter {
                 self.splices.unaccepted = self.splices.unaccepted.saturating_sub(1);
             }
         }
+        self.open_halves(now);
         self.barrier_met(now);
     }
 
@@ -280,7 +308,7 @@ impl Filter {
                     continue;
                 };
                 live.recovery.make().handshake = Some(Handshake::Sent { next: now + AGAIN, tries: 0 });
-                self.splices.listeners.entry(local).or_default().under_way.insert(id);
+                self.splices.listeners.entry(local).or_default().under_way.insert(id, now);
                 self.handed_out(now, id);
                 self.timers.push(Reverse((now + AGAIN, id)));
                 self.send_local_syn(id);
@@ -290,12 +318,13 @@ impl Filter {
 
     /// Whom this listener is to be asked for next.
     fn next_half(&mut self, now: Now, local: SocketAddr) -> Option<SessionId> {
+        let one_by_one = self.one_by_one(local.port());
         let (live, listener) = (&self.live, self.splices.listeners.get_mut(&local)?);
-        listener
-            .under_way
-            .retain(|id| live.get(id).is_some_and(|l| matches!(l.recovery.handshake, Some(Handshake::Sent { .. }))));
+        let asked = |l: &Live| matches!(l.recovery.handshake, Some(Handshake::Sent { .. }));
+        let unheard = |l: &Live, since: Now| one_by_one && l.unaccepted() && now < since + UNHEARD;
+        listener.under_way.retain(|id, since| live.get(id).is_some_and(|l| asked(l) || unheard(l, *since)));
         let under_way = listener.under_way.len();
-        if listener.queue.is_empty() || under_way >= if listener.listening { MOST } else { 1 } {
+        if listener.queue.is_empty() || under_way >= if listener.listening && !one_by_one { MOST } else { 1 } {
             return None;
         }
         let mut first = 0;
@@ -410,7 +439,10 @@ impl Filter {
         self.handed_out(now, id);
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if !live.outgoing {
-            self.splices.listeners.entry(s.open.tuple.local).or_default().listening = true;
+            let listener = self.splices.listeners.entry(s.open.tuple.local).or_default();
+            listener.listening = true;
+            listener.under_way.insert(id, now);
+            self.timers.push(Reverse((now + UNHEARD, id)));
         }
         if s.open.timestamps && ours.timestamps.is_none() {
             // net.ipv4.tcp_timestamps is off here; the peer would hear a TCP that has lost its clock.
@@ -449,6 +481,10 @@ impl Filter {
             return self.answer_call(id);
         }
         self.inject(id, self.live[&id].kernel_base, flags::ACK, &[]);
+        let tuple = self.store.get(id).expect("known").open.tuple;
+        if self.config.hooked && !self.splices.waits.contains_key(&tuple.local.port()) {
+            self.actions.push(Action::AskListener(self.inner(&tuple)));
+        }
         self.open_halves(now);
         if self.mode == Mode::Active {
             self.accepted_unhooked(id);

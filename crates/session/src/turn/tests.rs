@@ -902,12 +902,18 @@ fn an_answer_to_an_upstreams_greeting_finishes_no_request() {
 #[test]
 fn pairs_come_and_go() {
     let mut p = paired();
-    // It serves others as well: what was read last is what is passed on, as for anything that nobody knows.
+    // It is the program's own: what was read last is what is passed on, but not of a client with another upstream.
     p.pair(7, None);
     p.read(MS, T, 2, 4);
     p.write(MS, T, 7, 4, false);
     p.turn_end(MS, T);
-    assert_eq!(one(&mut p), vec![entry(2, 4, 0, 0), entry(7, 0, 4, 4)]);
+    assert_eq!(one(&mut p), vec![entry(7, 0, 4, 4)]);
+    p.pair(8, None);
+    p.read(MS, T, 2, 4);
+    p.write(MS, T, 7, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 8, 0, 0), entry(7, 0, 8, 8)]);
+    p.pair(8, Some(2));
     p.close(2);
     p.open(2, PortPolicy::default(), 0, 0, 0);
     p.read(MS, T, 2, 4);
@@ -916,10 +922,103 @@ fn pairs_come_and_go() {
     p.turn_end(MS, T);
     assert_eq!(one(&mut p), vec![entry(8, 0, 4, 4)], "the number is another client's");
     p.pair(8, Some(9));
+    p.unclear(7);
+    p.unclear(9);
     for s in [1, 2, 7, 8] {
         p.close(s);
     }
-    assert!(p.pairs.is_empty());
+    assert!(p.pairs.is_empty() && p.unclear.is_empty());
+}
+
+/// Clients 1 and 2, connection 7, which is the first one's, and 8, of which it is not known whose it is.
+fn half_known() -> TurnPolicy {
+    let mut p = paired();
+    p.unclear(8);
+    p
+}
+
+/// A proxy reads client 1, passes client 2's request on, and connects for client 1: its request leaves in another turn.
+#[test]
+fn what_is_passed_on_to_nobody_knows_whose_connection_finishes_no_other_request() {
+    let mut p = half_known();
+    p.read(MS, T, 2, 4);
+    p.turn_end(MS, T);
+    p.read(MS, T, 1, 4);
+    p.write(MS, T, 8, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(8, 0, 4, 4)], "client 1's request would be lost");
+    // A client that has no connection yet.
+    p.open(3, PortPolicy::default(), 0, 0, 0);
+    p.read(MS, T, 3, 4);
+    p.write(MS, T, 8, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(8, 0, 8, 8)]);
+    // Its answer finishes each.
+    for client in [1, 3] {
+        p.write(MS, T, client, 5, false);
+        p.turn_end(MS, T);
+        assert_eq!(one(&mut p), vec![entry(client, 4, 5, 5)]);
+    }
+}
+
+/// A reply comes on a connection of which it is not known whose it is, then client 3 says something, and the reply is passed on.
+#[test]
+fn a_reply_that_nobody_knows_the_client_of_finishes_no_other_request() {
+    for again in [false, true] {
+        let mut p = half_known();
+        p.open(3, PortPolicy::default(), 0, 0, 0);
+        p.read(MS, T, 8, 6);
+        if again {
+            // The client had no room for it, and waits.
+            p.turn_end(MS, T);
+        }
+        p.read(MS, T, 3, 4);
+        p.write(MS, T, 2, 6, false);
+        p.turn_end(MS, T);
+        assert_eq!(one(&mut p), vec![entry(2, 0, 6, 6)], "client 3's request would be lost");
+        // Now it is known: what was not passed on yet is.
+        p.pair(8, Some(2));
+        p.write(MS, T, 2, 6, false);
+        p.turn_end(MS, T);
+        assert_eq!(one(&mut p), vec![entry(2, 0, 12, 12), entry(8, 6, 0, 0)]);
+        p.write(MS, T, 3, 5, false);
+        p.turn_end(MS, T);
+        assert_eq!(one(&mut p), vec![entry(3, 4, 5, 5)]);
+    }
+}
+
+/// A reply that is not known to be anybody's is not done when something is said to somebody else.
+#[test]
+fn a_reply_that_nobody_knows_the_client_of_waits_to_be_passed_on() {
+    let mut p = half_known();
+    p.read(MS, T, 8, 6);
+    p.write(MS, T, 1, 3, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 0, 3, 3)]);
+    p.pair(8, Some(2));
+    p.write(MS, T, 2, 6, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 0, 6, 6), entry(8, 6, 0, 0)]);
+    // Nor is more kept of it than one reply: what is asked there next was answered by that.
+    p.unclear(8);
+    p.read(MS, T, 8, 6);
+    p.turn_end(MS, T);
+    p.write(MS, T, 8, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(8, 12, 4, 4)]);
+}
+
+/// A proxy tells an idle client that its time is over, in the turn in which another one's request waits for its connection.
+#[test]
+fn what_is_said_to_a_client_finishes_nothing_of_one_with_an_upstream_of_its_own() {
+    let mut p = paired();
+    p.read(MS, T, 1, 4);
+    p.write(MS, T, 2, 3, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(2, 0, 3, 3)], "client 1's request would be lost");
+    p.write(MS, T, 7, 4, false);
+    p.turn_end(MS, T);
+    assert_eq!(one(&mut p), vec![entry(1, 4, 0, 0), entry(7, 0, 4, 4)]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, Origin};
+use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, Origin, Waits};
 use tcpr_session::segment::{flags, Segment};
 use tcpr_session::seq::Seq;
 use tcpr_session::tuple::{FourTuple, SessionId};
@@ -633,6 +633,11 @@ impl Node {
                     Action::Destroy(tuple) => {
                         self.sockets.remove(&tuple);
                     }
+                    // Of some it never becomes known, which is as if they were edge-triggered.
+                    Action::AskListener(tuple) if tuple.peer.port() % 2 == 0 => {
+                        self.filter.listener_waits(now, tuple.local.port(), Waits::Level)
+                    }
+                    Action::AskListener(_) => {}
                     Action::AskClosed(session) => {
                         let tuple = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple));
                         if tuple.and_then(|t| self.sockets.get(&t)).is_some_and(|s| s.state == State::Open && !s.is_closed()) {

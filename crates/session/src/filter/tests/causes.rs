@@ -483,6 +483,62 @@ fn bytes_that_flow_show_whose_it_is() {
     assert_eq!((p.sessions(), p.r.f.counters().unpaired), (4, 0));
 }
 
+/// What one client has said is passed on while another one's connect is under way: the other one's request has gone nowhere.
+#[test]
+fn a_request_that_waits_for_its_connection_is_not_done_by_what_others_are_told() {
+    let done = |p: &Proxy, port| p.r.f.store().get(p.id(port)).unwrap().in_done;
+    // It shows in the same moment whose the connection is.
+    let mut p = accepted_together();
+    p.waits(1);
+    p.reads(BOB, 1);
+    p.waits(1);
+    p.accepts(CAROL, 1);
+    p.waits(1);
+    p.reads(CAROL, 1);
+    p.writes(TO_BOBS, 1);
+    p.waits(1);
+    assert_eq!(p.cause(TO_BOBS), Some(Cause::Of { session: p.id(BOB), nth: 1, read: false }));
+    assert_eq!((done(&p, BOB), done(&p, CAROL)), (5, 0));
+    p.hears(TO_BOBS, 1);
+    p.reads(CAROL, 1);
+    p.writes(BOB, 1);
+    p.waits(1);
+    assert_eq!((done(&p, TO_BOBS), done(&p, CAROL)), (5, 0));
+    // It does not.
+    let mut p = accepted_together();
+    p.waits(1);
+    p.reads(BOB, 1);
+    p.reads(ALICE, 1);
+    p.waits(1);
+    p.accepts(CAROL, 1);
+    p.waits(1);
+    p.reads(CAROL, 1);
+    p.writes(TO_BOBS, 1);
+    p.writes(TO_ALICES, 1);
+    p.waits(1);
+    for to in [TO_ALICES, TO_BOBS] {
+        assert_eq!(p.cause(to), Some(Cause::Unclear { all: false }), "{to}");
+    }
+    p.hears(TO_BOBS, 1);
+    p.hears(TO_ALICES, 1);
+    p.reads(CAROL, 1);
+    p.writes(ALICE, 1);
+    p.writes(BOB, 1);
+    p.waits(1);
+    assert_eq!((done(&p, ALICE), done(&p, BOB), done(&p, CAROL)), (5, 5, 0));
+    // Nor when the client has had its answer, and is told more.
+    p.hears(TO_BOBS, 1);
+    p.hears(TO_ALICES, 1);
+    p.reads(CAROL, 1);
+    p.writes(BOB, 1);
+    p.waits(1);
+    assert_eq!(done(&p, CAROL), 0);
+    p.connects(TO_CAROLS, 1);
+    p.writes(TO_CAROLS, 1);
+    p.waits(1);
+    assert_eq!(done(&p, CAROL), 15);
+}
+
 /// As HTTP proxies do with connections that they keep.
 #[test]
 fn what_serves_more_than_one_client_is_nobodys() {
@@ -583,6 +639,62 @@ fn a_client_that_is_given_another_connection_than_its_own_does_not_go_on() {
     p.writes(BOB, 8);
     assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none());
     assert!(p.r.f.store().find(&tuple(ALICE)).is_some());
+}
+
+/// It has said something in the same turn, which might be what it is answered; or the thread has waited for another one
+/// between the two.
+#[test]
+fn a_client_that_is_told_what_another_connection_than_its_own_says_does_not_go_on() {
+    for waits in [false, true] {
+        let mut p = of_threads();
+        p.taken_over();
+        p.holds(ALICE, 1, Origin::Recovered);
+        p.holds(BOB, 1, Origin::Recovered);
+        p.r.f.lift_barrier(p.r.now);
+        p.reads(ALICE, 7);
+        p.reads(BOB, 7);
+        assert_eq!(p.has_back(50_009, 7), None);
+        p.answered(50_009);
+        p.waits(7);
+        if !waits {
+            p.reads(BOB, 8);
+        }
+        p.hears(50_009, 8);
+        if waits {
+            p.waits(8);
+        }
+        p.writes(BOB, 8);
+        assert!(p.r.f.store().find(&tuple(BOB)).is_none() && p.r.f.store().find(&out_tuple(TO_BOBS)).is_none(), "{waits}");
+        assert!(p.r.f.store().find(&tuple(ALICE)).is_some());
+    }
+}
+
+/// It was taken for alice's first one. Where one of hers had been, a connect would make a new one.
+#[test]
+fn what_was_somebody_elses_leaves_no_place_free() {
+    let mut p = Proxy::new();
+    p.accepts(ALICE, 1);
+    p.accepts(BOB, 1);
+    p.waits(1);
+    p.reads(ALICE, 2);
+    p.connects(TO_BOBS, 2);
+    p.connects(TO_ALICES, 2);
+    p.writes(TO_ALICES, 2);
+    p.waits(2);
+    let of_alice = |p: &Proxy, nth| Some(Cause::Of { session: p.id(ALICE), nth, read: true });
+    assert_eq!((p.cause(TO_BOBS), p.cause(TO_ALICES)), (of_alice(&p, 1), of_alice(&p, 2)));
+    p.reads(BOB, 3);
+    p.writes(TO_BOBS, 3);
+    assert_eq!((p.cause(TO_BOBS), p.cause(TO_ALICES)), (Some(Cause::Unclear { all: false }), of_alice(&p, 1)));
+    let s = p.r.f.store().get(p.id(TO_BOBS)).unwrap();
+    let gone = packet(TO_BOBS, false, RST, s.in_seq(s.in_end()), Seq(0), b"");
+    p.r.inp(&gone);
+    p.taken_over();
+    p.holds(ALICE, 4, Origin::Recovered);
+    p.r.f.lift_barrier(p.r.now);
+    p.reads(ALICE, 4);
+    assert_eq!(p.has_back(50_001, 4), Some(TO_ALICES));
+    assert_eq!(p.r.f.counters().unpaired, 0);
 }
 
 #[test]

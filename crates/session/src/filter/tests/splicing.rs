@@ -498,9 +498,58 @@ fn a_session_that_is_not_answered_keeps_no_other_waiting() {
     r.drain();
     assert!(asks_for(&r.pass(ms(20)), 1001));
     r.port += 1;
-    let answered = r.half_syn_ack();
-    assert!(asks_for(&answered, 1000), "the listener answers: everything is asked for");
+    r.half_syn_ack();
+    r.f.listener_waits(r.now, 5555, Waits::Level);
+    assert!(asks_for(&r.drain(), 1000), "the listener answers: everything is asked for");
     assert!(!asks_for(&r.pass(ms(5000)), 1001));
+}
+
+#[test]
+fn a_listener_that_waits_for_edges_gets_one_connection_after_another() {
+    for waits in [None, Some(Waits::Edge)] {
+        let mut r = two_wait();
+        let answered = r.half_syn_ack();
+        assert!(answered.contains(&Action::AskListener(tuple(1000))) && !asks_for(&answered, 1001), "{answered:?}");
+        if let Some(waits) = waits {
+            r.f.listener_waits(r.now, 5555, waits);
+        }
+        assert!(!asks_for(&r.pass(ms(4900)), 1001), "it would hear once of two");
+        r.attach();
+        assert!(asks_for(&r.drain(), 1001));
+        assert_eq!(r.f.unprobed(), 1);
+        r.port += 1;
+        // It is asked once how it waits.
+        let asks = r.half_syn_ack().contains(&Action::AskListener(tuple(1001)));
+        assert_eq!((asks, r.f.unprobed()), (waits.is_none(), 0));
+    }
+    // What is not accepted, or by no hook, keeps no other waiting for long; nor what ends before.
+    let mut r = two_wait();
+    r.half_syn_ack();
+    assert!(asks_for(&r.pass(ms(5000)), 1001));
+    let mut r = two_wait();
+    r.half_syn_ack();
+    assert!(asks_for(&r.peer(say(RST, 9, 0, b"")), 1001));
+    // Whoever waits for all that is there gets all.
+    let mut r = two_wait();
+    r.half_syn_ack();
+    r.f.listener_waits(r.now, 5555, Waits::Level);
+    assert!(asks_for(&r.drain(), 1001));
+}
+
+/// A listener from which io_uring accepts, whichever the engine.
+#[test]
+fn what_no_hook_accepts_is_seen_by_its_socket() {
+    let mut r = two_wait();
+    r.half_syn_ack();
+    r.f.accepted_around(r.now, |_| true);
+    assert_eq!(r.f.not_handed_over(), 2, "hooks tell of what is accepted on this port");
+    r.f.splice_port(5555);
+    r.f.accepted_around(r.now, |t| *t == tuple(1000));
+    assert!(asks_for(&r.drain(), 1001));
+    r.port += 1;
+    r.half_syn_ack();
+    r.f.accepted_around(r.now, |_| true);
+    assert_eq!((r.f.mode(), r.f.unaccepted()), (Mode::Active, 0));
 }
 
 #[test]
