@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
-use tcpr_node::link::{encode, Continuation, Hello, Message};
+use tcpr_node::link::{encode, Continuation, Goodbye, Hello, Message};
 use tcpr_session::record::{self, Adopted, Cause, Committed, EndReason, Open, Sync};
 use tcpr_session::role::Epoch;
 use tcpr_session::segment::{flags, Build};
@@ -110,7 +110,7 @@ fn messages() {
                 Message::Alone { epoch, more: 4, names: b"name" },
                 Message::Forward { bytes: b"packet" },
                 Message::Program { trouble: Cow::Borrowed("it exits") },
-                Message::Bye { reason: Cow::Borrowed("stop") },
+                Message::Bye { reason: Goodbye::Other(Cow::Borrowed("stop")) },
             ],
         ),
     ];

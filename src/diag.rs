@@ -11,6 +11,7 @@ use libc::c_int;
 use log::{LevelFilter, Log, Metadata, Record};
 use tcpr_node::channel::client::Bypass;
 use tcpr_node::channel::{move_high, Own};
+use tcpr_node::logging::{target, Levels, Line};
 
 use crate::locks::{self, Locked};
 use crate::{sys, table};
@@ -52,7 +53,7 @@ pub fn vacate(fd: c_int) {
     }
 }
 
-struct ToStderr;
+struct ToStderr(Levels);
 
 impl Log for ToStderr {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
@@ -60,11 +61,14 @@ impl Log for ToStderr {
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !self.0.admit(record) {
+            return;
+        }
         let _inside = Bypass::enter();
         let mut line = String::with_capacity(128);
         let level = record.level().as_str().to_ascii_lowercase();
         // Writing to a String does not fail.
-        let _ = writeln!(line, "tcpr[{}] {level}: {}", std::process::id(), record.args());
+        let _ = writeln!(line, "tcpr[{}] {level} {}: {}", std::process::id(), target(record), Line(record));
         // Held by this thread, or by one that is about to fork.
         let Some(to) = locks::try_lock(&TO) else { return };
         if let Some(own) = to.as_ref().filter(|own| own.is_ours()) {
@@ -75,25 +79,20 @@ impl Log for ToStderr {
     fn flush(&self) {}
 }
 
-/// Starts logging at the level that `TCPR_LOG` names; without it also silences panics.
-pub fn start(level: Option<&str>) {
-    let Some(level) = level else {
+/// Starts to log what `TCPR_LOG` asks for; without it also silences panics.
+pub fn start(levels: Option<&str>) {
+    let Some(levels) = levels else {
         // A bug of ours must not show up in the output of somebody else's program.
         std::panic::set_hook(Box::new(|_| {}));
         return;
     };
-    let level = match level {
-        "error" => LevelFilter::Error,
-        "info" => LevelFilter::Info,
-        "debug" => LevelFilter::Debug,
-        "trace" => LevelFilter::Trace,
-        _ => LevelFilter::Warn,
-    };
+    let levels = Levels::parse(levels, LevelFilter::Warn);
+    let most = levels.most();
     std::panic::set_hook(Box::new(|info| log::error!("bug in libtcpr: {info}")));
     open();
     keep();
     // A logger that is there already is as good.
-    if log::set_logger(&ToStderr).is_ok() {
-        log::set_max_level(level);
+    if log::set_boxed_logger(Box::new(ToStderr(levels))).is_ok() {
+        log::set_max_level(most);
     }
 }

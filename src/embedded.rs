@@ -9,7 +9,7 @@ use tcpr_node::config::Config;
 
 /// Starts the manager and returns the service and the token with which to join its channel.
 pub fn start(config: Option<&Path>) -> Result<(String, String), String> {
-    let handle = tcpr_node::manager::start_embedded(config)?;
+    let handle = tcpr_node::manager::start_embedded(config).map_err(|e| e.to_string())?;
     Ok((handle.service, handle.token))
 }
 

@@ -127,7 +127,7 @@ fn a_partner_of_another_version_is_refused() {
         newer.until(&mut link, |link| {
             heard = match link.poll_message() {
                 Some(Message::Hello(hello)) if protocol == ours => Some(hello.protocol.to_string()),
-                Some(Message::Bye { reason }) => Some(reason.into_owned()),
+                Some(Message::Bye { reason }) => Some(reason.to_string()),
                 _ => None,
             };
             heard.is_some()

@@ -9,12 +9,13 @@ use tcpr_node::config::Config;
 use tcpr_node::manager::control::{socket_path, ControlRequest};
 use tcpr_node::table;
 
+use crate::failure::Failure;
 use crate::{load, Common};
 
 /// Exit code of `status` where no manager runs.
 const NO_MANAGER: u8 = 3;
 
-pub fn ask(config: &Config, request: &ControlRequest) -> Result<Value, String> {
+pub fn ask(config: &Config, request: &ControlRequest) -> Result<Value, Failure> {
     let path = socket_path(&config.service.run_dir);
     let talk = || -> std::io::Result<String> {
         let mut stream = UnixStream::connect(&path)?;
@@ -24,8 +25,8 @@ pub fn ask(config: &Config, request: &ControlRequest) -> Result<Value, String> {
         BufReader::new(stream).read_line(&mut line)?;
         Ok(line)
     };
-    let line = talk().map_err(|e| format!("no manager answers at {}: {e}", path.display()))?;
-    serde_json::from_str(&line).map_err(|e| format!("the manager's answer is no JSON: {e}"))
+    let line = talk().map_err(|cause| Failure::NoManager { socket: path, cause })?;
+    serde_json::from_str(&line).map_err(Failure::NoAnswer)
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
@@ -33,7 +34,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 }
 
 /// `tcpr status`.
-pub fn status(common: &Common) -> Result<u8, String> {
+pub fn status(common: &Common) -> Result<u8, Failure> {
     let config = load(common.config.as_ref())?;
     let answer = match ask(&config, &ControlRequest::Status) {
         Ok(answer) => answer,
@@ -41,7 +42,7 @@ pub fn status(common: &Common) -> Result<u8, String> {
             if common.json {
                 println!(
                     "{}",
-                    serde_json::json!({ "member": config.me().name, "role": "none", "protected": false, "error": why })
+                    serde_json::json!({ "member": config.me().name, "role": "none", "protected": false, "error": why.to_string() })
                 );
             } else {
                 eprintln!("tcpr: {why}");
@@ -82,14 +83,19 @@ pub fn status(common: &Common) -> Result<u8, String> {
 
 /// `tcpr sessions`: what the manager has, or a dead one has left. It is read from the session table: a manager that had to say
 /// it would be busy with that for as long as there are sessions.
-pub fn sessions(common: &Common) -> Result<u8, String> {
+pub fn sessions(common: &Common) -> Result<u8, Failure> {
     let config = load(common.config.as_ref())?;
     let path = table::path(&config.service.state_dir);
     let runs = ask(&config, &ControlRequest::Status);
-    let (pid, rows) = table::read(&path).map_err(|e| match &runs {
-        Ok(_) => format!("no session table at {} (see the manager's log): {e}", path.display()),
-        Err(why) => format!("{why}; and no record of one: {e}"),
-    })?;
+    let (pid, rows) = match table::read(&path) {
+        Ok(read) => read,
+        Err(cause) => {
+            return Err(match runs {
+                Ok(_) => Failure::NoTable { path, cause },
+                Err(manager) => Failure::NothingLeft { manager: Box::new(manager), cause },
+            })
+        }
+    };
     if let Err(why) = &runs {
         eprintln!("tcpr: {why}; this is what the last one (pid {pid}) held, from {}", path.display());
     }
@@ -122,14 +128,14 @@ pub fn sessions(common: &Common) -> Result<u8, String> {
 }
 
 /// `tcpr switchover`: returns when the partner is master, or says why not.
-pub fn switchover(common: &Common) -> Result<u8, String> {
+pub fn switchover(common: &Common) -> Result<u8, Failure> {
     let config = load(common.config.as_ref())?;
     let answer = ask(&config, &ControlRequest::Switchover)?;
     if let Some(why) = answer.get("error").and_then(Value::as_str) {
-        return Err(why.to_owned());
+        return Err(Failure::Refused(why.to_owned()));
     }
     let Some(status) = status_when(&config, Duration::from_secs(30), |status| status["role"] == "backup")? else {
-        return Err("the partner did not take over; see tcpr status".to_owned());
+        return Err(Failure::NotTakenOver);
     };
     if common.json {
         println!("{status}");
@@ -140,7 +146,7 @@ pub fn switchover(common: &Common) -> Result<u8, String> {
 }
 
 /// The first status of which this is true, if one comes in time.
-fn status_when(config: &Config, patience: Duration, is: impl Fn(&Value) -> bool) -> Result<Option<Value>, String> {
+fn status_when(config: &Config, patience: Duration, is: impl Fn(&Value) -> bool) -> Result<Option<Value>, Failure> {
     let before = Instant::now();
     loop {
         // A manager that gives up very many sessions has no time to answer meanwhile.
@@ -156,11 +162,11 @@ fn status_when(config: &Config, patience: Duration, is: impl Fn(&Value) -> bool)
 }
 
 /// `tcpr restart`: returns when the new process has all sessions, or says what is missing.
-pub fn restart(common: &Common) -> Result<u8, String> {
+pub fn restart(common: &Common) -> Result<u8, Failure> {
     let config = load(common.config.as_ref())?;
     let answer = ask(&config, &ControlRequest::Restart)?;
     if let Some(why) = answer.get("error").and_then(Value::as_str) {
-        return Err(why.to_owned());
+        return Err(Failure::Refused(why.to_owned()));
     }
     let again = |status: &Value| {
         let started = status["program_starts"].as_u64() > answer["program_starts"].as_u64();
@@ -169,7 +175,7 @@ pub fn restart(common: &Common) -> Result<u8, String> {
         started && joined && status["restoring"] == false
     };
     let Some(status) = status_when(&config, Duration::from_secs(30), again)? else {
-        return Err("the server does not listen again; see its own messages and tcpr status".to_owned());
+        return Err(Failure::NotRestarted);
     };
     if common.json {
         println!("{status}");

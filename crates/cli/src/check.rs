@@ -4,10 +4,11 @@ use serde_json::json;
 use tcpr_node::vip::Vip;
 use tcpr_node::{nat, rules};
 
+use crate::failure::Failure;
 use crate::{load, Common};
 
 /// `tcpr check`.
-pub fn check(common: &Common, no_preload: bool) -> Result<u8, String> {
+pub fn check(common: &Common, no_preload: bool) -> Result<u8, Failure> {
     let config = load(common.config.as_ref())?;
     let mut unsupported = config.unsupported();
     let mut warnings = config.warnings();
@@ -41,16 +42,16 @@ pub fn check(common: &Common, no_preload: bool) -> Result<u8, String> {
 }
 
 /// `tcpr cleanup`.
-pub fn cleanup(common: &Common) -> Result<u8, String> {
+pub fn cleanup(common: &Common) -> Result<u8, Failure> {
     let mut done = Vec::new();
     if let Ok(config) = load(common.config.as_ref()) {
-        if rules::remove(&config.service.name).map_err(|e| e.to_string())? {
+        if rules::remove(&config.service.name)? {
             done.push(format!("packet rules of service {}", config.service.name));
         }
         for v in &config.service.virtual_ips {
             let addr = v.addr;
             let removed = Vip::new(&config.service.interface, addr, v.prefix).and_then(|mut v| v.remove());
-            if removed.map_err(|e| e.to_string())? {
+            if removed? {
                 done.push(format!("virtual IP {addr}"));
             }
         }

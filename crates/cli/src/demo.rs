@@ -5,6 +5,7 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::failure::Failure;
 use serde_json::json;
 use tcpr_lab::client::{ChatClients, ChatOptions, End, Heard, Rate};
 use tcpr_lab::member::{example, Pair, Service};
@@ -51,14 +52,13 @@ impl Show {
 }
 
 /// Runs it.
-pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
-    let text = |e: std::io::Error| e.to_string();
+pub fn demo(json: bool, clients: usize) -> Result<u8, Failure> {
     let mut show = Show { json, start: Instant::now(), steps: Vec::new() };
     Lab::sweep();
-    let lab = Lab::new("demo").map_err(text)?;
-    let a = lab.host("a", "192.0.2.1/24").map_err(text)?;
-    let b = lab.host("b", "192.0.2.2/24").map_err(text)?;
-    let peer = lab.host("peer", "192.0.2.9/24").map_err(text)?;
+    let lab = Lab::new("demo")?;
+    let a = lab.host("a", "192.0.2.1/24")?;
+    let b = lab.host("b", "192.0.2.2/24")?;
+    let peer = lab.host("peer", "192.0.2.9/24")?;
     show.say("three hosts on one wire: members a (192.0.2.1) and b (192.0.2.2), and a peer (192.0.2.9)");
 
     // Slower than the defaults: a demonstration must not fail over because a small machine paused.
@@ -68,13 +68,13 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
         .set("failover", "misses", "10")
         .set("failover", "solo_after_ms", "2000")
         .set("recovery", "max_turn_ms", "2000");
-    let mut pair = Pair::new(&a, &b, service).map_err(text)?;
-    let server = example("plain_chat_server").map_err(text)?;
+    let mut pair = Pair::new(&a, &b, service)?;
+    let server = example("plain_chat_server")?;
     let server = server.to_str().ok_or("a path that is no text")?.to_owned();
-    pair.start_both(&[&server, &PORT.to_string()]).map_err(text)?;
+    pair.start_both(&[&server, &PORT.to_string()])?;
     show.say("each member runs: tcpr run -- plain_chat_server 5555   (an ordinary C server, unmodified)");
     let first = pair.wait_protected(PATIENCE)?;
-    tcpr_lab::wait_listening(host(&pair, first), PORT, PATIENCE).map_err(text)?;
+    tcpr_lab::wait_listening(host(&pair, first), PORT, PATIENCE)?;
     let names = ["a", "b"];
     show.say(&format!(
         "member {} is master and has the virtual IP 192.0.2.200; {} stands by: protected",
@@ -82,7 +82,7 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
         names[1 - first]
     ));
 
-    let capture = peer.capture(CaptureOptions::port(PORT)).map_err(text)?;
+    let capture = peer.capture(CaptureOptions::port(PORT))?;
     let (tell, heard) = mpsc::channel();
     let mut options = ChatOptions::new(clients.max(2), 7)
         .rate(Rate { bytes: (8, 40), pause: (Duration::from_millis(2), Duration::from_millis(6)) });
@@ -90,7 +90,7 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
         .map(str::to_owned)
         .to_vec();
     options.tap = Some(tell);
-    let chat = ChatClients::start(&peer, pair.addr(), &options).map_err(text)?;
+    let chat = ChatClients::start(&peer, pair.addr(), &options)?;
     show.say(&format!("{} clients connect to 192.0.2.200:{PORT} and chat", options.connections));
     pair.wait_sessions(options.connections as u64, PATIENCE)?;
     std::thread::sleep(Duration::from_millis(500));
@@ -99,7 +99,11 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
 
     let first = pair.wait_protected(PATIENCE)?;
     show.say(&format!("--- the network cable of master {} is pulled ---", names[first]));
-    let outage = outage(&chat, || host(&pair, first).cut_silent().map_err(text), || pair.wait_master_is(1 - first, PATIENCE))?;
+    let outage = outage(
+        &chat,
+        || host(&pair, first).cut_silent().map_err(Failure::from),
+        || Ok(pair.wait_master_is(1 - first, PATIENCE)?),
+    )?;
     show.chat(&heard, 0);
     std::thread::sleep(Duration::from_millis(300));
     show.say(&format!(
@@ -109,7 +113,7 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
     show.chat(&heard, 4);
     show.step("host cut off", &chat, Some(outage));
 
-    host(&pair, first).heal().map_err(text)?;
+    host(&pair, first).heal()?;
     show.say(&format!("--- the cable of {} is plugged in again ---", names[first]));
     pair.wait_protected(PATIENCE)?;
     show.say(&format!("member {} has rejoined as backup with a snapshot of all sessions: protected again", names[first]));
@@ -117,7 +121,8 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, String> {
 
     pair.wait_protected(PATIENCE)?;
     show.say("--- planned switchover: tcpr switchover ---");
-    let outage_planned = self::outage(&chat, || pair.switchover().map_err(text), || pair.wait_master_is(first, PATIENCE))?;
+    let outage_planned =
+        self::outage(&chat, || pair.switchover().map_err(Failure::from), || Ok(pair.wait_master_is(first, PATIENCE)?))?;
     show.say(&format!("member {} is master again; longest silence: {outage_planned:.0} ms", names[first]));
     std::thread::sleep(Duration::from_millis(300));
     show.chat(&heard, 3);
@@ -143,15 +148,15 @@ fn host(pair: &Pair, i: usize) -> &Host {
 /// The longest silence that any client sees from `what` on, in ms.
 fn outage(
     chat: &ChatClients,
-    what: impl FnOnce() -> Result<(), String>,
-    done: impl FnOnce() -> Result<(), String>,
-) -> Result<f64, String> {
+    what: impl FnOnce() -> Result<(), Failure>,
+    done: impl FnOnce() -> Result<(), Failure>,
+) -> Result<f64, Failure> {
     chat.reset_stalls();
     what()?;
     done()?;
     let before = chat.stats().messages_verified;
     if !wait_for(PATIENCE, || chat.stats().messages_verified > before + 20) {
-        return Err("the chat does not go on".to_owned());
+        return Err("the chat does not go on".into());
     }
     chat.check()?;
     Ok(chat.stats().max_stall_ms)

@@ -13,13 +13,14 @@ use tcpr_node::sockdiag::SockDiag;
 use tcpr_node::vip::Vip;
 
 use crate::ask::ask;
+use crate::failure::Failure;
 use crate::{load, Common};
 
 /// What is as it should be, with a note or an empty one; or what to do.
 type Finding = Result<String, String>;
 
 /// Looks at everything, and says it.
-pub fn doctor(common: &Common) -> Result<u8, String> {
+pub fn doctor(common: &Common) -> Result<u8, Failure> {
     let plain = |_| String::new();
     let rules = nat::rulesets();
     let mut findings: Vec<(&str, Finding)> = vec![
@@ -84,7 +85,7 @@ fn queue() -> Finding {
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => None,
         Err(e) => Some(Err(format!("{e}; the kernel needs CONFIG_NETFILTER_NETLINK_QUEUE, and root"))),
     });
-    free.unwrap_or_else(|| Err("no free queue number".to_owned()))
+    free.unwrap_or_else(|| Err("no free queue number".into()))
 }
 
 /// Newer kernels take no changed packets back from a queue in a user namespace. Elsewhere they do, and need no help of the
@@ -95,7 +96,7 @@ fn changed_packets() -> Finding {
     if fields.is_empty() || fields == ["0", "0", "4294967295"] {
         return Ok("with full checksums, whatever the card offloads".to_owned());
     }
-    Err("this is a user namespace, from which newer kernels take no changed packets (engine \"splice\", --no-preload, and now and then an acknowledgement); run in the host's own, with CAP_NET_ADMIN".to_owned())
+    Err("this is a user namespace, from which newer kernels take no changed packets (engine \"splice\", --no-preload, and now and then an acknowledgement); run in the host's own, with CAP_NET_ADMIN".into())
 }
 
 /// Rules that ask for a state of connection tracking, which has not seen the connections begin that a new master takes over. It

@@ -1,5 +1,5 @@
-//! Logs of `tcpr run`: one line each to stderr, at the level in `TCPR_LOG` (default info). Under systemd the
-//! priority goes in front, as journald takes it (sd-daemon(3)).
+//! The log of `tcpr run`: one line for an event, to stderr, as much of it as `TCPR_LOG` says (without it: info). Under systemd
+//! the priority goes in front, as journald takes it (sd-daemon(3)).
 //!
 //! A thread of its own writes them: whoever reads the other end of stderr, or does not, keeps no manager waiting.
 
@@ -9,6 +9,7 @@ use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tcpr_node::logging::{target, Levels, Line};
 use tcpr_node::manager::Signals;
 
 /// Most lines that wait to be written; more are lost, and counted.
@@ -17,6 +18,7 @@ const LINES: usize = 4096;
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 struct Stderr {
+    levels: Levels,
     journal: bool,
     lines: SyncSender<String>,
     counts: Arc<Counts>,
@@ -47,6 +49,10 @@ impl log::Log for Stderr {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        if !self.levels.admit(record) {
+            return;
+        }
+        let (target, said) = (target(record), Line(record));
         let line = if self.journal {
             let priority = match record.level() {
                 log::Level::Error => 3,
@@ -54,12 +60,12 @@ impl log::Log for Stderr {
                 log::Level::Info => 6,
                 log::Level::Debug | log::Level::Trace => 7,
             };
-            format!("<{priority}>{}\n", record.args())
+            format!("<{priority}>{target}: {said}\n")
         } else {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let (s, ms) = (now.as_secs() % 86400, now.subsec_millis());
             let level = record.level().as_str().to_lowercase();
-            format!("{:02}:{:02}:{:02}.{ms:03} tcpr {level}: {}\n", s / 3600, s / 60 % 60, s % 60, record.args())
+            format!("{:02}:{:02}:{:02}.{ms:03} tcpr {level} {target}: {said}\n", s / 3600, s / 60 % 60, s % 60)
         };
         self.counts.waiting.fetch_add(1, Ordering::Relaxed);
         if self.lines.try_send(line).is_err() {
@@ -78,7 +84,8 @@ impl log::Log for Stderr {
 
 /// Turns logging on.
 pub fn start() {
-    let level = std::env::var("TCPR_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(log::LevelFilter::Info);
+    let levels = Levels::parse(&std::env::var("TCPR_LOG").unwrap_or_default(), log::LevelFilter::Info);
+    let most = levels.most();
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let (lines, waiting) = sync_channel(LINES);
     let counts = Arc::new(Counts::default());
@@ -87,8 +94,8 @@ pub fn start() {
     if let Err(error) = writer {
         eprintln!("tcpr: no log: {error}");
     }
-    if log::set_boxed_logger(Box::new(Stderr { journal, lines, counts })).is_ok() {
-        log::set_max_level(level);
+    if log::set_boxed_logger(Box::new(Stderr { levels, journal, lines, counts })).is_ok() {
+        log::set_max_level(most);
     }
 }
 

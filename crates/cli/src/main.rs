@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod demo;
 mod doctor;
+mod failure;
 mod logger;
 mod run;
 mod trial;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tcpr_node::config::Config;
+use tcpr_node::config::{Config, ConfigError};
 
 #[derive(Parser)]
 #[command(
@@ -115,13 +116,13 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => ExitCode::from(code),
-        Err(message) => {
-            eprintln!("tcpr: {message}");
+        Err(failure) => {
+            eprintln!("tcpr: {failure}");
             ExitCode::from(1)
         }
     }
 }
 
-fn load(config: Option<&PathBuf>) -> Result<Config, String> {
-    Config::load(config.map(PathBuf::as_path)).map_err(|e| e.to_string())
+fn load(config: Option<&PathBuf>) -> Result<Config, ConfigError> {
+    Config::load(config.map(PathBuf::as_path))
 }

@@ -3,12 +3,14 @@
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use etherparse::{Ethernet2Header, LaxNetSlice, LaxSlicedPacket, TcpOptionElement, TransportSlice};
 
 use crate::host::lock;
 use crate::sys::{self, ctx, cvt, Waker};
@@ -507,74 +509,51 @@ fn timestamp(h: &libc::msghdr) -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
 
-fn u16_at(d: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(d.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(d: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(d.get(at..at + 4)?.try_into().ok()?))
-}
-
 /// The length that the IP header of an Ethernet frame tells.
-fn ip_len(d: &[u8]) -> Option<usize> {
-    match u16_at(d, 12)? {
-        0x0800 => u16_at(d, 16).map(usize::from),
-        0x86dd => u16_at(d, 18).map(|l| usize::from(l) + 40),
-        _ => None,
+fn ip_len(frame: &[u8]) -> Option<usize> {
+    match LaxSlicedPacket::from_ethernet(frame).ok()?.net? {
+        LaxNetSlice::Ipv4(ip) => Some(ip.header().total_len().into()),
+        LaxNetSlice::Ipv6(ip) => Some(ip.header().slice().len() + usize::from(ip.header().payload_length())),
+        LaxNetSlice::Arp(_) => None,
     }
 }
 
-fn parse(d: &[u8], t: Duration, outgoing: bool) -> Option<Seg> {
-    let (src, dst, tcp_at): (IpAddr, IpAddr, usize) = match u16_at(d, 12)? {
-        0x0800 if *d.get(23)? == 6 && u16_at(d, 20)? & 0x1fff == 0 => {
-            let a = |at| u32_at(d, at).map(Ipv4Addr::from);
-            (a(26)?.into(), a(30)?.into(), 14 + usize::from(d[14] & 0xf) * 4)
-        }
-        0x86dd if *d.get(20)? == 6 => {
-            let a = |at: usize| Some(Ipv6Addr::from(<[u8; 16]>::try_from(d.get(at..at + 16)?).ok()?));
-            (a(22)?.into(), a(38)?.into(), 54)
-        }
-        _ => return None,
+fn parse(frame: &[u8], t: Duration, outgoing: bool) -> Option<Seg> {
+    let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
+    let Some(TransportSlice::Tcp(tcp)) = packet.transport else { return None };
+    let (src, dst): (IpAddr, IpAddr) = match packet.net? {
+        LaxNetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        LaxNetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        LaxNetSlice::Arp(_) => return None,
     };
-    let end = 14 + ip_len(d)?;
-    let header = usize::from(*d.get(tcp_at + 12)? >> 4) * 4;
+    // What the capture has cut off counts, too.
+    let tcp_at = tcp.slice().as_ptr().addr() - frame.as_ptr().addr();
+    let end = Ethernet2Header::LEN + ip_len(frame)?;
     let mut seg = Seg {
         t,
         outgoing,
-        src: SocketAddr::new(src, u16_at(d, tcp_at)?),
-        dst: SocketAddr::new(dst, u16_at(d, tcp_at + 2)?),
-        seq: u32_at(d, tcp_at + 4)?,
-        ack: u32_at(d, tcp_at + 8)?,
-        flags: *d.get(tcp_at + 13)?,
-        window: u16_at(d, tcp_at + 14)?,
-        payload_len: end.saturating_sub(tcp_at + header) as u32,
+        src: SocketAddr::new(src, tcp.source_port()),
+        dst: SocketAddr::new(dst, tcp.destination_port()),
+        seq: tcp.sequence_number(),
+        ack: tcp.acknowledgment_number(),
+        flags: *tcp.header_slice().get(13)?,
+        window: tcp.window_size(),
+        payload_len: end.saturating_sub(tcp_at + tcp.header_len()) as u32,
         tsval: None,
         tsecr: None,
         mss: None,
         sack: Vec::new(),
     };
-    let mut o = d.get(tcp_at + 20..(tcp_at + header).min(d.len())).unwrap_or(&[]);
-    while let [kind, rest @ ..] = o {
-        match kind {
-            0 => break,
-            1 => {
-                o = rest;
-                continue;
+    // What follows an option that makes no sense is none.
+    for option in tcp.options_iterator().map_while(Result::ok) {
+        match option {
+            TcpOptionElement::MaximumSegmentSize(mss) => seg.mss = Some(mss),
+            TcpOptionElement::Timestamp(value, echo) => (seg.tsval, seg.tsecr) = (Some(value), Some(echo)),
+            TcpOptionElement::SelectiveAcknowledgement(first, rest) => {
+                seg.sack = std::iter::once(first).chain(rest.into_iter().flatten()).collect();
             }
             _ => {}
         }
-        let Some(&len) = rest.first() else { break };
-        let Some(body) = o.get(2..usize::from(len)) else { break };
-        match (kind, len) {
-            (2, 4) => seg.mss = u16_at(body, 0),
-            (8, 10) => (seg.tsval, seg.tsecr) = (u32_at(body, 0), u32_at(body, 4)),
-            (5, _) => {
-                let blocks = body.chunks_exact(8);
-                seg.sack = blocks.filter_map(|b| Some((u32_at(b, 0)?, u32_at(b, 4)?))).collect();
-            }
-            _ => {}
-        }
-        o = &o[usize::from(len)..];
     }
     Some(seg)
 }

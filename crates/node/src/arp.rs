@@ -6,6 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use etherparse::icmpv6::{NdpOptionHeader, NdpOptionType, NeighborAdvertisementHeader};
+use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacket, EtherType, Ethernet2Header, Icmpv6Type, PacketBuilder};
+
 /// When a new master announces its address again, counted from the moment that it took and announced it: a burst
 /// against loss while peers wait, then repetitions for switches that learn slowly.
 pub const ANNOUNCE_AGAIN: [Duration; 6] = [
@@ -20,13 +23,11 @@ pub const ANNOUNCE_AGAIN: [Duration; 6] = [
 /// When its neighbours are told one by one, counted likewise.
 pub const TELL_AGAIN: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
 
-const ETH_P_ARP: u16 = 0x0806;
-const ARPHRD_ETHER: u16 = 1;
 const BROADCAST: Mac = [0xff; 6];
-const REQUEST: u16 = 1;
-const REPLY: u16 = 2;
-const FRAME: usize = 42;
-const ADVERTISEMENT: usize = 86;
+const NOBODY: Mac = [0; 6];
+/// All nodes of the network, and the Ethernet address of that group.
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+const ALL_NODES_MAC: Mac = [0x33, 0x33, 0, 0, 0, 1];
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -77,7 +78,7 @@ impl Arp {
         }
         let mut a = no_address();
         a.sll_family = libc::AF_PACKET as u16;
-        a.sll_protocol = ETH_P_ARP.to_be();
+        a.sll_protocol = EtherType::ARP.0.to_be();
         a.sll_ifindex = index as i32;
         // SAFETY: the pointer and the length are those of `a`, which outlives the call.
         let rc = unsafe { libc::bind(fd, (&raw const a).cast(), size_of_val(&a) as u32) };
@@ -98,7 +99,7 @@ impl Arp {
         if rc < 0 {
             return Err(io::Error::last_os_error());
         }
-        if a.sll_hatype != ARPHRD_ETHER || a.sll_halen != 6 {
+        if a.sll_hatype != libc::ARPHRD_ETHER || a.sll_halen != 6 {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 format!("{} is not an Ethernet interface (or has gone); a virtual IP needs one", self.interface),
@@ -117,15 +118,15 @@ impl Arp {
             IpAddr::V4(ip) => ip,
             IpAddr::V6(ip) => return self.send(&advertisement(mac, ip)),
         };
-        self.send(&frame(REQUEST, mac, ip, [0; 6], ip))?;
-        self.send(&frame(REPLY, mac, ip, BROADCAST, ip))
+        self.send(&frame(ArpOperation::REQUEST, mac, ip, NOBODY, ip))?;
+        self.send(&frame(ArpOperation::REPLY, mac, ip, BROADCAST, ip))
     }
 
     /// Asks who has `ip`. `sender` is an address of this machine that is *not* the virtual IP (a backup
     /// that asked in its name would draw its traffic), or 0.0.0.0, which leaves no trace anywhere but
     /// goes unanswered by a Linux with `arp_ignore=2`.
     pub fn probe(&self, ip: Ipv4Addr, sender: Ipv4Addr) -> io::Result<()> {
-        self.send(&frame(REQUEST, self.mac()?, sender, [0; 6], ip))
+        self.send(&frame(ArpOperation::REQUEST, self.mac()?, sender, NOBODY, ip))
     }
 
     /// Tells this neighbour that `ip` is here, by asking for its own address in that name: a question to themselves is
@@ -188,63 +189,41 @@ fn no_address() -> libc::sockaddr_ll {
     }
 }
 
-fn frame(op: u16, mac: Mac, sender: Ipv4Addr, target_mac: Mac, target: Ipv4Addr) -> [u8; FRAME] {
-    let mut f = [0u8; FRAME];
-    f[0..6].copy_from_slice(&BROADCAST);
-    f[6..12].copy_from_slice(&mac);
-    f[12..14].copy_from_slice(&ETH_P_ARP.to_be_bytes());
-    f[14..20].copy_from_slice(&[0, 1, 8, 0, 6, 4]);
-    f[20..22].copy_from_slice(&op.to_be_bytes());
-    f[22..28].copy_from_slice(&mac);
-    f[28..32].copy_from_slice(&sender.octets());
-    f[32..38].copy_from_slice(&target_mac);
-    f[38..42].copy_from_slice(&target.octets());
-    f
+fn frame(operation: ArpOperation, mac: Mac, sender: Ipv4Addr, target_mac: Mac, target: Ipv4Addr) -> Vec<u8> {
+    let arp =
+        ArpEthIpv4Packet { operation, sender_mac: mac, sender_ipv4: sender.octets(), target_mac, target_ipv4: target.octets() };
+    let builder = PacketBuilder::ethernet2(mac, BROADCAST).arp(arp.to_arp_packet());
+    let mut frame = Vec::with_capacity(builder.size());
+    builder.write_to_vec(&mut frame).expect("addresses of Ethernet and IPv4 fit");
+    frame
 }
 
 /// An unsolicited neighbour advertisement to all nodes, overriding what they know (RFC 4861, sections 4.4 and 7.2.6).
-fn advertisement(mac: Mac, ip: Ipv6Addr) -> [u8; ADVERTISEMENT] {
-    const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-    const OVERRIDE: u8 = 0x20;
-    const ICMPV6: u8 = 58;
-    let mut f = [0u8; ADVERTISEMENT];
-    f[0..6].copy_from_slice(&[0x33, 0x33, 0, 0, 0, 1]);
-    f[6..12].copy_from_slice(&mac);
-    f[12..14].copy_from_slice(&0x86ddu16.to_be_bytes());
-    f[14] = 0x60;
-    f[18..20].copy_from_slice(&32u16.to_be_bytes());
+fn advertisement(mac: Mac, ip: Ipv6Addr) -> Vec<u8> {
+    let flags = NeighborAdvertisementHeader { router: false, solicited: false, r#override: true };
     // The hop limit shows that no router passed it on.
-    f[20..22].copy_from_slice(&[ICMPV6, 255]);
-    f[22..38].copy_from_slice(&ip.octets());
-    f[38..54].copy_from_slice(&ALL_NODES);
-    f[54] = 136;
-    f[58] = OVERRIDE;
-    f[62..78].copy_from_slice(&ip.octets());
-    // Option: target link-layer address, one unit of eight bytes.
-    f[78..80].copy_from_slice(&[2, 1]);
-    f[80..86].copy_from_slice(&mac);
-    let mut sum = 32 + u32::from(ICMPV6);
-    for pair in f[22..].chunks_exact(2) {
-        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
-    }
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    f[56..58].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    f
+    let builder = PacketBuilder::ethernet2(mac, ALL_NODES_MAC)
+        .ipv6(ip.octets(), ALL_NODES.octets(), 255)
+        .icmpv6(Icmpv6Type::NeighborAdvertisement(flags));
+    let option = NdpOptionHeader { option_type: NdpOptionType::TARGET_LINK_LAYER_ADDRESS, length_units: 1 };
+    let body = [&ip.octets()[..], &option.to_bytes(), &mac].concat();
+    let mut frame = Vec::with_capacity(builder.size(body.len()));
+    builder.write_to_vec(&mut frame, &body).expect("an advertisement is short enough for every length");
+    frame
 }
 
-fn parse(f: &[u8], own: Mac) -> Option<ArpHeard> {
-    if f.len() < FRAME || f[12..20] != [8, 6, 0, 1, 8, 0, 6, 4] {
+fn parse(frame: &[u8], own: Mac) -> Option<ArpHeard> {
+    let (ethernet, rest) = Ethernet2Header::from_slice(frame).ok()?;
+    if ethernet.ether_type != EtherType::ARP {
         return None;
     }
-    let mac: Mac = f[22..28].try_into().ok()?;
+    let arp = ArpPacket::from_slice(rest).ok()?.try_eth_ipv4().ok()?;
     // A switch that sends our own frames back must not look like somebody else.
-    if mac == own || f[6..12] == own {
+    if arp.sender_mac == own || ethernet.source == own {
         return None;
     }
-    let ip: [u8; 4] = f[28..32].try_into().ok()?;
-    Some(ArpHeard { ip: ip.into(), mac, answer: f[20..22] == REPLY.to_be_bytes() && f[32..38] == own })
+    let answer = arp.operation == ArpOperation::REPLY && arp.target_mac == own;
+    Some(ArpHeard { ip: arp.sender_ipv4_addr(), mac: arp.sender_mac, answer })
 }
 
 #[cfg(test)]
@@ -326,12 +305,31 @@ mod tests {
     fn frames_that_are_none_or_ours() {
         let own = [2, 0, 0, 0, 0, 1];
         let other = [2, 0, 0, 0, 0, 2];
-        let good = frame(REPLY, other, [1, 2, 3, 4].into(), own, [1, 2, 3, 5].into());
+        let good = frame(ArpOperation::REPLY, other, [1, 2, 3, 4].into(), own, [1, 2, 3, 5].into());
         assert!(parse(&good, own).unwrap().answer);
         assert!(parse(&good, other).is_none());
         assert!(!parse(&good, BROADCAST).unwrap().answer);
-        for n in 0..FRAME {
+        assert_eq!(good.len(), 42);
+        for n in 0..good.len() {
             assert!(parse(&good[..n], own).is_none());
         }
+        // Short frames are padded on the way.
+        assert!(parse(&[&good[..], &[0; 18]].concat(), own).unwrap().answer);
+    }
+
+    #[test]
+    fn frames_are_the_bytes_that_the_standards_say() {
+        let mac = [2, 0, 0, 0, 0, 9];
+        let arp = frame(ArpOperation::REQUEST, mac, [1, 2, 3, 4].into(), NOBODY, [1, 2, 3, 5].into());
+        let head = [&BROADCAST[..], &mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
+        assert_eq!(arp, [&head[..], &mac, &[1, 2, 3, 4], &[0; 6], &[1, 2, 3, 5]].concat());
+        let ip: Ipv6Addr = "2001:db8::200".parse().unwrap();
+        let six = advertisement(mac, ip);
+        let head = [&ALL_NODES_MAC[..], &mac, &[0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255]].concat();
+        let addresses = [ip.octets(), ALL_NODES.octets()].concat();
+        assert_eq!(six[..54], [&head[..], &addresses].concat());
+        // Type, code; the checksum is the kernel's to judge, in the other test; the override flag.
+        assert_eq!((&six[54..56], &six[58..62]), (&[136, 0][..], &[0x20, 0, 0, 0][..]));
+        assert_eq!(six[62..], [&ip.octets()[..], &[2, 1], &mac].concat());
     }
 }

@@ -1,220 +1,29 @@
 //! The configuration: one TOML file, the same on both members.
 //!
-//! Reading is in two steps. Serde reads a raw form whose values are as loose as TOML allows, and
-//! `validate` turns it into the typed form that the rest of the code uses. So every mistake gets a
-//! message of our own (the key, what is wrong, what to do), and all mistakes are told at once.
+//! The file is read in two steps. Serde reads a raw form whose values are as loose as TOML allows (`raw`). Then `validate`
+//! turns the raw form into the typed form that the rest of the code uses (`types`). So every mistake gets a message of our
+//! own (the key, what is wrong, what to do), and the user sees all mistakes at once.
 
 mod known;
+mod mistakes;
 mod raw;
 mod service;
+mod types;
 mod validate;
 
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use tcpr_session::turn::PortPolicy;
+pub use types::*;
 
 /// Where the file is when neither `--config` nor `TCPR_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/tcpr/tcpr.toml";
 
-/// Bytes of unanswered input that are kept for a session before it is torn.
-pub const DEFAULT_MAX_UNANSWERED_BYTES: u64 = 4 << 20;
-
-/// The validated configuration as this member sees it.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Which of `members` this machine is; also the member's number in an epoch.
-    pub member_index: u8,
-    /// One or two members, in the order of the file.
-    pub members: Vec<Member>,
-    /// What is protected.
-    pub service: Service,
-    /// How state reaches the partner.
-    pub replication: Replication,
-    /// When roles change.
-    pub failover: Failover,
-    /// What happens at a takeover.
-    pub recovery: Recovery,
-}
-
-/// One of the two machines.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its name.
-    pub name: String,
-    /// Where it is reached for replication and heartbeats.
-    pub address: IpAddr,
-    /// Further addresses on which it hears heartbeats.
-    pub heartbeat_paths: Vec<IpAddr>,
-}
-
-impl Member {
-    /// Every address of this member: `address` first, then `heartbeat_paths`.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        std::iter::once(self.address).chain(self.heartbeat_paths.iter().copied())
-    }
-}
-
-/// An address that moves with the role of master.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VirtualIp {
-    /// The address.
-    pub addr: IpAddr,
-    /// Its prefix length.
-    pub prefix: u8,
-}
-
-/// What a restored session shows of what the server says before it has read anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Greeting {
-    /// The peer sees it.
-    Pass,
-    /// It is dropped: the peer was greeted when it connected.
-    Absorb,
-}
-
-/// What becomes of a port's sessions at a takeover.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnTakeover {
-    /// They go on.
-    Keep,
-    /// Their peers are told that they are over, and connect anew.
-    Reset,
-}
-
-/// A protected port.
-#[derive(Debug, Clone)]
-pub struct Port {
-    /// The TCP port on every virtual IP.
-    pub port: u16,
-    /// When input counts as done.
-    pub policy: PortPolicy,
-    /// What happens to a second greeting.
-    pub greeting: Greeting,
-    /// What becomes of its sessions at a takeover, if the file says it; they go on if not.
-    pub on_takeover: Option<OnTakeover>,
-}
-
-/// A destination of connections that the service makes itself.
-#[derive(Debug, Clone)]
-pub struct Outgoing {
-    /// Address and port of the peer.
-    pub address: SocketAddr,
-    /// When input counts as done.
-    pub policy: PortPolicy,
-    /// What happens to what the service says first on a connection that it has back.
-    pub greeting: Greeting,
-}
-
-/// The protected service.
-#[derive(Debug, Clone)]
-pub struct Service {
-    /// Names the state directory, the control socket and the packet-rule chains.
-    pub name: String,
-    /// The addresses that peers connect to.
-    pub virtual_ips: Vec<VirtualIp>,
-    /// The interface that carries them.
-    pub interface: String,
-    /// NFQUEUE numbers: (in, out).
-    pub queues: (u16, u16),
-    /// State that survives a restart.
-    pub state_dir: PathBuf,
-    /// Control socket and lock.
-    pub run_dir: PathBuf,
-    /// Ports on which peers connect to the service.
-    pub ports: Vec<Port>,
-    /// Destinations that the service connects to.
-    pub outgoing: Vec<Outgoing>,
-}
-
-impl Service {
-    /// The virtual IPs that are IPv4: with them goes ARP, by which reach is judged.
-    pub fn virtual_ipv4(&self) -> impl Iterator<Item = (Ipv4Addr, u8)> + '_ {
-        self.virtual_ips.iter().filter_map(|v| match v.addr {
-            IpAddr::V4(a) => Some((a, v.prefix)),
-            IpAddr::V6(_) => None,
-        })
-    }
-
-    /// The settings of a protected port.
-    pub fn port(&self, port: u16) -> Option<&Port> {
-        self.ports.iter().find(|p| p.port == port)
-    }
-}
-
-/// What a master waits for before a packet leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// The replica has stored it.
-    Sync,
-    /// Nothing.
-    Async,
-}
-
-/// How state reaches the partner.
-#[derive(Debug, Clone)]
-pub struct Replication {
-    /// TCP port on which members replicate.
-    pub port: u16,
-    /// What a master waits for.
-    pub durability: Durability,
-    /// How long a master looks for what a lone exchange needs next before it sleeps; `None`: as the machine suggests.
-    pub busy_poll: Option<Duration>,
-    /// The pre-shared key; `None` only where nothing leaves the machine.
-    pub key_file: Option<PathBuf>,
-}
-
-/// Who decides when the pair breaks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Arbiter {
-    /// Each member for itself.
-    None,
-    /// A compare-and-swap in etcd.
-    Etcd {
-        /// `http://host:port` of the etcd members.
-        endpoints: Vec<String>,
-    },
-    /// Roles follow VRRP.
-    Keepalived,
-}
-
-/// When roles change.
-#[derive(Debug, Clone)]
-pub struct Failover {
-    /// UDP port of heartbeats.
-    pub heartbeat_port: u16,
-    /// Time between heartbeats.
-    pub heartbeat: Duration,
-    /// Heartbeats missed before the partner is suspected.
-    pub misses: u32,
-    /// How long a master waits for a lost partner before it goes on alone.
-    pub solo_after: Duration,
-    /// Addresses whose answer proves that this member is not cut off; empty: chosen automatically.
-    pub reachability: Vec<IpAddr>,
-    /// Index of the member that starts as master when both start together.
-    pub preferred: u8,
-    /// Who decides when the pair breaks.
-    pub arbiter: Arbiter,
-}
-
-pub use tcpr_session::filter::Engine;
-
-/// What happens at a takeover.
-#[derive(Debug, Clone)]
-pub struct Recovery {
-    /// How sessions come back.
-    pub engine: Engine,
-    /// A turn that lasts longer than this after its first output is committed.
-    pub max_turn: Duration,
-}
-
 /// What is wrong with a configuration: one message a mistake, each naming the key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.lines())]
 pub struct ConfigError {
     /// The file, if it came from one.
     pub path: Option<PathBuf>,
@@ -226,24 +35,14 @@ impl ConfigError {
     fn one(message: impl Into<String>) -> Self {
         ConfigError { path: None, mistakes: vec![message.into()] }
     }
-}
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, m) in self.mistakes.iter().enumerate() {
-            if i > 0 {
-                writeln!(f)?;
-            }
-            if let Some(p) = &self.path {
-                write!(f, "{}: ", p.display())?;
-            }
-            f.write_str(m)?;
-        }
-        Ok(())
+    /// A line for each mistake, with the file in front.
+    fn lines(&self) -> String {
+        let file = self.path.as_ref().map(|path| format!("{}: ", path.display())).unwrap_or_default();
+        let lines: Vec<String> = self.mistakes.iter().map(|mistake| format!("{file}{mistake}")).collect();
+        lines.join("\n")
     }
 }
-
-impl std::error::Error for ConfigError {}
 
 impl Config {
     /// The file that `load` reads: `explicit`, else `TCPR_CONFIG`, else `DEFAULT_PATH`.
@@ -278,60 +77,5 @@ impl Config {
     pub fn parse(text: &str, env_member: Option<&str>) -> Result<Config, ConfigError> {
         let raw: raw::File = toml::from_str(text).map_err(|e| ConfigError::one(e.to_string().trim_end().to_string()))?;
         validate::validate(raw, env_member.filter(|m| !m.is_empty())).map_err(|mistakes| ConfigError { path: None, mistakes })
-    }
-
-    /// This member.
-    pub fn me(&self) -> &Member {
-        &self.members[usize::from(self.member_index)]
-    }
-
-    /// The other member, unless this one is alone.
-    pub fn partner(&self) -> Option<&Member> {
-        let me = usize::from(self.member_index);
-        self.members.iter().enumerate().find(|(i, _)| *i != me).map(|(_, m)| m)
-    }
-
-    /// Whether this member starts as master when both start together.
-    pub fn is_preferred(&self) -> bool {
-        self.failover.preferred == self.member_index
-    }
-
-    /// What is not wrong, and seldom meant so.
-    pub fn warnings(&self) -> Vec<String> {
-        let unsaid = self.service.ports.iter().filter(|p| p.on_takeover.is_none());
-        unsaid.filter_map(|p| known::warning(p.port)).collect()
-    }
-
-    /// Why the program cannot be run without the library (`tcpr run --no-preload`).
-    pub fn unsupported_unhooked(&self) -> Vec<String> {
-        let ports = self.service.ports.iter().map(|p| (p.greeting, format!("port {}", p.port)));
-        let outgoing = self.service.outgoing.iter().map(|o| (o.greeting, o.address.to_string()));
-        let absorb = ports.chain(outgoing).filter(|(greeting, _)| *greeting == Greeting::Absorb);
-        let text = |what| {
-            format!(
-                "greeting = \"absorb\" of {what} needs the library in the program, and --no-preload leaves it out: a peer would be greeted \
-                 again in the middle of its connection; run the program with the library, or use on_takeover = \"reset\""
-            )
-        };
-        absorb.map(|(_, what)| text(what)).collect()
-    }
-
-    /// What this file asks for that the format knows but that is not built yet. `run` refuses to
-    /// start unless this is empty: to ignore such a key would promise what does not happen.
-    pub fn unsupported(&self) -> Vec<String> {
-        let mut list = Vec::new();
-        let arbiter = match self.failover.arbiter {
-            Arbiter::None => None,
-            Arbiter::Etcd { .. } => Some("etcd"),
-            Arbiter::Keepalived => Some("keepalived"),
-        };
-        if let Some(name) = arbiter {
-            list.push(format!("failover.arbiter = \"{name}\" is not built yet; use \"none\""));
-        }
-        let ipv6 = |key: &str, what: String| format!("{key}: {what} is IPv6, which is not built yet; use IPv4 there for now");
-        for r in self.failover.reachability.iter().filter(|r| r.is_ipv6()) {
-            list.push(ipv6("failover.reachability", r.to_string()));
-        }
-        list
     }
 }

@@ -98,14 +98,14 @@ impl Conntrack {
         }
         self.held = 0;
         if let Err(error) = netlink_send(&self.socket, &self.batch) {
-            log::debug!("conntrack: {error}");
+            log::debug!(error:%; "cannot tell connection tracking");
         }
         self.batch.clear();
         // Only refusals are answered. One whose entry is that of a translated address has it already.
         self.answers(|errno| {
             // What was to be forgotten was not known.
             if errno != libc::ENOENT {
-                log::debug!("conntrack: {}", io::Error::from_raw_os_error(errno));
+                log::debug!(error:% = io::Error::from_raw_os_error(errno); "connection tracking refuses");
             }
         });
     }

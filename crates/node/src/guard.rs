@@ -94,7 +94,7 @@ impl Guard {
         let changes = netlink_socket(libc::NETLINK_NETFILTER)?;
         // Where there is no nftables there is no such group either, and nothing to hear of.
         if let Err(error) = join(&changes, libc::NFNLGRP_NFTABLES as libc::c_int) {
-            log::debug!("no word of nftables' changes: {error}");
+            log::debug!(error:%; "no word of nftables' changes");
         }
         let watch = Watch { shared: shared.clone(), line: theirs, rules, control, addresses, changes, eye: Eye::open() };
         let thread = std::thread::Builder::new().name("tcpr-guard".to_owned()).spawn(move || {
@@ -222,7 +222,7 @@ impl Watch {
                 self.tell(Event::Missing(why));
             }
             if let Err(error) = self.rules.install() {
-                log::error!("{error}");
+                log::error!(error:%; "cannot put the packet rules right");
                 return false;
             }
         }

@@ -16,7 +16,6 @@ pub use socket::{HeartbeatSocket, Received};
 use crate::key::{self, Key};
 use ring::aead::{Aad, LessSafeKey, Nonce, UnboundKey, AES_256_GCM};
 use ring::hmac;
-use std::fmt;
 use std::io;
 use tcpr_session::role::Epoch;
 
@@ -82,30 +81,23 @@ pub struct Heard {
 }
 
 /// Why a datagram is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
     /// Not a heartbeat, or of a length that none has.
+    #[error("not a heartbeat")]
     Garbage,
     /// Of a version that we do not speak.
+    #[error("a heartbeat of another protocol version")]
     Version,
     /// Our own, sent back, or of a member with our index.
+    #[error("a heartbeat with our own member index")]
     Ourselves,
     /// It fails authentication: another key, another service, or a changed bit.
+    #[error("a heartbeat that fails authentication: compare key and service name")]
     Forged,
     /// Its counter was seen, or is too old to know.
+    #[error("a heartbeat that was seen before")]
     Replayed,
-}
-
-impl fmt::Display for Rejected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Rejected::Garbage => "not a heartbeat",
-            Rejected::Version => "a heartbeat of another protocol version",
-            Rejected::Ourselves => "a heartbeat with our own member index",
-            Rejected::Forged => "a heartbeat that fails authentication: compare key and service name",
-            Rejected::Replayed => "a heartbeat that was seen before",
-        })
-    }
 }
 
 /// Datagrams that were dropped, by reason.

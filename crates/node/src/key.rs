@@ -119,7 +119,8 @@ pub fn random<const N: usize>() -> io::Result<[u8; N]> {
 }
 
 /// Why a key file cannot be used, with its path.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("key file {}", self.said())]
 pub struct KeyError {
     /// The file.
     pub path: PathBuf,
@@ -128,63 +129,48 @@ pub struct KeyError {
 }
 
 /// What is wrong with a key.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum KeyFault {
     /// There is no such file.
+    #[error("does not exist")]
     Absent,
     /// It is a directory, a pipe or a device.
+    #[error("is not a regular file")]
     NotAFile,
     /// Others than the owner may read it.
+    #[error("can be read by others (mode {mode:04o})")]
     Permissive {
         /// Its permission bits.
         mode: u32,
     },
     /// It does not hold 64 digits.
+    #[error("a key is {} hexadecimal digits, this is {digits}", 2 * KEY_LEN)]
     Length {
         /// How many it holds.
         digits: usize,
     },
     /// It holds something that is not a hexadecimal digit.
+    #[error("character {} is not a hexadecimal digit", .at + 1)]
     NotHex {
         /// Where, counted from 0.
         at: usize,
     },
     /// It cannot be read.
+    #[error("cannot be read: {0}")]
     Io(io::Error),
 }
 
-impl fmt::Display for KeyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl KeyError {
+    /// The file, what is wrong with it, and what to do.
+    fn said(&self) -> String {
         let path = self.path.display();
         match &self.fault {
-            KeyFault::Absent => {
-                write!(f, "key file {path} does not exist; make it with: (umask 077; tcpr keygen > {path})")
-            }
-            KeyFault::Permissive { mode } => {
-                write!(f, "key file {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
-            }
-            fault => write!(f, "key file {path}: {fault}"),
+            fault @ KeyFault::Absent => format!("{path} {fault}; make it with: (umask 077; tcpr keygen > {path})"),
+            fault @ KeyFault::Permissive { .. } => format!("{path} {fault}; run: chmod 600 {path}"),
+            fault => format!("{path}: {fault}"),
         }
     }
 }
-
-impl fmt::Display for KeyFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            KeyFault::Absent => f.write_str("does not exist"),
-            KeyFault::NotAFile => f.write_str("is not a regular file"),
-            KeyFault::Permissive { mode } => write!(f, "can be read by others (mode {mode:04o})"),
-            KeyFault::Length { digits } => {
-                write!(f, "a key is {} hexadecimal digits, this is {digits}", 2 * KEY_LEN)
-            }
-            KeyFault::NotHex { at } => write!(f, "character {} is not a hexadecimal digit", at + 1),
-            KeyFault::Io(error) => write!(f, "cannot be read: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for KeyError {}
-impl std::error::Error for KeyFault {}
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ pub mod guard;
 pub mod heartbeat;
 pub mod key;
 pub mod link;
+pub mod logging;
 pub mod manager;
 pub mod nat;
 pub mod nfqueue;

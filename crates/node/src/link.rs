@@ -23,12 +23,11 @@ mod tests;
 
 pub use handshake::{Fault, LinkConfig, CAUSES, OPTIONS, PROTOCOL};
 pub use listener::{Listener, Rejections, MAX_HALF_OPEN};
-pub use message::{decode, encode, Continuation, Hello, Malformed, Message, MAX_BYTES, MAX_MESSAGE};
+pub use message::{decode, encode, Continuation, Goodbye, Hello, Malformed, Message, MAX_BYTES, MAX_MESSAGE};
 
 use buffer::{Inbox, Outbox};
 use handshake::{Agreed, ANSWER_LEN, OFFER_LEN, TAG_LEN};
 use snow::HandshakeState;
-use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -254,11 +253,11 @@ impl Link {
     }
 
     /// Says `Bye` and closes. What the kernel has taken is still delivered, what waits here is not.
-    pub fn close(&mut self, reason: &str) {
+    pub fn close(&mut self, reason: Goodbye<'_>) {
         if self.closed.is_some() {
             return;
         }
-        if self.established() && self.send(&Message::Bye { reason: Cow::Borrowed(reason) }).is_ok() {
+        if self.established() && self.send(&Message::Bye { reason }).is_ok() {
             self.flush();
         }
         // An error only means that the partner was faster.
@@ -404,50 +403,51 @@ pub struct Traffic {
 }
 
 /// Why a message cannot be queued. After `Full` or `Closed` the link is to be dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     /// The partner does not read: too much waits already.
+    #[error("the partner does not keep up: the send buffer is full")]
     Full,
     /// The link is over.
+    #[error("the link is closed")]
     Closed,
     /// The message is too long, or cannot be encoded; the link is unharmed.
-    Malformed(Malformed),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
 }
-
-impl fmt::Display for SendError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SendError::Full => f.write_str("the partner does not keep up: the send buffer is full"),
-            SendError::Closed => f.write_str("the link is closed"),
-            SendError::Malformed(malformed) => malformed.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for SendError {}
 
 /// Why a link is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
     /// We closed it.
+    #[error("closed by us")]
     Local,
     /// The partner closed it, or its process ended.
+    #[error("closed by the partner")]
     Eof,
     /// The partner's kernel reset it: its process ended with bytes unread, or its machine started anew.
+    #[error("reset by the partner")]
     Reset,
     /// Nobody listens there: the machine is up, its manager is not.
+    #[error("refused: no manager listens there")]
     Refused,
     /// No acknowledgement for too long.
+    #[error("timed out: nothing is acknowledged")]
     TimedOut,
     /// Another error of the socket (its errno).
+    #[error("{}", io::Error::from_raw_os_error(*.0))]
     Io(i32),
     /// The handshake was not done in time.
+    #[error("connection and handshake took longer than 1 s")]
     HandshakeTimeout,
     /// The two ends do not belong together.
+    #[error(transparent)]
     Handshake(Fault),
     /// Bytes that are not what the partner sent.
+    #[error("received bytes fail authentication")]
     Corrupt,
     /// The partner sent what is not a message.
+    #[error(transparent)]
     Malformed(Malformed),
 }
 
@@ -464,23 +464,6 @@ impl CloseReason {
             io::ErrorKind::ConnectionRefused => CloseReason::Refused,
             io::ErrorKind::TimedOut => CloseReason::TimedOut,
             _ => CloseReason::Io(error.raw_os_error().unwrap_or(0)),
-        }
-    }
-}
-
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            CloseReason::Local => f.write_str("closed by us"),
-            CloseReason::Eof => f.write_str("closed by the partner"),
-            CloseReason::Reset => f.write_str("reset by the partner"),
-            CloseReason::Refused => f.write_str("refused: no manager listens there"),
-            CloseReason::TimedOut => f.write_str("timed out: nothing is acknowledged"),
-            CloseReason::Io(errno) => io::Error::from_raw_os_error(*errno).fmt(f),
-            CloseReason::HandshakeTimeout => f.write_str("connection and handshake took longer than 1 s"),
-            CloseReason::Handshake(fault) => fault.fmt(f),
-            CloseReason::Corrupt => f.write_str("received bytes fail authentication"),
-            CloseReason::Malformed(malformed) => malformed.fmt(f),
         }
     }
 }

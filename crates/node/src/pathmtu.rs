@@ -6,13 +6,15 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use etherparse::checksum::Sum16BitWords;
+use etherparse::icmpv4::{CODE_DST_UNREACH_NEED_FRAG as FRAGMENTATION_NEEDED, TYPE_DEST_UNREACH as UNREACHABLE};
+use etherparse::icmpv6::TYPE_PACKET_TOO_BIG as PACKET_TOO_BIG;
+use etherparse::{Icmpv4Slice, Icmpv6Slice, Ipv4HeaderSlice};
+
 // From linux/icmp.h and linux/icmpv6.h.
 const SOL_RAW: libc::c_int = 255;
 const ICMP_FILTER: libc::c_int = 1;
 const ICMPV6_FILTER: libc::c_int = 1;
-const UNREACHABLE: u8 = 3;
-const FRAGMENTATION_NEEDED: u8 = 4;
-const PACKET_TOO_BIG: u8 = 2;
 /// A router quotes no more than makes a message of 576 bytes (RFC 1812, section 4.3.2.3), or 1280 of IPv6.
 const BUFFER: usize = 2048;
 
@@ -31,7 +33,7 @@ impl PathMtu {
         let or_warn = |opened: io::Result<OwnedFd>| match opened {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
             opened => {
-                opened.map_err(|error| log::warn!("routers will not be heard about packets that are too long: {error}")).ok()
+                opened.map_err(|error| log::warn!(error:%; "routers will not be heard about packets that are too long")).ok()
             }
         };
         // A set bit hides that type: without these filters every ICMP message of the machine would wake us.
@@ -91,24 +93,22 @@ fn raw_socket(
 
 /// An IPv4 packet, as its raw socket gives it: nobody has looked at the checksum of what is in it.
 fn of_v4(packet: &[u8]) -> Option<(&[u8], u32)> {
-    let header = usize::from(packet.first()? & 0xf) * 4;
-    let message = packet.get(header..)?;
-    let (head, quoted) = message.split_at_checked(8)?;
-    let meant = head[0] == UNREACHABLE && head[1] == FRAGMENTATION_NEEDED && checksum_ok(message);
-    meant.then(|| (quoted, u32::from(u16::from_be_bytes([head[6], head[7]]))))
+    let ip = Ipv4HeaderSlice::from_slice(packet).ok()?;
+    let message = Icmpv4Slice::from_slice(packet.get(ip.slice().len()..)?).ok()?;
+    let meant = (message.type_u8(), message.code_u8()) == (UNREACHABLE, FRAGMENTATION_NEEDED) && checksum_ok(message.slice());
+    let [_, _, high, low] = message.bytes5to8();
+    meant.then(|| (message.payload(), u32::from(u16::from_be_bytes([high, low]))))
 }
 
 /// An ICMPv6 message, as its raw socket gives it: the kernel has checked it.
 fn of_v6(message: &[u8]) -> Option<(&[u8], u32)> {
-    let (head, quoted) = message.split_at_checked(8)?;
-    (head[0] == PACKET_TOO_BIG).then(|| (quoted, u32::from_be_bytes([head[4], head[5], head[6], head[7]])))
+    let message = Icmpv6Slice::from_slice(message).ok()?;
+    (message.type_u8() == PACKET_TOO_BIG).then(|| (message.payload(), u32::from_be_bytes(message.bytes5to8())))
 }
 
+/// Of the whole message: a router may use the bytes that the header's type leaves free (RFC 4884).
 fn checksum_ok(message: &[u8]) -> bool {
-    let words = message.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)])));
-    let sum: u32 = words.sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (sum & 0xffff) + (sum >> 16) == 0xffff
+    Sum16BitWords::new().add_slice(message).ones_complement() == 0
 }
 
 #[cfg(test)]

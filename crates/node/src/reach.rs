@@ -116,7 +116,7 @@ impl Reach {
             };
             match result {
                 Ok(()) => sent += 1,
-                Err(e) => log::debug!("reachability probe to {ip}: {e}"),
+                Err(e) => log::debug!(to:% = ip, error:% = e; "cannot ask whether anybody is in reach"),
             }
         }
         if let Way::Echo(icmp) = &mut self.way {
@@ -147,7 +147,7 @@ impl Reach {
                     Ok(Some(heard)) => heard,
                     Ok(None) => break,
                     Err(e) => {
-                        log::debug!("reachability: {e}");
+                        log::debug!(error:% = e; "reachability");
                         break;
                     }
                 };

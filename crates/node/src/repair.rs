@@ -16,7 +16,6 @@
 //! - Our own FIN, where it was already sent: [`RestoreSpec::fin_sent`]. The peer's FIN cannot be restored, only
 //!   received: inject it again as a segment ([`crate::rawsock`]), like all input that is to be read again.
 
-use std::fmt;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
@@ -123,9 +122,11 @@ pub struct SocketState {
 }
 
 /// Why a connection was not restored.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("restoring a connection: {step}: {cause}")]
 pub struct RestoreError {
     step: &'static str,
+    #[source]
     cause: io::Error,
 }
 
@@ -133,18 +134,6 @@ impl RestoreError {
     /// What the kernel said, if it was the kernel.
     pub fn errno(&self) -> Option<i32> {
         self.cause.raw_os_error()
-    }
-}
-
-impl fmt::Display for RestoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "restoring a connection: {}: {}", self.step, self.cause)
-    }
-}
-
-impl std::error::Error for RestoreError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.cause)
     }
 }
 

@@ -73,7 +73,7 @@ impl Watch {
             while let Ok(question) = asked.recv() {
                 let before = Instant::now();
                 let seen = look.at(&question).unwrap_or_else(|error| {
-                    log::debug!("cannot see who serves the protected ports: {error}");
+                    log::debug!(error:%; "cannot see who serves the protected ports");
                     Seen { listening: true, ..Seen::default() }
                 });
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
@@ -169,8 +169,8 @@ impl Look {
             let Some((_, fd)) = self.holders.get(&inode) else { continue };
             match no_longer_defers(pid, *fd) {
                 Ok(false) => {}
-                Ok(true) => log::info!("the listener of {} accepts at once from now on (TCP_DEFER_ACCEPT is off)", name(pid)),
-                Err(error) => log::debug!("{}: TCP_DEFER_ACCEPT cannot be looked at: {error}", name(pid)),
+                Ok(true) => log::info!(of:% = name(pid); "a listener accepts at once from now on (TCP_DEFER_ACCEPT is off)"),
+                Err(error) => log::debug!(of:% = name(pid), error:%; "cannot look at TCP_DEFER_ACCEPT"),
             }
         }
     }

@@ -126,7 +126,7 @@ impl Vip {
         let until = Instant::now() + ROUTE_WAIT;
         while !self.is_local().unwrap_or(false) {
             if Instant::now() > until {
-                return log::warn!("{} is not usable yet", self.addr);
+                return log::warn!(address:% = self.addr; "the virtual IP is not usable yet");
             }
             std::thread::sleep(ROUTE_NAP);
         }
@@ -184,7 +184,7 @@ impl Vip {
         if any && self.addr.is_ipv6() && self.prefix < self.full() {
             let body = self.route(0);
             if let Err(error) = self.change(libc::RTM_DELROUTE, 0, &body) {
-                log::debug!("the route to the network of {}: {error}", self.addr);
+                log::debug!(address:% = self.addr, error:%; "no route to the network of the virtual IP");
             }
         }
         Ok(any)
@@ -198,7 +198,7 @@ impl Vip {
         let body = self.route(lifetime_s.max(1));
         // Only where the member has no address in that network it matters; on an interface that is down there is none.
         if let Err(error) = self.change(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &body) {
-            log::debug!("the route to the network of {}: {error}", self.addr);
+            log::debug!(address:% = self.addr, error:%; "no route to the network of the virtual IP");
         }
     }
 

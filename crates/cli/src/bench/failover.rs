@@ -6,8 +6,9 @@ use tcpr_lab::client::{StreamClient, StreamOptions};
 use tcpr_lab::wait_for;
 
 use super::report::{Group, Report};
-use super::stand::{ask_all, text, Stand, PATIENCE};
+use super::stand::{ask_all, Stand, PATIENCE};
 use super::{Options, Variant};
+use crate::failure::Failure;
 
 const SESSIONS: [u32; 4] = [1, 256, 1000, 10_000];
 
@@ -21,12 +22,12 @@ enum Loss {
     Cut,
 }
 
-pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
+pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), Failure> {
     for n in options.sessions(&SESSIONS) {
         report.progress(&format!("failover: {n} sessions connect"));
         let mut stand = Stand::new(options, variant, n)?;
         let mut others = stand.connections(n - 1)?;
-        let client = StreamClient::start(&stand.peer, stand.pair.addr(), &StreamOptions::new(1)).map_err(text)?;
+        let client = StreamClient::start(&stand.peer, stand.pair.addr(), &StreamOptions::new(1))?;
         for run in 0..options.runs {
             for (loss, name) in
                 [(Loss::Switchover, "planned switchover"), (Loss::Kill, "server and manager killed"), (Loss::Cut, "host cut off")]
@@ -53,22 +54,22 @@ struct Lost {
 
 impl Stand {
     /// Loses the master, and has it back as the backup.
-    fn lose(&mut self, loss: Loss, client: &StreamClient) -> Result<Lost, String> {
+    fn lose(&mut self, loss: Loss, client: &StreamClient) -> Result<Lost, Failure> {
         let master = self.pair.wait_protected(PATIENCE)?;
         // What came before is over.
         progress(client)?;
         client.take_longest_gap();
         let when = time_of_day(SystemTime::now());
         match loss {
-            Loss::Switchover => self.pair.switchover().map_err(text)?,
+            Loss::Switchover => self.pair.switchover()?,
             Loss::Kill => self.pair.kill_all(master),
-            Loss::Cut => self.pair.host(master).cut_silent().map_err(text)?,
+            Loss::Cut => self.pair.host(master).cut_silent()?,
         }
         // Asking the members meanwhile would take the processor away from them.
         progress(client)?;
         let silence = client.take_longest_gap().as_secs_f64() * 1e3;
         self.pair.wait_master_is(1 - master, PATIENCE)?;
-        let status = self.pair.status(1 - master).map_err(text)?;
+        let status = self.pair.status(1 - master)?;
         let takeover = |key: &str| status["takeover"][key].as_f64().unwrap_or(f64::NAN) / 1e3;
         let log = self.pair.process(1 - master).map(|p| p.err()).unwrap_or_default();
         let decided = became_master(&log).ok_or("its log does not say when it became master")?;
@@ -77,8 +78,8 @@ impl Stand {
         let (probed, restored, done) = (takeover("probed_us"), takeover("restored_us"), takeover("done_us"));
         match loss {
             Loss::Switchover => {}
-            Loss::Kill => self.pair.restart(master).map_err(text)?,
-            Loss::Cut => self.pair.host(master).heal().map_err(text)?,
+            Loss::Kill => self.pair.restart(master)?,
+            Loss::Cut => self.pair.host(master).heal()?,
         }
         let mut parts = vec![
             ("2. peers probed", probed),
@@ -99,23 +100,23 @@ fn time_of_day(time: SystemTime) -> f64 {
     since.as_secs_f64() % 86_400.0 * 1e3
 }
 
-/// When a member last became master, in ms of the day, by its log: `12:34:56.789 tcpr info: master in epoch 3, ...`.
+/// When a member last became master, in ms of the day, by its log: `12:34:56.789 tcpr info transitions: became master epoch=3.0 ...`.
 fn became_master(log: &str) -> Option<f64> {
-    let line = log.lines().rfind(|l| l.contains("tcpr info: master in epoch"))?;
+    let line = log.lines().rfind(|l| l.contains(": became master epoch="))?;
     let mut fields = line.split_whitespace().next()?.split(':').map(|f| f.parse::<f64>().ok());
     let mut next = || fields.next().flatten();
     Some((next()? * 3600.0 + next()? * 60.0 + next()?) * 1e3)
 }
 
 /// Waits until the client has heard something new for a while.
-fn progress(client: &StreamClient) -> Result<(), String> {
+fn progress(client: &StreamClient) -> Result<(), Failure> {
     let before = client.stats().messages_verified;
     match wait_for(PATIENCE, || {
         std::thread::sleep(Duration::from_millis(8));
         client.stats().messages_verified > before + 30
     }) {
         true => Ok(()),
-        false => Err("the echo does not go on".to_owned()),
+        false => Err("the echo does not go on".into()),
     }
 }
 
@@ -125,8 +126,9 @@ mod tests {
 
     #[test]
     fn the_log_says_when() {
-        let log = "00:00:01.500 tcpr info: master in epoch 1, after 0\n\
-                   00:01:02.250 tcpr info: master in epoch 3, after 2\n00:01:03.000 tcpr info: takeover done";
+        let log = "00:00:01.500 tcpr info transitions: became master epoch=1.0 after=0.0\n\
+                   00:01:02.250 tcpr info transitions: became master epoch=3.0 after=2.1\n\
+                   00:01:03.000 tcpr info takeover: takeover done";
         assert_eq!(became_master(log), Some(62_250.0));
         assert_eq!(became_master("nothing"), None);
     }

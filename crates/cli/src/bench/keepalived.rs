@@ -12,8 +12,9 @@ use tcpr_lab::{wait_for, wait_listening, Host, Lab, Process};
 
 use super::failover::SILENCE;
 use super::report::{Group, Report};
-use super::stand::{connect, echo, text, PATIENCE, PORT};
+use super::stand::{connect, echo, PATIENCE, PORT};
 use super::Options;
+use crate::failure::Failure;
 
 const PROGRAM: &str = "/usr/sbin/keepalived";
 const ADDRESS: &str = "192.0.2.200";
@@ -42,16 +43,16 @@ pub fn measure(options: &Options, report: &mut Report) {
 }
 
 /// Milliseconds until a new connection answers, and the percentage of the old ones that are lost.
-fn one(options: &Options) -> Result<(f64, f64), String> {
-    let lab = Lab::new("keepalived").map_err(text)?;
-    let members = [lab.host("a", "192.0.2.1/24").map_err(text)?, lab.host("b", "192.0.2.2/24").map_err(text)?];
-    let peer = lab.host("peer", "192.0.2.9/24").map_err(text)?;
+fn one(options: &Options) -> Result<(f64, f64), Failure> {
+    let lab = Lab::new("keepalived")?;
+    let members = [lab.host("a", "192.0.2.1/24")?, lab.host("b", "192.0.2.2/24")?];
+    let peer = lab.host("peer", "192.0.2.9/24")?;
     let mut processes = Vec::new();
     for (host, priority) in members.iter().zip([200, 100]) {
-        let mut server = Command::new(example("traffic_server").map_err(text)?);
+        let mut server = Command::new(example("traffic_server")?);
         server.arg(PORT.to_string());
-        processes.push(host.spawn("server", server).map_err(text)?);
-        wait_listening(host, PORT, PATIENCE).map_err(text)?;
+        processes.push(host.spawn("server", server)?);
+        wait_listening(host, PORT, PATIENCE)?;
         processes.push(start(options, host, priority)?);
         if priority == 200 {
             wait_address(host)?;
@@ -64,7 +65,7 @@ fn one(options: &Options) -> Result<(f64, f64), String> {
     }
     // The backup has heard the master for a while.
     std::thread::sleep(Duration::from_millis(500));
-    members[0].cut_silent().map_err(text)?;
+    members[0].cut_silent()?;
     let start = Instant::now();
     let wait = Duration::from_millis(u64::from(options.heartbeat).max(5));
     let anew = || {
@@ -72,7 +73,7 @@ fn one(options: &Options) -> Result<(f64, f64), String> {
         stream.and_then(|mut s| s.set_read_timeout(Some(SAY_SO)).and_then(|()| echo(&mut s, b"hello again"))).is_ok()
     };
     if !wait_for(PATIENCE, anew) {
-        return Err("the virtual IP has not moved".to_owned());
+        return Err("the virtual IP has not moved".into());
     }
     let silence = start.elapsed().as_secs_f64() * 1e3;
     let question = b"are you there?";
@@ -88,7 +89,7 @@ fn one(options: &Options) -> Result<(f64, f64), String> {
 }
 
 /// keepalived with an advertisement as often as tcpr's heartbeat; it gives up after three of them, and a little.
-fn start(options: &Options, host: &Host, priority: u32) -> Result<Process, String> {
+fn start(options: &Options, host: &Host, priority: u32) -> Result<Process, Failure> {
     let file = |name: &str| host.dir().join(name).display().to_string();
     // It counts in hundredths of a second.
     let interval = f64::from(options.heartbeat.next_multiple_of(10)) / 1000.0;
@@ -96,18 +97,18 @@ fn start(options: &Options, host: &Host, priority: u32) -> Result<Process, Strin
         "global_defs {{\n  vrrp_version 3\n  vrrp_garp_master_delay 0\n}}\nvrrp_instance v {{\n  state BACKUP\n  interface eth0\n  \
          virtual_router_id 51\n  priority {priority}\n  advert_int {interval}\n  virtual_ipaddress {{\n    {ADDRESS}/24\n  }}\n}}\n"
     );
-    fs::write(file("keepalived.conf"), config).map_err(text)?;
+    fs::write(file("keepalived.conf"), config)?;
     let mut command = Command::new(PROGRAM);
     command.args(["--dont-fork", "--log-console", "--vrrp", "--use-file", &file("keepalived.conf")]);
     command.args(["--pid", &file("keepalived.pid"), "--vrrp_pid", &file("vrrp.pid")]);
-    host.spawn("keepalived", command).map_err(text)
+    host.spawn("keepalived", command).map_err(Failure::from)
 }
 
-fn wait_address(host: &Host) -> Result<(), String> {
+fn wait_address(host: &Host) -> Result<(), Failure> {
     let there = || host.ip_cmd("-brief address show dev eth0").is_ok_and(|t| t.contains(ADDRESS));
     if wait_for(PATIENCE, there) {
         Ok(())
     } else {
-        Err("keepalived has not taken the virtual IP".to_owned())
+        Err("keepalived has not taken the virtual IP".into())
     }
 }

@@ -7,8 +7,9 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 
 use super::report::{Group, Report};
-use super::stand::{connect, echo, text, Stand, PATIENCE};
+use super::stand::{connect, echo, Stand, PATIENCE};
 use super::{Options, Variant};
+use crate::failure::Failure;
 
 /// Round trips before those that count.
 const WARM_UP: usize = 100;
@@ -25,7 +26,7 @@ const fn trip(name: &'static str) -> Group {
     Group { bench: "latency", name, unit: "us", axis: "bytes" }
 }
 
-pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
+pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), Failure> {
     let stand = Stand::new(options, variant, 0)?;
     let master = stand.pair.wait_protected(PATIENCE)?;
     let partner = stand.unprotected(1 - master);
@@ -59,19 +60,19 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
 }
 
 /// Each stream sends, waits for the echo, and sends again; the times are in ns.
-pub(super) fn round_trips(options: &Options, streams: &mut [TcpStream], size: u32) -> Result<Histogram<u64>, String> {
+pub(super) fn round_trips(options: &Options, streams: &mut [TcpStream], size: u32) -> Result<Histogram<u64>, Failure> {
     let make = || Histogram::<u64>::new_with_bounds(1, LONGEST, 3).map_err(|e| e.to_string());
-    let one = |stream: &mut TcpStream| -> Result<Histogram<u64>, String> {
+    let one = |stream: &mut TcpStream| -> Result<Histogram<u64>, Failure> {
         let mut trips = make()?;
         let message: Vec<u8> = (0..size).map(|i| i as u8).collect();
         // Large ones are warm sooner.
         let warm_up = if size <= 1024 { WARM_UP } else { 3 };
         for _ in 0..warm_up {
-            echo(stream, &message).map_err(text)?;
+            echo(stream, &message)?;
         }
         let start = Instant::now();
         while start.elapsed() < options.span() {
-            let took = echo(stream, &message).map_err(text)?;
+            let took = echo(stream, &message)?;
             trips.saturating_record(took.as_nanos() as u64);
         }
         Ok(trips)
@@ -82,7 +83,7 @@ pub(super) fn round_trips(options: &Options, streams: &mut [TcpStream], size: u3
         for thread in all {
             sum.add(thread.join().expect("no panic")?).map_err(|e| e.to_string())?;
         }
-        Ok::<_, String>(())
+        Ok::<_, Failure>(())
     })?;
     Ok(sum)
 }
@@ -95,12 +96,12 @@ struct Log {
 }
 
 impl Log {
-    fn of(stand: &Stand, member: usize) -> Result<Log, String> {
-        let status = stand.pair.status(member).map_err(text)?;
+    fn of(stand: &Stand, member: usize) -> Result<Log, Failure> {
+        let status = stand.pair.status(member)?;
         let counter =
             |name: &str| status["counters"][name].as_f64().ok_or_else(|| io::Error::other(format!("no counter {name}")));
         let all = (counter("records"), counter("log_bytes"), counter("payload_bytes"));
-        Ok(Log { records: all.0.map_err(text)?, beside: all.1.map_err(text)? - all.2.map_err(text)? })
+        Ok(Log { records: all.0?, beside: all.1? - all.2? })
     }
 
     fn note(&self, before: &Log, trips: u64, report: &mut Report) {

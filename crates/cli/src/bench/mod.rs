@@ -21,6 +21,7 @@ use serde_json::json;
 use tcpr_lab::member::Service;
 use tcpr_lab::Lab;
 
+use crate::failure::Failure;
 use report::Report;
 
 /// What is measured.
@@ -141,10 +142,10 @@ impl Options {
     }
 }
 
-type Measure = fn(&Options, Variant, &mut Report) -> Result<(), String>;
+type Measure = fn(&Options, Variant, &mut Report) -> Result<(), Failure>;
 
 /// Runs it.
-pub fn bench(options: &Options) -> Result<u8, String> {
+pub fn bench(options: &Options) -> Result<u8, Failure> {
     Lab::sweep();
     let mut report = Report::new();
     let mut failed = Vec::new();
@@ -186,7 +187,7 @@ pub fn bench(options: &Options) -> Result<u8, String> {
     if failed.is_empty() {
         Ok(0)
     } else {
-        Err(format!("failed: {}", failed.join("; ")))
+        Err(format!("failed: {}", failed.join("; ")).into())
     }
 }
 

@@ -9,12 +9,13 @@ use plotters::prelude::*;
 use plotters::style::{register_font, FontStyle};
 
 use super::report::{Figure, Group, Report};
+use crate::failure::Failure;
 
 const SIZE: (u32, u32) = (1000, 640);
 const FONT: &str = "sans-serif";
 
 /// Draws all groups that have an axis to draw along.
-pub fn draw(report: &Report, dir: &Path) -> Result<(), String> {
+pub fn draw(report: &Report, dir: &Path) -> Result<(), Failure> {
     // Built in: what a system has of fonts differs.
     register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT).map_err(|_| "the font does not load")?;
     fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;

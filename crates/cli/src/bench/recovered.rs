@@ -2,24 +2,25 @@
 //! has its numbers corrected in every packet.
 
 use super::report::{Group, Report};
-use super::stand::{connect, echo, text, Stand, PATIENCE};
+use super::stand::{connect, echo, Stand, PATIENCE};
 use super::{latency, throughput, Options, Variant};
+use crate::failure::Failure;
 
 const TRIP: Group = Group { bench: "recovered", name: "round trip of 64 bytes, p50", unit: "us", axis: "" };
 const ECHO: Group = Group { bench: "recovered", name: "echo, one stream", unit: "MB/s", axis: "" };
 const SIZE: u32 = 64;
 
-pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
+pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), Failure> {
     let stand = Stand::new(options, variant, 0)?;
     for run in 1..=options.runs {
         for recovered in [false, true] {
             let when = if recovered { "recovered" } else { "as it was opened" };
             report.progress(&format!("recovered: {}, {when}, run {run}", variant.name()));
             let mut stream = connect(&stand.peer, stand.pair.addr())?;
-            echo(&mut stream, b"before").map_err(text)?;
+            echo(&mut stream, b"before")?;
             if recovered {
                 let master = stand.pair.wait_protected(PATIENCE)?;
-                stand.pair.switchover().map_err(text)?;
+                stand.pair.switchover()?;
                 stand.pair.wait_master_is(1 - master, PATIENCE)?;
             }
             stand.pair.wait_protected(PATIENCE)?;

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use tcpr_node::repair::{self, RestoreSpec};
 
 use super::report::{Group, Report};
-use super::stand::{ask_all, connect, echo, text, Stand, PATIENCE};
+use super::stand::{ask_all, connect, echo, Stand, PATIENCE};
 use super::{Engine, Options, Variant};
+use crate::failure::Failure;
 
 const SESSIONS: [u32; 6] = [64, 128, 256, 512, 1000, 10_000];
 /// What the paper measured, in microseconds for each session, on three boards of 2017.
@@ -20,7 +21,7 @@ const AT_ONCE: u32 = 256;
 const EACH: Group = Group { bench: "recovery", name: "time for each session", unit: "us", axis: "sessions" };
 const ALL: Group = Group { bench: "recovery", name: "time for all sessions", unit: "ms", axis: "sessions" };
 
-pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
+pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), Failure> {
     for n in options.sessions(&SESSIONS) {
         report.progress(&format!("recovery: {n} sessions connect"));
         let stand = Stand::new(options, variant, n)?;
@@ -29,20 +30,20 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
         for run in 0..options.runs {
             report.progress(&format!("recovery of {n} sessions, {}, run {}", variant.name(), run + 1));
             let master = stand.pair.wait_protected(PATIENCE)?;
-            stand.pair.switchover().map_err(text)?;
+            stand.pair.switchover()?;
             // Whoever asks meanwhile, a peer or us, makes it longer.
             std::thread::sleep(Duration::from_micros(150 * u64::from(n)));
             stand.pair.wait_master_is(1 - master, PATIENCE)?;
             ask_all(&mut connections).map_err(|e| format!("after the takeover: {e}"))?;
-            let status = stand.pair.status(1 - master).map_err(text)?;
+            let status = stand.pair.status(1 - master)?;
             let takeover = |key: &str| status["takeover"][key].as_f64().unwrap_or(f64::NAN);
             if takeover("sessions") != f64::from(n) {
-                return Err(format!("the takeover was of {} sessions", takeover("sessions")));
+                return Err(format!("the takeover was of {} sessions", takeover("sessions")).into());
             }
 
             stand.pair.wait_protected(PATIENCE)?;
             let start = Instant::now();
-            stand.pair.switchover().map_err(text)?;
+            stand.pair.switchover()?;
             ask_all(&mut connections).map_err(|e| format!("after the takeover back: {e}"))?;
             let answered = start.elapsed().as_secs_f64() * 1e6;
 
@@ -60,7 +61,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
             let start = Instant::now();
             for _ in 0..anew {
                 let mut stream = connect(&stand.peer, stand.pair.addr())?;
-                echo(&mut stream, b"hello again").map_err(text)?;
+                echo(&mut stream, b"hello again")?;
             }
             report.note(EACH, "peer connects anew instead", at, start.elapsed().as_secs_f64() * 1e6 / f64::from(anew));
             stand.pair.wait_sessions(n.into(), PATIENCE)?;
@@ -73,7 +74,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
 }
 
 /// The floor: what the kernel needs to make such sockets, with nothing around it.
-fn bare(stand: &Stand, n: u32) -> Result<f64, String> {
+fn bare(stand: &Stand, n: u32) -> Result<f64, Failure> {
     stand.peer.enter(|| {
         let spec = |i: u32| RestoreSpec {
             local: SocketAddr::new(stand.peer.ip(), (10_000 + i) as u16),

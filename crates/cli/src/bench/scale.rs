@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use tcpr_lab::client::{StreamClient, StreamOptions};
 
 use super::report::{quantile, Group, Report};
-use super::stand::{text, Stand, PATIENCE};
+use super::stand::{Stand, PATIENCE};
 use super::{usage, Options, Variant};
+use crate::failure::Failure;
 
 const SESSIONS: [u32; 1] = [100_000];
 /// Memory of this machine that a session may need: two sockets, a third while it is restored, and what the server, the
@@ -27,7 +28,7 @@ const fn group(name: &'static str, unit: &'static str) -> Group {
     Group { bench: "scale", name, unit, axis: "sessions" }
 }
 
-pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
+pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), Failure> {
     for wanted in options.sessions(&SESSIONS) {
         let most = (usage::available() / ROOM) as u32;
         if most < wanted {
@@ -39,7 +40,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
     Ok(())
 }
 
-fn one(options: &Options, variant: Variant, report: &mut Report, n: u32) -> Result<(), String> {
+fn one(options: &Options, variant: Variant, report: &mut Report, n: u32) -> Result<(), Failure> {
     let own = |what: &str| format!("{}: {what}", variant.name());
     let (at, share) = (Some(n.into()), f64::from(n));
     let mut stand = Stand::new(options, variant, n)?;
@@ -61,23 +62,23 @@ fn one(options: &Options, variant: Variant, report: &mut Report, n: u32) -> Resu
     for run in 1..=options.runs {
         report.progress(&format!("scale: {n} sessions switch over, {}, run {run}", variant.name()));
         let start = Instant::now();
-        stand.pair.switchover().map_err(text)?;
+        stand.pair.switchover()?;
         peers.ask().map_err(|e| format!("after the switchover: {e}"))?;
         let answered = start.elapsed().as_secs_f64() * 1e3;
         master = 1 - master;
-        let status = stand.pair.status(master).map_err(text)?;
+        let status = stand.pair.status(master)?;
         let done = status["takeover"]["done_us"].as_f64().unwrap_or(f64::NAN) / 1e3;
         report.note(OVER, &own("in the application's hands"), at, done);
         report.note(OVER, &own("until all peers have an answer"), at, answered);
         stand.pair.wait_protected(PATIENCE)?;
 
         report.progress(&format!("scale: a backup joins {n} sessions, {}, run {run}", variant.name()));
-        let client = StreamClient::start(&stand.peer, stand.pair.addr(), &StreamOptions::new(u64::from(run))).map_err(text)?;
+        let client = StreamClient::start(&stand.peer, stand.pair.addr(), &StreamOptions::new(u64::from(run)))?;
         let (before, _) = felt(&client);
         let sent = stand.sent(master);
         stand.pair.kill_all(1 - master);
         let start = Instant::now();
-        stand.pair.restart(1 - master).map_err(text)?;
+        stand.pair.restart(1 - master)?;
         stand.pair.wait_protected(PATIENCE)?;
         let took = start.elapsed().as_secs_f64() * 1e3;
         report.note(JOIN, &own("from its start"), at, took);

@@ -10,6 +10,7 @@ use tcpr_lab::member::{example, Pair, Service};
 use tcpr_lab::{allow_descriptors, wait_for, wait_listening, Host, Lab, Process};
 
 use super::{usage, Options, Variant};
+use crate::failure::Failure;
 
 /// Where the server echoes; the next port takes bytes, the one after it gives them.
 pub const PORT: u16 = 5555;
@@ -23,10 +24,6 @@ const OTHER_FILES: u64 = 512;
 /// Threads that open connections: some wait while others go on.
 const OPENERS: u32 = 8;
 
-pub fn text(e: io::Error) -> String {
-    e.to_string()
-}
-
 /// Two members, a peer, and the same server without protection beside.
 pub struct Stand {
     // Dropped in this order: processes first, then the hosts.
@@ -37,16 +34,16 @@ pub struct Stand {
 }
 
 impl Stand {
-    pub fn new(options: &Options, variant: Variant, sessions: u32) -> Result<Stand, String> {
+    pub fn new(options: &Options, variant: Variant, sessions: u32) -> Result<Stand, Failure> {
         // What is started has the same limit.
         let each = most_sessions(sessions)?;
-        let lab = Lab::new("bench").map_err(text)?;
-        let a = lab.host("a", "192.0.2.1/24").map_err(text)?;
-        let b = lab.host("b", "192.0.2.2/24").map_err(text)?;
-        let peer = lab.host("peer", "192.0.2.9/24").map_err(text)?;
+        let lab = Lab::new("bench")?;
+        let a = lab.host("a", "192.0.2.1/24")?;
+        let b = lab.host("b", "192.0.2.2/24")?;
+        let peer = lab.host("peer", "192.0.2.9/24")?;
         // Ports for all, and one that was closed is used again.
-        peer.sysctl("net.ipv4.ip_local_port_range", "1024 65535").map_err(text)?;
-        peer.sysctl("net.ipv4.tcp_tw_reuse", "1").map_err(text)?;
+        peer.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
+        peer.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
         let service = variant
             .apply(Service::new("bench", PORT))
             .and_port(PORT + 1)
@@ -56,12 +53,12 @@ impl Stand {
             .set("failover", "heartbeat_ms", &options.heartbeat.to_string())
             .set("failover", "misses", &options.misses.to_string())
             .set("failover", "solo_after_ms", &(2 * options.heartbeat * options.misses).max(100).to_string());
-        let mut pair = Pair::new(&a, &b, service).map_err(text)?;
-        let server = example("traffic_server").map_err(text)?;
+        let mut pair = Pair::new(&a, &b, service)?;
+        let server = example("traffic_server")?;
         let plain = |host: &Host| {
             let mut command = Command::new(&server);
             command.arg(PLAIN_PORT.to_string());
-            host.spawn("plain", command).map_err(text)
+            host.spawn("plain", command).map_err(Failure::from)
         };
         let plain = [plain(&a)?, plain(&b)?];
         let server = server.to_str().ok_or("a path that is no text")?;
@@ -72,7 +69,7 @@ impl Stand {
         if workers > 1 {
             command.extend(spread.iter().map(String::as_str));
         }
-        pair.start_both(&command).map_err(text)?;
+        pair.start_both(&command)?;
         let stand = Stand { pair, plain, peer, _lab: lab };
         // One that ends at once says why.
         let process = |i| stand.pair.process(i).expect("started");
@@ -80,12 +77,12 @@ impl Stand {
         let protected = || stand.pair.master().is_ok_and(|m| stand.pair.status(m).is_ok_and(|s| s["protected"] == true));
         wait_for(PATIENCE, || ended().is_some() || protected());
         if let Some(i) = ended() {
-            return Err(format!("tcpr run ended: {}", process(i).err().trim()));
+            return Err(format!("tcpr run ended: {}", process(i).err().trim()).into());
         }
         stand.pair.wait_protected(PATIENCE)?;
         for i in 0..2 {
             for port in [PORT, PLAIN_PORT] {
-                wait_listening(stand.pair.host(i), port, PATIENCE).map_err(text)?;
+                wait_listening(stand.pair.host(i), port, PATIENCE)?;
             }
         }
         Ok(stand)
@@ -107,24 +104,24 @@ impl Stand {
     }
 
     /// An address of the peer's, which has more than one.
-    fn source(&self, i: u32) -> Result<Ipv4Addr, String> {
-        let IpAddr::V4(first) = self.peer.ip() else { return Err("the peer has no IPv4 address".to_owned()) };
+    fn source(&self, i: u32) -> Result<Ipv4Addr, Failure> {
+        let IpAddr::V4(first) = self.peer.ip() else { return Err("the peer has no IPv4 address".into()) };
         let source = Ipv4Addr::from(u32::from(first) + i);
         if i > 0 {
-            self.peer.ip_cmd(&format!("addr replace {source}/24 dev eth0")).map_err(text)?;
+            self.peer.ip_cmd(&format!("addr replace {source}/24 dev eth0"))?;
         }
         Ok(source)
     }
 
     /// So many connections of the peer, in processes of their own: one may have descriptors for only so many.
-    pub fn holders(&self, n: u32) -> Result<Holders, String> {
+    pub fn holders(&self, n: u32) -> Result<Holders, Failure> {
         let each = most_sessions(n)?.min(EACH_ADDRESS);
-        let (program, to) = (example("holder").map_err(text)?, v4(self.pair.addr())?);
+        let (program, to) = (example("holder")?, v4(self.pair.addr())?);
         let start = |i: u32| {
             let mut command = Command::new(&program);
             let (address, port, n) = (to.ip().to_string(), to.port().to_string(), each.min(n - i * each).to_string());
             command.args([self.source(i)?.to_string(), address, port, n]);
-            self.peer.spawn("holder", command).map_err(text)
+            self.peer.spawn("holder", command).map_err(Failure::from)
         };
         let holders = Holders { processes: (0..n.div_ceil(each)).map(start).collect::<Result<_, _>>()?, said: 0 };
         holders.wait_said("ready", 1)?;
@@ -132,13 +129,13 @@ impl Stand {
     }
 
     /// So many connections of the peer, each of which has echoed a message.
-    pub fn connections(&self, n: u32) -> Result<Vec<TcpStream>, String> {
+    pub fn connections(&self, n: u32) -> Result<Vec<TcpStream>, Failure> {
         if most_sessions(n)? < n {
-            return Err(format!("a process may not have so many open files ({n}); raise the hard limit (`ulimit -Hn`)"));
+            return Err(format!("a process may not have so many open files ({n}); raise the hard limit (`ulimit -Hn`)").into());
         }
         let sources = (0..n.div_ceil(EACH_ADDRESS)).map(|i| self.source(i)).collect::<Result<Vec<_>, _>>()?;
         let to = v4(self.pair.addr())?;
-        let share = |from: u32, until: u32| -> Result<Vec<TcpStream>, String> {
+        let share = |from: u32, until: u32| -> Result<Vec<TcpStream>, Failure> {
             (from..until)
                 .map(|i| {
                     let source = sources[(i / EACH_ADDRESS) as usize];
@@ -150,7 +147,7 @@ impl Stand {
                 .collect()
         };
         let shares: Vec<_> = (0..=OPENERS).map(|k| (u64::from(n) * u64::from(k) / u64::from(OPENERS)) as u32).collect();
-        let made: Vec<Result<Vec<TcpStream>, String>> = self.peer.enter(|| {
+        let made: Vec<Result<Vec<TcpStream>, Failure>> = self.peer.enter(|| {
             std::thread::scope(|threads| {
                 let share = &share;
                 let all: Vec<_> = shares.windows(2).map(|w| threads.spawn(move || share(w[0], w[1]))).collect();
@@ -173,18 +170,18 @@ pub struct Holders {
 
 impl Holders {
     /// Every peer asks, then every peer hears its answer.
-    pub fn ask(&mut self) -> Result<(), String> {
+    pub fn ask(&mut self) -> Result<(), Failure> {
         const SIGUSR1: i32 = 10;
         self.said += 1;
-        self.processes.iter().try_for_each(|p| p.signal(SIGUSR1)).map_err(text)?;
+        self.processes.iter().try_for_each(|p| p.signal(SIGUSR1))?;
         self.wait_said("answered", self.said)
     }
 
-    fn wait_said(&self, what: &str, times: usize) -> Result<(), String> {
+    fn wait_said(&self, what: &str, times: usize) -> Result<(), Failure> {
         for process in &self.processes {
             let said = || process.out().lines().filter(|line| *line == what).count() >= times;
             if !wait_for(10 * PATIENCE, || said() || process.try_exit().is_some()) || !said() {
-                return Err(process.tail(1));
+                return Err(process.tail(1).into());
             }
         }
         Ok(())
@@ -192,13 +189,13 @@ impl Holders {
 }
 
 /// How many sessions a process may hold; the limit of the members, which are started later, is raised with ours.
-pub fn most_sessions(wanted: u32) -> Result<u32, String> {
-    let allowed = allow_descriptors(u64::from(wanted) + OTHER_FILES).map_err(text)?;
+pub fn most_sessions(wanted: u32) -> Result<u32, Failure> {
+    let allowed = allow_descriptors(u64::from(wanted) + OTHER_FILES)?;
     Ok(allowed.saturating_sub(OTHER_FILES) as u32)
 }
 
 /// Every peer asks, then every peer hears its answer.
-pub fn ask_all(connections: &mut [TcpStream]) -> Result<(), String> {
+pub fn ask_all(connections: &mut [TcpStream]) -> Result<(), Failure> {
     const QUESTION: &[u8] = b"are you there?";
     let lost = |i: usize, e: io::Error| format!("connection {i}: {e}");
     for (i, stream) in connections.iter_mut().enumerate() {
@@ -208,25 +205,25 @@ pub fn ask_all(connections: &mut [TcpStream]) -> Result<(), String> {
         let mut back = [0; QUESTION.len()];
         stream.read_exact(&mut back).map_err(|e| lost(i, e))?;
         if back != QUESTION {
-            return Err(format!("connection {i}: what came back is not what was sent"));
+            return Err(format!("connection {i}: what came back is not what was sent").into());
         }
     }
     Ok(())
 }
 
-fn v4(address: SocketAddr) -> Result<SocketAddrV4, String> {
+fn v4(address: SocketAddr) -> Result<SocketAddrV4, Failure> {
     match address {
         SocketAddr::V4(v4) => Ok(v4),
-        SocketAddr::V6(_) => Err("no IPv4 address".to_owned()),
+        SocketAddr::V6(_) => Err("no IPv4 address".into()),
     }
 }
 
-fn prepared(stream: TcpStream) -> Result<TcpStream, String> {
-    stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_nodelay(true)).map_err(text)?;
+fn prepared(stream: TcpStream) -> Result<TcpStream, Failure> {
+    stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_nodelay(true))?;
     Ok(stream)
 }
 
-pub fn connect(from: &Host, to: SocketAddr) -> Result<TcpStream, String> {
+pub fn connect(from: &Host, to: SocketAddr) -> Result<TcpStream, Failure> {
     prepared(from.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).map_err(|e| format!("connect: {e}"))?)
 }
 

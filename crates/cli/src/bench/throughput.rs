@@ -7,8 +7,9 @@ use std::time::Instant;
 use tcpr_lab::Host;
 
 use super::report::{Group, Report};
-use super::stand::{connect, echo, text, Stand, PATIENCE};
+use super::stand::{connect, echo, Stand, PATIENCE};
 use super::{Options, Variant};
+use crate::failure::Failure;
 
 /// What is written at once where the size of writes is not what is measured.
 const BLOCK: usize = 64 << 10;
@@ -47,7 +48,7 @@ impl Way {
     }
 }
 
-pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), String> {
+pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), Failure> {
     let stand = Stand::new(options, variant, 0)?;
     let bench = Bench { options, stand: &stand, variant, master: stand.pair.wait_protected(PATIENCE)? };
     for run in 1..=options.runs {
@@ -82,7 +83,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
 }
 
 /// Bytes each second through an echo over this connection, which ends with it.
-pub(super) fn echo_over(options: &Options, stand: &Stand, variant: Variant, stream: &TcpStream) -> Result<f64, String> {
+pub(super) fn echo_over(options: &Options, stand: &Stand, variant: Variant, stream: &TcpStream) -> Result<f64, Failure> {
     let (bench, start) = (Bench { options, stand, variant, master: 0 }, Instant::now());
     let bytes = bench.stream(Way::Echo, stream, BLOCK).map_err(|e| format!("{e}\n{}", stand.pair.describe()))?;
     Ok(bytes as f64 / start.elapsed().as_secs_f64())
@@ -115,7 +116,7 @@ impl Bench<'_> {
         }
     }
 
-    fn rate(&self, way: Way, protected: bool, streams: usize, block: usize) -> Result<Rate, String> {
+    fn rate(&self, way: Way, protected: bool, streams: usize, block: usize) -> Result<Rate, Failure> {
         let to = way.port(self.address(protected));
         let all: Vec<TcpStream> = (0..streams).map(|_| connect(&self.stand.peer, to)).collect::<Result<_, _>>()?;
         let (cpu, start) = (self.stand.cpu(protected), Instant::now());
@@ -178,14 +179,14 @@ impl Bench<'_> {
     }
 
     /// Echoes with each congestion control that this kernel has.
-    fn congestion(&self, report: &mut Report, run: u32) -> Result<(), String> {
+    fn congestion(&self, report: &mut Report, run: u32) -> Result<(), Failure> {
         let file = "/proc/sys/net/ipv4/tcp_available_congestion_control";
         let available = std::fs::read_to_string(file).unwrap_or_default();
         let hosts = [self.stand.pair.host(0), self.stand.pair.host(1), &self.stand.peer];
         // By the route: the sysctl of a namespace takes only what the whole machine permits to everybody.
         let set = |by: &str| {
             let route = |h: &Host| h.ip_cmd(&format!("route replace 192.0.2.0/24 dev eth0 src {} {by}", h.ip())).map(drop);
-            hosts.into_iter().try_for_each(route).map_err(text)
+            hosts.into_iter().try_for_each(route).map_err(Failure::from)
         };
         for name in ["cubic", "bbr"] {
             if !available.split_whitespace().any(|a| a == name) {
@@ -203,20 +204,20 @@ impl Bench<'_> {
     }
 
     /// Connections each second, of some visitors at once, each of which exchanges one message and closes.
-    fn visits(&self, protected: bool) -> Result<f64, String> {
+    fn visits(&self, protected: bool) -> Result<f64, Failure> {
         let to = self.address(protected);
         let start = Instant::now();
-        let one = || -> Result<u64, String> {
+        let one = || -> Result<u64, Failure> {
             let mut n = 0;
             while start.elapsed() < self.options.span() {
                 let mut stream = TcpStream::connect(to).map_err(|e| format!("visit {n}: {e}"))?;
-                stream.set_read_timeout(Some(PATIENCE)).map_err(text)?;
-                echo(&mut stream, b"hello, and good-bye").map_err(text)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                echo(&mut stream, b"hello, and good-bye")?;
                 n += 1;
             }
             Ok(n)
         };
-        let n: Result<u64, String> = self.stand.peer.enter(|| {
+        let n: Result<u64, Failure> = self.stand.peer.enter(|| {
             std::thread::scope(|threads| {
                 let all: Vec<_> = (0..VISITORS).map(|_| threads.spawn(one)).collect();
                 all.into_iter().map(|t| t.join().expect("no panic")).sum()

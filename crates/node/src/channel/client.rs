@@ -297,7 +297,7 @@ impl Client {
                 log::warn!("the program closed descriptors of tcpr's; they were made anew");
             }
             Err(e) => {
-                log::error!("the program closed descriptors of tcpr's, and is not protected any more: {e}");
+                log::error!(error:% = e; "the program closed descriptors of tcpr's, and is not protected any more");
                 self.gone.store(true, Ordering::Relaxed);
             }
         }
@@ -504,7 +504,7 @@ fn introduce(
 ) -> Result<(Requesting, Reply, Vec<OwnedFd>), ClientError> {
     let deadline = Instant::now() + patience;
     let name = wire::socket_name(service);
-    let hello = Hello { version: wire::PROTOCOL_VERSION, pid: std::process::id(), token: token.to_owned(), linked, resume };
+    let hello = Hello { version: wire::PROTOCOL_VERSION, token: token.to_owned(), linked, resume };
     loop {
         let socket = match sys::seqpacket_connect(&name) {
             Ok(socket) => Own::new(sys::move_high(socket))?,

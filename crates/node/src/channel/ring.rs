@@ -385,16 +385,9 @@ impl Producer {
 }
 
 /// The application put nonsense into the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("corrupt ring: {0}")]
 pub struct Corrupt(pub &'static str);
-
-impl std::fmt::Display for Corrupt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "corrupt ring: {}", self.0)
-    }
-}
-
-impl std::error::Error for Corrupt {}
 
 impl From<Corrupt> for io::Error {
     fn from(corrupt: Corrupt) -> Self {

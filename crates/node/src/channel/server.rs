@@ -1,6 +1,5 @@
 //! The manager's end of the channel, for its event loop: nothing here blocks.
 
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -44,27 +43,18 @@ pub struct Greeting {
 }
 
 /// Why a channel must be closed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
     /// The process closed its end, most likely by dying.
+    #[error("the process closed its channel")]
     Gone,
     /// It broke the protocol: a wrong token, an unknown message, nonsense in the ring.
+    #[error("the process broke the channel's protocol: {0}")]
     Misbehaved(String),
     /// The kernel refused something.
+    #[error("channel: {0}")]
     Io(io::Error),
 }
-
-impl fmt::Display for ChannelError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ChannelError::Gone => f.write_str("the process closed its channel"),
-            ChannelError::Misbehaved(what) => write!(f, "the process broke the channel's protocol: {what}"),
-            ChannelError::Io(e) => write!(f, "channel: {e}"),
-        }
-    }
-}
-
-impl std::error::Error for ChannelError {}
 
 impl From<Corrupt> for ChannelError {
     fn from(corrupt: Corrupt) -> Self {
@@ -261,7 +251,6 @@ impl Channel {
             slot.port.store(port.port.into(), Ordering::Relaxed);
         }
         let welcome = Welcome {
-            version: wire::PROTOCOL_VERSION,
             service: greeting.service.clone(),
             vips: greeting.vips.clone(),
             ports: greeting.ports.clone(),

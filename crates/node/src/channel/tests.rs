@@ -271,14 +271,8 @@ fn requests_are_answered_with_descriptors() {
         assert_eq!(request, Request::GetRecovered { port: PORT, max: 200 });
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.write_all(b"x").unwrap();
-        let session = |peer| RecoveredInfo {
-            tuple: tuple(peer),
-            session: 3,
-            absorb: 1 << 40,
-            greeted: true,
-            input_pending: 2,
-            options: vec![0xff; 40],
-        };
+        let session =
+            |peer| RecoveredInfo { tuple: tuple(peer), session: 3, absorb: 1 << 40, greeted: true, options: vec![0xff; 40] };
         let sessions: Vec<_> = (0..super::wire::MAX_RECOVERED as u16).map(session).collect();
         let fds = vec![theirs.as_fd(); sessions.len()];
         channel.reply(number, Reply::Recovered { sessions, more: true }, &fds).unwrap();
@@ -585,7 +579,7 @@ fn a_channel_goes_on_whose_descriptors_the_application_has_put_something_else_ov
     let socket = sys::seqpacket_connect(&wire::socket_name(&client.welcome().service)).unwrap();
     let mut by = accept(&mut listener);
     let (version, resume) = (wire::PROTOCOL_VERSION, Some(channel.id()));
-    let hello = wire::Hello { version, pid: 1, token: "guess".into(), linked: false, resume };
+    let hello = wire::Hello { version, token: "guess".into(), linked: false, resume };
     sys::send(socket.as_fd(), &wire::encode(&wire::Numbered { number: 1, body: hello }).unwrap(), &[]).unwrap();
     assert!(matches!(incoming(&mut by), Err(ChannelError::Misbehaved(_))));
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tcpr_session::tuple::FourTuple;
 
 /// Grows when an older counterpart would misunderstand.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// No message is longer. It must hold a [`Reply::Recovered`] of [`MAX_RECOVERED`] sessions.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -36,8 +36,6 @@ pub struct Numbered<T> {
 pub struct Hello {
     /// [`PROTOCOL_VERSION`] of the library.
     pub version: u32,
-    /// The process as it sees itself; the manager believes the kernel's word instead.
-    pub pid: u32,
     /// What `tcpr run` put into `TCPR_TOKEN`.
     pub token: String,
     /// Whether the program calls `tcpr_*` itself.
@@ -67,8 +65,6 @@ pub struct OutgoingInfo {
 /// What the manager tells a process that it admits. The shared memory and the kick come with it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// [`PROTOCOL_VERSION`] of the manager.
-    pub version: u32,
     /// The name of the service.
     pub service: String,
     /// Its virtual addresses.
@@ -137,8 +133,6 @@ pub struct RecoveredInfo {
     pub absorb: u64,
     /// Output beside these was sent: a greeting, where the application begins with one.
     pub greeted: bool,
-    /// How many bytes of input wait to be read again.
-    pub input_pending: u64,
     /// Options that were set on it: see [`tcpr_session::options`].
     pub options: Vec<u8>,
 }

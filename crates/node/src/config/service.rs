@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use tcpr_session::framing::Framing;
 use tcpr_session::turn::{PortPolicy, Unanswered};
 
-use super::validate::{no_machine, Mistakes};
-use super::{raw, Greeting, OnTakeover, Outgoing, Port, Service, VirtualIp, DEFAULT_MAX_UNANSWERED_BYTES};
+use super::mistakes::{no_machine, Mistakes};
+use super::raw;
+use super::types::{Greeting, OnTakeover, Outgoing, Port, Service, VirtualIp, DEFAULT_MAX_UNANSWERED_BYTES};
 use crate::channel::ring::SLOTS;
 
 pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {

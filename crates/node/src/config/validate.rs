@@ -1,76 +1,17 @@
-//! From the raw file to the typed configuration, collecting every mistake on the way.
+//! Makes the typed configuration of the raw file, and collects every mistake on the way.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::mistakes::Mistakes;
+use super::raw;
 use super::service::service;
-use super::{raw, Arbiter, Config, Durability, Engine, Failover, Member, Recovery, Replication, Service};
+use super::types::{Arbiter, Config, Durability, Engine, Failover, Member, Recovery, Replication, Service};
 
-/// An hour; longer times in these keys are a slip of the unit, and arithmetic on them stays safe.
+/// One hour. A longer time in one of these keys is a slip of the unit; with this limit arithmetic on times cannot overflow.
 const MAX_MS: i64 = 3_600_000;
-
-/// What was found wrong so far.
-#[derive(Default)]
-pub(super) struct Mistakes(Vec<String>);
-
-impl Mistakes {
-    pub(super) fn add(&mut self, message: impl Into<String>) {
-        self.0.push(message.into());
-    }
-
-    /// A number within bounds, else a mistake and `low`, with which validation can go on.
-    pub(super) fn number(&mut self, key: &str, value: i64, low: i64, high: i64) -> i64 {
-        if (low..=high).contains(&value) {
-            return value;
-        }
-        self.add(format!("{key} = {value} is out of range; use {low} to {high}"));
-        low
-    }
-
-    pub(super) fn port(&mut self, key: &str, value: i64) -> u16 {
-        self.number(key, value, 1, 65535) as u16
-    }
-
-    /// One of a few words; a mistake and the default (the first) if it is none of them.
-    pub(super) fn word<T: Clone>(&mut self, key: &str, value: Option<&str>, choices: &[(&str, T)]) -> T {
-        let Some(value) = value else {
-            return choices[0].1.clone();
-        };
-        if let Some((_, t)) = choices.iter().find(|(w, _)| *w == value) {
-            return t.clone();
-        }
-        let words: Vec<String> = choices.iter().map(|(w, _)| format!("\"{w}\"")).collect();
-        self.add(format!("{key} = \"{value}\" is not known; use {}", words.join(" or ")));
-        choices[0].1.clone()
-    }
-
-    /// The address of a machine.
-    pub(super) fn address(&mut self, key: &str, text: &str) -> Option<IpAddr> {
-        let Ok(a) = text.parse::<IpAddr>() else {
-            self.add(format!("{key} = \"{text}\" is not an IP address; write one like 192.0.2.1 (no host name, port or prefix)"));
-            return None;
-        };
-        if let Some(what) = no_machine(&a) {
-            self.add(format!("{key} = \"{text}\" is {what}; use the address of one machine"));
-            return None;
-        }
-        Some(a)
-    }
-}
-
-pub(super) fn no_machine(a: &IpAddr) -> Option<&'static str> {
-    if a.is_unspecified() {
-        Some("the unspecified address")
-    } else if a.is_multicast() {
-        Some("a multicast address")
-    } else if matches!(a, IpAddr::V4(v4) if v4.is_broadcast()) {
-        Some("the broadcast address")
-    } else {
-        None
-    }
-}
 
 pub(super) fn validate(f: raw::File, env_member: Option<&str>) -> Result<Config, Vec<String>> {
     let mut m = Mistakes::default();
@@ -97,8 +38,8 @@ pub(super) fn validate(f: raw::File, env_member: Option<&str>) -> Result<Config,
         across(&mut m, &members, s, &replication, &failover);
     }
     match service {
-        Some(service) if m.0.is_empty() => Ok(Config { member_index, members, service, replication, failover, recovery }),
-        _ => Err(m.0),
+        Some(service) if m.is_empty() => Ok(Config { member_index, members, service, replication, failover, recovery }),
+        _ => Err(m.into_messages()),
     }
 }
 

@@ -13,7 +13,6 @@
 use crate::key::Key;
 use ring::digest;
 use snow::{Builder, HandshakeState, TransportState};
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -106,11 +105,13 @@ impl LinkConfig {
 }
 
 /// Why two ends do not come together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The other end does not speak this protocol at all.
+    #[error("the other end does not speak the tcpr replication protocol")]
     NotTcpr,
     /// No common protocol version.
+    #[error("no common protocol version: the partner speaks up to {theirs}, we speak up to {ours}")]
     Version {
         /// The other end's newest.
         theirs: u16,
@@ -118,28 +119,15 @@ pub enum Fault {
         ours: u16,
     },
     /// The other end serves another service.
+    #[error("the other end serves another service; compare service.name")]
     Service,
     /// The other end has another key.
+    #[error("the other end has another key; compare replication.key_file")]
     Key,
     /// The random generator or the Noise library failed.
+    #[error("the handshake failed in our own cryptography")]
     Internal,
 }
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Fault::NotTcpr => f.write_str("the other end does not speak the tcpr replication protocol"),
-            Fault::Version { theirs, ours } => {
-                write!(f, "no common protocol version: the partner speaks up to {theirs}, we speak up to {ours}")
-            }
-            Fault::Service => f.write_str("the other end serves another service; compare service.name"),
-            Fault::Key => f.write_str("the other end has another key; compare replication.key_file"),
-            Fault::Internal => f.write_str("the handshake failed in our own cryptography"),
-        }
-    }
-}
-
-impl std::error::Error for Fault {}
 
 /// Verdicts in the clear part of an answer.
 mod verdict {

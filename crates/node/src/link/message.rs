@@ -115,9 +115,46 @@ pub enum Message<'a> {
     },
     /// The sender closes the connection on purpose.
     Bye {
-        /// Why, for the log.
-        reason: Cow<'a, str>,
+        /// Why.
+        reason: Goodbye<'a>,
     },
+}
+
+/// Why a member closes the replication connection on purpose. On the wire it is a text, as protocol version 1 has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goodbye<'a> {
+    /// The sender's service has ended: the partner may take over at once.
+    ServiceEnded,
+    /// The sender's role machine takes the partner for dead.
+    PartnerSuspected,
+    /// The partner does not read what it is sent.
+    PartnerTooSlow,
+    /// In words: what the partner said makes no sense. Also what a partner of another version says.
+    Other(Cow<'a, str>),
+}
+
+impl Goodbye<'_> {
+    fn text(&self) -> &str {
+        match self {
+            Goodbye::ServiceEnded => "the service ended",
+            Goodbye::PartnerSuspected => "partner suspected",
+            Goodbye::PartnerTooSlow => "the partner does not keep up",
+            Goodbye::Other(text) => text,
+        }
+    }
+}
+
+impl<'a> From<Cow<'a, str>> for Goodbye<'a> {
+    fn from(text: Cow<'a, str>) -> Goodbye<'a> {
+        let known = [Goodbye::ServiceEnded, Goodbye::PartnerSuspected, Goodbye::PartnerTooSlow];
+        known.into_iter().find(|known| known.text() == text).unwrap_or(Goodbye::Other(text))
+    }
+}
+
+impl fmt::Display for Goodbye<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
 }
 
 /// Who is at the other end.
@@ -157,33 +194,24 @@ struct Reason<'a> {
 }
 
 /// Why bytes are not a message, or a message cannot be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// Longer than [`MAX_MESSAGE`].
+    #[error("message longer than {MAX_MESSAGE} bytes")]
     TooLong,
     /// Shorter than its kind needs.
+    #[error("message shorter than its header")]
     Truncated,
     /// A kind of message that this version does not know.
+    #[error("unknown kind of message {0}")]
     Kind(u8),
     /// The MessagePack of this kind is broken.
+    #[error("broken message of kind {0}")]
     Body(u8),
     /// A continuation with nothing before it.
+    #[error("records go on but did not begin")]
     NoRecordsBefore,
 }
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Malformed::TooLong => write!(f, "message longer than {MAX_MESSAGE} bytes"),
-            Malformed::Truncated => f.write_str("message shorter than its header"),
-            Malformed::Kind(kind) => write!(f, "unknown kind of message {kind}"),
-            Malformed::Body(kind) => write!(f, "broken message of kind {kind}"),
-            Malformed::NoRecordsBefore => f.write_str("records go on but did not begin"),
-        }
-    }
-}
-
-impl std::error::Error for Malformed {}
 
 /// Where the next `Records` starts if it goes on; kept alike by both ends of one direction.
 #[derive(Debug, Default)]
@@ -246,7 +274,7 @@ pub fn encode_head<'a>(message: &Message<'a>, state: &mut Continuation, out: &mu
             put_control(kind::PROGRAM, &Reason { reason: Cow::Borrowed(trouble.as_ref()) }, out)?;
         }
         Message::Bye { ref reason } => {
-            put_control(kind::BYE, &Reason { reason: Cow::Borrowed(reason.as_ref()) }, out)?;
+            put_control(kind::BYE, &Reason { reason: Cow::Borrowed(reason.text()) }, out)?;
         }
     }
     Ok(&[])
@@ -292,7 +320,7 @@ pub fn decode<'a>(message: &'a [u8], state: &mut Continuation) -> Result<Message
         }
         kind::HANDOVER_ACK => Message::HandoverAck { epoch: take_control::<Only>(kind, body)?.epoch },
         kind::PROGRAM => Message::Program { trouble: take_control::<Reason<'_>>(kind, body)?.reason },
-        kind::BYE => Message::Bye { reason: take_control::<Reason<'_>>(kind, body)?.reason },
+        kind::BYE => Message::Bye { reason: take_control::<Reason<'_>>(kind, body)?.reason.into() },
         other => return Err(Malformed::Kind(other)),
     })
 }
@@ -393,7 +421,7 @@ pub(crate) mod tests {
             9 => Message::Forward { bytes },
             10 => Message::Alone { epoch, more: position, names: bytes },
             11 => Message::Program { trouble: String::from_utf8_lossy(bytes) },
-            _ => Message::Bye { reason: String::from_utf8_lossy(bytes) },
+            _ => Message::Bye { reason: String::from_utf8_lossy(bytes).into() },
         }
     }
 
@@ -496,5 +524,18 @@ pub(crate) mod tests {
                 prop_assert!(shorter);
             }
         }
+    }
+
+    #[test]
+    fn a_goodbye_is_a_text_on_the_wire_as_protocol_version_1_has_it() {
+        let mut wire = Vec::new();
+        let bye = Message::Bye { reason: Goodbye::ServiceEnded };
+        encode(&bye, &mut Continuation::default(), &mut wire).expect("encoded");
+        // A map of one entry, "reason", behind length and kind.
+        assert_eq!(wire, b"\x1b\x17\x81\xa6reason\xb1the service ended");
+        assert_eq!(decode(&wire[1..], &mut Continuation::default()), Ok(bye));
+        let older = b"\x17\x81\xa6reason\xa4what";
+        let Ok(Message::Bye { reason }) = decode(older, &mut Continuation::default()) else { panic!("no goodbye") };
+        assert_eq!(reason, Goodbye::Other("what".into()));
     }
 }

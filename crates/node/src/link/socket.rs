@@ -1,30 +1,26 @@
 //! The few socket calls that the standard library lacks: a connect that does not wait, and epoll.
 
 use std::io;
-use std::mem;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::sockopt::set_tcp_user_timeout;
+use rustix::net::{bind, connect, socket_with, AddressFamily, SocketFlags, SocketType};
+
 /// Starts a connection from `local` (any port of it, if 0) and returns before it is made.
 pub(crate) fn start_connect(to: SocketAddr, local: Option<SocketAddr>, user_timeout: Duration) -> io::Result<TcpStream> {
-    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    // SAFETY: no pointers; the result is checked.
-    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
-    check(fd)?;
-    // SAFETY: a descriptor just made, owned by nobody else.
-    let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
     if let Some(local) = local {
-        let (address, length) = raw_address(local);
-        // SAFETY: the pointer and length are those of a socket address that lives through the call.
-        check(unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
+        bind(&socket, &local)?;
     }
+    let stream = TcpStream::from(socket);
     tune(&stream, user_timeout)?;
-    let (address, length) = raw_address(to);
-    // SAFETY: as above.
-    match check(unsafe { libc::connect(fd, (&raw const address).cast(), length) }) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
-        _ => Ok(stream),
+    match connect(&stream, &to) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(stream),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -32,49 +28,7 @@ pub(crate) fn start_connect(to: SocketAddr, local: Option<SocketAddr>, user_time
 pub(crate) fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;
-    let timeout = user_timeout.as_millis() as libc::c_uint;
-    // SAFETY: the pointer and length are those of `timeout`, which lives through the call.
-    check(unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_USER_TIMEOUT,
-            (&raw const timeout).cast(),
-            mem::size_of_val(&timeout) as libc::socklen_t,
-        )
-    })
-}
-
-fn raw_address(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
-    // SAFETY: all zeroes is a valid value of this plain C structure.
-    let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
-    let at = &raw mut storage;
-    let length = match address {
-        SocketAddr::V4(v4) => {
-            let raw = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: a sockaddr_storage has room and alignment for every socket address.
-            unsafe { at.cast::<libc::sockaddr_in>().write(raw) };
-            mem::size_of_val(&raw)
-        }
-        SocketAddr::V6(v6) => {
-            let raw = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: v6.port().to_be(),
-                sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
-                sin6_scope_id: v6.scope_id(),
-            };
-            // SAFETY: as above.
-            unsafe { at.cast::<libc::sockaddr_in6>().write(raw) };
-            mem::size_of_val(&raw)
-        }
-    };
-    (storage, length as libc::socklen_t)
+    Ok(set_tcp_user_timeout(stream, user_timeout.as_millis() as u32)?)
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -193,7 +193,7 @@ fn nobody_there_and_nobody_answering() {
 fn last_words_are_read_before_the_end() {
     let (mut a, mut b) = pair();
     a.send(&Message::Ack { epoch: EPOCH, position: 1 }).unwrap();
-    a.close("switchover");
+    a.close(Goodbye::PartnerSuspected);
     assert_eq!(a.close_reason(), Some(&CloseReason::Local));
     drop(a);
     let (messages, reason) = until_closed(&mut b);

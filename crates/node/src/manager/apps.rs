@@ -4,24 +4,23 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
 use tcpr_session::filter::{Filter, Origin, PROGRAM};
-use tcpr_session::role::{Role, RoleInput};
+use tcpr_session::role::{Epoch, Role, RoleInput};
 use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
 
 use super::program::Program;
 use super::threads;
 use super::{Manager, Token};
-use crate::channel::server::{Channel, ChannelError, ChannelRole, Incoming};
+use crate::channel::server::{Channel, ChannelError, ChannelListener, ChannelRole, Greeting, Incoming};
 use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
 use crate::channel::{self, Event};
 use crate::outgoing;
 use crate::sockdiag::state;
-use crate::vip::Vip;
 
 /// Most that have connected and not said who they are: any local user can connect, and each costs a descriptor.
 const STRANGERS: usize = 64;
@@ -37,14 +36,14 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Processes that have connected and not joined, oldest first.
 #[derive(Default)]
-pub(super) struct Strangers {
+struct Strangers {
     waiting: VecDeque<(Now, Channel)>,
     turned_away: u64,
     complain_at: Now,
 }
 
 impl Strangers {
-    pub(super) fn poll_timeout(&self) -> Option<Now> {
+    fn poll_timeout(&self) -> Option<Now> {
         self.waiting.front().map(|(since, _)| *since + HELLO_WAIT)
     }
 
@@ -56,7 +55,7 @@ impl Strangers {
 
 /// A process whose hooks are joined.
 pub(super) struct App {
-    pub channel: Channel,
+    channel: Channel,
     /// Its ring is broken or it said what cannot be: cut off at the next round.
     broken: bool,
     /// It was cut off, and lives: what matters of it is when it dies.
@@ -67,9 +66,123 @@ pub(super) struct App {
     closed: Option<Closed>,
 }
 
+/// The processes of the program that have joined, and those that may.
+pub(super) struct Apps {
+    channels: ChannelListener,
+    /// What admits a process.
+    token: String,
+    joined: HashMap<u32, App>,
+    strangers: Strangers,
+}
+
+impl Apps {
+    pub(super) fn listen(greeting: Greeting) -> io::Result<Apps> {
+        let token = greeting.token.clone();
+        let channels = ChannelListener::bind(greeting)?;
+        Ok(Apps { channels, token, joined: HashMap::new(), strangers: Strangers::default() })
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.channels.as_fd().as_raw_fd()
+    }
+
+    /// The token that admits a process.
+    pub(super) fn token(&self) -> &str {
+        &self.token
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Now> {
+        self.strangers.poll_timeout()
+    }
+
+    /// Takes what the hooks have told since the last time into the filter.
+    pub(super) fn drain(&mut self, filter: &mut Filter, now: Now) {
+        drain(&mut self.joined, filter, now);
+    }
+
+    /// Announces that we sleep. False: there is something to read first.
+    pub(super) fn may_sleep(&mut self) -> bool {
+        let mut may = true;
+        for app in self.joined.values_mut() {
+            match app.channel.prepare_sleep() {
+                Ok(true) => {}
+                Ok(false) => may = false,
+                Err(_) => app.broken = true,
+            }
+        }
+        may
+    }
+
+    /// Whether there is something to drain.
+    pub(super) fn have_told(&self) -> bool {
+        self.joined.values().any(|app| app.channel.told())
+    }
+
+    /// We have slept.
+    pub(super) fn wake(&mut self) {
+        self.joined.values_mut().for_each(|app| app.channel.wake());
+    }
+
+    /// Processes whose channel there is.
+    pub(super) fn processes(&self) -> impl Iterator<Item = u32> + '_ {
+        self.joined.values().map(|app| app.channel.pid())
+    }
+
+    /// Processes that have joined, and are the same programs as then.
+    pub(super) fn telling(&self) -> impl Iterator<Item = u32> + '_ {
+        self.joined.values().filter(|app| app.has_joined()).map(|app| app.channel.pid())
+    }
+
+    /// Those who write are held back, or no longer.
+    pub(super) fn press(&self, pressure: u32) {
+        self.joined.values().for_each(|app| app.channel.set_pressure(pressure));
+    }
+
+    /// How many recovered sessions a port has for those who accept on it.
+    pub(super) fn set_pending(&self, port: u16, sessions: u32) {
+        for app in self.joined.values() {
+            app.channel.set_pending(port, sessions);
+        }
+    }
+
+    /// From now on each session of this port takes a doorbell off the queue.
+    pub(super) fn set_each_rings(&self, port: u16) {
+        for app in self.joined.values() {
+            app.channel.set_each_rings(port, true);
+        }
+    }
+
+    fn show(&self, role: Role, epoch: Epoch) {
+        let role = match role {
+            Role::Starting => ChannelRole::Starting,
+            Role::Backup => ChannelRole::Backup,
+            Role::Master => ChannelRole::Master,
+            Role::Fenced => ChannelRole::Fenced,
+        };
+        for app in self.joined.values() {
+            app.channel.set_role(role);
+            app.channel.set_epoch(epoch.number, u32::from(epoch.member));
+        }
+    }
+
+    /// Answers a request with descriptors. `None`: the process is gone.
+    pub(super) fn answer(&self, id: u32, number: u32, reply: Reply, fds: &[BorrowedFd<'_>]) -> Option<Result<(), ChannelError>> {
+        self.joined.get(&id).map(|app| app.channel.reply(number, reply, fds))
+    }
+
+    /// Answers a request.
+    pub(super) fn reply(&self, id: u32, number: u32, reply: Reply) {
+        if let Some(app) = self.joined.get(&id) {
+            if let Err(error) = app.channel.reply(number, reply, &[]) {
+                log::warn!(pid = app.channel.pid(), why = describe(&error).as_str(); "cannot answer an application");
+            }
+        }
+    }
+}
+
 impl App {
     /// It tells what it does.
-    pub(super) fn has_joined(&self) -> bool {
+    fn has_joined(&self) -> bool {
         !self.deaf && !self.left && self.closed.is_none()
     }
 }
@@ -91,7 +204,7 @@ pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, now: Now)
         match drained {
             Ok(n) => any |= n > 0,
             Err(error) => {
-                log::warn!("application {}: {}", app.channel.pid(), describe(&error));
+                log::warn!(pid = app.channel.pid(), why = describe(&error).as_str(); "an application tells what cannot be");
                 app.broken = true;
             }
         }
@@ -142,8 +255,8 @@ fn tell(filter: &mut Filter, now: Now, id: u32, event: Event<'_>) {
 impl Manager {
     pub(super) fn drain_apps(&mut self) {
         let now = self.now();
-        drain(&mut self.apps, &mut self.filter, now);
-        let broken: Vec<u32> = self.apps.iter().filter(|(_, a)| a.broken).map(|(id, _)| *id).collect();
+        drain(&mut self.apps.joined, &mut self.filter, now);
+        let broken: Vec<u32> = self.apps.joined.iter().filter(|(_, a)| a.broken).map(|(id, _)| *id).collect();
         for id in broken {
             self.cut_off(id);
         }
@@ -153,11 +266,11 @@ impl Manager {
     /// state they are in, nobody can know it, so they are reset at a failover.
     fn cut_off(&mut self, id: u32) {
         let now = self.now();
-        let Some(app) = self.apps.get_mut(&id) else { return };
+        let Some(app) = self.apps.joined.get_mut(&id) else { return };
         if app.deaf || !app.channel.has_joined() || !process_lives(app.channel.pid()) {
             return self.drop_app(id);
         }
-        log::error!("application {} is cut off: its connections are not protected any more", app.channel.pid());
+        log::error!(pid = app.channel.pid(); "an application is cut off: its connections are not protected any more");
         self.poller.remove(app.channel.socket_fd().as_raw_fd());
         if let Some(kick) = app.channel.kick_fd() {
             self.poller.remove(kick.as_raw_fd());
@@ -172,34 +285,34 @@ impl Manager {
     /// kernel say.
     fn app_leaves(&mut self, id: u32, number: u32) {
         self.drain_apps();
-        let Some(app) = self.apps.get_mut(&id) else { return };
-        log::info!("application {} goes on without hooks: it locks itself in (seccomp)", app.channel.pid());
+        let Some(app) = self.apps.joined.get_mut(&id) else { return };
+        log::info!(pid = app.channel.pid(); "an application goes on without hooks: it locks itself in (seccomp)");
         app.left = true;
         self.takeover.app_gone(id);
-        self.reply(id, number, Reply::Ok);
+        self.apps.reply(id, number, Reply::Ok);
     }
 
     /// A process whose channel was closed behind its library goes on with it, over another socket.
     fn app_resumes(&mut self, by: u32, number: u32, id: u32) {
-        let Some((_, by)) = self.strangers.take(by) else { return };
+        let Some((_, by)) = self.apps.strangers.take(by) else { return };
         self.poller.remove(by.socket_fd().as_raw_fd());
-        let found = self.apps.get_mut(&id).filter(|app| !app.deaf && app.channel.pid() == by.pid());
+        let found = self.apps.joined.get_mut(&id).filter(|app| !app.deaf && app.channel.pid() == by.pid());
         let Some(app) = found else {
             let why = describe(&by.refuse(number, libc::ENOTCONN, "there is no such channel".to_owned()));
             return self.turned_away(&why);
         };
-        log::warn!("application {} has closed descriptors of the library's, which has made them anew", by.pid());
+        log::warn!(pid = by.pid(); "an application has closed descriptors of the library's, which has made them anew");
         for fd in [Some(app.channel.socket_fd()), app.channel.kick_fd()].into_iter().flatten() {
             self.poller.remove(fd.as_raw_fd());
         }
         if let Err(error) = app.channel.resume(by, number) {
-            log::error!("application {}: {}", app.channel.pid(), describe(&error));
+            log::error!(pid = app.channel.pid(), why = describe(&error).as_str(); "an application cannot go on with its channel");
         }
         app.closed = None;
         let watched = [(Some(app.channel.socket_fd()), Token::Channel(id)), (app.channel.kick_fd(), Token::Kick(id))];
         for (fd, token) in watched {
             if let Err(error) = fd.map_or(Ok(()), |fd| self.poller.add(fd.as_raw_fd(), token)) {
-                log::error!("cannot watch an application: {error}");
+                log::error!(error:%; "cannot watch an application");
             }
         }
         self.drain_apps();
@@ -208,18 +321,18 @@ impl Manager {
     /// How many processes have protected connections, and tell nothing any more of what they do with them.
     pub(super) fn unhooked(&self) -> usize {
         let silent = |app: &App| app.deaf || app.left || !matches!(app.closed, None | Some(Closed::Exec { has_some: false }));
-        self.apps.iter().filter(|(id, app)| silent(app) && self.filter.has_connections(**id)).count()
+        self.apps.joined.iter().filter(|(id, app)| silent(app) && self.filter.has_connections(**id)).count()
     }
 
     /// Whether the hooks of some process are off by no will of its own: what it has would not survive.
     pub(super) fn has_lost_one(&self) -> bool {
         let lost = |app: &App| app.deaf || app.closed == Some(Closed::Behind);
-        self.apps.iter().any(|(id, app)| lost(app) && self.filter.has_connections(*id))
+        self.apps.joined.iter().any(|(id, app)| lost(app) && self.filter.has_connections(*id))
     }
 
     /// The other end of a channel is closed, and its process lives.
     fn app_closed(&mut self, id: u32) {
-        let Some(app) = self.apps.get(&id) else { return };
+        let Some(app) = self.apps.joined.get(&id) else { return };
         let pid = app.channel.pid();
         let closed = if !maps_channel(pid) {
             let now = self.now();
@@ -227,12 +340,10 @@ impl Manager {
             self.filter.run_commits(now);
             Closed::Exec { has_some: self.has_sockets(id, pid) }
         } else {
-            log::warn!(
-                "application {pid} has closed the library's descriptors, and is not protected until that has made them anew"
-            );
+            log::warn!(pid; "an application has closed the library's descriptors, and is not protected until that has made them anew");
             Closed::Behind
         };
-        if let Some(app) = self.apps.get_mut(&id) {
+        if let Some(app) = self.apps.joined.get_mut(&id) {
             app.closed = Some(closed);
         }
         if closed != Closed::Behind {
@@ -252,45 +363,21 @@ impl Manager {
         })
     }
 
-    /// Announces that we sleep. False: there is something to read first.
-    pub(super) fn apps_may_sleep(&mut self) -> bool {
-        let mut may = true;
-        for app in self.apps.values_mut() {
-            match app.channel.prepare_sleep() {
-                Ok(true) => {}
-                Ok(false) => may = false,
-                Err(_) => app.broken = true,
-            }
-        }
-        may
-    }
-
-    /// Whether there is something to drain.
-    pub(super) fn apps_told(&self) -> bool {
-        self.apps.values().any(|app| app.channel.told())
-    }
-
-    pub(super) fn apps_wake(&mut self) {
-        for app in self.apps.values_mut() {
-            app.channel.wake();
-        }
-    }
-
     /// Takes processes that want to join, a few at a time. What each says first is heard at once if it is there: that of
     /// the library is, and strangers keep nobody out.
     pub(super) fn accept_apps(&mut self) {
         for _ in 0..STRANGERS_AT_ONCE {
-            match self.channels.accept() {
+            match self.apps.channels.accept() {
                 Ok(Some(channel)) => {
                     let id = channel.id();
                     if let Err(error) = self.poller.add(channel.socket_fd().as_raw_fd(), Token::Channel(id)) {
-                        log::error!("cannot watch an application: {error}");
+                        log::error!(error:%; "cannot watch an application");
                         continue;
                     }
                     let now = self.now();
-                    self.strangers.waiting.push_back((now, channel));
+                    self.apps.strangers.waiting.push_back((now, channel));
                     self.hear_stranger(id);
-                    if self.strangers.waiting.len() > STRANGERS {
+                    if self.apps.strangers.waiting.len() > STRANGERS {
                         self.push_out_stranger();
                     }
                 }
@@ -306,19 +393,19 @@ impl Manager {
 
     /// One makes room: the oldest of the user who has most of them.
     fn push_out_stranger(&mut self) {
-        let all = &self.strangers.waiting;
+        let all = &self.apps.strangers.waiting;
         let of = |uid: u32| all.iter().filter(|(_, channel)| channel.uid() == uid).count();
         let Some(oldest) = all.iter().rev().max_by_key(|(_, c)| of(c.uid())).map(|(_, c)| c.id()) else { return };
         self.hear_stranger(oldest);
-        if let Some((_, channel)) = self.strangers.take(oldest) {
+        if let Some((_, channel)) = self.apps.strangers.take(oldest) {
             self.turned_away(&format!("it is one of many, of user {}, that say nothing", channel.uid()));
         }
     }
 
     /// Those that have said nothing in time.
     pub(super) fn strangers_timers(&mut self, now: Now) {
-        while self.strangers.waiting.front().is_some_and(|(since, _)| now >= *since + HELLO_WAIT) {
-            let (_, channel) = self.strangers.waiting.pop_front().expect("in front");
+        while self.apps.strangers.waiting.front().is_some_and(|(since, _)| now >= *since + HELLO_WAIT) {
+            let (_, channel) = self.apps.strangers.waiting.pop_front().expect("in front");
             self.turned_away(&format!("it said nothing (process {} of user {})", channel.pid(), channel.uid()));
         }
     }
@@ -326,57 +413,57 @@ impl Manager {
     /// One line for as many as come in a while.
     fn turned_away(&mut self, why: &str) {
         let now = self.now();
-        self.strangers.turned_away += 1;
-        if now >= self.strangers.complain_at {
-            self.strangers.complain_at = now + COMPLAIN_EVERY;
-            log::warn!("an application was turned away: {why} ({} so far)", self.strangers.turned_away);
+        self.apps.strangers.turned_away += 1;
+        if now >= self.apps.strangers.complain_at {
+            self.apps.strangers.complain_at = now + COMPLAIN_EVERY;
+            log::warn!(why, so_far = self.apps.strangers.turned_away; "an application was turned away");
         }
     }
 
     /// What somebody says who has not joined.
     fn hear_stranger(&mut self, id: u32) {
-        let Some((_, channel)) = self.strangers.waiting.iter_mut().find(|(_, c)| c.id() == id) else { return };
+        let Some((_, channel)) = self.apps.strangers.waiting.iter_mut().find(|(_, c)| c.id() == id) else { return };
         match channel.receive() {
             Ok(None) => {}
             Ok(Some(Incoming::Joined(hello))) => {
                 let pid = channel.pid();
-                if self.apps.values().any(|app| app.deaf && app.channel.pid() == pid) {
-                    log::warn!("application {pid} was cut off, and joins again: it is not heard");
-                    return drop(self.strangers.take(id));
+                if self.apps.joined.values().any(|app| app.deaf && app.channel.pid() == pid) {
+                    log::warn!(pid; "an application was cut off, and joins again: it is not heard");
+                    return drop(self.apps.strangers.take(id));
                 }
-                log::info!("application {pid} joined");
-                log::debug!("{hello:?}");
-                let channel = self.strangers.take(id).expect("found").1;
+                log::info!(pid; "an application joined");
+                log::debug!(hello:?; "it says");
+                let channel = self.apps.strangers.take(id).expect("found").1;
                 let watched = [(channel.kick_fd(), Token::Kick(id)), (channel.process_fd(), Token::Process(id))];
                 for (fd, token) in watched {
                     if let Err(error) = fd.map_or(Ok(()), |fd| self.poller.add(fd.as_raw_fd(), token)) {
-                        log::error!("cannot watch an application: {error}");
+                        log::error!(error:%; "cannot watch an application");
                     }
                 }
-                channel.set_pressure(self.partner.pressure);
-                self.apps.insert(id, App { channel, broken: false, deaf: false, left: false, closed: None });
+                channel.set_pressure(self.replication.pressure());
+                self.apps.joined.insert(id, App { channel, broken: false, deaf: false, left: false, closed: None });
                 self.program.iter_mut().for_each(|program| program.trouble = None);
                 self.publish_role();
                 self.publish_pending();
             }
             Ok(Some(Incoming::Resumes { number, channel })) => self.app_resumes(id, number, channel),
             // Nothing else is said by who has not joined.
-            Ok(Some(Incoming::Request(..))) | Err(ChannelError::Gone) => drop(self.strangers.take(id)),
+            Ok(Some(Incoming::Request(..))) | Err(ChannelError::Gone) => drop(self.apps.strangers.take(id)),
             Err(error) => {
                 let why = describe(&error);
-                drop(self.strangers.take(id));
+                drop(self.apps.strangers.take(id));
                 self.turned_away(&why);
             }
         }
     }
 
     pub(super) fn app_request(&mut self, id: u32) {
-        if !self.apps.contains_key(&id) {
+        if !self.apps.joined.contains_key(&id) {
             self.hear_stranger(id);
         }
         // What has come since wakes the loop again.
         for _ in 0..REQUESTS_AT_ONCE {
-            let Some(app) = self.apps.get_mut(&id).filter(|app| !app.deaf) else { return };
+            let Some(app) = self.apps.joined.get_mut(&id).filter(|app| !app.deaf) else { return };
             match app.channel.receive() {
                 Ok(Some(Incoming::Joined(_) | Incoming::Resumes { .. })) => {}
                 Ok(Some(Incoming::Request(number, request, socket))) => self.answer(id, number, request, socket),
@@ -384,17 +471,17 @@ impl Manager {
                 Err(ChannelError::Gone) => {
                     // The channel is closed; the process may live on (exec), and its death is told apart.
                     let now = self.now();
-                    drain(&mut self.apps, &mut self.filter, now);
-                    if let Some(app) = self.apps.get(&id) {
+                    drain(&mut self.apps.joined, &mut self.filter, now);
+                    if let Some(app) = self.apps.joined.get(&id) {
                         self.poller.remove(app.channel.socket_fd().as_raw_fd());
                     }
-                    if self.apps.get(&id).is_some_and(|app| process_lives(app.channel.pid())) {
+                    if self.apps.joined.get(&id).is_some_and(|app| process_lives(app.channel.pid())) {
                         self.app_closed(id);
                     }
                     return;
                 }
                 Err(error) => {
-                    log::warn!("application: {}", describe(&error));
+                    log::warn!(why = describe(&error).as_str(); "an application asks what cannot be");
                     return self.cut_off(id);
                 }
             }
@@ -402,7 +489,7 @@ impl Manager {
     }
 
     pub(super) fn app_kick(&mut self, id: u32) {
-        if let Some(app) = self.apps.get(&id) {
+        if let Some(app) = self.apps.joined.get(&id) {
             app.channel.clear_kick();
         }
         self.drain_apps();
@@ -416,7 +503,7 @@ impl Manager {
 
     fn drop_app(&mut self, id: u32) {
         let now = self.now();
-        let Some(app) = self.apps.remove(&id) else { return };
+        let Some(app) = self.apps.joined.remove(&id) else { return };
         if (app.left || matches!(app.closed, Some(Closed::Exec { .. }))) && self.program_lives() {
             // It could not say so: its end is that of one child, and the program's business.
             self.filter.exit(now, id);
@@ -436,7 +523,8 @@ impl Manager {
     /// The program that we started crashed: so did what it told through its channels.
     pub(super) fn apps_of_dead_program(&mut self, now: Now) {
         let _ = now;
-        let dead: Vec<u32> = self.apps.iter().filter(|(_, a)| !process_lives(a.channel.pid())).map(|(id, _)| *id).collect();
+        let dead: Vec<u32> =
+            self.apps.joined.iter().filter(|(_, a)| !process_lives(a.channel.pid())).map(|(id, _)| *id).collect();
         for id in dead {
             self.drop_app(id);
         }
@@ -446,7 +534,7 @@ impl Manager {
     pub(super) fn ask_unread(&mut self, session: SessionId) {
         let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple)) else { return };
         let found = self.sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
-            log::warn!("session {session}: the kernel does not say what is unread: {error}");
+            log::warn!(session, error:%; "the kernel does not say what is unread");
             None
         });
         // In a socket that is gone nothing waits.
@@ -460,21 +548,21 @@ impl Manager {
         let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple)) else { return };
         match self.sockdiag.find(tuple.local, tuple.peer) {
             Ok(Some(socket)) if matches!(socket.state, state::ESTABLISHED | state::CLOSE_WAIT) => {
-                log::debug!("session {session}: closed by one process, and held by another");
+                log::debug!(session; "a connection is closed by one process, and held by another");
                 let now = self.now();
                 self.filter.still_open(now, session);
             }
             Ok(_) => {}
-            Err(error) => log::warn!("session {session}: the kernel does not say whether it is closed: {error}"),
+            Err(error) => log::warn!(session, error:%; "the kernel does not say whether a connection is closed"),
         }
     }
 
     /// Whether a thread sleeps whose turn is open. What it told before it fell asleep comes first.
     pub(super) fn ask_asleep(&mut self, id: u32, thread: u32) {
-        let Some(rest) = self.apps.get(&id).and_then(|app| threads::rest(app.channel.pid(), thread)) else { return };
+        let Some(rest) = self.apps.joined.get(&id).and_then(|app| threads::rest(app.channel.pid(), thread)) else { return };
         self.drain_apps();
         // Behind a write that is under way more may have been told.
-        if self.apps.get(&id).is_some_and(|app| app.channel.open_intent().is_none()) {
+        if self.apps.joined.get(&id).is_some_and(|app| app.channel.open_intent().is_none()) {
             let now = self.now();
             self.filter.rest(now, id, thread, rest);
         }
@@ -488,7 +576,7 @@ impl Manager {
             }
             return;
         }
-        match self.apps.get(&id) {
+        match self.apps.joined.get(&id) {
             Some(app) if process_lives(app.channel.pid()) => self.filter.process_alive(now, id),
             Some(_) => {} // Its end is near; then its endings are withheld.
             None => self.filter.process_gone(now, id),
@@ -499,43 +587,43 @@ impl Manager {
         match request {
             Request::GetRecovered { port, max } => self.hand_over(id, number, port, max),
             Request::Listen { port, .. } => {
-                self.reply(id, number, Reply::Ok);
+                self.apps.reply(id, number, Reply::Ok);
                 self.listening(id, port);
             }
             Request::Call { to, thread } => {
                 let reply = match socket.map_or(Ok(()), |socket| self.prepare_call(id, thread, to, &socket)) {
                     Ok(()) => Reply::Ok,
                     Err(error) => {
-                        log::warn!("a connection to {to} cannot be protected: {error}");
+                        log::warn!(to:%, error:%; "a connection cannot be protected");
                         Reply::Error { errno: error.raw_os_error().unwrap_or(libc::EINVAL), text: error.to_string() }
                     }
                 };
-                self.reply(id, number, reply);
+                self.apps.reply(id, number, reply);
             }
             Request::GiveBack { session } => {
                 let back = socket.is_some_and(|socket| self.taken_back(id, session, socket));
                 let text = || "that session was not handed out".to_owned();
                 let reply = if back { Reply::Ok } else { Reply::Error { errno: libc::EINVAL, text: text() } };
-                self.reply(id, number, reply);
+                self.apps.reply(id, number, reply);
             }
             Request::Switchover => {
                 let reply = match self.can_switch_over() {
                     Ok(()) => {
-                        self.role.handle(self.start.elapsed(), RoleInput::SwitchoverRequested);
+                        self.role.handle(self.now(), RoleInput::SwitchoverRequested);
                         Reply::Ok
                     }
                     Err(why) => Reply::Error { errno: libc::ENOTCONN, text: why.to_owned() },
                 };
-                self.reply(id, number, reply);
+                self.apps.reply(id, number, reply);
             }
             Request::Dismiss => {
-                let hosted = self.apps.get(&id).is_some_and(|app| app.channel.pid() == std::process::id());
+                let hosted = self.apps.joined.get(&id).is_some_and(|app| app.channel.pid() == std::process::id());
                 if hosted && self.program.is_none() {
                     self.drain_apps();
                     self.leave(0);
                 } else {
                     let text = "only the process that hosts the manager can dismiss it".to_owned();
-                    self.reply(id, number, Reply::Error { errno: libc::EPERM, text });
+                    self.apps.reply(id, number, Reply::Error { errno: libc::EPERM, text });
                 }
             }
             Request::Leave => self.app_leaves(id, number),
@@ -558,7 +646,7 @@ impl Manager {
                     Some(facts) => Reply::Session(facts),
                     None => Reply::Error { errno: libc::ENOTCONN, text: "not a protected session".to_owned() },
                 };
-                self.reply(id, number, reply);
+                self.apps.reply(id, number, reply);
             }
         }
     }
@@ -568,7 +656,7 @@ impl Manager {
         if !self.config.service.outgoing.iter().any(|o| o.address == to) {
             return Err(refused("it is not among service.outgoing"));
         }
-        let vip = self.vips.iter().map(Vip::addr).find(|vip| vip.is_ipv4() == to.is_ipv4());
+        let vip = self.virtual_ip.addrs().find(|vip| vip.is_ipv4() == to.is_ipv4());
         let lent = outgoing::prepare(socket, vip.ok_or_else(|| refused("there is no virtual IP of its family"))?)?;
         // What the application did before is why it connects.
         self.drain_apps();
@@ -576,27 +664,9 @@ impl Manager {
         Ok(())
     }
 
-    pub(super) fn reply(&mut self, id: u32, number: u32, reply: Reply) {
-        if let Some(app) = self.apps.get(&id) {
-            if let Err(error) = app.channel.reply(number, reply, &[]) {
-                log::warn!("application {}: {}", app.channel.pid(), describe(&error));
-            }
-        }
-    }
-
     /// Shows role and epoch to every application.
     pub(super) fn publish_role(&self) {
-        let role = match self.role.role() {
-            Role::Starting => ChannelRole::Starting,
-            Role::Backup => ChannelRole::Backup,
-            Role::Master => ChannelRole::Master,
-            Role::Fenced => ChannelRole::Fenced,
-        };
-        let epoch = self.role.epoch();
-        for app in self.apps.values() {
-            app.channel.set_role(role);
-            app.channel.set_epoch(epoch.number, u32::from(epoch.member));
-        }
+        self.apps.show(self.role.role(), self.role.epoch());
     }
 }
 

@@ -134,7 +134,7 @@ impl Control {
 
     pub(super) fn remove(&self) {
         if let Err(error) = fs::remove_file(&self.path) {
-            log::debug!("{}: {error}", self.path.display());
+            log::debug!(path:% = self.path.display(), error:%; "cannot remove the control socket");
         }
     }
 }
@@ -196,7 +196,7 @@ impl Manager {
             ControlRequest::Status => self.status(),
             ControlRequest::Switchover => match self.can_switch_over() {
                 Ok(()) => {
-                    self.role.handle(self.start.elapsed(), RoleInput::SwitchoverRequested);
+                    self.role.handle(self.now(), RoleInput::SwitchoverRequested);
                     json!({ "ok": true, "epoch": self.role.epoch().number })
                 }
                 Err(why) => json!({ "error": why }),
@@ -225,19 +225,19 @@ impl Manager {
             "epoch": epoch.number,
             "epoch_member": self.config.members.get(usize::from(epoch.member)).map(|m| m.name.clone()),
             "protected": self.role.protected()
-                && self.host.whole(&self.filter)
-                && !self.partner.unguarded
+                && self.host_is_whole()
+                && !self.heartbeats.partner_is_unguarded()
                 && trouble.is_none()
-                && self.partner.program_trouble.is_none()
+                && self.partner.program_is_well()
                 && unaccepted == 0
                 && !self.has_lost_one(),
             "unaccepted": unaccepted,
-            "host": self.host.status(&self.filter),
+            "host": self.host_status(),
             "partner": self.partner_status(),
             "sessions": self.filter.store().len(),
             "restoring": self.filter.mode() == Mode::Restoring,
-            "virtual_ip": self.vips.iter().map(|v| v.addr().to_string()).collect::<Vec<_>>(),
-            "virtual_ip_here": self.vip_up,
+            "virtual_ip": self.virtual_ip.addrs().map(|addr| addr.to_string()).collect::<Vec<_>>(),
+            "virtual_ip_here": self.virtual_ip.is_here(),
             "applications": self.applications(),
             "program_trouble": trouble,
             "unhooked": self.unhooked(),
@@ -245,10 +245,10 @@ impl Manager {
             "engine": if self.filter.engine() == Engine::Splice { "splice" } else { "repair" },
             "program_starts": self.program.as_ref().map(|p| p.starts),
             "log": { "end": self.filter.log_end(), "stored": self.filter.replica_position() },
-            "takeover": self.takeover.report,
+            "takeover": self.takeover.report(),
             "counters": self.filter.counters(),
-            "longest_pause_ms": self.longest_pause.as_micros() as f64 / 1000.0,
-            "queue_overruns": [self.queue_in.overruns(), self.queue_out.overruns()],
+            "longest_pause_ms": self.clock.longest_pause().as_micros() as f64 / 1000.0,
+            "queue_overruns": self.packets.overruns(),
         })
     }
 }

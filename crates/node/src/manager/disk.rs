@@ -2,11 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::fs::{flock, FlockOperation};
+use rustix::io::Errno;
 use tcpr_session::role::Epoch;
 
 /// The epoch file: it survives a reboot, so that a member never names an epoch twice.
@@ -67,7 +68,7 @@ impl EpochFile {
         self.writers.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name("tcpr-epoch".into()).spawn(move || {
             if let Err(error) = write_synced(&path, epoch, &synced) {
-                log::warn!("cannot write the epoch file; a reboot would forget the epoch: {error}");
+                log::warn!(error:%; "cannot write the epoch file; a reboot would forget the epoch");
             }
             writers.fetch_sub(1, Ordering::Release);
         });
@@ -149,18 +150,14 @@ impl Lock {
         let file = make_dir(state_dir)
             .and_then(open)
             .map_err(|e| io::Error::new(e.kind(), format!("cannot open {}: {e}", path.display())))?;
-        // SAFETY: no pointers; the descriptor is that of `file`.
-        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::WouldBlock {
-                return Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    format!("another manager of this service runs on this member (it holds {})", path.display()),
-                ));
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(Errno::WOULDBLOCK) => {
+                let text = format!("another manager of this service runs on this member (it holds {})", path.display());
+                Err(io::Error::new(io::ErrorKind::AddrInUse, text))
             }
-            return Err(error);
+            Err(error) => Err(error.into()),
         }
-        Ok(Lock { _file: file })
     }
 }
 

@@ -4,8 +4,14 @@ use std::io;
 use std::path::Path;
 use std::sync::mpsc;
 
+use rustix::io::Errno;
+use rustix::thread::{
+    capabilities, configure_capability_in_ambient_set, set_capabilities, set_capabilities_secure_bits, CapabilitiesSecureBits,
+    CapabilitySet,
+};
+
 use super::{Hosting, Manager};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 
 /// What the hooks of the same process need to join the channel.
 #[derive(Clone, Debug)]
@@ -16,16 +22,29 @@ pub struct EmbeddedHandle {
     pub token: String,
 }
 
-/// Keeps the privileges of the calling thread over a later setuid of the process: without it the kernel takes
-/// NFQUEUE away. Linux, securebits.h: SECBIT_NO_SETUID_FIXUP.
-const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+/// Why a manager cannot be a part of this process, in words for its user.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbedError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no thread for it.
+    #[error("cannot start the manager thread: {0}")]
+    Thread(io::Error),
+    /// The manager does not start.
+    #[error(transparent)]
+    Manager(io::Error),
+    /// The manager's thread has ended, and did not say why.
+    #[error("the manager thread ended at once")]
+    Ended,
+}
 
 /// Starts a manager thread. The privileges must be there now.
 ///
 /// # Errors
-/// What is wrong, in words for a user.
-pub fn start_embedded(config: Option<&Path>) -> Result<EmbeddedHandle, String> {
-    let config = Config::load(config).map_err(|e| e.to_string())?;
+/// The configuration cannot be used, or the manager does not start.
+pub fn start_embedded(config: Option<&Path>) -> Result<EmbeddedHandle, EmbedError> {
+    let config = Config::load(config)?;
     let (tell, told) = mpsc::channel();
     std::thread::Builder::new()
         .name("tcpr".to_owned())
@@ -39,15 +58,15 @@ pub fn start_embedded(config: Option<&Path>) -> Result<EmbeddedHandle, String> {
                         return;
                     }
                     if let Err(error) = manager.run() {
-                        log::error!("the manager ended: {error}");
+                        log::error!(error:%; "the manager ended");
                     }
                 }
                 // The starter has gone only if the process ends.
-                Err(error) => drop(tell.send(Err(error.to_string()))),
+                Err(error) => drop(tell.send(Err(error))),
             }
         })
-        .map_err(|e| format!("cannot start the manager thread: {e}"))?;
-    told.recv().map_err(|_| "the manager thread ended at once".to_owned())?
+        .map_err(EmbedError::Thread)?;
+    told.recv().map_err(|_| EmbedError::Ended)?.map_err(EmbedError::Manager)
 }
 
 /// A guest's manners: its own descriptor table, no signals, no part in the process's setuid.
@@ -63,42 +82,23 @@ fn seclude() -> io::Result<()> {
     if unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: no pointers; it concerns this thread only.
-    let kept = match unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) } {
-        0 => pass_on_capabilities(),
-        _ => Err(io::Error::last_os_error()),
-    };
-    if let Err(error) = kept {
-        log::warn!("cannot keep privileges over setuid: {error}");
+    // Over a later setuid of the process, too: without this the kernel would take NFQUEUE away.
+    let kept = set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP);
+    if let Err(error) = kept.and_then(|()| pass_on_capabilities()) {
+        log::warn!(error:%; "cannot keep privileges over setuid");
     }
     Ok(())
 }
 
-/// What the programs need that change packet rules, as capability.h numbers them: DAC_OVERRIDE (a lock file), NET_ADMIN,
-/// NET_RAW.
-const FOR_RULES: [u32; 3] = [1, 12, 13];
+/// What the programs need that change packet rules: a lock file of root's, the rules.
+const FOR_RULES: [CapabilitySet; 3] = [CapabilitySet::DAC_OVERRIDE, CapabilitySet::NET_ADMIN, CapabilitySet::NET_RAW];
 
-/// Of a process that is not root a program inherits no privileges, but for those that are ambient.
-fn pass_on_capabilities() -> io::Result<()> {
-    // linux/capability.h: version and thread; effective, permitted, inheritable, the lower half and the upper half.
-    let header: [u32; 2] = [0x2008_0522, 0];
-    let mut sets = [0u32; 6];
-    // SAFETY: header and sets are as this version of the call has them, and live through it.
-    if unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let [_, permitted, inheritable, ..] = &mut sets;
-    let mine: Vec<u32> = FOR_RULES.into_iter().filter(|c| *permitted & (1 << c) != 0).collect();
-    mine.iter().for_each(|c| *inheritable |= 1 << c);
-    // SAFETY: as above.
-    if unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    for capability in mine {
-        // SAFETY: no pointers; it concerns this thread only.
-        if unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+/// Of a process that is not root a program inherits no privileges, but for those that are ambient. All of this concerns the
+/// calling thread only.
+fn pass_on_capabilities() -> Result<(), Errno> {
+    let mut sets = capabilities(None)?;
+    let mine: Vec<CapabilitySet> = FOR_RULES.into_iter().filter(|c| sets.permitted.contains(*c)).collect();
+    mine.iter().for_each(|c| sets.inheritable |= *c);
+    set_capabilities(None, sets)?;
+    mine.into_iter().try_for_each(|c| configure_capability_in_ambient_set(c, true))
 }

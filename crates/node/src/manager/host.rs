@@ -3,9 +3,6 @@
 //! Without the rules packets go around the queues: what the local TCP takes nobody stores. So the virtual IP goes, too, until
 //! they are back; a takeover waits for them; and then the kernel is asked how far each session has come without us.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -19,6 +16,7 @@ use tcpr_session::Now;
 use super::Manager;
 use crate::conntrack::{self, Conntrack};
 use crate::guard::{Event, Guard};
+use crate::rules::Rules;
 use crate::sockdiag::{state, Listing, SockDiag, TcpSocket};
 
 /// Most sessions asked about at once.
@@ -29,18 +27,15 @@ const TRACKED_AGAIN: Duration = Duration::from_millis(100);
 const STRANGERS_AGAIN: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_secs(2)];
 
 pub(super) struct Host {
+    rules: Rules,
     /// None: the manager leaves.
     guard: Option<Guard>,
     /// Why packets may go around the queues.
     missing: Option<String>,
-    /// Addresses that we should have and have not, and why.
-    addresses: BTreeMap<IpAddr, String>,
     rules_restored: u64,
-    addresses_restored: u64,
     strangers: u64,
-    /// The virtual IP, and the takeover, wait for the rules.
-    address_waits: bool,
-    pub takeover_waits: bool,
+    /// The takeover waits for the rules.
+    takeover_waits: bool,
     /// Sessions of which the kernel is to be asked how far they have come.
     unsettled: Vec<SessionId>,
     strangers_due: Vec<Now>,
@@ -54,15 +49,13 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(guard: Guard) -> Host {
+    pub(super) fn new(guard: Guard, rules: Rules) -> Host {
         Host {
+            rules,
             guard: Some(guard),
             missing: None,
-            addresses: BTreeMap::new(),
             rules_restored: 0,
-            addresses_restored: 0,
             strangers: 0,
-            address_waits: false,
             takeover_waits: false,
             unsettled: Vec::new(),
             strangers_due: Vec::new(),
@@ -77,14 +70,12 @@ impl Host {
         self.guard.as_ref().map(Guard::as_raw_fd)
     }
 
-    /// From now on nothing is put back.
-    pub(super) fn leave(&mut self) {
+    /// Removes the packet rules. The guard goes first: it would put them back.
+    pub(super) fn remove_rules(&mut self) {
         self.guard = None;
-    }
-
-    /// Everything is where it should be, and every session is known as it is.
-    pub(super) fn whole(&self, filter: &Filter) -> bool {
-        self.trouble(filter).is_none()
+        if let Err(error) = self.rules.remove() {
+            log::error!(error:%; "cannot remove the packet rules");
+        }
     }
 
     /// No packet goes around the queues.
@@ -92,30 +83,15 @@ impl Host {
         self.missing.is_none()
     }
 
-    fn trouble(&self, filter: &Filter) -> Option<String> {
-        let addresses = self.addresses.values().next().cloned();
+    /// Packets may go around the queues; or sessions are not known as they are.
+    fn trouble(&self, filter: &Filter, address: Option<String>) -> Option<String> {
         let around = filter.around();
         let settling = || match around {
             _ if !self.unsettled.is_empty() => Some("sessions are compared with the kernel's".to_owned()),
             0 => None,
             n => Some(format!("{n} sessions have input that went around the queues, and is not answered yet")),
         };
-        self.missing.clone().or(addresses).or_else(settling)
-    }
-
-    pub(super) fn status(&self, filter: &Filter) -> serde_json::Value {
-        json!({
-            "missing": self.trouble(filter),
-            "rules_restored": self.rules_restored,
-            "addresses_restored": self.addresses_restored,
-            "strangers_reset": self.strangers,
-        })
-    }
-
-    /// Whether packets to the virtual IP would meet the rules. If not, it is taken when they do.
-    pub(super) fn may_take_address(&mut self) -> bool {
-        self.address_waits |= self.missing.is_some();
-        self.missing.is_none()
+        self.missing.clone().or(address).or_else(settling)
     }
 
     /// Of rules that have changed in this very moment it is heard before anything is sent to us.
@@ -125,30 +101,18 @@ impl Host {
         }
     }
 
-    /// The virtual IP is not ours to have.
-    pub(super) fn no_address(&mut self) {
-        self.addresses.clear();
-        self.address_waits = false;
+    /// The takeover begins when the rules are in force again.
+    pub(super) fn postpone_takeover(&mut self) {
+        self.takeover_waits = true;
+    }
+
+    pub(super) fn takeover_is_postponed(&self) -> bool {
+        self.takeover_waits
+    }
+
+    /// The sessions are not this member's to take over any more.
+    pub(super) fn forget_takeover(&mut self) {
         self.takeover_waits = false;
-    }
-
-    /// How it went with an address that we should have.
-    pub(super) fn address(&mut self, result: io::Result<()>, address: IpAddr) {
-        match result {
-            Ok(()) => drop(self.addresses.remove(&address)),
-            Err(error) => {
-                log::error!("{error}");
-                self.addresses.insert(address, error.to_string());
-            }
-        }
-    }
-
-    /// The same of one that was gone. Whether it is back.
-    pub(super) fn address_again(&mut self, result: io::Result<()>, address: IpAddr) -> bool {
-        let back = result.is_ok();
-        self.addresses_restored += u64::from(back);
-        self.address(result, address);
-        back
     }
 
     pub(super) fn poll_timeout(&self, now: Now) -> Option<Now> {
@@ -175,19 +139,38 @@ impl Host {
 }
 
 impl Manager {
+    fn host_trouble(&self) -> Option<String> {
+        self.host.trouble(&self.filter, self.virtual_ip.trouble())
+    }
+
+    /// Everything is where it should be, and every session is known as it is.
+    pub(super) fn host_is_whole(&self) -> bool {
+        self.host_trouble().is_none()
+    }
+
+    pub(super) fn host_status(&self) -> serde_json::Value {
+        json!({
+            "missing": self.host_trouble(),
+            "rules_restored": self.host.rules_restored,
+            "addresses_restored": self.virtual_ip.restored(),
+            "strangers_reset": self.host.strangers,
+        })
+    }
+
     pub(super) fn host_told(&mut self) {
         let now = self.now();
         let events = self.host.guard.as_mut().map(Guard::take).unwrap_or_default();
         for event in events {
             match event {
                 Event::Missing(why) => {
-                    log::error!("packets may go around the queues: {why}");
+                    log::error!(why:%; "packets may go around the queues");
                     self.host.missing = Some(why);
                     self.beat();
                     // Sockets are not restored on an address that is not here.
-                    if self.vip_up && self.filter.mode() != Mode::Restoring {
-                        self.vip_drop();
-                        self.host.address_waits = true;
+                    if self.virtual_ip.is_here() && self.filter.mode() != Mode::Restoring {
+                        self.host.forget_takeover();
+                        self.virtual_ip.give_up();
+                        self.virtual_ip.wait_for_rules();
                     }
                 }
                 Event::InForce { restored } => {
@@ -201,7 +184,7 @@ impl Manager {
                     }
                     self.go_on(now);
                 }
-                Event::Address => self.vip_renew = now,
+                Event::Address => self.virtual_ip.check_soon(now),
                 Event::NoControl => self.control_again(),
             }
         }
@@ -213,15 +196,15 @@ impl Manager {
             return;
         }
         let takeover = std::mem::take(&mut self.host.takeover_waits);
-        if std::mem::take(&mut self.host.address_waits) {
-            self.vip_add(now);
+        if self.virtual_ip.waited_for_rules() {
+            self.take_address(now);
         }
         if takeover {
             self.begin_takeover(now);
-            if std::mem::take(&mut self.partner.pairing_waits) {
+            if self.replication.was_postponed() {
                 self.start_pairing();
             }
-        } else if self.takeover.died {
+        } else if self.takeover.has_died() {
             self.recover_here(now);
         }
     }
@@ -231,7 +214,7 @@ impl Manager {
         let named = self.control.name_again().and_then(|()| self.poller.add(self.control.fd(), super::Token::Control));
         match named {
             Ok(()) => log::warn!("the control socket was removed by somebody; it is there again"),
-            Err(error) => log::error!("the control socket was removed by somebody: {error}"),
+            Err(error) => log::error!(error:%; "the control socket was removed by somebody"),
         }
     }
 
@@ -276,7 +259,7 @@ impl Manager {
             self.host.strangers_due.remove(0);
             match Listing::begin() {
                 Ok(listing) => self.host.listing = Some(listing),
-                Err(error) => log::warn!("cannot list the kernel's connections: {error}"),
+                Err(error) => log::warn!(error:%; "cannot list the kernel's connections"),
             }
         }
     }
@@ -292,7 +275,7 @@ impl Manager {
             }
             // The sweep finds out.
             Ok(None) => {}
-            Err(error) => log::warn!("session {session}: the kernel does not say how far it has come: {error}"),
+            Err(error) => log::warn!(session, error:%; "the kernel does not say how far a session has come"),
         }
     }
 
@@ -309,16 +292,15 @@ impl Manager {
         match told {
             Ok(true) => self.host.listing = Some(listing),
             Ok(false) => {}
-            Err(error) => log::warn!("cannot list the kernel's connections: {error}"),
+            Err(error) => log::warn!(error:%; "cannot list the kernel's connections"),
         }
         for s in strangers {
             // Local ones meet no rules.
-            let local = self.vips.first_mut().map(|vip| vip.is_here(s.peer.ip()));
-            if !matches!(local, Some(Ok(false))) {
+            if self.virtual_ip.is_local(s.peer.ip()) != Some(false) {
                 continue;
             }
             self.host.strangers += 1;
-            log::warn!("{} <- {} began while there were no packet rules, and is reset", s.local, s.peer);
+            log::warn!(local:% = s.local, peer:% = s.peer; "a connection began while there were no packet rules, and is reset");
             destroy(&mut self.sockdiag, s.local, s.peer);
         }
     }
@@ -332,7 +314,7 @@ impl Manager {
         }
         let mut conntrack = match Conntrack::open() {
             Ok(conntrack) => conntrack,
-            Err(error) => return log::warn!("cannot tell the host's firewall of connections: {error}"),
+            Err(error) => return log::warn!(error:%; "cannot tell the host's firewall of connections"),
         };
         let mut tuples = Vec::with_capacity(self.filter.store().len());
         tuples.extend(self.filter.store().iter().filter(|s| s.established).map(|s| s.open.tuple));
@@ -374,6 +356,6 @@ impl Manager {
 
 fn destroy(sockdiag: &mut SockDiag, local: std::net::SocketAddr, peer: std::net::SocketAddr) {
     if let Err(error) = sockdiag.destroy(local, peer) {
-        log::warn!("cannot remove the kernel's socket {local} <- {peer}: {error}");
+        log::warn!(local:%, peer:%, error:%; "cannot remove a socket of the kernel's");
     }
 }

@@ -4,74 +4,81 @@
 //!
 //! - `packets`: the two queues, and the filter's actions
 //! - `apps`: channels to the applications' hooks
-//! - `program`: the server that `tcpr run` starts
-//! - `partner`: heartbeats, reach, replication
-//! - `roles`: what the role machine decides; a program that dies or is replaced
+//! - `program`: the server that `tcpr run` starts; `life`: what follows when it ends or is replaced; `stop`: the manager's own end
+//! - `roles`: which verb does what the role machine decides
+//! - `transitions`: what a change of role does, step by step
+//! - `partner`: what the members say to each other
+//! - `heartbeats`, `reachability`, `link`, `replication`, `handover`: what a pair consists of
 //! - `takeover`: restoring sessions and handing them over
+//! - `doorbells`, `acceptors`: waking whoever accepts; who that is
 //! - `sharing`: which of several processes gets the next one
 //! - `host`: what tcpr has put on the host, and what follows when it was taken away
 //! - `serving`: whether a failover would find somebody to serve
 //! - `virtual_ip`: holding it, and telling the network
+//! - `cleanup`: sockets of the kernel's that are to go
+//! - `local_record`: the session table, for `tcpr sessions`
+//! - `clock`, `busy_poll`: time, and when the loop looks for what comes next instead of sleeping
+//! - `throttle`: what comes again and again has a line in the log now and then
 //! - `sweep`: connections that the kernel has given up
 //! - `control`: `tcpr status` and its like
 //! - `disk`: epoch and lock
 
+mod acceptors;
 mod apps;
+mod busy_poll;
+mod cleanup;
+mod clock;
 pub mod control;
 mod disk;
+mod doorbells;
 mod embedded;
+mod handover;
+mod heartbeats;
 mod host;
+mod life;
+mod link;
+mod local_record;
 mod packets;
 mod partner;
 mod poller;
 mod program;
+mod reachability;
+mod replication;
 mod roles;
 mod serving;
 mod sharing;
 mod signals;
+mod stop;
 mod sweep;
 mod takeover;
 mod threads;
+mod throttle;
+mod transitions;
 mod virtual_ip;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, PROGRAM};
-use tcpr_session::role::{Role, RoleConfig, RoleMachine};
+use tcpr_session::filter::{Engine, Filter, FilterConfig, Mode};
+use tcpr_session::role::{RoleConfig, RoleMachine};
 use tcpr_session::Now;
 
-use crate::arp::Arp;
-use crate::channel::server::{ChannelListener, Greeting};
+use crate::channel::server::Greeting;
 use crate::channel::wire::{OutgoingInfo, PortInfo};
 use crate::config::{self, Config, Durability};
-use crate::guard::{Claim, Guard};
+use crate::guard::Guard;
+use crate::key::{self, Key};
 use crate::nat;
-use crate::nfqueue::Queue;
-use crate::pathmtu::PathMtu;
-use crate::rawsock::RawSender;
 use crate::rules::Rules;
 use crate::sockdiag::{Ours, SockDiag};
-use crate::table::Table;
-use crate::vip::Vip;
 
-pub use embedded::{start_embedded, EmbeddedHandle};
+pub use embedded::{start_embedded, EmbedError, EmbeddedHandle};
 pub use program::ProgramSpec;
 pub use signals::Signals;
 
 use poller::{Poller, Ready, Token};
-
-/// How long a lone exchange is waited for without sleeping: about what waking takes.
-const BUSY_POLL: Duration = Duration::from_micros(30);
-
-/// A program that crashes so often in a row is killed by what it is asked.
-const POISONED: u32 = 4;
-
-/// How long a member that stops waits for its partner to take over.
-const HAND_OVER: Duration = Duration::from_secs(1);
 
 /// How a manager is hosted.
 #[derive(Clone, Debug, Default)]
@@ -87,65 +94,39 @@ pub struct Hosting {
 /// The manager of one service on one member.
 pub struct Manager {
     config: Config,
-    start: Instant,
+    clock: clock::Clock,
+    busy_poll: busy_poll::BusyPoll,
     poller: Poller,
     filter: Filter,
     role: RoleMachine,
-    actions: Vec<Action>,
 
-    queue_in: Queue,
-    queue_out: Queue,
-    rules: Rules,
-    raw: RawSender,
-    raw_local: RawSender,
-    path_mtu: PathMtu,
+    packets: packets::Packets,
     sockdiag: SockDiag,
-    arp: Arp,
-    vips: Vec<Vip>,
+    virtual_ip: virtual_ip::VirtualIp,
     host: host::Host,
-    vip_up: bool,
-    vip_renew: Now,
-    vip_remove: Option<Now>,
-    garp_due: Vec<Now>,
-    tell_due: Vec<Now>,
-    heard_peer: bool,
 
-    token: String,
-    channels: ChannelListener,
-    apps: HashMap<u32, apps::App>,
-    strangers: apps::Strangers,
+    apps: apps::Apps,
     program: Option<program::Program>,
 
     partner: partner::Partner,
+    heartbeats: heartbeats::Heartbeats,
+    reachability: reachability::Reachability,
+    link: link::PartnerLink,
+    replication: replication::Replication,
+    handover: handover::Handover,
+    throttle: throttle::Throttle,
     takeover: takeover::Takeover,
     /// Of what a demotion has left; the program starts after it.
-    removal: packets::Removal,
+    cleanup: cleanup::Cleanup,
     control: control::Control,
-    /// None: it could not be written; nothing else depends on it.
-    table: Option<Table>,
+    record: local_record::LocalRecord,
     sweep: sweep::Sweep,
     serving: serving::Serving,
     epochs: disk::EpochFile,
     _lock: disk::Lock,
-    _claims: Vec<Claim>,
 
     signals: Option<signals::Signals>,
-    stopping: Option<Stopping>,
-    exit: Option<i32>,
-
-    busy_poll: Duration,
-    /// Of the passes before.
-    packets_seen: u64,
-    /// When the loop last waited for events, or showed the partner that we live; the longest time between two of these.
-    alive_at: Now,
-    longest_pause: Duration,
-}
-
-/// A stop that is under way.
-#[derive(Clone, Copy, Debug)]
-struct Stopping {
-    since: Now,
-    told_program: bool,
+    stop: stop::Stop,
 }
 
 /// A manager that does not start leaves no rules behind: they would send packets to a queue that is somebody else's.
@@ -155,7 +136,7 @@ struct RemoveRules(Option<Rules>);
 impl Drop for RemoveRules {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.0.take().map(|rules| rules.remove()) {
-            log::error!("{error}");
+            log::error!(error:%; "cannot remove the packet rules");
         }
     }
 }
@@ -181,22 +162,15 @@ impl Manager {
             return Err(io::Error::new(io::ErrorKind::Unsupported, unsupported.join("; ")));
         }
         config.warnings().into_iter().chain(nat::trouble(&config, &nat::rulesets())).for_each(|warning| log::warn!("{warning}"));
-        let start = Instant::now();
+        let clock = clock::Clock::start();
         let service = &config.service;
         let lock = disk::Lock::take(&service.state_dir)?;
         let epochs = disk::EpochFile::open(&service.state_dir)?;
         let poller = Poller::new()?;
 
-        let mut vips = Vec::new();
-        let mut claims = Vec::new();
-        for v in &service.virtual_ips {
-            claims.push(Claim::take(v.addr)?);
-            vips.push(Vip::new(&service.interface, v.addr, v.prefix)?);
-        }
-        let queue_in = Queue::open(service.queues.0)?;
-        let queue_out = Queue::open(service.queues.1)?;
-        let mut sockdiag =
-            SockDiag::of_interface(vips.first().map_or(0, Vip::interface)).map_err(context("cannot open a sock_diag socket"))?;
+        let mut virtual_ip = virtual_ip::VirtualIp::claim(&config)?;
+        let packets = packets::Packets::open(service.queues)?;
+        let mut sockdiag = SockDiag::of_interface(virtual_ip.interface()).map_err(context("cannot open a sock_diag socket"))?;
         let ports: Vec<_> = service.ports.iter().map(|p| (p.port, p.policy)).collect();
         let outgoing = service.outgoing.iter().map(|o| (o.address, o.policy)).collect();
         let engine = if hooked { config.recovery.engine } else { Engine::Splice };
@@ -205,10 +179,10 @@ impl Manager {
         let filter = Filter::new(FilterConfig { ports, outgoing, max_turn, engine, hooked, asynchronous });
         let random: [u8; 16] = crate::key::random()?;
         let token: String = random.iter().map(|b| format!("{b:02x}")).collect();
-        let channels = ChannelListener::bind(Greeting {
+        let apps = apps::Apps::listen(Greeting {
             service: service.name.clone(),
             token: token.clone(),
-            vips: vips.iter().map(Vip::addr).collect(),
+            vips: virtual_ip.addrs().collect(),
             ports: service
                 .ports
                 .iter()
@@ -221,7 +195,7 @@ impl Manager {
                 .map(|o| OutgoingInfo { address: o.address, absorb_greeting: o.greeting == config::Greeting::Absorb })
                 .collect(),
         })?;
-        let now = start.elapsed();
+        let now = clock.now();
         let failover = &config.failover;
         let role = RoleMachine::new(
             RoleConfig {
@@ -254,77 +228,62 @@ impl Manager {
             }
             program::Program::new(spec, environment, now)
         });
+        let key = match &config.replication.key_file {
+            Some(path) => key::load(path).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e.to_string()))?,
+            None => Key::LOOPBACK,
+        };
+        let link = link::PartnerLink::new(&config, key.clone(), now)?;
+        let heartbeats = heartbeats::Heartbeats::new(&config, key, now)?;
+        let reachability = reachability::Reachability::new(&config, now)?;
         let partner = partner::Partner::new(&config, now)?;
         let control = control::Control::new(&service.run_dir)?;
-        let table = Table::new(&service.state_dir).map_err(|error| log::warn!("{error}")).ok();
-        let arp = Arp::new(&service.interface)?;
-        let raw = RawSender::open().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?;
-        let raw_local = RawSender::open_local().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?;
+        let record = local_record::LocalRecord::new(&service.state_dir);
         let signals = if hosting.signals { Some(signals::Signals::take()?) } else { None };
 
         // All that can be in somebody else's hands is ours. Now goes what a killed manager of this member left behind.
-        for vip in &mut vips {
-            vip.remove()?;
-        }
+        virtual_ip.remove_leftovers()?;
         let rules = Rules::of(&config);
         let mut undo = RemoveRules(Some(rules.clone()));
         // Fail closed: the rules stand before the program starts.
         rules.install().map_err(|e| io::Error::other(e.to_string()))?;
         let ours = Ours::of(&config);
-        // On a single processor the application would wait for us.
-        let several = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
-        let busy_poll = config.replication.busy_poll.unwrap_or(if several { BUSY_POLL } else { Duration::ZERO });
-        let mut removal = packets::Removal::begin();
-        while !removal.is_done() {
-            removal = removal.step(&mut sockdiag, &ours);
+        let mut cleanup = cleanup::Cleanup::default();
+        cleanup.begin();
+        while !cleanup.is_done() {
+            cleanup.step(&mut sockdiag, &ours);
         }
 
         let guard = Guard::new(rules.clone(), control.path().to_owned()).map_err(context("cannot watch the packet rules"))?;
 
         let manager = Manager {
-            host: host::Host::new(guard),
+            clock,
+            busy_poll: busy_poll::BusyPoll::new(config.replication.busy_poll),
+            host: host::Host::new(guard, rules),
             poller,
             filter,
             role,
-            actions: Vec::new(),
-            queue_in,
-            queue_out,
-            rules,
-            raw,
-            raw_local,
-            path_mtu: PathMtu::open(),
+            packets,
             sockdiag,
-            arp,
-            vips,
-            vip_up: false,
-            vip_renew: Duration::ZERO,
-            vip_remove: None,
-            garp_due: Vec::new(),
-            tell_due: Vec::new(),
-            heard_peer: false,
-            token,
-            channels,
-            apps: HashMap::new(),
-            strangers: apps::Strangers::default(),
+            virtual_ip,
+            apps,
             program,
             partner,
+            heartbeats,
+            reachability,
+            link,
+            replication: replication::Replication::default(),
+            handover: handover::Handover::default(),
+            throttle: throttle::Throttle::default(),
             serving: serving::Serving::new(ours.clone()),
             takeover: takeover::Takeover::new(ours, hooked),
-            removal,
+            cleanup,
             control,
-            table,
+            record,
             sweep: sweep::Sweep::default(),
             epochs,
             _lock: lock,
-            _claims: claims,
             signals,
-            stopping: None,
-            exit: None,
-            start,
-            busy_poll,
-            packets_seen: 0,
-            alive_at: now,
-            longest_pause: Duration::ZERO,
+            stop: stop::Stop::default(),
             config,
         };
         manager.watch_all()?;
@@ -333,26 +292,25 @@ impl Manager {
     }
 
     fn watch_all(&self) -> io::Result<()> {
-        use std::os::fd::{AsFd, AsRawFd};
         let p = &self.poller;
-        p.add(self.queue_in.as_raw_fd(), Token::QueueIn)?;
-        p.add(self.queue_out.as_raw_fd(), Token::QueueOut)?;
-        p.add(self.channels.as_fd().as_raw_fd(), Token::Channels)?;
+        self.packets.watch(p)?;
+        p.add(self.apps.fd(), Token::Channels)?;
         p.add(self.control.fd(), Token::Control)?;
-        self.path_mtu.fds().try_for_each(|fd| p.add(fd, Token::PathMtu))?;
         if let Some(guard) = self.host.fd() {
             p.add(guard, Token::Guard)?;
         }
         if let Some(signals) = &self.signals {
             p.add(signals.fd(), Token::Signal)?;
         }
-        self.partner.watch(p)
+        self.link.watch(p)?;
+        self.heartbeats.fds().try_for_each(|fd| p.add(fd, Token::Heartbeat))?;
+        self.reachability.fds().try_for_each(|fd| p.add(fd, Token::Reach))
     }
 
     /// The token that admits a process to the channel.
     #[must_use]
     pub fn token(&self) -> &str {
-        &self.token
+        self.apps.token()
     }
 
     /// Name of the service.
@@ -362,7 +320,7 @@ impl Manager {
     }
 
     fn now(&self) -> Now {
-        self.start.elapsed()
+        self.clock.now()
     }
 
     /// Serves until told to stop. Returns the exit code for `tcpr run`.
@@ -372,26 +330,26 @@ impl Manager {
     pub fn run(mut self) -> io::Result<i32> {
         raise_priority();
         let mut ready = Vec::new();
-        self.alive_at = self.now();
+        self.clock.woke();
         loop {
             self.watched("settle", Manager::settle);
-            if let Some(code) = self.exit {
+            if let Some(code) = self.stop.exit() {
                 self.clean_up();
                 return Ok(code);
             }
-            self.note_pause();
+            self.clock.note_pause();
             self.stay_awake(&mut ready)?;
             if ready.is_empty() {
                 // An application that always has something to tell keeps nobody else waiting: packets, partner, clock.
-                let timeout = if self.apps_may_sleep() {
+                let timeout = if self.apps.may_sleep() {
                     self.next_timeout()
                 } else {
                     self.watched("hooks", Manager::drain_apps);
                     Duration::ZERO
                 };
                 self.poller.wait(timeout, &mut ready)?;
-                self.alive_at = self.now();
-                self.apps_wake();
+                self.clock.woke();
+                self.apps.wake();
             }
             for event in ready.drain(..) {
                 let token = event.token;
@@ -401,21 +359,13 @@ impl Manager {
         }
     }
 
-    /// Where one exchange is under way and no other, what it needs next (the application's answer, the replica's word) comes
-    /// about as soon as a sleeper would wake: it is looked for a moment longer. Where more is under way it comes by itself.
+    /// Looks for what a lone exchange needs next, before the loop sleeps.
     fn stay_awake(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
         let counters = self.filter.counters();
-        let seen = counters.packets_in + counters.packets_out;
-        let came = seen - std::mem::replace(&mut self.packets_seen, seen);
-        let lone = match self.filter.waiting() {
-            0 => came == 1,
-            n => n == 1,
-        };
-        if !lone || self.busy_poll.is_zero() || self.filter.mode() != Mode::Active {
-            return Ok(());
-        }
-        let until = self.now() + self.busy_poll;
-        while ready.is_empty() && !self.apps_told() && self.now() < until {
+        let span = self.busy_poll.span(counters.packets_in + counters.packets_out, self.filter.waiting());
+        let Some(span) = span.filter(|_| self.filter.mode() == Mode::Active) else { return Ok(()) };
+        let until = self.now() + span;
+        while ready.is_empty() && !self.apps.have_told() && self.now() < until {
             self.poller.wait(Duration::ZERO, ready)?;
         }
         Ok(())
@@ -428,38 +378,28 @@ impl Manager {
         let took = self.now() - before;
         let failover = &self.config.failover;
         if took > failover.heartbeat * failover.misses {
-            log::warn!("the manager was held up for {} ms by {what:?}", took.as_millis());
+            log::warn!(ms = took.as_millis() as u64, by:? = what; "the manager was held up");
         }
-    }
-
-    fn note_pause(&mut self) {
-        let now = self.now();
-        self.longest_pause = self.longest_pause.max(now - std::mem::replace(&mut self.alive_at, now));
     }
 
     fn next_timeout(&self) -> Duration {
         let now = self.now();
-        let master = self.vip_up && self.role.role() == Role::Master;
         let due = [
             self.filter.poll_timeout(),
             self.role.poll_timeout(),
-            self.partner.poll_timeout(),
+            self.partner_poll_timeout(),
             self.takeover.poll_timeout(),
-            self.strangers.poll_timeout(),
+            self.apps.poll_timeout(),
             self.sweep.poll_timeout(),
             self.program.as_ref().and_then(program::Program::poll_timeout),
-            master.then_some(self.vip_renew),
-            // While we may not, the renewal wakes us.
-            self.garp_due.first().copied().filter(|_| master && self.role.announces()),
-            self.tell_due.first().copied().filter(|_| master && self.role.announces()),
-            self.vip_remove,
+            self.virtual_ip.poll_timeout(self.mandate()),
             self.host.poll_timeout(now),
-            self.stopping.map(|s| s.since + Duration::from_millis(100)).filter(|t| *t > now),
+            self.stop.poll_timeout(now),
         ]
         .into_iter()
         .flatten()
         .min();
-        if self.partner.has_more_to_send() || !self.removal.is_done() {
+        if self.replication.has_more_to_send(&self.link) || !self.cleanup.is_done() {
             return Duration::ZERO;
         }
         due.map_or(Duration::from_millis(200), |t| t.saturating_sub(now)).min(Duration::from_millis(200))
@@ -496,7 +436,7 @@ impl Manager {
         }
         self.partner_timers(now);
         self.takeover_timers(now);
-        self.vip_timers(now);
+        self.keep_address(now);
         self.program_timers(now);
         self.strangers_timers(now);
         self.stop_timers(now);
@@ -519,192 +459,9 @@ impl Manager {
         self.go_on_with_snapshot();
         let now = self.now();
         self.note_done(now);
-        self.flush_verdicts();
-        self.partner.flush();
-        self.partner_interest();
-    }
-
-    // ---- the program and signals ---------------------------------------------------------------------
-
-    fn program_timers(&mut self, now: Now) {
-        if self.stopping.is_some() || !self.removal.is_done() {
-            return;
-        }
-        let Some(program) = &mut self.program else { return };
-        match program.start_if_due(now) {
-            Ok(Some(pidfd)) => {
-                log::info!("started the program (pid {})", program.pid().unwrap_or(0));
-                if let Err(error) = self.poller.add(pidfd, Token::Program) {
-                    log::error!("cannot watch the program: {error}");
-                }
-            }
-            Ok(None) => {}
-            Err(error) => {
-                let what = format!("cannot start the program {}: {error}", program.name().display());
-                log::error!("{what}");
-                self.note_program_trouble(what);
-            }
-        }
-    }
-
-    fn program_ended(&mut self) {
-        let now = self.now();
-        let Some(status) = self.program.as_mut().and_then(program::Program::reap) else { return };
-        self.drain_apps();
-        if self.stopping.is_some() && self.hands_over() {
-            // Its connections are the partner's in a moment; the timers go on when they are.
-            if status.code() != Some(0) {
-                self.kill_the_rest();
-            }
-            return;
-        }
-        // Its descriptors are closed by now; what it left unsaid, it meant only if it ended in order.
-        if status.code() == Some(0) || self.stopping.is_some() {
-            // Without hooks nobody has told what it closed.
-            self.receive_out();
-            self.filter.program_exited(now);
-        }
-        if status.code() == Some(0) {
-            self.leave(program::exit_code(status));
-            return;
-        }
-        log::warn!("the program ended: {status}");
-        self.note_program_trouble(format!("the program ended: {status}"));
-        self.kill_the_rest();
-        self.drain_apps();
-        self.apps_of_dead_program(now);
-        self.filter.process_gone(now, PROGRAM);
-        if self.stopping.is_some() {
-            self.leave(program::exit_code(status));
-            return;
-        }
-        let Some(program) = &mut self.program else { return };
-        if program.was_replaced() {
-            program.restart(now);
-            self.recover_here(now);
-            return;
-        }
-        let crashes = program.crashed(now, status);
-        if crashes >= POISONED {
-            // What it is fed after each start may be what kills it.
-            let given_up = self.filter.give_up_deadly(now, POISONED - 1);
-            log::error!("crash {crashes} in a row: {given_up} connections are reset, whose input it had read each time");
-            self.filter_actions();
-        } else if crashes <= 1 {
-            self.filter.forget_deaths();
-        }
-        self.service_died(now);
-    }
-
-    fn kill_the_rest(&mut self) {
-        if let Some(mut program) = self.program.take() {
-            program.kill_the_rest(|| self.stay_alive());
-            self.program = Some(program);
-        }
-    }
-
-    fn signalled(&mut self) {
-        while let Some(signal) = self.signals.as_mut().and_then(Signals::read) {
-            if signal == libc::SIGCHLD as u32 {
-                self.program.iter_mut().for_each(program::Program::reap_others);
-                continue;
-            }
-            if self.stopping.is_some() {
-                // Asked twice: the program is told at once.
-                self.stopping = Some(Stopping { since: Duration::ZERO, told_program: false });
-                continue;
-            }
-            log::info!("signal {signal}: stopping");
-            let now = self.start.elapsed();
-            self.stopping = Some(Stopping { since: now, told_program: false });
-            // Also to a partner whose packet rules are missing: it takes over when they are back.
-            if self.serves() && self.role.can_switch_over().is_ok() {
-                self.role.handle(now, tcpr_session::role::RoleInput::SwitchoverRequested);
-                // At once: the program is not to end its connections before they are the partner's.
-                self.role_actions();
-            }
-        }
-    }
-
-    fn hands_over(&self) -> bool {
-        matches!(self.role.role(), Role::Master | Role::Fenced) && self.takeover.handover_under_way()
-    }
-
-    /// Stopping: hand over if a partner can take it; else the program closes its connections in order.
-    fn stop_timers(&mut self, now: Now) {
-        let Some(stopping) = self.stopping else { return };
-        if self.hands_over() && now < stopping.since + HAND_OVER {
-            return;
-        }
-        let Some(program) = &mut self.program else {
-            return self.leave(0);
-        };
-        if program.pid().is_none() {
-            return self.leave(0);
-        }
-        if !stopping.told_program {
-            program.signal(libc::SIGTERM);
-            self.stopping = Some(Stopping { since: now, told_program: true });
-        } else if now > stopping.since + Duration::from_secs(5) {
-            log::warn!("the program does not end; killing it");
-            program.signal(libc::SIGKILL);
-            self.stopping = Some(Stopping { since: now, told_program: true });
-        }
-    }
-
-    fn leave(&mut self, code: i32) {
-        // What its end has to say (FINs that it asked for) goes out first.
-        self.settle();
-        self.exit = Some(code);
-    }
-
-    fn clean_up(&mut self) {
-        // While the rules stand: they keep what is left from the peers.
-        self.clear_away_all();
-        if let Some(mut program) = self.program.take() {
-            if program.pid().is_some() {
-                program.kill(|| self.stay_alive());
-            }
-            self.program = Some(program);
-        }
-        self.linger();
-        // A handover may have come to its end only now; and if nobody knows how it ends, the partner may have it all.
-        if self.hands_over() {
-            self.removal = packets::Removal::begin();
-        }
-        self.clear_away_all();
-        self.partner.say_bye("the service ended");
-        self.vip_drop();
-        // Before the rules go: it would put them back.
-        self.host.leave();
-        if let Err(error) = self.rules.remove() {
-            log::error!("{error}");
-        }
-        self.control.remove();
-        self.delete_table();
-    }
-
-    /// What it says would be out of date from now on.
-    fn delete_table(&mut self) {
-        if let Some(Err(error)) = self.table.take().map(Table::delete) {
-            log::debug!("session table: {error}");
-        }
-    }
-
-    /// Records were applied to the store.
-    fn note_records(&mut self, records: &[u8]) {
-        let noted = self.table.as_mut().map(|table| table.note(self.filter.store(), records));
-        if let Some(Err(error)) = noted {
-            log::warn!("the session table is given up: {error}");
-            self.delete_table();
-        }
-    }
-
-    /// The store was emptied.
-    fn note_empty(&mut self) {
-        if let Some(table) = &mut self.table {
-            table.clear();
-        }
+        self.packets.flush();
+        self.link.flush();
+        self.link.watch_interest(&self.poller);
     }
 }
 
@@ -714,6 +471,6 @@ fn raise_priority() {
     // SAFETY: the pointer is that of `parameter`, which lives through the call; 0 is the calling thread.
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
     if result < 0 {
-        log::debug!("no real-time priority: {}", io::Error::last_os_error());
+        log::debug!(error:% = io::Error::last_os_error(); "no real-time priority");
     }
 }

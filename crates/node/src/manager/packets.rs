@@ -1,5 +1,7 @@
 //! The two queues, and what the filter decided.
 
+use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use tcpr_session::filter::{Action, Mode};
@@ -7,97 +9,83 @@ use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::segment;
 use tcpr_session::tuple::FourTuple;
 
-use super::{apps, Manager, Token};
-use crate::sockdiag::{state, Listing, Ours, SockDiag, TcpSocket};
+use super::poller::Poller;
+use super::{context, Manager, Token};
+use crate::nfqueue::Queue;
+use crate::pathmtu::PathMtu;
+use crate::rawsock::RawSender;
+use crate::sockdiag::{state, TcpSocket};
 use crate::{nfqueue, outgoing};
 
 /// Most batches taken from one queue before the other has its turn.
 const BATCHES: usize = 8;
 /// After so many actions in a row the partner is shown that we live: a takeover of very many sessions asks all peers at once.
 const MANY: usize = 64;
-/// So many sockets are removed in one step.
-const REMOVED: usize = 256;
 /// Most messages of routers taken before something else has its turn.
 const MESSAGES: usize = 64;
 /// How long a manager that leaves still serves what is under way.
 const LINGER: Duration = Duration::from_millis(50);
 
-/// The removal of what the kernel still holds of the service's connections, in steps: of very many it takes long. Their RSTs
-/// meet the rules: the filter lets none of them leave. What has yet to become a connection is a program's that lives: its SYN
-/// is looked at like any other.
-#[derive(Default)]
-pub(super) enum Removal {
-    #[default]
-    Done,
-    /// The kernel tells what it has.
-    Listing { listing: Listing, found: Vec<TcpSocket> },
-    /// These are left.
-    Destroying(Vec<TcpSocket>),
+/// The queues, and the sockets by which packets leave without one.
+pub(super) struct Packets {
+    queue_in: Queue,
+    queue_out: Queue,
+    /// To peers.
+    raw: RawSender,
+    /// To the local TCP.
+    raw_local: RawSender,
+    path_mtu: PathMtu,
+    /// A peer was heard: evidence that we are not cut off.
+    heard_peer: bool,
+    /// What the filter decides; kept for its memory.
+    actions: Vec<Action>,
 }
 
-impl Removal {
-    pub(super) fn begin() -> Removal {
-        let listing = Listing::begin().map_err(|error| log::error!("cannot list the kernel's sockets: {error}"));
-        listing.map_or(Removal::Done, |listing| Removal::Listing { listing, found: Vec::new() })
+impl Packets {
+    pub(super) fn open(queues: (u16, u16)) -> io::Result<Packets> {
+        Ok(Packets {
+            queue_in: Queue::open(queues.0)?,
+            queue_out: Queue::open(queues.1)?,
+            raw: RawSender::open().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?,
+            raw_local: RawSender::open_local().map_err(context("cannot open a raw socket (CAP_NET_RAW)"))?,
+            path_mtu: PathMtu::open(),
+            heard_peer: false,
+            actions: Vec::new(),
+        })
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        matches!(self, Removal::Done)
+    pub(super) fn watch(&self, p: &Poller) -> io::Result<()> {
+        p.add(self.queue_in.as_raw_fd(), Token::QueueIn)?;
+        p.add(self.queue_out.as_raw_fd(), Token::QueueOut)?;
+        self.path_mtu.fds().try_for_each(|fd| p.add(fd, Token::PathMtu))
     }
 
-    /// Does a few hundred of them at the most.
-    pub(super) fn step(self, sockdiag: &mut SockDiag, ours: &Ours) -> Removal {
-        match self {
-            Removal::Done => Removal::Done,
-            Removal::Listing { mut listing, mut found } => {
-                let lives = |s: &TcpSocket| matches!(s.state, state::LISTEN | state::SYN_SENT);
-                let told = listing.step(ours, |s| found.extend(Some(s).filter(|s| !lives(s))));
-                let more = told.unwrap_or_else(|error| {
-                    log::error!("cannot list the kernel's sockets: {error}");
-                    false
-                });
-                if more {
-                    Removal::Listing { listing, found }
-                } else {
-                    Removal::Destroying(found)
-                }
-            }
-            Removal::Destroying(mut left) => {
-                for s in left.split_off(left.len().saturating_sub(REMOVED)) {
-                    if let Err(error) = sockdiag.destroy_this(&s) {
-                        log::warn!("cannot remove the kernel's socket {} <- {}: {error}", s.local, s.peer);
-                    }
-                }
-                if left.is_empty() {
-                    Removal::Done
-                } else {
-                    Removal::Destroying(left)
-                }
+    /// How often each queue ran out of room.
+    pub(super) fn overruns(&self) -> [u64; 2] {
+        [self.queue_in.overruns(), self.queue_out.overruns()]
+    }
+
+    /// Gives the kernel what was decided.
+    pub(super) fn flush(&mut self) {
+        for queue in [&mut self.queue_in, &mut self.queue_out] {
+            if let Err(error) = queue.flush() {
+                log::error!(error:%; "verdicts");
             }
         }
     }
 }
 
 impl Manager {
-    /// All of that at once; but the partner is shown that we live.
-    pub(super) fn destroy_sockets(&mut self) {
-        let mut removal = Removal::begin();
-        while !removal.is_done() {
-            removal = removal.step(&mut self.sockdiag, self.takeover.ours());
-            self.stay_alive();
-        }
-    }
-
     pub(super) fn receive_in(&mut self) {
         for _ in 0..BATCHES {
-            let now = self.start.elapsed();
-            let Manager { queue_in, filter, partner, heard_peer, .. } = self;
+            let now = self.now();
+            let Manager { packets: Packets { queue_in, heard_peer, .. }, filter, handover, link, .. } = self;
             let received = queue_in.recv_batch_with(|packet, verdicts| {
                 *heard_peer = true;
-                if filter.mode() == Mode::Passive && partner.forwards() {
+                if filter.mode() == Mode::Passive && handover.forwards() && link.is_some() {
                     // Whole and right, for nobody looks again.
                     if let Some(whole) = segment::completed(packet.payload, packet.checksum_ok()) {
-                        partner.forward(&whole);
+                        link.forward(&whole);
                     }
                     verdicts.drop_packet(packet.id);
                     return;
@@ -108,13 +96,13 @@ impl Manager {
                 Ok(0) => break,
                 Ok(n) => {
                     self.filter_actions();
-                    self.flush_verdicts();
+                    self.packets.flush();
                     // What has come since wakes the loop again.
                     if n < nfqueue::BATCH {
                         break;
                     }
                 }
-                Err(error) => return log::error!("inbound queue: {error}"),
+                Err(error) => return log::error!(error:%; "inbound queue"),
             }
         }
     }
@@ -122,15 +110,15 @@ impl Manager {
     /// Takes what the local TCP sends. False: there may be more.
     pub(super) fn receive_out(&mut self) -> bool {
         for _ in 0..BATCHES {
-            let now = self.start.elapsed();
-            let Manager { queue_out, filter, apps, sockdiag, host, .. } = self;
-            let received = queue_out.recv_batch(|packet| {
+            let now = self.now();
+            let Manager { packets, filter, apps, sockdiag, host, .. } = self;
+            let received = packets.queue_out.recv_batch(|packet| {
                 host.note_handshake(filter, packet.payload);
                 // What a packet carries was announced before it was sent: the announcement is read first.
-                apps::drain(apps, filter, now);
+                apps.drain(filter, now);
                 if let Some(tuple) = filter.asks_caller(packet.payload) {
                     let socket = sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
-                        log::warn!("the kernel does not say whose the connection {tuple} is: {error}");
+                        log::warn!(tuple:%, error:%; "the kernel does not say whose a connection is");
                         None
                     });
                     let number = |s: TcpSocket| outgoing::number(s.cookie, s.inode.into(), !filter.is_lent(s.cookie));
@@ -144,13 +132,13 @@ impl Manager {
                 Ok(n) => {
                     self.filter_actions();
                     self.track_handshakes();
-                    self.flush_verdicts();
+                    self.packets.flush();
                     if n < nfqueue::BATCH {
                         return true;
                     }
                 }
                 Err(error) => {
-                    log::error!("outbound queue: {error}");
+                    log::error!(error:%; "outbound queue");
                     return true;
                 }
             }
@@ -160,7 +148,7 @@ impl Manager {
 
     /// Does what the filter decided. Returns whether there was anything.
     pub(super) fn filter_actions(&mut self) -> bool {
-        let mut actions = std::mem::take(&mut self.actions);
+        let mut actions = std::mem::take(&mut self.packets.actions);
         self.filter.drain_actions(&mut actions);
         let any = !actions.is_empty();
         for (i, action) in actions.drain(..).enumerate() {
@@ -169,7 +157,7 @@ impl Manager {
                 self.stay_alive();
             }
         }
-        self.actions = actions;
+        self.packets.actions = actions;
         while let Some(tuple) = self.filter.poll_stranger() {
             self.reset_stranger(&tuple);
         }
@@ -183,44 +171,46 @@ impl Manager {
         if !self.sockdiag.find(tuple.local, tuple.peer).is_ok_and(|found| found.is_some_and(established)) {
             return;
         }
-        log::warn!("{tuple} is established here and not in the log: reset");
+        log::warn!(tuple:%; "a connection that is not in the log is established here: reset");
         match self.sockdiag.destroy(tuple.local, tuple.peer) {
             Ok(_) => self.filter.stranger_reset(),
-            Err(error) => log::warn!("cannot remove the kernel's socket {tuple}: {error}"),
+            Err(error) => log::warn!(tuple:%, error:%; "cannot remove a socket of the kernel's"),
         }
     }
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::AcceptIn(id) => self.queue_in.accept(id),
-            Action::DropIn(id) => self.queue_in.drop_packet(id),
+            Action::AcceptIn(id) => self.packets.queue_in.accept(id),
+            Action::DropIn(id) => self.packets.queue_in.drop_packet(id),
             Action::ModifyIn(id, bytes) => {
-                if let Err(error) = self.queue_in.accept_modified(id, &bytes) {
-                    log::error!("verdict: {error}");
+                if let Err(error) = self.packets.queue_in.accept_modified(id, &bytes) {
+                    log::error!(error:%; "verdict");
                 }
             }
-            Action::AcceptOut(id) => self.queue_out.accept(id),
-            Action::DropOut(id) => self.queue_out.drop_packet(id),
+            Action::AcceptOut(id) => self.packets.queue_out.accept(id),
+            Action::DropOut(id) => self.packets.queue_out.drop_packet(id),
             Action::ModifyOut(id, bytes) => {
-                if let Err(error) = self.queue_out.accept_modified(id, &bytes) {
-                    log::error!("verdict: {error}");
+                if let Err(error) = self.packets.queue_out.accept_modified(id, &bytes) {
+                    log::error!(error:%; "verdict");
                 }
             }
             Action::Inject(bytes) => {
-                if let Err(error) = self.raw_local.send(&bytes) {
-                    log::debug!("injected packet: {error}");
+                if let Err(error) = self.packets.raw_local.send(&bytes) {
+                    log::debug!(error:%; "injected packet");
                 }
             }
             Action::SendPeer(bytes) => self.send_raw(&bytes),
             Action::Forward(bytes) => {
-                self.partner.forward(&bytes);
+                if self.handover.forwards() {
+                    self.link.forward(&bytes);
+                }
             }
             Action::Probed(session) => self.restore_probed(session),
             Action::AskAlive(channel) => self.ask_alive(channel),
             Action::AskUnread(session) => self.ask_unread(session),
             Action::Destroy(tuple) => {
                 if let Err(error) = self.sockdiag.destroy(tuple.local, tuple.peer) {
-                    log::warn!("cannot end {tuple} for the application: {error}");
+                    log::warn!(tuple:%, error:%; "cannot end a connection for the application");
                 }
             }
             Action::AskListener(tuple) => {
@@ -230,15 +220,15 @@ impl Manager {
             Action::AskClosed(session) => self.ask_closed(session),
             Action::AskAsleep(channel, thread) => self.ask_asleep(channel, thread),
             Action::Ended(session, tuple, reason) => {
-                log::debug!("session {session} {tuple} ended: {reason:?}");
+                log::debug!(session, tuple:%, reason:?; "a session ended");
                 self.takeover.forget(session);
             }
         }
     }
 
     pub(super) fn send_raw(&mut self, packet: &[u8]) {
-        if let Err(error) = self.raw.send(packet) {
-            log::debug!("raw packet: {error}");
+        if let Err(error) = self.packets.raw.send(packet) {
+            log::debug!(error:%; "raw packet");
             if error.raw_os_error() == Some(libc::EMSGSIZE) {
                 // Longer than our own interface takes.
                 let now = self.now();
@@ -250,22 +240,14 @@ impl Manager {
     /// What routers say of packets that were too long for them.
     pub(super) fn receive_path_mtu(&mut self) {
         let now = self.now();
-        let Manager { path_mtu, filter, .. } = self;
-        path_mtu.receive(MESSAGES, |quoted, mtu| filter.too_long(now, quoted, mtu));
-    }
-
-    pub(super) fn flush_verdicts(&mut self) {
-        for queue in [&mut self.queue_in, &mut self.queue_out] {
-            if let Err(error) = queue.flush() {
-                log::error!("verdicts: {error}");
-            }
-        }
+        let Manager { packets, filter, .. } = self;
+        packets.path_mtu.receive(MESSAGES, |quoted, mtu| filter.too_long(now, quoted, mtu));
     }
 
     /// Peers that were heard are evidence that we are not cut off; once a round is enough.
     pub(super) fn note_peers(&mut self) {
-        if std::mem::take(&mut self.heard_peer) && matches!(self.role.role(), Role::Master | Role::Fenced) {
-            self.role.handle(self.start.elapsed(), RoleInput::Reach(true));
+        if std::mem::take(&mut self.packets.heard_peer) && matches!(self.role.role(), Role::Master | Role::Fenced) {
+            self.role.handle(self.now(), RoleInput::Reach(true));
         }
     }
 
@@ -277,7 +259,7 @@ impl Manager {
         while self.now() < until {
             self.settle();
             if let Err(error) = self.poller.wait(Duration::ZERO, &mut ready) {
-                return log::error!("{error}");
+                return log::error!(error:%; "cannot wait for events");
             }
             for event in ready.drain(..) {
                 if matches!(event.token, Token::QueueIn | Token::QueueOut | Token::Link) {

@@ -2,12 +2,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
+use rustix::process::{
+    getpid, kill_process, pidfd_open, pidfd_send_signal, set_child_subreaper, waitpid, Pid, PidfdFlags, Signal, WaitOptions,
+};
 use tcpr_session::Now;
 
 /// Wait before a program that crashes again soon is started again; doubled with each such crash. The first time it is not
@@ -45,7 +48,7 @@ pub struct Program {
     replaced: bool,
     start_at: Option<Now>,
     /// Children that this process had before: whoever became `tcpr run` by exec had started them.
-    not_ours: Vec<libc::pid_t>,
+    not_ours: Vec<Pid>,
     /// How often it was started.
     pub starts: u64,
     /// What became of it last, until one of its processes joins.
@@ -56,9 +59,8 @@ impl Program {
     /// Nothing runs yet; it is to be started at once. From now on this process is the parent of what the program's
     /// processes leave behind when they end.
     pub fn new(spec: ProgramSpec, environment: Vec<(String, String)>, now: Now) -> Program {
-        // SAFETY: no pointers are passed.
-        if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } < 0 {
-            log::warn!("the program's own children may outlive it: {}", io::Error::last_os_error());
+        if let Err(error) = set_child_subreaper(Some(getpid())) {
+            log::warn!(error:%; "the program's own children may outlive it");
         }
         let (child, not_ours) = (None, children());
         let (back_off, start_at) = (Duration::ZERO, Some(now));
@@ -127,13 +129,8 @@ impl Program {
                 return Err(error);
             }
         };
-        // SAFETY: no pointers; the pid is that of our own child, which is not reaped yet.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id() as libc::pid_t, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a descriptor just made, owned by nobody else.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        // The number is still that of our child, for nobody has reaped it.
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
         let raw = pidfd.as_raw_fd();
         self.child = Some((child, pidfd));
         self.since = now;
@@ -179,7 +176,7 @@ impl Program {
     /// Kills it, to be started again when it has ended.
     pub fn replace(&mut self) {
         self.replaced = self.child.is_some();
-        self.signal(libc::SIGKILL);
+        self.signal(Signal::KILL);
     }
 
     /// Whether its end was that of [`Program::replace`]; asked once.
@@ -188,19 +185,16 @@ impl Program {
     }
 
     /// Sends it a signal; if it has ended, nothing happens.
-    pub fn signal(&self, signal: libc::c_int) {
+    pub fn signal(&self, signal: Signal) {
         if let Some((_, pidfd)) = &self.child {
-            // SAFETY: no pointers but a null one that the call allows; the pidfd is ours.
-            unsafe {
-                libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
-            };
+            let _ended = pidfd_send_signal(pidfd, signal).is_err();
         }
     }
 
     /// Kills it with all its processes and waits for their end: with many connections that may take a while.
     pub fn kill(&mut self, mut meanwhile: impl FnMut()) {
         self.replaced = false;
-        self.signal(libc::SIGKILL);
+        self.signal(Signal::KILL);
         if let Some((mut child, _)) = self.child.take() {
             let status = loop {
                 match child.try_wait() {
@@ -209,7 +203,7 @@ impl Program {
                 }
             };
             if let Err(error) = status {
-                log::warn!("waiting for the program's end: {error}");
+                log::warn!(error:%; "waiting for the program's end");
             }
         }
         self.kill_the_rest(meanwhile);
@@ -224,14 +218,13 @@ impl Program {
             if children.is_empty() {
                 return;
             }
-            log::info!("killing {} processes that the program left behind", children.len());
+            log::info!(processes = children.len(); "killing what the program left behind");
             for pid in &children {
-                // SAFETY: no pointers; a child of ours that nobody has reaped, so the number is still its own.
-                unsafe { libc::kill(*pid, libc::SIGKILL) };
+                // A child of ours that nobody has reaped: the number is still its own.
+                let _ended = kill_process(*pid, Signal::KILL).is_err();
             }
             for pid in children {
-                // SAFETY: no pointers but a null one that the call allows.
-                while unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) } == 0 {
+                while matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
                     nap(&mut meanwhile);
                 }
             }
@@ -251,12 +244,12 @@ impl Program {
                 }
                 info.si_pid()
             };
-            if pid == 0 || self.pid() == u32::try_from(pid).ok() {
+            let Some(pid) = Pid::from_raw(pid) else { return };
+            if self.child.as_ref().is_some_and(|(child, _)| Pid::from_child(child) == pid) {
                 return;
             }
             self.not_ours.retain(|other| *other != pid);
-            // SAFETY: no pointers but a null one that the call allows.
-            unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+            let _gone = waitpid(Some(pid), WaitOptions::NOHANG).is_err();
         }
     }
 }
@@ -268,10 +261,10 @@ fn nap(meanwhile: &mut impl FnMut()) {
 }
 
 /// The processes whose parent we are.
-fn children() -> Vec<libc::pid_t> {
+fn children() -> Vec<Pid> {
     let me = std::process::id();
     let of = |entry: std::fs::DirEntry| {
-        let pid: libc::pid_t = entry.file_name().to_str()?.parse().ok()?;
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
         let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
         // PID (NAME) STATE PARENT; the name may hold anything.
         let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;

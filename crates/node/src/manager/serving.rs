@@ -28,7 +28,7 @@ pub(super) struct Serving {
 
 impl Serving {
     pub(super) fn new(ours: Ours) -> Serving {
-        let watch = Watch::new(ours).map_err(|error| log::warn!("cannot watch who serves the protected ports: {error}")).ok();
+        let watch = Watch::new(ours).map_err(|error| log::warn!(error:%; "cannot watch who serves the protected ports")).ok();
         Serving { watch, due: Duration::ZERO, seen: None, trouble: None, said: None, told: BTreeSet::new() }
     }
 
@@ -40,7 +40,7 @@ impl Serving {
 impl Manager {
     /// Processes that have joined, and are the same programs as then.
     pub(super) fn applications(&self) -> usize {
-        self.apps.values().filter(|app| app.has_joined()).count()
+        self.apps.telling().count()
     }
 
     /// Why nobody here would serve the sessions after a failover.
@@ -68,7 +68,7 @@ impl Manager {
             return;
         }
         self.serving.due = now + if self.serving.trouble.is_some() { LOOK_AGAIN } else { LOOK };
-        let joined = self.apps.values().filter(|app| app.has_joined()).map(|app| app.channel.pid()).collect();
+        let joined = self.apps.telling().collect();
         let told = self.serving.told.iter().copied().collect();
         let Some(watch) = &mut self.serving.watch else { return };
         if let Some(seen) = watch.take() {

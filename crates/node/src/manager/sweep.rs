@@ -61,7 +61,7 @@ impl Manager {
         }
         let stage = std::mem::take(&mut self.sweep.stage);
         self.sweep.stage = self.sweep_step(now, stage).unwrap_or_else(|error| {
-            log::warn!("cannot list the kernel's connections: {error}");
+            log::warn!(error:%; "cannot list the kernel's connections");
             Stage::Idle
         });
         self.sweep.spent += self.now() - now;
@@ -102,7 +102,7 @@ impl Manager {
                     let inner = self.filter.inner(&tuple);
                     // A list may lack what changed its place meanwhile.
                     if matches!(self.sockdiag.find(inner.local, inner.peer), Ok(None)) {
-                        log::info!("session {session} {tuple}: the kernel has given it up");
+                        log::info!(session, tuple:%; "the kernel has given a connection up");
                         self.filter.swept(now, &tuple);
                     }
                 }

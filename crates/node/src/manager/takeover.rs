@@ -1,18 +1,19 @@
 //! Restoring sessions and handing them over (docs/design.md, "Takeover").
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::fs;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tcpr_session::filter::{HandOut, Mode, RestoreSpec, Waits};
+use tcpr_session::filter::{HandOut, Mode, RestoreSpec};
 use tcpr_session::role::Role;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
+use super::acceptors::{self, Accepts};
+use super::doorbells::{Decision, Doorbells, RING_AGAIN};
 use super::program::Program;
 use super::sharing::{Sharing, HOLD};
 use super::Manager;
@@ -28,20 +29,11 @@ const BARRIER: Duration = Duration::from_secs(3);
 const BARRIER_UNTIL_LISTENING: Duration = Duration::from_secs(30);
 /// The barrier goes on as long as the application accepts, up to this.
 const MOST_BARRIER: Duration = Duration::from_secs(10);
-/// How long a doorbell may wait, and nobody accept, before another one is rung: for a wait that is woken by what comes only
-/// (EPOLLET), or another of several listeners (SO_REUSEPORT).
-const RING_AGAIN: Duration = Duration::from_millis(5);
-/// One that accepts all that is there need not be rung for each.
-const RING_SELDOM: Duration = Duration::from_millis(1);
-/// Most doorbells that wait at once with a listener: fewer than a small accept queue takes.
-const MOST_BELLS: usize = 8;
 /// A session that nobody has accepted, and of all others nobody one, for so long is reset; the same where nobody listens.
 const ACCEPT_WAIT: Duration = Duration::from_secs(10);
 const LISTEN_WAIT: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(200);
-/// How many processes of the program are looked at, at the most.
-const MOST_PROCESSES: usize = 256;
 /// How often a listener is asked what has yet to be accepted.
 const ACCEPTED_AGAIN: Duration = Duration::from_millis(1);
 /// How often an application without a listener is looked at again.
@@ -83,27 +75,6 @@ struct Out {
     stashed: bool,
 }
 
-/// The doorbells of one port.
-#[derive(Default)]
-struct Bells {
-    rung: Vec<TcpStream>,
-    /// When the last one was rung, or a session accepted; and how many sessions there were then.
-    at: Now,
-    left: usize,
-    /// Each session takes a doorbell off the queue: several processes accept, or a wait is woken by what comes only.
-    each: bool,
-    /// How many listeners there are, when that was looked at, and who accepts.
-    listeners: usize,
-}
-
-/// How a port is accepted from.
-struct Accepts {
-    /// Somebody accepts without a hook: no library in a process that has the listener, or a queue of system calls (io_uring).
-    /// It would take a doorbell for a client.
-    around_hooks: bool,
-    waits: Waits,
-}
-
 /// A process that waits for others to ask first.
 struct Asking {
     channel: u32,
@@ -132,7 +103,7 @@ pub(super) struct Takeover {
     most_files: u64,
     /// How many sockets there were when no more could be made.
     most_ready: usize,
-    bells: HashMap<u16, Bells>,
+    doorbells: Doorbells,
     out: Vec<Out>,
     /// How many sessions the filter awaited when doorbells were looked at.
     awaited: usize,
@@ -154,13 +125,9 @@ pub(super) struct Takeover {
     /// Sessions of which it was said that they were reset for want of their other half.
     unpaired_said: u64,
     spent: Duration,
-    pub report: Report,
-    /// As the old master: a handover was started and is not over.
-    pub handing_over: bool,
-    /// As the old master: resets of sessions that ended just before, for when the new one is known to know it.
-    pub farewells: Vec<Vec<u8>>,
+    report: Report,
     /// The program has died, and its sessions wait for somebody to serve them.
-    pub died: bool,
+    died: bool,
 }
 
 impl Takeover {
@@ -179,7 +146,7 @@ impl Takeover {
             files_at: None,
             most_files: 0,
             most_ready: 0,
-            bells: HashMap::new(),
+            doorbells: Doorbells::default(),
             out: Vec::new(),
             awaited: 0,
             sharing: HashMap::new(),
@@ -194,8 +161,6 @@ impl Takeover {
             unpaired_said: 0,
             spent: Duration::ZERO,
             report: Report::default(),
-            handing_over: false,
-            farewells: Vec::new(),
             died: false,
         }
     }
@@ -206,8 +171,17 @@ impl Takeover {
         probing.into_iter().chain(bells).chain(rest).flatten().min()
     }
 
-    pub(super) fn handover_under_way(&self) -> bool {
-        self.handing_over
+    pub(super) fn report(&self) -> Report {
+        self.report
+    }
+
+    /// The program has died, and its sessions wait for somebody to serve them.
+    pub(super) fn has_died(&self) -> bool {
+        self.died
+    }
+
+    pub(super) fn set_died(&mut self, died: bool) {
+        self.died = died;
     }
 
     pub(super) fn ours(&self) -> &Ours {
@@ -260,12 +234,12 @@ impl Takeover {
     pub(super) fn abandon(&mut self) {
         for ready in self.ready.drain().flat_map(|(_, queue)| queue) {
             if let Err((_, error)) = repair::close_silently(ready.socket) {
-                log::warn!("cannot close a restored socket silently: {error}");
+                log::warn!(error:%; "cannot close a restored socket silently");
             }
         }
         self.waiting.clear();
         self.files_at = None;
-        self.bells.clear();
+        self.doorbells.clear();
         self.out.clear();
         self.sharing.clear();
         self.asking_until = None;
@@ -286,7 +260,7 @@ impl Manager {
     /// The store is ours: probe every peer, and restore each session as its answer comes.
     pub(super) fn begin_takeover(&mut self, now: Now) {
         self.filter.take_over(now);
-        self.takeover.farewells.clear();
+        self.handover.forget_farewells();
         self.begin_restoring(now);
     }
 
@@ -294,12 +268,12 @@ impl Manager {
     /// yet (a handover is under way, or this member is cut off) it is done when it can.
     pub(super) fn recover_here(&mut self, now: Now) {
         let serves = matches!(self.filter.mode(), Mode::Active | Mode::Restoring);
-        let held_up = self.role.role() != Role::Master || !self.host.may_take_address();
+        let held_up = self.role.role() != Role::Master || !self.may_take_address();
         self.takeover.died = self.filter.mode() != Mode::Passive && (!serves || held_up);
         if !serves || self.takeover.died {
             return;
         }
-        log::info!("{} sessions wait for the program to come back", self.filter.store().len());
+        log::info!(sessions = self.filter.store().len(); "sessions wait for the program to come back");
         // What the kernel has of the dead program's sockets may say nothing any more, be it asked for or not: what is
         // still to be said will be said by the restored ones. Packets that are queued belong to the old sockets.
         self.filter.set_fenced(now, true);
@@ -415,7 +389,7 @@ impl Manager {
         if made.as_ref().is_err_and(|e| e.errno() == Some(libc::ENETUNREACH)) {
             // A machine that stood still for so long that the virtual IP ran out.
             self.stay_alive();
-            self.vip_add(before);
+            self.take_address(before);
             made = make_socket(&spec);
         }
         let now = self.now();
@@ -440,14 +414,13 @@ impl Manager {
                     session,
                     absorb: spec.absorb,
                     greeted: spec.greeted,
-                    input_pending: u64::from(spec.input_pending),
                     options: spec.options,
                 };
                 self.takeover.ready.entry(spec.tuple.local.port()).or_default().push_back(Ready { info, socket });
                 self.takeover.look_at.get_or_insert(now + LOOK);
             }
             Err(error) => {
-                log::error!("cannot restore session {session} {}: {error}", spec.tuple);
+                log::error!(session, tuple:% = spec.tuple, error:%; "cannot restore a session");
                 self.filter.restore_failed(now, session);
             }
         }
@@ -459,9 +432,7 @@ impl Manager {
         let t = &mut self.takeover;
         let made = t.made();
         if t.waiting.is_empty() {
-            log::info!(
-                "sockets are made as the application takes them: {made} and no more fit into this process (RLIMIT_NOFILE)"
-            );
+            log::info!(made; "sockets are made as the application takes them: no more fit into this process (RLIMIT_NOFILE)");
         }
         t.most_ready = made.max(1);
         t.files_at = Some(now + FILES_AGAIN);
@@ -492,11 +463,11 @@ impl Manager {
     /// What does not wait until all sessions are asked for and restored: our heartbeat, and the virtual IP's lifetime.
     pub(super) fn stay_alive(&mut self) {
         let now = self.now();
-        self.note_pause();
+        self.clock.note_pause();
         // The machine may have stood still, and somebody else be master.
         self.role.note_time(now);
         self.beat_if_due(now);
-        self.vip_timers(now);
+        self.keep_address(now);
     }
 
     /// Removes what an earlier life of this member left in the kernel under a name that a session needs. False: there is
@@ -507,11 +478,11 @@ impl Manager {
         // other port a program may have chosen for itself; what no process has is no program's.
         let of_service = self.config.service.ports.iter().any(|p| p.port == tuple.local.port());
         if there.state == state::SYN_SENT || there.inode != 0 && !of_service {
-            log::info!("session {session}: {tuple} is another connection's here, in state {}", there.state);
+            log::info!(session, tuple:%, state = there.state; "a session's addresses are another connection's here");
             return false;
         }
         let removed = self.sockdiag.destroy_this(&there);
-        log::info!("session {session}: removed a socket in state {}: {removed:?}", there.state);
+        log::info!(session, state = there.state, removed:?; "removed a socket that had a session's addresses");
         removed.is_ok_and(|removed| removed)
     }
 
@@ -530,9 +501,7 @@ impl Manager {
             // Handed out is not yet accepted: until the barrier falls the hook keeps asking.
             let waiting = waiting.max(self.filter.unaccepted());
             let pending = if restoring { self.filter.not_handed_over().max(waiting) } else { waiting };
-            for app in self.apps.values() {
-                app.channel.set_pending(port.port, pending as u32);
-            }
+            self.apps.set_pending(port.port, pending as u32);
         }
     }
 
@@ -562,43 +531,24 @@ impl Manager {
             // A Listen rings.
             return None;
         }
-        if t.bells.entry(port).or_default().listeners == 0 && self.who_accepts(port).around_hooks {
-            log::info!("port {port} is accepted by system calls that no hook sees: its sessions come out of its listener");
+        if t.doorbells.listeners(port).is_none() && self.who_accepts(port).around_hooks {
+            log::info!(port; "a port is accepted by system calls that no hook sees: its sessions come out of its listener");
             self.splice_port(now, port);
             return None;
         }
-        let bells = self.takeover.bells.entry(port).or_default();
-        bells.rung.retain(doorbell::waits);
-        let most = MOST_BELLS * bells.listeners;
-        let progress = bells.left.saturating_sub(left);
-        let due = match bells.rung.len() {
-            0 if bells.each || !alone || progress <= 1 => now,
-            0 => bells.at + RING_SELDOM,
-            _ if more => now,
-            n if n >= most => return Some(now + RING_AGAIN),
-            _ if progress > 0 => now + RING_AGAIN,
-            _ => bells.at + RING_AGAIN,
-        };
-        if progress > 0 {
-            (bells.at, bells.left) = (now, left);
-        }
-        if due > now || bells.rung.len() >= left.min(most) {
-            return Some(due.max(now + RING_SELDOM));
-        }
-        let each = bells.each || !alone || !bells.rung.is_empty();
-        (bells.at, bells.left) = (now, left);
-        if !std::mem::replace(&mut bells.each, each) && each {
-            // Known before it can be heard.
-            self.apps.values().for_each(|app| app.channel.set_each_rings(port, true));
+        match self.takeover.doorbells.decide(now, port, left, alone, more) {
+            Decision::Later(at) => return Some(at),
+            Decision::Ring { each: true } => self.apps.set_each_rings(port),
+            Decision::Ring { each: false } => {}
         }
         match self.ring(port) {
             Ok(bell) => {
-                log::debug!("rang the doorbell of port {port}");
-                self.takeover.bells.entry(port).or_default().rung.push(bell);
+                log::debug!(port; "rang the doorbell");
+                self.takeover.doorbells.rung(port, bell);
                 Some(now + RING_AGAIN)
             }
             Err(error) => {
-                log::debug!("doorbell of port {port}: {error}");
+                log::debug!(port, error:%; "cannot ring the doorbell");
                 Some(now + DOORBELL_AGAIN)
             }
         }
@@ -607,8 +557,8 @@ impl Manager {
     fn ring(&mut self, port: u16) -> io::Result<TcpStream> {
         // The listener may take one family only.
         let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
-        for vip in &self.vips {
-            result = doorbell::ring(vip.addr(), port);
+        for addr in self.virtual_ip.addrs() {
+            result = doorbell::ring(addr, port);
             if result.is_ok() {
                 break;
             }
@@ -662,7 +612,7 @@ impl Manager {
         ports.dedup();
         for port in ports {
             // Which of several listeners one reaches, the kernel chooses.
-            let listeners = self.takeover.bells.get(&port).map_or(1, |bells| bells.listeners);
+            let listeners = self.takeover.doorbells.listeners(port).unwrap_or(1);
             for _ in 0..if listeners > 1 { 2 * listeners } else { 1 } {
                 self.ring_port(now, port, true);
             }
@@ -699,14 +649,14 @@ impl Manager {
         let n = out.len();
         let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
         let more = queue.iter().any(|r| !self.filter.is_later(r.info.session)) || self.takeover.waiting.keys().any(of_port);
-        let Some(app) = self.apps.get(&channel) else {
+        let sessions = out.iter().map(|r| r.info.clone()).collect();
+        let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
+        let Some(told) = self.apps.answer(channel, number, Reply::Recovered { sessions, more }, &descriptors) else {
             self.takeover.ready.entry(port).or_default().extend(out);
             return;
         };
-        let sessions = out.iter().map(|r| r.info.clone()).collect();
-        let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
-        if let Err(error) = app.channel.reply(number, Reply::Recovered { sessions, more }, &descriptors) {
-            log::error!("cannot hand sessions over: {error:?}");
+        if let Err(error) = told {
+            log::error!(error:%; "cannot hand sessions over");
             self.takeover.ready.entry(port).or_default().extend(out);
         } else if n > 0 {
             out.iter().for_each(|r| self.filter.handed_out(now, r.info.session));
@@ -741,8 +691,9 @@ impl Manager {
         if unpaired != self.takeover.unpaired_said {
             let more = unpaired - std::mem::replace(&mut self.takeover.unpaired_said, unpaired);
             log::warn!(
-                "reset {more} sessions: it is not known which connection of the program belongs to which client, or that \
-                 was not made again; see \"Connections that the program makes\" in docs/guarantees.md"
+                reset = more;
+                "sessions are reset: it is not known which connection of the program belongs to which client, or that was not \
+                 made again; see \"Connections that the program makes\" in docs/guarantees.md"
             );
         }
         let refused = self.takeover.gate_until.is_some();
@@ -774,45 +725,15 @@ impl Manager {
         self.takeover.sharing.clear();
         self.takeover.report.done_us = (now - started).as_micros() as u64;
         self.publish_pending();
-        log::info!("takeover done: {:?}", self.takeover.report);
+        log::info!(report:? = self.takeover.report; "takeover done");
     }
 
     /// How a port is accepted from.
     fn who_accepts(&mut self, port: u16) -> Accepts {
         let listeners = self.sockdiag.listener_inodes(port).unwrap_or_default();
-        self.takeover.bells.entry(port).or_default().listeners = listeners.len().max(1);
-        let mut processes: Vec<u32> = self.apps.values().map(|app| app.channel.pid()).collect();
-        let joined = processes.clone();
-        processes.extend(self.program.as_ref().and_then(Program::pid));
-        let mut next = 0;
-        while let Some(&pid) = processes.get(next).filter(|_| next < MOST_PROCESSES) {
-            next += 1;
-            for child in children(pid) {
-                if !processes.contains(&child) {
-                    processes.push(child);
-                }
-            }
-        }
-        let mut accepts = Accepts { around_hooks: false, waits: Waits::Level };
-        for pid in processes {
-            let (mut listens, mut ring) = (false, false);
-            for link in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-                let Ok(target) = fs::read_link(link.path()) else { continue };
-                let target = target.to_string_lossy();
-                let inode = target.strip_prefix("socket:[").and_then(|t| t.strip_suffix(']')).and_then(|n| n.parse().ok());
-                listens |= inode.is_some_and(|inode: u32| listeners.contains(&inode));
-                ring |= target == "anon_inode:[io_uring]";
-                if target == "anon_inode:[eventpoll]" && waits_for_edges(pid, &link.file_name().to_string_lossy(), &listeners) {
-                    accepts.waits = Waits::Edge;
-                }
-            }
-            let hooks = || {
-                joined.contains(&pid)
-                    || fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/libtcpr"))
-            };
-            accepts.around_hooks |= listens && (ring || !hooks());
-        }
-        accepts
+        self.takeover.doorbells.note_listeners(port, listeners.len());
+        let joined: Vec<u32> = self.apps.processes().collect();
+        acceptors::look(&listeners, &joined, self.program.as_ref().and_then(Program::pid))
     }
 
     /// Once somebody has accepted from a listener it is known who does, and has set up what he waits with.
@@ -825,7 +746,7 @@ impl Manager {
                 }
                 Ok(Some(_)) => {
                     let Accepts { around_hooks, waits } = self.who_accepts(port);
-                    log::debug!("port {port} is accepted from around hooks: {around_hooks}, {waits:?}");
+                    log::debug!(port, around_hooks, waits:?; "it is known how a port is accepted from");
                     if around_hooks {
                         self.splice_port(now, port);
                     }
@@ -833,7 +754,7 @@ impl Manager {
                 }
                 // The next one that the listener makes is asked for.
                 Ok(None) => {}
-                Err(error) => log::warn!("cannot see whether {tuple} was accepted: {error}"),
+                Err(error) => log::warn!(tuple:%, error:%; "cannot see whether a connection was accepted"),
             }
         }
         self.takeover.ask_how_at = (!self.takeover.asked_how.is_empty()).then_some(now + ACCEPTED_AGAIN);
@@ -846,7 +767,7 @@ impl Manager {
         for ready in self.takeover.ready.remove(&port).unwrap_or_default() {
             let session = ready.info.session;
             if let Err((_, error)) = repair::close_silently(ready.socket) {
-                log::warn!("cannot close a restored socket silently: {error}");
+                log::warn!(error:%; "cannot close a restored socket silently");
             }
             self.filter.unmade(session);
             self.filter.splice(now, session);
@@ -860,7 +781,7 @@ impl Manager {
     fn somebody_listens(&mut self) -> bool {
         let told = self.config.service.ports.iter().any(|p| self.takeover.has_listener(p.port));
         told || self.sockdiag.listens(&self.takeover.ours).unwrap_or_else(|error| {
-            log::warn!("cannot see who listens: {error}");
+            log::warn!(error:%; "cannot see who listens");
             false
         })
     }
@@ -874,7 +795,7 @@ impl Manager {
         // It may be about to be told.
         let before = std::mem::take(&mut self.takeover.untold);
         for &port in ports.iter().filter(|port| before.contains(port)) {
-            log::info!("no library has told who listens on port {port}: its sessions come out of its listener");
+            log::info!(port; "no library has told who listens on a port: its sessions come out of its listener");
             self.splice_port(now, port);
         }
         self.takeover.untold = ports;
@@ -897,7 +818,7 @@ impl Manager {
         }
         for ready in std::mem::take(&mut t.ready).into_values().flatten() {
             if let Err((_, error)) = repair::close_silently(ready.socket) {
-                log::warn!("cannot close a restored socket silently: {error}");
+                log::warn!(error:%; "cannot close a restored socket silently");
             }
         }
         t.waiting.clear();
@@ -906,11 +827,11 @@ impl Manager {
         for end in self.filter.give_up_unaccepted(now, |end| sockdiag.find(end.local, end.peer).is_ok_and(in_use)) {
             // In the hands of a process, or of the listener.
             if let Err(error) = self.sockdiag.destroy(end.local, end.peer) {
-                log::debug!("{end}: {error}");
+                log::debug!(tuple:% = end, error:%; "cannot remove a socket of the kernel's");
             }
         }
         let reset = left - self.filter.never_accepted();
-        log::error!("nobody has accepted {reset} recovered sessions: they are reset");
+        log::error!(reset; "nobody has accepted recovered sessions: they are reset");
         self.filter.lift_barrier(now);
         self.filter_actions();
         self.publish_pending();
@@ -968,7 +889,7 @@ impl Manager {
             self.takeover.accepted_at = Some(now + ACCEPTED_AGAIN);
             if self.filter.mode() == Mode::Restoring && self.filter.unprobed() == 0 {
                 if let Err(error) = self.look_accepted(now) {
-                    log::warn!("cannot see what waits to be accepted: {error}");
+                    log::warn!(error:%; "cannot see what waits to be accepted");
                 }
             }
         }
@@ -976,31 +897,11 @@ impl Manager {
             self.takeover.barrier_until = None;
             let left = self.filter.not_handed_over();
             if left > 0 {
-                log::warn!("the application has not accepted {left} recovered sessions; going on without");
+                log::warn!(left; "the application has not accepted all recovered sessions; going on without");
             }
             self.filter.lift_barrier(now);
         }
     }
-}
-
-/// Whether an epoll instance of a process waits edge-triggered for one of these listeners.
-fn waits_for_edges(pid: u32, epoll: &str, listeners: &[u32]) -> bool {
-    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{epoll}")).unwrap_or_default();
-    info.lines().filter(|line| line.starts_with("tfd:")).any(|line| {
-        // tfd: 5 events: 80000019 data: 5 pos:0 ino:1a2b sdev:9
-        let words: Vec<&str> = line.split_whitespace().flat_map(|word| word.split_inclusive(':')).collect();
-        let of = |name| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1));
-        let hexadecimal = |name| of(name).and_then(|value| u32::from_str_radix(value, 16).ok());
-        let edge = hexadecimal("events:").is_some_and(|events| events & libc::EPOLLET as u32 != 0);
-        edge && hexadecimal("ino:").is_some_and(|inode| listeners.contains(&inode))
-    })
-}
-
-/// The children of all threads of a process.
-fn children(pid: u32) -> Vec<u32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 fn make_socket(spec: &RestoreSpec) -> Result<OwnedFd, repair::RestoreError> {

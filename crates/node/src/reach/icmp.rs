@@ -5,12 +5,12 @@ use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-const ECHO_REPLY: u8 = 0;
-const ECHO_REQUEST: u8 = 8;
+use etherparse::icmpv4::TYPE_ECHO_REPLY;
+use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Slice, Icmpv4Type, Ipv4HeaderSlice};
+
 // From linux/icmp.h.
 const SOL_RAW: libc::c_int = 255;
 const ICMP_FILTER: libc::c_int = 1;
-const LENGTH: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Icmp {
@@ -36,7 +36,7 @@ impl Icmp {
         // SAFETY: `fd` was just opened and nobody else knows it.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         // A set bit hides that type. Without the filter every ICMP message of the machine would wake us.
-        let hidden: u32 = !(1 << ECHO_REPLY);
+        let hidden: u32 = !(1 << TYPE_ECHO_REPLY);
         // SAFETY: the pointer and the length are those of `hidden`, which outlives the call.
         let rc = unsafe { libc::setsockopt(fd, SOL_RAW, ICMP_FILTER, (&raw const hidden).cast(), size_of_val(&hidden) as u32) };
         if rc < 0 {
@@ -50,13 +50,9 @@ impl Icmp {
     }
 
     pub(super) fn send(&self, to: Ipv4Addr) -> io::Result<()> {
-        let mut m = [0u8; LENGTH];
-        m[0] = ECHO_REQUEST;
-        m[4..6].copy_from_slice(&self.id.to_be_bytes());
-        m[6..8].copy_from_slice(&self.sequence.to_be_bytes());
-        m[8..16].copy_from_slice(&self.cookie);
-        let sum = checksum(&m);
-        m[2..4].copy_from_slice(&sum.to_be_bytes());
+        let request = Icmpv4Type::EchoRequest(IcmpEchoHeader { id: self.id, seq: self.sequence });
+        let header = Icmpv4Header::with_checksum(request, &self.cookie);
+        let m = [&header.to_bytes()[..], &self.cookie].concat();
         let address = libc::sockaddr_in {
             sin_family: libc::AF_INET as u16,
             sin_port: 0,
@@ -104,7 +100,7 @@ impl Icmp {
                 // Anything else is an error that the network reported for an earlier question; reading it
                 // has taken it off the socket.
                 if e.kind() != io::ErrorKind::Interrupted {
-                    log::debug!("reachability: {e}");
+                    log::debug!(error:% = e; "reachability");
                 }
                 continue;
             }
@@ -115,14 +111,13 @@ impl Icmp {
     }
 
     fn answer(&self, packet: &[u8]) -> Option<Ipv4Addr> {
-        let header = usize::from(packet.first()? & 0xf) * 4;
-        let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
-        let m = packet.get(header..header + LENGTH)?;
-        let sequence = u16::from_be_bytes([m[6], m[7]]);
+        let ip = Ipv4HeaderSlice::from_slice(packet).ok()?;
+        let message = Icmpv4Slice::from_slice(packet.get(ip.slice().len()..)?).ok()?;
+        let Icmpv4Type::EchoReply(echo) = message.icmp_type() else { return None };
         // 1 is the round that was sent last.
-        let age = self.sequence.wrapping_sub(sequence);
-        let ours = m[0] == ECHO_REPLY && m[4..6] == self.id.to_be_bytes() && m[8..16] == self.cookie;
-        (ours && (1..=self.rounds).contains(&age)).then(|| source.into())
+        let age = self.sequence.wrapping_sub(echo.seq);
+        let ours = echo.id == self.id && message.payload().starts_with(&self.cookie);
+        (ours && (1..=self.rounds).contains(&age)).then(|| ip.source_addr())
     }
 }
 
@@ -130,10 +125,4 @@ impl AsRawFd for Icmp {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
-}
-
-fn checksum(data: &[u8]) -> u16 {
-    let sum: u32 = data.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c[1]]))).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !((sum + (sum >> 16)) as u16)
 }
