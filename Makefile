@@ -1,5 +1,5 @@
 # tcpr: make demo, make test. Both install what they need (as root, on Debian or Ubuntu) and build.
-.PHONY: all deps test-deps bench-deps build examples demo lint test soak bench install clean
+.PHONY: all deps test-deps bench-deps build examples demo lint test soak fuzz bench install clean
 
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
@@ -65,10 +65,12 @@ $(EXAMPLES)/%: examples/%.c include/tcpr.h
 demo: build
 	$(RELEASE)/tcpr demo
 
-# The form of the code; the rules are in rustfmt.toml and Cargo.toml.
+# The form of the code, its documentation, and its dependencies. The rules are in rustfmt.toml, Cargo.toml and deny.toml.
 lint: deps
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --workspace --all-targets --features tcpr-fuzz/targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --release --workspace --no-deps --document-private-items
+	$(CARGO) test --release --test dependencies
 
 test: test-deps
 	@# The pure core shares nothing; the others share the machine.
@@ -85,6 +87,13 @@ test: test-deps
 MINUTES ?= 60
 soak: test-deps build
 	MINUTES=$(MINUTES) $(CARGO) test --release --test e2e -- --ignored --nocapture --exact soak::soak
+
+# Made-up bytes for what reads bytes from outside: make fuzz FUZZ="link ring" FUZZ_SECONDS=600
+FUZZ ?= segment records link heartbeat ring configuration
+FUZZ_SECONDS ?= 60
+fuzz:
+	@$(MAKE) --no-print-directory deps PACKAGES="$(PACKAGES) g++"
+	PATH="$(dir $(CARGO)):$$PATH" fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ)
 
 bench-deps:
 	-@$(MAKE) --no-print-directory deps PACKAGES="$(BENCH_PACKAGES)"

@@ -28,13 +28,8 @@ macro_rules! exports {
             #[no_mangle]
             pub unsafe extern "C-unwind" fn $r_name($r_fd: c_int $(, $r_arg: $r_type)*) -> $r_ret {
                 if table::is_plain($r_fd) {
-                    turn::before_foreign_read($r_fd, || $r_polls);
                     // SAFETY: the caller's arguments, as they came.
-                    let n = unsafe { real::$r_name($r_fd $(, $r_arg)*) };
-                    if n > 0 {
-                        turn::read_other();
-                    }
-                    return n;
+                    return turn::foreign_read($r_fd, || $r_polls, || unsafe { real::$r_name($r_fd $(, $r_arg)*) });
                 }
                 // SAFETY: the caller's arguments, as they came.
                 unsafe { ops::$r_name($r_fd $(, $r_arg)*) }

@@ -1,7 +1,7 @@
 //! Memory of the application. An address that it gives us may be a bad one: the C library's calls answer EFAULT then, where we
 //! would be killed.
 
-use libc::c_int;
+use libc::{c_int, iovec};
 
 use crate::{errno, sys};
 
@@ -27,6 +27,16 @@ impl Checked {
     pub fn is_writable<T>(address: *const T, bytes: usize) -> bool {
         const MADV_POPULATE_WRITE: c_int = 23;
         Checked::default().is_good(address.addr(), bytes, MADV_POPULATE_WRITE)
+    }
+
+    /// A vector of buffers that the application gave. `None`: the C library is to refuse it.
+    ///
+    /// # Safety
+    /// What can be read at `iov` stays for as long as `'a`.
+    pub unsafe fn vector<'a>(&mut self, iov: *const iovec, count: usize) -> Option<&'a [iovec]> {
+        let known = count <= libc::UIO_MAXIOV as usize && self.is_readable(iov, count * size_of::<iovec>());
+        // SAFETY: not null; it was found readable, and stays, says the caller.
+        (known && !iov.is_null()).then(|| unsafe { std::slice::from_raw_parts(iov, count) })
     }
 
     fn is_good(&mut self, address: usize, bytes: usize, advice: c_int) -> bool {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use libc::{c_int, c_void};
+use libc::{c_int, c_void, ssize_t};
 use tcpr_node::channel::client::Client;
 use tcpr_node::channel::ring::{Sent, EASE, STOP};
 use tcpr_node::channel::{Event, Origin};
@@ -110,6 +110,17 @@ pub fn before_foreign_read(fd: c_int, polls: impl FnOnce() -> bool) {
     if matches!(DIRTY.with(Cell::get), Dirty::Wrote | Dirty::Polled) && !polls() && sys::would_wait(fd) {
         wait(false);
     }
+}
+
+/// A read of a descriptor that is none of our connections, with what the turn is told before and after.
+#[inline]
+pub fn foreign_read(fd: c_int, polls: impl FnOnce() -> bool, read: impl FnOnce() -> ssize_t) -> ssize_t {
+    before_foreign_read(fd, polls);
+    let n = read();
+    if n > 0 {
+        read_other();
+    }
+    n
 }
 
 #[cold]

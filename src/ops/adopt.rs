@@ -8,6 +8,7 @@ use tcpr_node::channel::client::Client;
 use tcpr_node::channel::Origin;
 
 use super::address::{is_tcp, local_name, peer_name, tuple};
+use super::attach::{session, Session};
 use super::listening::{listens, protect_listener};
 use crate::guard::inside;
 use crate::table::{self, Entry};
@@ -60,16 +61,11 @@ fn connection(client: &Client, fd: c_int, local: SocketAddr, peer: SocketAddr) {
     if let Some(handle) = connections::holds(&tuple) {
         return connections::duplicated(Entry::Connection { handle }, fd);
     }
-    let recovered = match client.session(tuple) {
-        Ok(facts) => facts.recovered,
-        // The connection is over already, or none of ours.
-        Err(e) if e.errno == libc::ENOTCONN => return,
-        Err(e) => {
-            log::error!("the manager does not say what {tuple} is: {e}");
-            None
-        }
+    let (absorb, greeted) = match session(client, tuple) {
+        Session::Unknown => return,
+        Session::New => (0, false),
+        // What the former holder of the connection has not written again.
+        Session::Recovered(recovered, _) => (recovered.absorb, recovered.greeted),
     };
-    // What the former holder of the connection has not written again.
-    let (absorb, greeted) = recovered.map_or((0, false), |r| (r.absorb, r.greeted));
     connections::attach(client, fd, tuple, Origin::Inherited, absorb, greeted);
 }

@@ -69,18 +69,35 @@ impl Drop for Arrival {
 
 fn attach(client: &Client, fd: c_int, local: SocketAddr, peer: SocketAddr) {
     let tuple = tuple(local, peer);
-    let recovered = match client.session(tuple) {
-        Ok(facts) => facts.recovered.zip(Some(facts.options)),
-        // The connection is over already, or no longer this member's.
-        Err(e) if e.errno == libc::ENOTCONN => return,
+    match session(client, tuple) {
+        Session::Unknown => {}
+        Session::New => connections::attach(client, fd, tuple, Origin::Connected, 0, false),
+        Session::Recovered(recovered, options) => take_back(client, fd, tuple, recovered, &options),
+    }
+}
+
+/// What the manager says a connection is.
+pub enum Session {
+    /// Over already, or none of this member's.
+    Unknown,
+    /// A new one, or one of which the manager does not say what it is.
+    New,
+    /// A restored session, with the options that were set on it.
+    Recovered(Recovered, Vec<u8>),
+}
+
+/// Asks the manager what a connection is.
+pub fn session(client: &Client, tuple: FourTuple) -> Session {
+    match client.session(tuple) {
+        Ok(facts) => match facts.recovered {
+            Some(recovered) => Session::Recovered(recovered, facts.options),
+            None => Session::New,
+        },
+        Err(e) if e.errno == libc::ENOTCONN => Session::Unknown,
         Err(e) => {
             log::error!("the manager does not say what {tuple} is: {e}");
-            None
+            Session::New
         }
-    };
-    match recovered {
-        Some((recovered, options)) => take_back(client, fd, tuple, recovered, &options),
-        None => connections::attach(client, fd, tuple, Origin::Connected, 0, false),
     }
 }
 

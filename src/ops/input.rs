@@ -31,12 +31,7 @@ fn receive(
         return block();
     }
     let Some((client, handle)) = connection(fd) else {
-        turn::before_foreign_read(fd, || flags & MSG_DONTWAIT != 0);
-        let n = block();
-        if n > 0 {
-            turn::read_other();
-        }
-        return n;
+        return turn::foreign_read(fd, || flags & MSG_DONTWAIT != 0, block);
     };
     // SAFETY: takes nothing; nothing of ours is alive if it unwinds.
     unsafe { real::pthread_testcancel() };
@@ -198,12 +193,8 @@ pub unsafe fn __recvfrom_chk(
 /// As in the C library.
 pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
     if table::is_plain(fd) {
-        turn::before_foreign_read(fd, || flags & MSG_DONTWAIT != 0);
         // SAFETY: the caller's arguments.
-        let n = unsafe { real::recvmsg(fd, message, flags) };
-        if n > 0 {
-            turn::read_other();
-        }
+        let n = turn::foreign_read(fd, || flags & MSG_DONTWAIT != 0, || unsafe { real::recvmsg(fd, message, flags) });
         if n >= 0 {
             // SAFETY: the C library has filled the caller's message.
             unsafe { passing::received(&*message) };
@@ -324,11 +315,7 @@ pub(super) unsafe fn splice_from(
 /// # Safety
 /// What can be read at `iov` stays while the call lasts.
 unsafe fn total(iov: *const iovec, count: usize, checked: &mut Checked) -> usize {
-    let known = count <= libc::UIO_MAXIOV as usize && checked.is_readable(iov, count * size_of::<iovec>());
-    if iov.is_null() || !known {
-        return 0;
-    }
-    // SAFETY: it was found readable.
-    let iov = unsafe { std::slice::from_raw_parts(iov, count) };
+    // SAFETY: the caller vouches for it.
+    let iov = unsafe { checked.vector(iov, count) }.unwrap_or(&[]);
     iov.iter().map(|v| v.iov_len).fold(0, usize::saturating_add)
 }

@@ -38,12 +38,8 @@ impl<'a> Source<'a> {
     /// # Safety
     /// What can be read at `iov` stays for as long as `'a`.
     unsafe fn new(iov: *const iovec, count: usize, mut checked: Checked) -> Option<Self> {
-        let known = count <= libc::UIO_MAXIOV as usize && checked.is_readable(iov, count * size_of::<iovec>());
-        if iov.is_null() || !known {
-            return None;
-        }
-        // SAFETY: it was found readable, and stays, says the caller.
-        let iov = unsafe { std::slice::from_raw_parts(iov, count) };
+        // SAFETY: what can be read stays, says the caller.
+        let iov: &'a [iovec] = unsafe { checked.vector(iov, count) }?;
         let mut left = 0usize;
         for part in iov {
             if part.iov_base.is_null() && part.iov_len > 0 {
@@ -526,14 +522,7 @@ pub unsafe fn splice(from: c_int, from_at: *mut off64_t, to: c_int, to_at: *mut 
         // The kernel says what is wrong with its arguments.
         Some((client, handle)) if known() => copy_pipe(client, handle, to, from, n, flags, plain),
         Some(_) => plain(),
-        None => {
-            turn::before_foreign_read(from, || flags & SPLICE_F_NONBLOCK != 0);
-            let n = plain();
-            if n > 0 {
-                turn::read_other();
-            }
-            n
-        }
+        None => turn::foreign_read(from, || flags & SPLICE_F_NONBLOCK != 0, plain),
     }
 }
 

@@ -486,6 +486,36 @@ impl Consumer {
     }
 }
 
+/// Consumes a ring that holds these bytes, of which so many are said to be produced. For the fuzz target `ring`: the process at
+/// the other end may write anything.
+#[cfg(fuzzing)]
+pub fn consume_foreign(tail: u64, bytes: &[u8]) {
+    use std::os::fd::AsFd;
+
+    let memory = sys::memory(MEMORY_BYTES).expect("shared memory");
+    let mapping = Arc::new(Mapping::new(memory.as_fd()).expect("shared memory maps"));
+    let len = bytes.len().min(RING_BYTES);
+    // SAFETY: a whole ring of bytes follows the address, and nobody else has the memory.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), mapping.at(0).as_ptr(), len) };
+    mapping.header().tail.store(tail, Ordering::Release);
+    let mut consumer = Consumer::new(mapping);
+    let _ = consumer.told();
+    let mut consumed = 0;
+    let drained = consumer.drain(|event| match event {
+        Event::Write { taken, asked, bytes, .. } => {
+            assert!(bytes.len() == taken as usize && bytes.len() <= MAX_PAYLOAD && asked >= u64::from(taken));
+            consumed += 1;
+        }
+        Event::Option { value, .. } => {
+            assert!(value.len() <= LONGEST);
+            consumed += 1;
+        }
+        _ => consumed += 1,
+    });
+    assert!(drained.is_err() || drained == Ok(consumed));
+    assert!(consumer.head <= tail && consumer.head % 8 == 0 && (consumer.open_intent().is_none() || consumer.head < tail));
+}
+
 /// Copies `len` payload bytes of a checked entry out of the ring.
 fn copy_payload(mapping: &Mapping, head: u64, len: usize, to: &mut Vec<u8>) {
     debug_assert!(len <= MAX_PAYLOAD);
