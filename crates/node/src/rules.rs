@@ -20,6 +20,8 @@
 mod nft;
 mod tool;
 
+pub(crate) use tool::TOOL_MARK;
+
 #[cfg(test)]
 mod tests;
 

@@ -15,6 +15,7 @@ use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::channel::client::Bypass;
+use crate::rules::TOOL_MARK;
 use crate::sockdiag::{Ours, SockDiag};
 
 /// A listener whose process is not found is looked for again after this: all of the host is searched for it.
@@ -150,7 +151,7 @@ impl Look {
         }
         if joined.is_empty() && seen.strangers.is_empty() && !seen.dormant {
             // Those of a wrapper come before what it has started.
-            for pid in descendants(std::process::id()).into_iter().rev() {
+            for pid in descendants(std::process::id()).into_iter().rev().filter(|pid| !is_of_the_manager(*pid)) {
                 if let Some((why, remedy)) = not_joined(pid) {
                     seen.strangers.push(format!("{} has not joined: {why}; {remedy}", name(pid)));
                     break;
@@ -269,6 +270,12 @@ fn parent(pid: u32) -> Option<u32> {
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
     (!matches!(state, "Z" | "X")).then_some(parent)
+}
+
+/// The manager has started it for itself.
+fn is_of_the_manager(pid: u32) -> bool {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment.split(|b| *b == 0).any(|v| v.strip_prefix(TOOL_MARK.as_bytes()).is_some_and(|v| v.starts_with(b"=")))
 }
 
 fn name(pid: u32) -> String {
@@ -469,6 +476,22 @@ mod tests {
         assert!(stranger.starts_with(&expected) && stranger.contains("--no-preload"), "{stranger}");
         drop(listener);
         assert_eq!(look.at(&question(&[me])).unwrap(), Seen::default());
+    }
+
+    #[test]
+    fn what_the_manager_runs_for_itself_is_known() {
+        for marked in [true, false] {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("60");
+            if marked {
+                command.env(TOOL_MARK, "1");
+            }
+            let mut child = command.spawn().unwrap();
+            let seen = is_of_the_manager(child.id());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(seen, marked);
+        }
     }
 
     #[test]

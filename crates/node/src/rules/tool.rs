@@ -186,6 +186,9 @@ fn tools(family: Family, directories: &[&Path]) -> Vec<Tool> {
     list
 }
 
+/// In the environment of what the manager itself runs, so that nobody takes it for a process of the program.
+pub const TOOL_MARK: &str = "TCPR_TOOL";
+
 /// Runs a program with this input; what it prints, or what it complains of.
 pub(super) fn run(program: &Path, args: &[&str], input: &str) -> io::Result<String> {
     let mut child = Command::new(program)
@@ -194,6 +197,7 @@ pub(super) fn run(program: &Path, args: &[&str], input: &str) -> io::Result<Stri
         .env_clear()
         .env("PATH", DIRECTORIES.join(":"))
         .env("LC_ALL", "C")
+        .env(TOOL_MARK, "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
