@@ -9,11 +9,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use tcpr_session::filter::{Filter, PROGRAM};
+use tcpr_session::hook::HookEvent;
 use tcpr_session::role::{Epoch, Role, RoleInput};
 use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
 
 use super::program::Program;
+use super::stop::Stop;
 use super::threads;
 use super::{Manager, Token};
 use crate::channel::server::{Channel, ChannelError, ChannelListener, ChannelRole, Greeting, Incoming};
@@ -95,8 +97,8 @@ impl Apps {
     }
 
     /// Takes what the hooks have told since the last time into the filter.
-    pub(super) fn drain(&mut self, filter: &mut Filter, now: Now) {
-        drain(&mut self.joined, filter, now);
+    pub(super) fn drain(&mut self, filter: &mut Filter, crashed: impl Fn() -> bool, now: Now) {
+        drain(&mut self.joined, filter, crashed, now);
     }
 
     /// Announces that we sleep. False: there is something to read first.
@@ -195,11 +197,18 @@ enum Closed {
     Behind,
 }
 
-/// Takes what the hooks have told since the last time into the filter.
-pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, now: Now) {
+/// Takes what the hooks have told since the last time into the filter. Where the program has `crashed`, the processes that it has
+/// left may notice and leave, each in order. No peer is to hear of that: what they end is ended by the crash.
+pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, crashed: impl Fn() -> bool, now: Now) {
     let mut any = false;
+    let mut known = None;
     for (&id, app) in apps.iter_mut() {
-        let drained = app.channel.drain(|event| filter.handle(now, id, event));
+        let drained = app.channel.drain(|event| {
+            let ends = matches!(event, HookEvent::Close { .. } | HookEvent::Shutdown { .. } | HookEvent::Exit);
+            if !ends || !*known.get_or_insert_with(&crashed) {
+                filter.handle(now, id, event);
+            }
+        });
         match drained {
             Ok(n) => any |= n > 0,
             Err(error) => {
@@ -214,6 +223,11 @@ pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, now: Now)
     }
 }
 
+/// Not if it was told to stop: then its processes end what they have as their program wants it.
+pub(super) fn has_crashed(program: Option<&Program>, stop: &Stop) -> bool {
+    !stop.is_under_way() && program.is_some_and(Program::has_crashed)
+}
+
 fn describe(error: &ChannelError) -> String {
     match error {
         ChannelError::Gone => "it has left".to_owned(),
@@ -225,7 +239,8 @@ fn describe(error: &ChannelError) -> String {
 impl Manager {
     pub(super) fn drain_apps(&mut self) {
         let now = self.now();
-        drain(&mut self.apps.joined, &mut self.filter, now);
+        let Manager { apps, filter, program, stop, .. } = self;
+        apps.drain(filter, || has_crashed(program.as_ref(), stop), now);
         let broken: Vec<u32> = self.apps.joined.iter().filter(|(_, a)| a.broken).map(|(id, _)| *id).collect();
         for id in broken {
             self.cut_off(id);
@@ -441,7 +456,8 @@ impl Manager {
                 Err(ChannelError::Gone) => {
                     // The channel is closed; the process may live on (exec), and its death is told apart.
                     let now = self.now();
-                    drain(&mut self.apps.joined, &mut self.filter, now);
+                    let Manager { apps, filter, program, stop, .. } = &mut *self;
+                    apps.drain(filter, || has_crashed(program.as_ref(), stop), now);
                     if let Some(app) = self.apps.joined.get(&id) {
                         self.poller.remove(app.channel.socket_fd().as_raw_fd());
                     }

@@ -1,15 +1,19 @@
 //! The program that `tcpr run` starts, and starts again.
 
+use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::{
-    getpid, kill_process, pidfd_open, pidfd_send_signal, set_child_subreaper, waitpid, Pid, PidfdFlags, Signal, WaitOptions,
+    getpid, kill_process, pidfd_open, pidfd_send_signal, set_child_subreaper, waitid, waitpid, Pid, PidfdFlags, Signal, WaitId,
+    WaitIdOptions, WaitIdStatus, WaitOptions,
 };
 use tcpr_session::Now;
 
@@ -20,6 +24,8 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether a process that was killed has ended.
 const NAP: Duration = Duration::from_millis(1);
+/// Longest that the end of a process is waited for that has lost its memory.
+const ENDING: Duration = Duration::from_millis(50);
 /// How deep a tree of processes is killed.
 const GENERATIONS: usize = 100;
 /// A program that ran this long has recovered.
@@ -44,6 +50,12 @@ pub struct Program {
     back_off: Duration,
     /// How often in a row it crashed soon.
     crashes: u32,
+    /// It ended otherwise than in order, and was not started again.
+    crashed: bool,
+    /// `statm` of the process in /proc: the sizes of its memory.
+    memory: Option<File>,
+    /// Its first thread has ended, and the program goes on.
+    leaderless: Cell<bool>,
     /// It was killed to be started again.
     replaced: bool,
     start_at: Option<Now>,
@@ -71,6 +83,9 @@ impl Program {
             since: now,
             back_off,
             crashes: 0,
+            crashed: false,
+            memory: None,
+            leaderless: Cell::new(false),
             replaced: false,
             start_at,
             not_ours,
@@ -133,6 +148,9 @@ impl Program {
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
         let raw = pidfd.as_raw_fd();
         self.child = Some((child, pidfd));
+        self.crashed = false;
+        self.memory = File::open(format!("/proc/{}/statm", self.pid().unwrap_or_default())).ok();
+        self.leaderless.set(false);
         self.since = now;
         self.start_at = None;
         self.starts += 1;
@@ -148,7 +166,39 @@ impl Program {
     pub fn reap(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut()?.0.try_wait().ok().flatten()?;
         self.child = None;
+        self.crashed = status.code() != Some(0);
         Some(status)
+    }
+
+    /// It has ended otherwise than in order, whether that was noticed or not. What its other processes end from then on, they
+    /// end because of that.
+    pub fn has_crashed(&self) -> bool {
+        let Some((child, _)) = &self.child else { return self.crashed };
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = || waitid(WaitId::Pid(Pid::from_child(child)), ended).ok().flatten();
+        let crashed = |status: WaitIdStatus| status.exit_status() != Some(0);
+        if let Some(status) = status() {
+            return crashed(status);
+        }
+        if self.leaderless.get() || !self.has_no_memory() {
+            return false;
+        }
+        // It is about to end: its memory goes before its descriptors, whose end the others see.
+        for _ in 0..ENDING.as_millis() {
+            std::thread::sleep(NAP);
+            if let Some(status) = status() {
+                return crashed(status);
+            }
+        }
+        self.leaderless.set(true);
+        false
+    }
+
+    /// The program's first thread has ended, and the last one with it, unless that is all that ended.
+    fn has_no_memory(&self) -> bool {
+        let mut sizes = [0; 2];
+        let read = self.memory.as_ref().is_some_and(|file| file.read_exact_at(&mut sizes, 0).is_ok());
+        read && &sizes == b"0 "
     }
 
     /// Starts it again at once.
@@ -277,4 +327,45 @@ fn children() -> Vec<Pid> {
 #[must_use]
 pub fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(command: &[&str]) -> Program {
+        let command = command.iter().map(OsString::from).collect();
+        let mut program = Program::new(ProgramSpec { command, library: None }, Vec::new(), Duration::ZERO);
+        program.start_if_due(Duration::ZERO).unwrap().unwrap();
+        program
+    }
+
+    fn wait(program: &Program) {
+        let pid = Pid::from_child(&program.child.as_ref().unwrap().0);
+        waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+    }
+
+    #[test]
+    fn a_crash_is_known_before_and_after_it_is_reaped() {
+        let mut program = started(&["sleep", "60"]);
+        assert!(!program.has_crashed());
+        program.signal(Signal::KILL);
+        wait(&program);
+        assert!(program.has_crashed());
+        program.reap().unwrap();
+        assert!(program.has_crashed());
+        program.restart(Duration::ZERO);
+        program.start_if_due(Duration::ZERO).unwrap().unwrap();
+        assert!(!program.has_crashed());
+        program.kill(|| ());
+    }
+
+    #[test]
+    fn an_end_in_order_is_no_crash() {
+        let mut program = started(&["true"]);
+        wait(&program);
+        assert!(!program.has_crashed());
+        program.reap().unwrap();
+        assert!(!program.has_crashed());
+    }
 }
