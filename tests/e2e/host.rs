@@ -289,8 +289,11 @@ fn doctor_tries_a_connection_through_the_firewall() {
         host.tool(remedy).expect("the remedy");
         let connects = said(i);
         assert!(connects.starts_with("ok "), "{connects}");
-        let left = host.tool("iptables-save; iptables-legacy-save; cat /proc/net/nf_conntrack").expect("lists");
-        assert!(!left.contains("DOCTOR") && !left.contains("sport=9 "), "{left}");
+        let left = host.tool("iptables-save; iptables-legacy-save").expect("lists");
+        assert!(!left.contains("DOCTOR"), "{left}");
+        // A segment that was still under way may have made connection tracking note what has just ended.
+        let tracked = || host.tool("cat /proc/net/nf_conntrack").expect("a list").contains("sport=9 ");
+        tcpr_lab::wait_until(PATIENCE, "connection tracking forgets the trial", || !tracked());
     }
     w.protected();
 }
