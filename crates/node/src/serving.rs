@@ -487,6 +487,10 @@ mod tests {
                 command.env(TOOL_MARK, "1");
             }
             let mut child = command.spawn().unwrap();
+            // Its environment is there a moment after it was started.
+            while fs::read(format!("/proc/{}/environ", child.id())).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
             let seen = is_of_the_manager(child.id());
             child.kill().unwrap();
             child.wait().unwrap();
