@@ -128,3 +128,27 @@ fn both_sides_close_at_once() {
     });
     w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }
+
+/// What the program itself has closed is closed, whatever becomes of the program afterwards.
+#[test]
+fn a_connection_that_was_closed_before_a_crash_stays_closed() {
+    const SERVER: &str = "import os, socket\n\
+        listener = socket.create_server(('', 5555))\n\
+        while True:\n\
+        \x20   connection, _ = listener.accept()\n\
+        \x20   line = connection.recv(100)\n\
+        \x20   connection.sendall(line)\n\
+        \x20   connection.close()\n\
+        \x20   if line == b'crash\\n':\n\
+        \x20       os._exit(1)\n";
+    let w = World::new("closed", Service::new("lines", PORT), &["python3", "-c", SERVER]);
+    for _ in 0..5 {
+        w.protected();
+        let mut stream = w.peer.enter(|| connect(w.pair.addr())).expect("connected");
+        stream.write_all(b"crash\n").expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("its end");
+        assert_eq!(answer, "crash\n");
+    }
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}

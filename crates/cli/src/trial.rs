@@ -24,7 +24,10 @@ const ISN: Seq = Seq(1000);
 /// A port of the partner's machine, where nobody is asked.
 const PEERS_PORT: u16 = 9;
 
-/// Makes the connection. None: it works, and nothing is left of it; or what to do.
+/// Makes the connection, of which nothing is left. Returns what was seen to work.
+///
+/// # Errors
+/// What does not work, and what to do about it.
 pub fn connect(config: &Config) -> Result<String, String> {
     let partner = config.partner().and_then(|member| member.addresses().next());
     let Some(partner) = partner else { return Ok("not tried: there is no partner in whose name to connect".to_owned()) };

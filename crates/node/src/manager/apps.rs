@@ -97,8 +97,8 @@ impl Apps {
     }
 
     /// Takes what the hooks have told since the last time into the filter.
-    pub(super) fn drain(&mut self, filter: &mut Filter, crashed: impl Fn() -> bool, now: Now) {
-        drain(&mut self.joined, filter, crashed, now);
+    pub(super) fn drain(&mut self, filter: &mut Filter, program: Option<&Program>, stop: &Stop, now: Now) {
+        drain(&mut self.joined, filter, program, stop, now);
     }
 
     /// Announces that we sleep. False: there is something to read first.
@@ -197,15 +197,17 @@ enum Closed {
     Behind,
 }
 
-/// Takes what the hooks have told since the last time into the filter. Where the program has `crashed`, the processes that it has
-/// left may notice and leave, each in order. No peer is to hear of that: what they end is ended by the crash.
-pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, crashed: impl Fn() -> bool, now: Now) {
+/// Takes what the hooks have told since the last time into the filter. Where the program has crashed, the processes that it has
+/// left may notice and leave, each in order. No peer is to hear of that: what they end is ended by the crash. What the program's
+/// first process has ended, it did before.
+fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, program: Option<&Program>, stop: &Stop, now: Now) {
     let mut any = false;
-    let mut known = None;
+    let mut crashed = None;
     for (&id, app) in apps.iter_mut() {
+        let may_follow = program.is_some_and(|program| !program.is_main(app.channel.pid()));
         let drained = app.channel.drain(|event| {
             let ends = matches!(event, HookEvent::Close { .. } | HookEvent::Shutdown { .. } | HookEvent::Exit);
-            if !ends || !*known.get_or_insert_with(&crashed) {
+            if !ends || !may_follow || !*crashed.get_or_insert_with(|| has_crashed(program, stop)) {
                 filter.handle(now, id, event);
             }
         });
@@ -224,7 +226,7 @@ pub(super) fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, crashed: 
 }
 
 /// Not if it was told to stop: then its processes end what they have as their program wants it.
-pub(super) fn has_crashed(program: Option<&Program>, stop: &Stop) -> bool {
+fn has_crashed(program: Option<&Program>, stop: &Stop) -> bool {
     !stop.is_under_way() && program.is_some_and(Program::has_crashed)
 }
 
@@ -240,7 +242,7 @@ impl Manager {
     pub(super) fn drain_apps(&mut self) {
         let now = self.now();
         let Manager { apps, filter, program, stop, .. } = self;
-        apps.drain(filter, || has_crashed(program.as_ref(), stop), now);
+        apps.drain(filter, program.as_ref(), stop, now);
         let broken: Vec<u32> = self.apps.joined.iter().filter(|(_, a)| a.broken).map(|(id, _)| *id).collect();
         for id in broken {
             self.cut_off(id);
@@ -457,7 +459,7 @@ impl Manager {
                     // The channel is closed; the process may live on (exec), and its death is told apart.
                     let now = self.now();
                     let Manager { apps, filter, program, stop, .. } = &mut *self;
-                    apps.drain(filter, || has_crashed(program.as_ref(), stop), now);
+                    apps.drain(filter, program.as_ref(), stop, now);
                     if let Some(app) = self.apps.joined.get(&id) {
                         self.poller.remove(app.channel.socket_fd().as_raw_fd());
                     }

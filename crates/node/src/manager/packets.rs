@@ -9,7 +9,6 @@ use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::segment;
 use tcpr_session::tuple::FourTuple;
 
-use super::apps::has_crashed;
 use super::poller::Poller;
 use super::{context, Manager, Token};
 use crate::nfqueue::Queue;
@@ -116,7 +115,7 @@ impl Manager {
             let received = packets.queue_out.recv_batch(|packet| {
                 host.note_handshake(filter, packet.payload);
                 // What a packet carries was announced before it was sent: the announcement is read first.
-                apps.drain(filter, || has_crashed(program.as_ref(), stop), now);
+                apps.drain(filter, program.as_ref(), stop, now);
                 if let Some(tuple) = filter.asks_caller(packet.payload) {
                     let socket = sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
                         log::warn!(tuple:%, error:%; "the kernel does not say whose a connection is");

@@ -25,7 +25,8 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether a process that was killed has ended.
 const NAP: Duration = Duration::from_millis(1);
 /// Longest that the end of a process is waited for that has lost its memory.
-const ENDING: Duration = Duration::from_millis(50);
+/// The event loop stands still meanwhile, and the partner waits for heartbeats.
+const ENDING: Duration = Duration::from_millis(20);
 /// How deep a tree of processes is killed.
 const GENERATIONS: usize = 100;
 /// A program that ran this long has recovered.
@@ -45,6 +46,8 @@ pub struct Program {
     spec: ProgramSpec,
     environment: Vec<(String, String)>,
     child: Option<(Child, OwnedFd)>,
+    /// The process that was started last, whatever became of it.
+    main: u32,
     /// When it was started last.
     since: Now,
     back_off: Duration,
@@ -80,6 +83,7 @@ impl Program {
             spec,
             environment,
             child,
+            main: 0,
             since: now,
             back_off,
             crashes: 0,
@@ -148,8 +152,9 @@ impl Program {
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
         let raw = pidfd.as_raw_fd();
         self.child = Some((child, pidfd));
+        self.main = self.pid().unwrap_or_default();
         self.crashed = false;
-        self.memory = File::open(format!("/proc/{}/statm", self.pid().unwrap_or_default())).ok();
+        self.memory = File::open(format!("/proc/{}/statm", self.main)).ok();
         self.leaderless.set(false);
         self.since = now;
         self.start_at = None;
@@ -168,6 +173,11 @@ impl Program {
         self.child = None;
         self.crashed = status.code() != Some(0);
         Some(status)
+    }
+
+    /// Whether this is the process that was started, and not one of those that it has made.
+    pub fn is_main(&self, pid: u32) -> bool {
+        self.main == pid
     }
 
     /// It has ended otherwise than in order, whether that was noticed or not. What its other processes end from then on, they
