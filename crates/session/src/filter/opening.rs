@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::gate::LogPosition;
 use super::handshakes::{is_third, Syn};
 use super::live::Live;
 use super::packets::Held;
 use super::segments;
 use super::stage::Stage;
+use super::timestamps::TIMESTAMP_LEAD_MS;
 use super::{Action, Filter};
 use crate::record::{EndReason, Open};
 use crate::segment::{flags, Segment};
@@ -98,8 +98,20 @@ impl Filter {
         if let Some(old) = old {
             let s = self.store.get(old).expect("found");
             if s.open.isn_out == segment.seq() && s.in_seq(0) == segment.ack() {
-                let need = self.live.get(&old).map_or(LogPosition::START, |l| l.base_pos);
-                return self.wait_or_release(now, Some(old), need, Held::bare(id, now));
+                let live = self.live.get_mut(&old).expect("a master's session is live");
+                let mut ts = None;
+                if let Some((value, _)) = segment.options().timestamps.filter(|_| s.open.timestamps) {
+                    // Sent again it shows a later time than the record has, and what a next master sends must not look
+                    // older than that (PAWS, RFC 7323, section 5).
+                    let round = live.peer.time.says(now, value);
+                    if round || (value.wrapping_sub(s.ts_value) as i32) > TIMESTAMP_LEAD_MS as i32 {
+                        let position = self.write_sync(old);
+                        self.live.get_mut(&old).expect("live").base_pos = position;
+                    }
+                    ts = Some(value);
+                }
+                let need = self.live[&old].base_pos;
+                return self.wait_or_release(now, Some(old), need, Held { ts, ..Held::bare(id, now) });
             }
         }
         // We never saw its SYN (dropped past the bound): the peer sends it again.

@@ -37,6 +37,70 @@ fn retransmitted_syn_and_syn_ack_make_no_second_session() {
     assert_eq!((r.f.store().len(), r.f.counters().opened), (1, 1));
 }
 
+/// The same SYN-ACK, sent again later.
+fn syn_ack_at(first: &[u8], value: u32) -> Vec<u8> {
+    let mut again = Vec::new();
+    let segment = Segment::parse(first).unwrap();
+    segment.copy_to(&mut again);
+    segment.put_timestamp(value, &mut again);
+    segment.finish(&mut again);
+    again
+}
+
+/// A SYN-ACK that is sent again carries a later timestamp. The peer refuses what looks older (PAWS).
+#[test]
+fn a_syn_ack_sent_again_shows_no_time_that_the_replica_does_not_know() {
+    let mut r = Rig::new();
+    let (syn, syn_ack) = (r.syn(true), r.syn_ack(true));
+    r.inp(&syn);
+    r.out(&syn_ack);
+    r.stored();
+    assert_eq!(r.session().ts_value, 200);
+    // As far ahead as a next master allows for, it leaves at once.
+    let again = syn_ack_at(&syn_ack, 700);
+    let actions = r.out(&again);
+    assert!(r.passes(&actions), "{actions:?}");
+    // Later it waits until the replica knows.
+    let again = syn_ack_at(&syn_ack, 1_219);
+    assert_eq!(r.out(&again), []);
+    let actions = r.stored();
+    assert!(r.passes(&actions), "{actions:?}");
+    assert_eq!(r.replica.store().iter().next().unwrap().ts_value, 1_219);
+    // The peer goes by what it has seen. The next master's probe is not older, and the restored clock goes on from there.
+    r.peer(Say { ts: Some((1_120, 1_219)), ..say(ACK, 0, 0, b"") });
+    r.pass(ms(10));
+    r.stored();
+    r.fail_over();
+    r.f.probes();
+    let actions = r.drain();
+    let [Action::SendPeer(probe)] = &actions[..] else { panic!("{actions:?}") };
+    let value = Segment::parse(probe).unwrap().options().timestamps.unwrap().0;
+    assert!(value >= 1_219, "{value}");
+    assert!(r.restore(false).timestamp.unwrap() >= 1_219);
+}
+
+/// What a SYN-ACK has shown is not taken back when only the application dies.
+#[test]
+fn a_recovered_application_shows_no_older_time_than_a_syn_ack_sent_again() {
+    let mut r = Rig::new();
+    let (syn, syn_ack) = (r.syn(true), r.syn_ack(true));
+    r.inp(&syn);
+    r.out(&syn_ack);
+    r.stored();
+    let again = syn_ack_at(&syn_ack, 650);
+    let actions = r.out(&again);
+    assert!(r.passes(&actions), "{actions:?}");
+    r.peer(Say { ts: Some((550, 650)), ..say(ACK, 0, 0, b"") });
+    r.pass(ms(10));
+    r.stored();
+    r.f.recover(r.now);
+    r.drain();
+    r.f.probes();
+    let actions = r.drain();
+    let [Action::SendPeer(probe)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(Segment::parse(probe).unwrap().options().timestamps.unwrap().0, 650);
+}
+
 #[test]
 fn an_old_tuple_comes_round_again() {
     let mut r = Rig::open();
