@@ -237,6 +237,7 @@ fn upload(label: &str, how: &[&str]) {
             tell.send(()).expect("heard");
         });
         let put = fs::read(directory.join(port.to_string())).expect("what was put away");
+        eprintln!("{label}, {fault:?}: {} KiB given again", put.len().saturating_sub(ALL) / 1024);
         assert!(put.len() >= ALL && put.len() <= ALL + AGAIN, "{fault:?}: {} bytes for {ALL}", put.len());
         assert!(
             put[put.len() - ALL / 4..] == bytes[ALL - ALL / 4..] && put[..ALL / 8] == bytes[..ALL / 8],

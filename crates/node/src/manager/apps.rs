@@ -15,9 +15,11 @@ use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
 
 use super::program::Program;
+use super::replication::Replication;
 use super::stop::Stop;
 use super::threads;
 use super::{Manager, Token};
+use crate::channel::ring;
 use crate::channel::server::{Channel, ChannelError, ChannelListener, ChannelRole, Greeting, Incoming};
 use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
 use crate::outgoing;
@@ -52,6 +54,14 @@ impl Strangers {
         let at = self.waiting.iter().position(|(_, channel)| channel.id() == id)?;
         self.waiting.remove(at)
     }
+}
+
+/// Who hears what hooks tell, and who knows what it means.
+pub(super) struct Told<'a> {
+    pub(super) filter: &'a mut Filter,
+    pub(super) replication: &'a mut Replication,
+    pub(super) program: Option<&'a Program>,
+    pub(super) stop: &'a Stop,
 }
 
 /// A process whose hooks are joined.
@@ -96,9 +106,12 @@ impl Apps {
         self.strangers.poll_timeout()
     }
 
-    /// Takes what the hooks have told since the last time into the filter.
-    pub(super) fn drain(&mut self, filter: &mut Filter, program: Option<&Program>, stop: &Stop, now: Now) {
+    /// Takes what the hooks have told since the last time into the filter. Those who write are held back before they can tell
+    /// much more.
+    pub(super) fn drain(&mut self, told: Told<'_>, now: Now) {
+        let Told { filter, replication, program, stop } = told;
         drain(&mut self.joined, filter, program, stop, now);
+        self.press(filter, replication, now);
     }
 
     /// Announces that we sleep. False: there is something to read first.
@@ -134,9 +147,12 @@ impl Apps {
         self.joined.values().filter(|app| app.has_joined()).map(|app| app.channel.pid())
     }
 
-    /// Those who write are held back, or no longer.
-    pub(super) fn press(&self, pressure: u32) {
-        self.joined.values().for_each(|app| app.channel.set_pressure(pressure));
+    /// Those who write are held back where the log is far ahead of the replica, or no longer.
+    pub(super) fn press(&self, filter: &mut Filter, replication: &mut Replication, now: Now) {
+        if let Some(pressure) = replication.press(now, filter) {
+            self.joined.values().for_each(|app| app.channel.set_pressure(pressure));
+            filter.set_overloaded(now, pressure == ring::STOP);
+        }
     }
 
     /// How many recovered sessions a port has for those who accept on it.
@@ -239,10 +255,15 @@ fn describe(error: &ChannelError) -> String {
 }
 
 impl Manager {
+    fn apps_and_told(&mut self) -> (&mut Apps, Told<'_>) {
+        let Manager { apps, filter, replication, program, stop, .. } = self;
+        (apps, Told { filter, replication, program: program.as_ref(), stop })
+    }
+
     pub(super) fn drain_apps(&mut self) {
         let now = self.now();
-        let Manager { apps, filter, program, stop, .. } = self;
-        apps.drain(filter, program.as_ref(), stop, now);
+        let (apps, told) = self.apps_and_told();
+        apps.drain(told, now);
         let broken: Vec<u32> = self.apps.joined.iter().filter(|(_, a)| a.broken).map(|(id, _)| *id).collect();
         for id in broken {
             self.cut_off(id);
@@ -458,8 +479,8 @@ impl Manager {
                 Err(ChannelError::Gone) => {
                     // The channel is closed; the process may live on (exec), and its death is told apart.
                     let now = self.now();
-                    let Manager { apps, filter, program, stop, .. } = &mut *self;
-                    apps.drain(filter, program.as_ref(), stop, now);
+                    let (apps, told) = self.apps_and_told();
+                    apps.drain(told, now);
                     if let Some(app) = self.apps.joined.get(&id) {
                         self.poller.remove(app.channel.socket_fd().as_raw_fd());
                     }

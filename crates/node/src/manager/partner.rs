@@ -475,10 +475,8 @@ impl Manager {
         let (replication, mut way) = self.replicate();
         replication.ship_if_due(now, &mut way);
         let now = self.now();
-        if let Some(pressure) = self.replication.press(now, &self.filter) {
-            self.apps.press(pressure);
-            self.filter.set_overloaded(now, pressure == crate::channel::ring::STOP);
-        }
+        let Manager { apps, filter, replication, .. } = self;
+        apps.press(filter, replication, now);
     }
 
     /// The same, whether anybody waits for it or not.

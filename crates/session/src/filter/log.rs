@@ -18,6 +18,12 @@ impl Filter {
         self.gate.end().0
     }
 
+    /// Bytes of output that hooks announced and no commit covers: they will be in the log.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        self.spares.announced.bytes()
+    }
+
     /// Moves the unsent part of the log behind `out`, after the records of the sessions that moved. Returns the
     /// position of its first byte. To be called also where nobody follows: the log would grow for ever.
     pub fn take_batch(&mut self, out: &mut Vec<u8>) -> u64 {

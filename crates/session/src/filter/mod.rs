@@ -18,6 +18,7 @@
 //! - `unhooked`: programs that tell nothing
 //! - `astray`: sessions of which the store does not know what the kernel knows
 
+mod announced;
 mod app;
 mod around;
 mod astray;
@@ -53,7 +54,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::record::{self, Committed, EndReason};
-use crate::seldom::Spare;
 use crate::store::Store;
 use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, TurnPolicy};
@@ -263,7 +263,7 @@ impl Filter {
             config,
             store: Store::new(),
             live: BySession::default(),
-            spares: Spares { announced: Spare::passing(), ..Spares::default() },
+            spares: Spares::default(),
             commit: Commit::default(),
             entries: Vec::new(),
             handshakes: Handshakes::new(),
@@ -396,6 +396,7 @@ impl Filter {
         self.calls = Calls::default();
         self.causes.forget_sessions();
         self.early = AllEarly::default();
+        self.spares.announced.forget();
         self.around.clear();
         self.around_asked.clear();
         lives
@@ -466,6 +467,7 @@ impl Filter {
             self.probing -= usize::from(live.probing());
             self.awaited -= usize::from(live.awaited());
             self.causes.later -= usize::from(live.later);
+            live.announced.truncate(0, &mut self.spares.announced);
             for h in live.held.take() {
                 self.actions.push(Action::DropOut(h.id));
             }
