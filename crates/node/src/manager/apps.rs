@@ -546,10 +546,11 @@ impl Manager {
             log::warn!(session, error:%; "the kernel does not say what is unread");
             None
         });
-        // In a socket that is gone nothing waits.
-        let (received, unread) = found.and_then(|s| Some((s.received?, s.rqueue))).unwrap_or((u64::MAX >> 1, 0));
         let now = self.now();
-        self.filter.unread(now, session, received, u64::from(unread));
+        match found.and_then(|s| Some((s.received?, s.rqueue))) {
+            Some((received, unread)) => self.filter.unread(now, session, received, u64::from(unread)),
+            None => self.filter.unread_gone(now, session),
+        }
     }
 
     /// Whether some process still has a connection that its holder closed.

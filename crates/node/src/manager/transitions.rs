@@ -142,6 +142,7 @@ impl Manager {
             return log::warn!("no handover: this member does not serve yet");
         }
         self.drain_apps();
+        self.filter.before_handover();
         self.filter_actions();
         self.filter.freeze();
         self.ship();

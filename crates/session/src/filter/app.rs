@@ -595,9 +595,10 @@ impl Filter {
         live.ownership.answered(WhyAsked::Recount);
         let taken = live.local.base().saturating_add(received);
         let read = taken.saturating_sub(unread).min(s.in_end());
+        let moved = self.processes.turns.in_read(session).is_some_and(|before| read > before);
         self.processes.turns.read_around(session, read);
-        self.read_unhooked(now, session, read);
-        self.read_unseen(now, session, read);
+        self.read_unhooked(session, read);
+        self.read_unseen(now, session, read, moved);
         self.settle_dispute(now, session, taken);
         let Some(live) = self.live.get_mut(&session) else { return };
         if !live.ownership.answered(WhyAsked::Output) {

@@ -16,6 +16,7 @@
 //! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
 //! - `proof`: what peers prove after a takeover where nothing waited for the replica
 //! - `unhooked`: programs that tell nothing
+//! - `unseen`: input that was read, and nobody tells
 //! - `astray`: sessions of which the store does not know what the kernel knows
 
 mod announced;
@@ -47,6 +48,7 @@ mod stage;
 mod tail;
 mod timestamps;
 mod unhooked;
+mod unseen;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -66,6 +68,7 @@ use handshakes::Handshakes;
 use live::{Live, Spares};
 use processes::Processes;
 use splicing::Splices;
+use unseen::Unseen;
 
 pub use causes::HandOut;
 pub use recovery::RestoreSpec;
@@ -112,7 +115,7 @@ pub enum Action {
     /// [`Filter::process_gone`].
     AskAlive(u32),
     /// Ask the kernel how much input it has taken and how much of it the application has not read, then call
-    /// [`Filter::unread`].
+    /// [`Filter::unread`], or [`Filter::unread_gone`].
     AskUnread(SessionId),
     /// Remove the local TCP's connection of this name, which a process holds: its session is over.
     Destroy(FourTuple),
@@ -232,6 +235,7 @@ pub struct Filter {
     calls: Calls,
     causes: Causes,
     early: AllEarly,
+    unseen: Unseen,
     /// Sessions that want [`Self::handle_timeout`]; entries may be stale.
     timers: BinaryHeap<Reverse<(Now, SessionId)>>,
     /// Sessions without a socket, and those that the barrier waits for.
@@ -271,6 +275,7 @@ impl Filter {
             calls: Calls::default(),
             causes: Causes::default(),
             early: AllEarly::default(),
+            unseen: Unseen::default(),
             timers: BinaryHeap::new(),
             probing: 0,
             awaited: 0,
@@ -396,6 +401,7 @@ impl Filter {
         self.calls = Calls::default();
         self.causes.forget_sessions();
         self.early = AllEarly::default();
+        self.unseen = Unseen::default();
         self.spares.announced.forget();
         self.around.clear();
         self.around_asked.clear();
@@ -416,6 +422,7 @@ impl Filter {
             self.processes.poll_timeout(),
             self.timers.peek().map(|Reverse((due, _))| *due),
             self.handshakes.poll_timeout(),
+            self.unseen.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -432,6 +439,7 @@ impl Filter {
         self.actions.extend(self.processes.turns.poll_asked().map(|t| Action::AskAsleep((t >> 32) as u32, t as u32)));
         self.run_commits(now);
         self.check_suspicious(now);
+        self.ask_unseen_again(now);
         self.handle_recovery_timeout(now);
         self.expire(now);
         if self.gate.handle_timeout(now) {
@@ -460,6 +468,7 @@ impl Filter {
         self.write(0, |out| record::encode_end(id, reason, out));
         self.processes.turns.close(id);
         self.forget_early(id);
+        self.unseen.forget(id);
         if let Some(mut live) = self.live.remove(&id) {
             if !live.established {
                 self.handshakes.opened(&tuple);
@@ -474,8 +483,9 @@ impl Filter {
             let recovery = live.recovery.take();
             let spliced = recovery.handshake.is_some() || self.splices.get(&tuple).is_some();
             for id in recovery.held_in.into_iter().filter_map(|h| h.id) {
-                // To a socket that is gone, or to none: an RST may answer, where strangers get one.
-                let drop = spliced || self.gate.mode() == Mode::Restoring;
+                // To a socket that is gone, or to none: an RST may answer, where strangers get one. A peer that has reset the
+                // connection is told nothing.
+                let drop = spliced || self.gate.mode() == Mode::Restoring || reason == EndReason::ResetByPeer;
                 self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
             let unaccepted =

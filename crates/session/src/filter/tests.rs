@@ -9,6 +9,7 @@ mod output;
 mod proof;
 mod splicing;
 mod takeover;
+mod unseen;
 
 use super::*;
 use crate::hook::Origin;
