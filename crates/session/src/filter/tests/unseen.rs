@@ -47,7 +47,7 @@ fn the_kernel_is_asked_often_while_a_program_reads_and_seldom_while_it_does_not(
     let mut r = discards();
     uploads(&mut r, 200, false);
     let (id, all) = (r.session().open.session, 200 * PIECE);
-    let mut asked_in = |r: &mut Rig, time: Now, reads: u64| {
+    let asked_in = |r: &mut Rig, time: Now, reads: u64| {
         let (until, mut asked) = (r.now + time, 0);
         while let Some(due) = r.f.poll_timeout().filter(|due| *due <= until) {
             r.now = r.now.max(due);
