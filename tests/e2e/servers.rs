@@ -121,7 +121,8 @@ fn a_listener_that_waits_for_data_keeps_nobody_waiting() {
             BufReader::new(&*stream).read_line(&mut answer).expect("an answer");
             assert_eq!(answer, line);
             let took = asked.elapsed();
-            assert!(took < std::time::Duration::from_millis(1500), "round {round}: client {i} had its answer after {took:?}");
+            // The barrier falls by itself after three seconds; a peer's retransmission may come a second late.
+            assert!(took < std::time::Duration::from_millis(2500), "round {round}: client {i} had its answer after {took:?}");
         }
         w.fail_over(fault);
     }
