@@ -15,31 +15,46 @@ use tcpr_lab::wait_until;
 use crate::requests::connect;
 use crate::world::{built, World, PATIENCE, PORT};
 
-/// Counts the system calls of a process while it lives.
-struct Strace {
-    child: Child,
-    file: PathBuf,
-}
+/// Traces a process.
+pub struct Strace(Child);
 
 impl Strace {
-    fn attach(pid: i32, file: PathBuf) -> Strace {
+    pub fn attach(pid: i32, args: &[&str]) -> Strace {
         let mut command = Command::new("strace");
-        command.args(["-c", "-f", "-p", &pid.to_string(), "-o"]).arg(&file).stderr(Stdio::null());
+        command.args(args).args(["-p", &pid.to_string()]).stderr(Stdio::null());
         let child = command.spawn().unwrap_or_else(|e| panic!("strace: {e}; this test needs it: apt-get install strace"));
         let traced = || {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
             status.lines().any(|l| l.strip_prefix("TracerPid:").is_some_and(|t| t.trim() != "0"))
         };
         wait_until(PATIENCE, "strace has attached itself (kernel.yama.ptrace_scope, CAP_SYS_PTRACE)", traced);
-        Strace { child, file }
+        Strace(child)
+    }
+
+    /// The process goes on untraced.
+    pub fn detach(mut self) {
+        let pid = self.0.id().to_string();
+        let killed = Command::new("kill").args(["-INT", &pid]).status().expect("kill");
+        assert!(killed.success());
+        self.0.wait().expect("strace ends");
+    }
+}
+
+/// Counts the system calls of a process while it lives.
+struct Counted {
+    strace: Strace,
+    file: PathBuf,
+}
+
+impl Counted {
+    fn attach(pid: i32, file: PathBuf) -> Counted {
+        let strace = Strace::attach(pid, &["-c", "-f", "-o", &file.display().to_string()]);
+        Counted { strace, file }
     }
 
     /// How often each system call was made.
-    fn counts(mut self) -> BTreeMap<String, u64> {
-        let pid = self.child.id().to_string();
-        let killed = Command::new("kill").args(["-INT", &pid]).status().expect("kill");
-        assert!(killed.success());
-        self.child.wait().expect("strace ends");
+    fn counts(self) -> BTreeMap<String, u64> {
+        self.strace.detach();
         let table = fs::read_to_string(&self.file).expect("strace's table");
         let row = |line: &str| {
             let fields: Vec<&str> = line.split_whitespace().collect();
@@ -67,10 +82,10 @@ impl Cost {
         let before = read();
         let traces = [master, 1 - master].map(|i| {
             let pid = w.pair.process(i).expect("it runs").pid();
-            Strace::attach(pid, w.pair.host(i).dir().join("calls"))
+            Counted::attach(pid, w.pair.host(i).dir().join("calls"))
         });
         what();
-        let calls = traces.map(Strace::counts);
+        let calls = traces.map(Counted::counts);
         let after = read();
         let counters = (0..COUNTERS.len()).map(|i| (COUNTERS[i], after[i] - before[i])).collect();
         Cost { calls, counters }

@@ -71,7 +71,7 @@ struct Ready {
 struct Out {
     info: RecoveredInfo,
     channel: u32,
-    /// It came with others, and may wait there for an accept.
+    /// It came with others, and may wait there for an accept: the process has not asked for more since.
     stashed: bool,
 }
 
@@ -521,12 +521,16 @@ impl Manager {
 
     /// The same for one port; `more`: for somebody beside those whom the last one woke. Returns when to look again.
     fn ring_port(&mut self, now: Now, port: u16, more: bool) -> Option<Now> {
-        let ready = self.takeover.ready.get(&port).map_or(0, |queue| self.to_hand_out(queue));
+        let mut ready = self.takeover.ready.get(&port).map_or(0, |queue| self.to_hand_out(queue));
+        if let Some(until) = self.filter.gate(now).filter(|_| ready > 0) {
+            // None of them can be had. `next_pair` rings when that is over.
+            self.takeover.gate_until = Some(until);
+            ready = 0;
+        }
         let t = &mut self.takeover;
         let alone = t.is_alone(port);
-        // What one of several has fetched alone it is about to accept, and nobody else can have it.
-        let fetched = |out: &&Out| out.info.tuple.local.port() == port && (alone || out.stashed);
-        let left = ready + t.out.iter().filter(fetched).count();
+        // What was fetched alone is about to be accepted, and nobody else can have it.
+        let left = ready + t.out.iter().filter(|out| out.info.tuple.local.port() == port && out.stashed).count();
         if left == 0 || !t.has_listener(port) {
             // A Listen rings.
             return None;
@@ -577,11 +581,14 @@ impl Manager {
         self.filter.listening(now);
     }
 
-    /// `GetRecovered`: one of several processes may have enough, and leave to the others what it has not fetched.
+    /// `GetRecovered`: one of several processes may have enough, and leave to the others what it has not fetched. With `max` 0
+    /// it only says that it has accepted what it was handed, or is about to.
     pub(super) fn hand_over(&mut self, channel: u32, number: u32, port: u16, max: u32) {
         let now = self.now();
         let t = &mut self.takeover;
-        if max > 1 && t.is_alone(port) {
+        // A process asks when its stash is empty.
+        t.out.iter_mut().filter(|o| o.channel == channel && o.info.tuple.local.port() == port).for_each(|o| o.stashed = false);
+        if max == 0 || max > 1 && t.is_alone(port) {
             return self.hand_out(now, &Asking { channel, number, port }, max as usize);
         }
         if t.sharing.entry(port).or_default().asks(channel) {
@@ -627,11 +634,13 @@ impl Manager {
         // One that makes the application connect comes alone, before the others: the connect is known for its.
         self.takeover.gate_until = self.filter.gate(now);
         let mut out: Vec<Ready> = Vec::new();
-        if self.takeover.gate_until.is_some() {
+        let mut alone = self.takeover.gate_until.is_some();
+        if alone {
             n = 0;
         } else if let Some(next) =
             queue.iter().position(|r| self.filter.hand_out(r.info.session) == HandOut::Alone).filter(|_| n > 0)
         {
+            alone = true;
             n = 1;
             out.extend(queue.remove(next));
         }
@@ -648,7 +657,9 @@ impl Manager {
         }
         let n = out.len();
         let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
-        let more = queue.iter().any(|r| !self.filter.is_later(r.info.session)) || self.takeover.waiting.keys().any(of_port);
+        // Behind one that comes alone there is none for now.
+        let more =
+            !alone && (queue.iter().any(|r| !self.filter.is_later(r.info.session)) || self.takeover.waiting.keys().any(of_port));
         let sessions = out.iter().map(|r| r.info.clone()).collect();
         let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
         let Some(told) = self.apps.answer(channel, number, Reply::Recovered { sessions, more }, &descriptors) else {
@@ -678,6 +689,7 @@ impl Manager {
         let Some(at) = t.out.iter().position(|o| o.channel == channel && o.info.session == session) else { return false };
         let Out { info, .. } = t.out.swap_remove(at);
         t.ready.entry(info.tuple.local.port()).or_default().push_front(Ready { info, socket });
+        self.filter.open_gate(session);
         self.publish_pending();
         self.share(now);
         self.ring_doorbells(now);

@@ -1079,7 +1079,7 @@ impl Filter {
     }
 
     /// The next one may come, whatever becomes of this one.
-    pub(super) fn open_gate(&mut self, id: SessionId) {
+    pub fn open_gate(&mut self, id: SessionId) {
         if self.causes.gate.is_some_and(|gate| gate.session == id) {
             self.causes.gate = None;
             self.causes.next_may = true;
