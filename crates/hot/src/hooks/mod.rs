@@ -1,0 +1,12 @@
+//! The hooks, by subject.
+
+mod clocks;
+mod data;
+mod descriptors;
+mod files;
+mod names;
+mod processes;
+mod sockets;
+mod waits;
+
+pub use clocks::{shift_clocks, to_kernel};

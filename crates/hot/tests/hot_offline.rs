@@ -1,0 +1,325 @@
+//! Real programs with real clients are recorded to a file and then follow it: each call, its arguments and every byte of
+//! output must be what they were. Needs no root. `make examples` builds our own programs.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// More would be a program that spins, or a leak of its records.
+const MOST_BYTES: u64 = 5 << 20;
+
+/// A directory of the test's own, which goes with it.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tcpr-hot-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("a directory for the test");
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn target() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    test.ancestors().nth(2).expect("the directory of the build").to_owned()
+}
+
+fn example(name: &str) -> String {
+    let path = target().parent().expect("the target directory").join("examples").join(name);
+    assert!(path.exists(), "{} is missing: make examples", path.display());
+    path.to_str().expect("a path in UTF-8").to_owned()
+}
+
+fn installed(name: &str) -> String {
+    let places = ["/usr/bin", "/usr/sbin", "/usr/local/bin"];
+    let found = places.iter().map(|place| Path::new(place).join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("{name} is missing: make test-deps installs it")).to_str().expect("UTF-8").to_owned()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+/// Without address space layout randomization, with an environment of its own.
+fn start(mode: &str, trace: &Path, place: &Place, command: &[String]) -> Child {
+    let library = target().join("libtcpr_hot.so");
+    assert!(library.exists(), "{} is missing: cargo build --release -p tcpr-hot", library.display());
+    // `env` sets the preload, so that neither it nor setarch is recorded.
+    Command::new("setarch")
+        .args(["-R", "env", "-i", "PATH=/usr/bin:/bin", "HOME=/nonexistent"])
+        .arg(format!("LD_PRELOAD={}", library.display()))
+        .arg(format!("TCPR_HOT_FILE={}", trace.display()))
+        .arg(format!("TCPR_HOT_MODE={mode}"))
+        .arg(format!("TCPR_HOT_LIMIT={}", 2 * MOST_BYTES))
+        .args(command)
+        .current_dir(&place.0)
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(place.file(&format!("{mode}.out"))).expect("a file for the output"))
+        .stderr(fs::File::create(place.file(&format!("{mode}.err"))).expect("a file for the errors"))
+        .spawn()
+        .expect("setarch starts")
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    assert!(status.is_ok_and(|s| s.success()), "kill -{name} {}", child.id());
+}
+
+fn wait_for(child: &mut Child, what: &str) -> ExitStatus {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child of ours") {
+            return status;
+        }
+        if begun.elapsed() > PATIENCE {
+            let _ = child.kill();
+            panic!("{what} did not end within {PATIENCE:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn u64_at(trace: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(trace[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn connect(port: u16) -> TcpStream {
+    let begun = Instant::now();
+    loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+                stream.set_nodelay(true).expect("TCP_NODELAY");
+                return stream;
+            }
+            Err(e) if begun.elapsed() > PATIENCE => panic!("nobody listens on port {port}: {e}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// Records the program while the client works, ends it, and has it follow. Returns what the follower said on standard error.
+fn record_and_follow(name: &str, command: &[String], port: u16, client: impl FnOnce(u16)) {
+    let place = Place::new(name);
+    let trace = place.file("trace");
+    let mut leader = start("record", &trace, &place, command);
+    // Not before it listens: its own connection would be in the trace, which does no harm.
+    drop(connect(port));
+    client(port);
+    signal(&leader, "TERM");
+    wait_for(&mut leader, "the leader");
+    let recorded = fs::read(&trace).expect("the trace");
+    let (bytes, records) = (u64_at(&recorded, 8), u64_at(&recorded, 32));
+    assert!(records > 100, "{name}: only {records} records");
+    assert!(bytes < MOST_BYTES, "{name}: {bytes} bytes for {records} records");
+
+    let mut follower = start("follow", &trace, &place, command);
+    let status = wait_for(&mut follower, "the follower");
+    let said = fs::read_to_string(place.file("follow.err")).unwrap_or_default();
+    let followed = fs::read(&trace).expect("the trace");
+    assert_eq!(u64_at(&followed, 24), bytes, "{name}: the follower has not executed all: {said}");
+    assert!(!said.contains("diverged"), "{name}: {said}");
+    // By the exit of the program, or where the trace of a program that was killed ends.
+    let recorded_exit = !said.contains("the trace ends here");
+    assert!(status.success() || recorded_exit && status.code() != Some(97), "{name}: {status}: {said}");
+}
+
+fn words(command: &str) -> Vec<String> {
+    command.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Clients that send lines and read what comes, which is something for each.
+fn talk(port: u16, clients: usize, lines: usize) {
+    let mut streams: Vec<TcpStream> = (0..clients).map(|_| connect(port)).collect();
+    let mut buffer = [0; 65536];
+    for k in 0..lines {
+        for (i, stream) in streams.iter_mut().enumerate() {
+            stream.write_all(format!("hello {k} from {i}\n").as_bytes()).expect("a line is sent");
+        }
+        for stream in &mut streams {
+            assert!(stream.read(&mut buffer).expect("an answer") > 0);
+        }
+    }
+}
+
+#[test]
+fn a_chat_server_with_epoll() {
+    let port = free_port();
+    let command = [example("plain_chat_server"), port.to_string()];
+    record_and_follow("chat", &command, port, |port| talk(port, 5, 40));
+}
+
+#[test]
+fn an_event_loop_with_a_timer() {
+    let port = free_port();
+    let command = [example("event_loop"), port.to_string(), "parts".to_owned()];
+    record_and_follow("event-loop", &command, port, |port| {
+        let mut stream = connect(port);
+        stream.write_all(b"7\n3\n").expect("lines are sent");
+        assert!(stream.read(&mut [0; 4096]).expect("an answer") > 0);
+        std::thread::sleep(Duration::from_millis(200));
+    });
+}
+
+#[test]
+fn threads_with_a_queue_and_threads_for_each_connection() {
+    for way in ["pool", "spawn"] {
+        let port = free_port();
+        let command = [example("line_server"), port.to_string(), way.to_owned()];
+        record_and_follow(&format!("line-server-{way}"), &command, port, |port| talk(port, 4, 60));
+    }
+}
+
+const ASYNCIO: &str = r#"
+import asyncio, random, sys, time
+clients = {}
+async def serve(reader, writer):
+    name = random.randrange(10**9)
+    clients[name] = writer
+    while line := await reader.readline():
+        await asyncio.sleep(random.random() / 500)
+        for other in list(clients.values()):
+            other.write(b"%d %f: " % (name, time.time()) + line)
+    del clients[name]
+    writer.close()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
+    async with server:
+        await server.serve_forever()
+asyncio.run(main())
+"#;
+
+#[test]
+fn coroutines_with_timers_and_random_numbers() {
+    let port = free_port();
+    let command = [installed("python3"), "-c".to_owned(), ASYNCIO.to_owned(), port.to_string()];
+    record_and_follow("asyncio", &command, port, |port| talk(port, 4, 30));
+}
+
+#[test]
+fn redis_with_its_threads() {
+    let port = free_port();
+    let command =
+        words(&format!("{} --port {port} --bind 127.0.0.1 --save --appendonly no --loglevel warning", installed("redis-server")));
+    // An empty argument is none for `split_whitespace`.
+    let command: Vec<String> =
+        command.into_iter().flat_map(|w| if w == "--save" { vec![w, String::new()] } else { vec![w] }).collect();
+    record_and_follow("redis", &command, port, |port| {
+        let mut stream = connect(port);
+        let mut answers = BufReader::new(stream.try_clone().expect("a second handle"));
+        let mut ask = |line: &str| {
+            stream.write_all(format!("{line}\r\n").as_bytes()).expect("a command is sent");
+            let mut answer = String::new();
+            answers.read_line(&mut answer).expect("an answer");
+            if let Some(n) = answer.strip_prefix('$').and_then(|n| n.trim().parse::<usize>().ok()) {
+                answers.read_exact(&mut vec![0; n + 2]).expect("the rest of the answer");
+            }
+            assert!(!answer.is_empty() && !answer.starts_with('-'), "{line}: {answer}");
+        };
+        for k in 0..300 {
+            ask(&format!("SET key{k} {k} EX 100"));
+            ask(&format!("SADD set {k}"));
+            ask(&format!("GET key{}", k / 2));
+            ask("INFO");
+        }
+        for _ in 0..100 {
+            ask("SPOP set");
+            ask("RANDOMKEY");
+            ask("ACL GENPASS");
+        }
+        ask("UNLINK set");
+        ask("FLUSHALL ASYNC");
+    });
+}
+
+#[test]
+fn memcached_with_its_threads() {
+    let port = free_port();
+    let mut command = words(&format!("{} -p {port} -l 127.0.0.1 -U 0", installed("memcached")));
+    command.extend(words("-u nobody"));
+    record_and_follow("memcached", &command, port, |port| {
+        let mut streams: Vec<TcpStream> = (0..8).map(|_| connect(port)).collect();
+        for k in 0..100 {
+            for stream in &mut streams {
+                stream
+                    .write_all(format!("set k{k} 0 0 5\r\nhello\r\nget k{k}\r\nincr n 1\r\nversion\r\n").as_bytes())
+                    .expect("sent");
+            }
+            for stream in &streams {
+                let mut lines = BufReader::new(stream).lines();
+                while !lines.next().expect("an answer").expect("an answer").starts_with("VERSION") {}
+            }
+        }
+    });
+}
+
+#[test]
+fn an_irc_server() {
+    let port = free_port();
+    let place = Place::new("ngircd-configuration");
+    let configuration = place.file("ngircd.conf");
+    let text = format!(
+        "[Global]\nName = irc.test.net\nListen = 127.0.0.1\nPorts = {port}\nInfo = x\nAdminInfo1 = x\nMotdPhrase = hello\n\
+         [Options]\nDNS = no\nIdent = no\nPAM = no\n[Limits]\nMaxConnectionsIP = 0\n"
+    );
+    fs::write(&configuration, text).expect("a configuration");
+    let command = words(&format!("{} -n -f {}", installed("ngircd"), configuration.display()));
+    record_and_follow("ngircd", &command, port, |port| {
+        let mut streams: Vec<TcpStream> = (0..4).map(|_| connect(port)).collect();
+        let until = |stream: &TcpStream, what: &str| {
+            let mut lines = BufReader::new(stream).lines();
+            while !lines.next().expect("a line").expect("a line").contains(what) {}
+        };
+        for (i, stream) in streams.iter_mut().enumerate() {
+            stream.write_all(format!("NICK u{i}\r\nUSER u{i} 0 * :x\r\n").as_bytes()).expect("sent");
+            until(stream, "MOTD");
+            stream.write_all(b"JOIN #x\r\n").expect("sent");
+            until(stream, "End of NAMES");
+        }
+        for k in 0..3 {
+            for stream in &mut streams {
+                stream.write_all(format!("PRIVMSG #x :hello {k}\r\nTIME\r\nPING {k}\r\n").as_bytes()).expect("sent");
+                until(stream, "PONG");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_the_program_does_otherwise_is_found() {
+    let place = Place::new("diverges");
+    let trace = place.file("trace");
+    let script = place.file("script.py");
+    let text = |word: &str| {
+        format!("import socket\na, b = socket.socketpair()\na.send(b'{word}')\nprint(b.recv(99))\nprint(open('/dev/urandom', 'rb').read(4))\n")
+    };
+    let command = [installed("python3"), script.to_str().expect("UTF-8").to_owned()];
+    fs::write(&script, text("one")).expect("a script");
+    let mut leader = start("record", &trace, &place, &command);
+    assert!(wait_for(&mut leader, "the leader").success());
+    // The same, and the output is the same.
+    let mut follower = start("follow", &trace, &place, &command);
+    assert!(wait_for(&mut follower, "the follower").success());
+    let output = |mode| fs::read(place.file(&format!("{mode}.out"))).expect("the output");
+    assert_eq!(output("record"), output("follow"));
+    // Another word of the same length.
+    fs::write(&script, text("two")).expect("a script");
+    let mut follower = start("follow", &trace, &place, &command);
+    assert_eq!(wait_for(&mut follower, "the follower").code(), Some(97));
+    let said = fs::read_to_string(place.file("follow.err")).expect("what it said");
+    assert!(said.contains("the program writes other 3 bytes than in the trace: \"two\""), "{said}");
+}
