@@ -53,7 +53,14 @@ enum Command {
         program: Vec<std::ffi::OsString>,
     },
     /// Say what this member is; exits 0 if a failure would be survived, 1 if not, 3 if no manager runs
-    Status(Common),
+    Status {
+        #[command(flatten)]
+        common: Common,
+        /// What exit code 0 stands for: that a failure would be survived, or that the program's memory would survive, too (4 if
+        /// only the connections would)
+        #[arg(long, value_enum, value_name = "WHAT", default_value = "protected")]
+        require: ask::Require,
+    },
     /// List the protected connections
     Sessions(Common),
     /// Hand the service over to the partner
@@ -100,7 +107,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run { config, no_preload, program } => run::run(config, no_preload, program),
-        Command::Status(c) => ask::status(&c),
+        Command::Status { common, require } => ask::status(&common, require),
         Command::Sessions(c) => ask::sessions(&c),
         Command::Switchover(c) => ask::switchover(&c),
         Command::Restart(c) => ask::restart(&c),

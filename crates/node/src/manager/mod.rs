@@ -158,6 +158,9 @@ impl Manager {
         if !hooked {
             unsupported.extend(config.unsupported_unhooked());
         }
+        if hosting.program.is_none() {
+            unsupported.extend(config.unsupported_embedded());
+        }
         if !unsupported.is_empty() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, unsupported.join("; ")));
         }

@@ -15,7 +15,7 @@ use super::heartbeats;
 use super::replication::{Gap, Way};
 use super::throttle::Recurring;
 use super::Manager;
-use crate::config::Config;
+use crate::config::{Config, Standby};
 use crate::heartbeat::HeartbeatBody;
 use crate::key;
 use crate::link::{Goodbye, Hello, Message, CAUSES, OPTIONS, PROTOCOL};
@@ -72,6 +72,10 @@ impl Partner {
         config.service.virtual_ips.iter().for_each(|v| format!("{v:?}").hash(&mut hasher));
         // Only a member that expects it asks the peers where they are.
         format!("{:?}", config.replication.durability).hash(&mut hasher);
+        // The digest of a warm standby is the one of versions that know no other.
+        if config.service.standby == Standby::Hot {
+            format!("hot, {}", config.service.standby_trace_bytes).hash(&mut hasher);
+        }
         Ok(Partner {
             me: config.member_index,
             service: config.service.name.clone(),
@@ -336,7 +340,7 @@ impl Manager {
                 }
                 self.link.understood();
                 if !self.partner.met(&hello) {
-                    log::warn!("the partner's configuration of ports, virtual IP or durability differs from ours");
+                    log::warn!("the partner's configuration of ports, virtual IP, durability or standby differs from ours");
                 }
                 let role = heartbeats::role(hello.role);
                 let view = PartnerView { role, epoch: hello.epoch, paired: false, full_replica: false };

@@ -77,11 +77,17 @@ pub const fn longest(data: usize) -> usize {
 }
 
 /// Writes a record to the beginning of `out`, and says how long it is. `None`: it does not fit (or its data is longer than
-/// [`MAX_DATA`]), and `deltas` is unchanged.
+/// [`MAX_DATA`]), and `deltas` and `out` are unchanged.
 pub fn encode(record: &Record<'_>, deltas: &mut Deltas, out: &mut [u8]) -> Option<usize> {
+    encode_parts(record, &[record.data], deltas, out)
+}
+
+/// As [`encode`], with data that are these parts, one after another, instead of the record's.
+pub fn encode_parts(record: &Record<'_>, parts: &[&[u8]], deltas: &mut Deltas, out: &mut [u8]) -> Option<usize> {
+    let data = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
     let slot = slot_of(record);
     let last = deltas.slots[slot];
-    let same_place = record.thread == deltas.thread && record.fd == last.fd && record.data.is_empty();
+    let same_place = record.thread == deltas.thread && record.fd == last.fd && data == 0;
     let mut head = Head::default();
     if same_place && record.result == last.result {
         head.byte(SAME | slot as u8);
@@ -89,28 +95,32 @@ pub fn encode(record: &Record<'_>, deltas: &mut Deltas, out: &mut [u8]) -> Optio
         head.byte(RESULT | slot as u8);
         head.signed(difference(slot, record.result, last.result));
     } else {
-        encode_long(record, deltas.thread, slot, last, &mut head);
+        encode_long(record, data, deltas.thread, slot, last, &mut head);
     }
-    let len = head.len + record.data.len();
-    if record.data.len() > MAX_DATA || len > out.len() {
+    if data > MAX_DATA || head.len + data > out.len() {
         return None;
     }
-    out[..head.len].copy_from_slice(&head.bytes[..head.len]);
-    out[head.len..len].copy_from_slice(record.data);
+    let (to, mut rest) = out.split_at_mut(head.len);
+    to.copy_from_slice(&head.bytes[..head.len]);
+    for part in parts {
+        let (to, behind) = rest.split_at_mut(part.len());
+        to.copy_from_slice(part);
+        rest = behind;
+    }
     deltas.thread = record.thread;
     deltas.slots[slot] = Last { fd: record.fd, result: record.result };
-    Some(len)
+    Some(head.len + data)
 }
 
-fn encode_long(record: &Record<'_>, thread: u16, slot: usize, last: Last, head: &mut Head) {
-    let is_length = !record.data.is_empty() && record.result == record.data.len() as i64;
+fn encode_long(record: &Record<'_>, data: usize, thread: u16, slot: usize, last: Last, head: &mut Head) {
+    let is_length = data > 0 && record.result == data as i64;
     let mut flags = 0;
     for (flag, set) in [
         (HAS_THREAD, record.thread != thread),
         (HAS_FD, record.fd != last.fd),
         (HAS_RESULT, !is_length && record.result != last.result),
         (RESULT_IS_LENGTH, is_length),
-        (HAS_DATA, !record.data.is_empty()),
+        (HAS_DATA, data > 0),
     ] {
         flags |= if set { flag } else { 0 };
     }
@@ -126,7 +136,7 @@ fn encode_long(record: &Record<'_>, thread: u16, slot: usize, last: Last, head: 
         head.signed(difference(slot, record.result, last.result));
     }
     if flags & HAS_DATA != 0 {
-        head.unsigned(record.data.len() as u64);
+        head.unsigned(data as u64);
     }
 }
 

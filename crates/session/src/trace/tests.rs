@@ -221,3 +221,143 @@ fn accepted_data_comes_back() {
     assert_eq!(Accepted::decode(&[3, 1]), None);
     assert_eq!(Accepted::decode(&[0, 1]), None);
 }
+
+/// A leader's trace of these records.
+fn trace_of(records: &[Owned]) -> (Vec<u8>, Cursor) {
+    let (mut trace, mut cursor) = (Vec::new(), Cursor::default());
+    for record in records {
+        append(&mut cursor, &record.record(), &[&record.data], &mut trace);
+    }
+    (trace, cursor)
+}
+
+fn append(cursor: &mut Cursor, record: &Record<'_>, parts: &[&[u8]], trace: &mut Vec<u8>) {
+    let at = trace.len();
+    trace.resize(at + longest(parts.iter().map(|part| part.len()).sum()), 0);
+    let len = cursor.append(record, parts, &mut trace[at..]).expect("there is room");
+    trace.truncate(at + len);
+    assert_eq!(cursor.position(), trace.len() as u64);
+}
+
+#[test]
+fn threads_take_their_records_in_turn() {
+    let of = |thread: u16, record: Owned| Owned { thread, ..record };
+    let records = [
+        of(0, one(Call::Thread, 0, 1, b"")),
+        of(0, one(Call::Marker, 0, 0, b"")),
+        of(1, one(Call::Read, 5, 2, b"hi")),
+        of(0, one(Call::Signal, -1, 15, b"info")),
+        of(0, one(Call::Clock, 1, 7, b"")),
+    ];
+    let (trace, leader) = trace_of(&records);
+    let mut cursor = Cursor::default();
+    assert_eq!(cursor.step(&trace, 1, Call::Read, 5), Step::Others);
+    assert_eq!(cursor.step(&trace, 0, Call::Thread, 0), Step::Result(records[0].record()));
+    assert_eq!(cursor.step(&trace, 0, Call::Thread, 0), Step::Result(records[0].record()), "not executed yet");
+    cursor.executed();
+    assert!(!cursor.is_synced());
+    assert_eq!(cursor.step(&trace, 0, Call::Clock, 1), Step::Others);
+    assert!(cursor.is_synced());
+    assert_eq!(cursor.step(&trace, 1, Call::Read, 5), Step::Result(records[2].record()));
+    cursor.executed();
+    assert_eq!(cursor.step(&trace, 1, Call::Read, 5), Step::Others);
+    assert_eq!(cursor.step(&trace, 0, Call::Clock, 1), Step::Signal(records[3].record()));
+    cursor.executed();
+    assert_eq!(cursor.step(&trace, 0, Call::Clock, 1), Step::Result(records[4].record()));
+    cursor.executed();
+    for thread in 0..3 {
+        assert_eq!(cursor.step(&trace, thread, Call::Clock, 1), Step::End);
+    }
+    assert_eq!((cursor.position(), cursor.records()), (leader.position(), 5));
+    // It goes on as a leader: another follower reads on.
+    let (mut trace, mut third) = (trace, cursor.clone());
+    let data = one(Call::Read, 5, 4, b"more");
+    append(&mut cursor, &data.record(), &[b"mo", b"", b"re"], &mut trace);
+    assert_eq!(third.step(&trace, 0, Call::Read, 5), Step::Result(data.record()));
+}
+
+#[test]
+fn both_sides_of_a_divergence_are_told() {
+    let (trace, _) = trace_of(&[one(Call::Clock, 1, 5, b""), one(Call::Read, 7, 10, b"NICK bob\r\n")]);
+    let mut cursor = Cursor::default();
+    assert!(matches!(cursor.step(&trace, 0, Call::Clock, 1), Step::Result(_)));
+    cursor.executed();
+    let Step::Diverged(divergence) = cursor.step(&trace, 0, Call::Write, 5) else { panic!("it does something else") };
+    let side = r#"record 1: the trace says: thread 0, read of descriptor 7 gave 10 bytes: "NICK bob\r\n"; the program "#;
+    assert_eq!(divergence.to_string(), format!("{side}does: write of descriptor 5"));
+    let Step::Diverged(divergence) = cursor.step(&trace, 0, Call::Read, 8) else { panic!("another descriptor") };
+    assert_eq!(divergence.to_string(), format!("{side}does: read of descriptor 8"));
+    let Step::Result(record) = cursor.step(&trace, 0, Call::Read, 7) else { panic!("it is the same") };
+    assert_eq!(cursor.check_room(record, 10), Ok(()));
+    assert_eq!(cursor.check_room(record, 9).unwrap_err().to_string(), format!("{side}has room for 9 bytes"));
+    for (program, words) in [
+        (Program::Gets(-98), "gets: EADDRINUSE"),
+        (Program::Gets(3), "gets: 3"),
+        (Program::Does("sends a message without an address"), "sends a message without an address"),
+    ] {
+        assert_eq!(cursor.diverged(record, program).to_string(), format!("{side}{words}"));
+    }
+}
+
+#[test]
+fn output_is_compared() {
+    let mut hash = Hash::new();
+    hash.add(b"hello, world");
+    let data = hash.finish().to_ne_bytes();
+    let (cursor, written) = (Cursor::default(), one(Call::Write, 7, 12, &data));
+    let check = |pieces: &[&'static [u8]]| {
+        cursor.check_output(written.record(), pieces.iter().copied()).map_err(|divergence| divergence.to_string())
+    };
+    assert_eq!(check(&[b"hello, world"]), Ok(()));
+    assert_eq!(check(&[b"hel", b"", b"lo, wo", b"rld"]), Ok(()), "in other pieces");
+    assert_eq!(check(&[b"hello, world, and what was not taken", b"then"]), Ok(()));
+    let side = "record 0: the trace says: thread 0, write of descriptor 7 took 12 bytes; the program";
+    assert_eq!(check(&[b"hello", b" "]), Err(format!("{side} offers 6 bytes")));
+    assert_eq!(check(&[b"Hello, ", b"world"]), Err(format!("{side} writes other bytes: \"Hello, \"")));
+    let failed = one(Call::Write, 7, -11, b"");
+    assert_eq!(cursor.check_output(failed.record(), [b"anything".as_slice()].into_iter()), Ok(()));
+}
+
+proptest! {
+    #[test]
+    fn a_hash_is_of_the_bytes_and_not_of_the_pieces(bytes in vec(any::<u8>(), 0..100), cuts in vec(0usize..100, 0..6), at in 0usize..100) {
+        let whole = { let mut hash = Hash::new(); hash.add(&bytes); hash.finish() };
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+        cuts.sort_unstable();
+        let (mut hash, mut from) = (Hash::new(), 0);
+        for cut in cuts {
+            hash.add(&bytes[from..cut]);
+            from = cut;
+        }
+        hash.add(&bytes[from..]);
+        prop_assert_eq!(hash.finish(), whole);
+        // Other bytes, fewer and more of them have another hash.
+        let of = |bytes: &[u8]| { let mut hash = Hash::new(); hash.add(bytes); hash.finish() };
+        if at < bytes.len() {
+            let mut other = bytes.clone();
+            other[at] ^= 1;
+            prop_assert_ne!(of(&other), whole);
+            prop_assert_ne!(of(&bytes[..at]), whole);
+        }
+        prop_assert_ne!(of(&[&bytes[..], &[0]].concat()), whole);
+    }
+
+    #[test]
+    fn a_follower_of_garbage_ends_somewhere(trace in vec(any::<u8>(), 0..300), calls in vec((0u16..3, any::<u8>(), 0i32..4), 0..60)) {
+        let mut cursor = Cursor::default();
+        for (thread, call, fd) in calls {
+            let call = Call::ALL[usize::from(call) % Call::ALL.len()];
+            let before = cursor.position();
+            match cursor.step(&trace, thread, call, fd) {
+                Step::Result(record) => {
+                    let _ = cursor.check_output(record, [trace.as_slice()].into_iter()).map_err(|divergence| divergence.to_string());
+                    cursor.executed();
+                }
+                Step::Signal(_) => cursor.executed(),
+                Step::Diverged(divergence) => prop_assert!(divergence.to_string().starts_with("record ")),
+                Step::Others | Step::End | Step::Malformed(_) => {}
+            }
+            prop_assert!(cursor.position() >= before && cursor.position() <= trace.len() as u64);
+        }
+    }
+}
