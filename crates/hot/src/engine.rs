@@ -7,7 +7,7 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
 
 use tcpr_session::trace::memory::{mode, state};
-use tcpr_session::trace::{decode, encode, longest, Call, Deltas, Marker, Record};
+use tcpr_session::trace::{Call, Cursor, Divergence, Marker, Program, Record, Step};
 
 use crate::memory::{self, header, Text};
 use crate::{partner, promotion, raw, signals, start, thread};
@@ -118,11 +118,7 @@ struct Log {
 unsafe impl Sync for Log {}
 
 struct Inner {
-    deltas: Deltas,
-    /// Before this everything is executed.
-    position: u64,
-    records: u64,
-    next: Option<Next>,
+    cursor: Cursor,
     /// In the follower: the thread that has executed the last record and has not come to its next one, and since when it runs.
     running: Option<(i32, i64)>,
 }
@@ -130,13 +126,6 @@ struct Inner {
 /// Programs tell threads things without a lock, too: a clock's hand, a flag. So each thread of the follower runs alone, from
 /// one record of its own to the next, but no longer than this.
 const ALONE_NS: i64 = 1_000_000;
-
-/// A record that is decoded and not executed.
-#[derive(Clone, Copy)]
-struct Next {
-    record: Record<'static>,
-    end: u64,
-}
 
 static LOG: Log = Log { lock: AtomicU32::new(0), inner: UnsafeCell::new(None) };
 /// Goes on with each record that is executed, for threads whose turn was not yet.
@@ -149,8 +138,7 @@ fn with_log<T>(f: impl FnOnce(&mut Inner) -> T) -> T {
     }
     // SAFETY: we hold the lock; `f` does not come back here: it makes no hooked call.
     let inner = unsafe { &mut *LOG.inner.get() };
-    let result =
-        f(inner.get_or_insert_with(|| Inner { deltas: Deltas::default(), position: 0, records: 0, next: None, running: None }));
+    let result = f(inner.get_or_insert_with(|| Inner { cursor: Cursor::default(), running: None }));
     LOG.lock.store(0, Ordering::Release);
     result
 }
@@ -169,7 +157,7 @@ pub fn append(call: Call, fd: i32, result: i64, parts: &[&[u8]]) -> u64 {
         return 0;
     }
     let number = thread::id().max(0) as u16;
-    let appended = with_log(|log| write_record(log, Record { thread: number, call, fd, result, data: &[] }, parts));
+    let appended = with_log(|log| write_record(log, &Record { thread: number, call, fd, result, data: &[] }, parts));
     match appended {
         Some(head) => {
             if header().mode.load(Ordering::Relaxed) == mode::OFF {
@@ -184,30 +172,13 @@ pub fn append(call: Call, fd: i32, result: i64, parts: &[&[u8]]) -> u64 {
     }
 }
 
-fn write_record(log: &mut Inner, record: Record<'static>, parts: &[&[u8]]) -> Option<u64> {
+fn write_record(log: &mut Inner, record: &Record<'_>, parts: &[&[u8]]) -> Option<u64> {
     // SAFETY: this process records, and we hold the lock.
     let room = unsafe { memory::room() };
-    let written = match parts {
-        [] => encode(&record, &mut log.deltas, room),
-        [data] => encode(&Record { data, ..record }, &mut log.deltas, room),
-        _ => {
-            // Joined behind the place where the record will lie.
-            let total = parts.iter().map(|part| part.len()).sum();
-            let (room, rest) = room.split_at_mut_checked(longest(total))?;
-            let mut at = 0;
-            for part in parts {
-                rest.get_mut(at..at + part.len())?.copy_from_slice(part);
-                at += part.len();
-            }
-            encode(&Record { data: rest.get(..total)?, ..record }, &mut log.deltas, room)
-        }
-    }?;
-    let head = header().head.load(Ordering::Relaxed) + written as u64;
-    log.records += 1;
-    log.position = head;
-    header().records.store(log.records, Ordering::Relaxed);
-    header().head.store(head, Ordering::Release);
-    Some(head)
+    log.cursor.append(record, parts, room)?;
+    header().records.store(log.cursor.records(), Ordering::Relaxed);
+    header().head.store(log.cursor.position(), Ordering::Release);
+    Some(log.cursor.position())
 }
 
 /// Appends a marker.
@@ -228,52 +199,18 @@ fn give_up(why: Option<u32>, reason: &str) {
 // ---- Following
 
 /// A record that is this thread's, and not executed until [`Taken::done`].
-pub struct Taken {
-    pub result: i64,
-    pub data: &'static [u8],
-    end: u64,
-}
-
-enum Look {
-    Mine(Next),
-    Others,
-    /// The trace ends here, as long as its head is this.
-    End(u64),
-    Broken(&'static str),
-}
+pub struct Taken(pub Record<'static>);
 
 impl Inner {
-    /// What comes next, seen from a thread. Markers are nobody's.
-    fn look(&mut self, me: i32) -> Look {
-        loop {
-            if self.next.is_none() {
-                let head = header().head.load(Ordering::Acquire);
-                if head <= self.position {
-                    return Look::End(head);
-                }
-                match decode(memory::trace(self.position, head), &mut self.deltas) {
-                    Ok(Some((record, length))) => self.next = Some(Next { record, end: self.position + length as u64 }),
-                    Ok(None) => return Look::End(head),
-                    Err(malformed) => return Look::Broken(malformed.0),
-                }
-            }
-            let Some(next) = self.next else { continue };
-            if next.record.call == Call::Marker {
-                match Marker::of(next.record.result) {
-                    Some(Marker::Synced) => header().synced.store(1, Ordering::Release),
-                    Some(Marker::Unsynced) => header().synced.store(0, Ordering::Release),
-                    Some(Marker::Promoted) | None => {}
-                }
-                self.executed(next.end);
-                continue;
-            }
-            if i32::from(next.record.thread) != me {
-                return Look::Others;
-            }
-            return match self.running {
-                Some((_, since)) if raw::clock_ns(libc::CLOCK_MONOTONIC) - since < ALONE_NS => Look::Others,
-                _ => Look::Mine(next),
-            };
+    /// What comes next for a thread that makes a call, and where the trace ends.
+    fn look(&mut self, me: i32, call: Call, fd: i32) -> (Step<'static>, u64) {
+        let head = header().head.load(Ordering::Acquire);
+        let step = self.cursor.step(memory::trace(head), me.max(0) as u16, call, fd);
+        self.tell();
+        let running = self.running.filter(|_| !matches!(step, Step::Others | Step::End));
+        match running {
+            Some((_, since)) if raw::clock_ns(libc::CLOCK_MONOTONIC) - since < ALONE_NS => (Step::Others, head),
+            _ => (step, head),
         }
     }
 
@@ -282,20 +219,56 @@ impl Inner {
         self.running.take_if(|(thread, _)| *thread == me).is_some()
     }
 
-    fn executed(&mut self, end: u64) {
-        self.next = None;
-        self.position = end;
-        self.records += 1;
-        header().records.store(self.records, Ordering::Relaxed);
-        header().executed.store(end, Ordering::Release);
+    /// Tells the manager where we are.
+    fn tell(&self) {
+        header().records.store(self.cursor.records(), Ordering::Relaxed);
+        header().synced.store(self.cursor.is_synced().into(), Ordering::Release);
+        header().executed.store(self.cursor.position(), Ordering::Release);
     }
 }
 
 impl Taken {
+    /// What the call returns.
+    pub fn result(&self) -> i64 {
+        self.0.result
+    }
+
+    /// What else it gives.
+    pub fn data(&self) -> &'static [u8] {
+        self.0.data
+    }
+
+    /// The program does not go on as the trace says.
+    pub fn diverges(&self, program: Program<'_>) -> ! {
+        let number = header().records.load(Ordering::Relaxed);
+        diverge(format_args!("{}", Divergence { number, trace: self.0, program }))
+    }
+
+    /// The same, in words that go on from "the program".
+    pub fn diverges_in(&self, words: std::fmt::Arguments<'_>) -> ! {
+        let text = Text::of(words);
+        self.diverges(Program::Does(std::str::from_utf8(text.bytes()).unwrap_or_default()))
+    }
+
+    /// The program must have room for the data.
+    pub fn check_room(&self, room: usize) {
+        if self.data().len() > room {
+            self.diverges(Program::HasRoom(room));
+        }
+    }
+
+    /// The program must write what it has written in the trace.
+    pub fn check_output<'a>(&self, pieces: impl Iterator<Item = &'a [u8]>) {
+        if let Err(divergence) = with_log(|log| log.cursor.check_output(self.0, pieces)) {
+            diverge(format_args!("{divergence}"));
+        }
+    }
+
     /// The record is executed: the next one's turn.
     pub fn done(self) {
         with_log(|log| {
-            log.executed(self.end);
+            log.cursor.executed();
+            log.tell();
             if is_threaded() {
                 log.running = Some((thread::id(), raw::clock_ns(libc::CLOCK_MONOTONIC)));
             }
@@ -320,21 +293,6 @@ pub fn leave() {
 
 /// The next record of this thread, which must be of this call. `None`: the trace has ended, and the program is live.
 pub fn take(call: Call, fd: i32) -> Option<Taken> {
-    loop {
-        let record = match next_of_mine()? {
-            (record, taken) if record.call == Call::Signal => {
-                signals::replay(record.result as i32, record.data, taken);
-                continue;
-            }
-            (record, taken) if record.call == call && record.fd == fd => return Some(taken),
-            (record, _) => record,
-        };
-        let theirs = Record { thread: record.thread, call, fd, result: 0, data: &[] };
-        diverge(format_args!("the trace says: {record}; the program does: {:?} with {}", theirs.call, theirs.fd));
-    }
-}
-
-fn next_of_mine() -> Option<(Record<'static>, Taken)> {
     let me = thread::id();
     let (mut spins, mut idle) = (0, 0);
     leave();
@@ -343,22 +301,25 @@ fn next_of_mine() -> Option<(Record<'static>, Taken)> {
         if !follows() {
             return None;
         }
-        match with_log(|log| log.look(me)) {
-            Look::Mine(next) => {
-                let taken = Taken { result: next.record.result, data: next.record.data, end: next.end };
-                return Some((next.record, taken));
+        let (step, head) = with_log(|log| log.look(me, call, fd));
+        match step {
+            Step::Result(record) => return Some(Taken(record)),
+            Step::Signal(record) => {
+                signals::replay(Taken(record));
+                leave();
             }
-            Look::Others if spins < 100 => {
+            Step::Others if spins < 100 => {
                 spins += 1;
                 raw::yield_now();
             }
-            Look::Others => {
+            Step::Others => {
                 WAITING.fetch_add(1, Ordering::AcqRel);
                 raw::futex_wait(TURN.as_ptr(), turn, 1_000_000);
                 WAITING.fetch_sub(1, Ordering::AcqRel);
             }
-            Look::End(head) => wait_for_more(head, &mut idle),
-            Look::Broken(why) => diverge(format_args!("the trace cannot be read: {why}")),
+            Step::End => wait_for_more(head, &mut idle),
+            Step::Diverged(divergence) => diverge(format_args!("{divergence}")),
+            Step::Malformed(malformed) => diverge(format_args!("{malformed}")),
         }
     }
 }
@@ -397,7 +358,7 @@ fn go_live() {
     header().state.store(state::AT_END, Ordering::Release);
     with_log(|log| {
         // A record of which only the beginning is there never was.
-        header().head.store(log.position, Ordering::Release);
+        header().head.store(log.cursor.position(), Ordering::Release);
     });
     thread::outside(promotion::stand);
     PROMOTED.store(true, Ordering::Release);
@@ -409,12 +370,11 @@ fn go_live() {
 
 /// The program does something else than the trace says: it is of no use any more.
 pub fn diverge(why: std::fmt::Arguments<'_>) -> ! {
-    let number = header().records.load(Ordering::Relaxed);
-    let text = Text::of(format_args!("record {number}: {why}"));
+    let text = Text::of(why);
     memory::set_reason(text.bytes());
     header().state.store(state::DIVERGED, Ordering::Release);
     if is_offline() {
-        start::say(format_args!("diverged at record {number}: {why}"));
+        start::say(format_args!("diverged: {why}"));
     }
     raw::exit_group(97)
 }

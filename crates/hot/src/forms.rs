@@ -3,7 +3,7 @@
 use libc::iovec;
 use tcpr_session::trace::Call;
 
-use crate::engine::{append, diverge, follows, take};
+use crate::engine::{append, follows, take};
 
 /// Exports functions under the C library's names. The body is for calls that are recorded or followed; in it, `next` is
 /// the next function of the name.
@@ -45,7 +45,7 @@ pub(crate) use live;
 pub fn told(call: Call, fd: i32, live: impl FnOnce() -> i64) -> i64 {
     if follows() {
         if let Some(taken) = take(call, fd) {
-            let result = taken.result;
+            let result = taken.result();
             taken.done();
             return result;
         }
@@ -69,15 +69,10 @@ pub unsafe fn filled(
 ) -> i64 {
     if follows() {
         if let Some(taken) = take(call, fd) {
-            let result = taken.result;
-            if taken.data.len() > room {
-                diverge(format_args!(
-                    "{call:?} with {fd}: the trace has {} bytes, the program has room for {room}",
-                    taken.data.len()
-                ));
-            }
+            let result = taken.result();
+            taken.check_room(room);
             // SAFETY: as the caller says.
-            unsafe { std::ptr::copy_nonoverlapping(taken.data.as_ptr(), buffer, taken.data.len()) };
+            unsafe { std::ptr::copy_nonoverlapping(taken.data().as_ptr(), buffer, taken.data().len()) };
             taken.done();
             return result;
         }
@@ -181,50 +176,4 @@ fn append_many<'a>(call: Call, fd: i32, result: i64, before: &[&'a [u8]], pieces
         count += 1;
     }
     append(call, fd, result, &all[..count])
-}
-
-/// A hash of output, which goes on from piece to piece as if they were one.
-pub struct Hash {
-    value: u64,
-    word: [u8; 8],
-    filled: usize,
-}
-
-impl Hash {
-    pub const fn new() -> Self {
-        Self { value: 1, word: [0; 8], filled: 0 }
-    }
-
-    fn mix(&mut self, word: u64) {
-        self.value = (self.value ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.value ^= self.value >> 29;
-    }
-
-    pub fn add(&mut self, mut bytes: &[u8]) {
-        if self.filled > 0 {
-            let (now, rest) = bytes.split_at(bytes.len().min(8 - self.filled));
-            self.word[self.filled..self.filled + now.len()].copy_from_slice(now);
-            self.filled += now.len();
-            bytes = rest;
-            if self.filled < 8 {
-                return;
-            }
-            self.filled = 0;
-            self.mix(u64::from_ne_bytes(self.word));
-        }
-        let (words, rest) = bytes.split_at(bytes.len() & !7);
-        for word in words.chunks_exact(8) {
-            self.mix(word.try_into().map(u64::from_ne_bytes).unwrap_or_default());
-        }
-        self.word[..rest.len()].copy_from_slice(rest);
-        self.filled = rest.len();
-    }
-
-    pub fn finish(mut self) -> u64 {
-        let mut last = [0; 8];
-        last[..self.filled].copy_from_slice(&self.word[..self.filled]);
-        last[7] |= self.filled as u8;
-        self.mix(u64::from_ne_bytes(last));
-        self.value
-    }
 }

@@ -58,10 +58,10 @@ pub fn is_known() -> bool {
     header().magic.load(Ordering::Relaxed) == MAGIC && header().version.load(Ordering::Relaxed) == VERSION
 }
 
-/// Trace from `from` to `to`, which were appended.
-pub fn trace(from: u64, to: u64) -> &'static [u8] {
-    // SAFETY: `to` is not behind the head; what is before the head never changes, and is never unmapped.
-    unsafe { std::slice::from_raw_parts((LOG_ADDR + TRACE_AT + from as usize) as *const u8, (to - from) as usize) }
+/// The trace up to its head.
+pub fn trace(head: u64) -> &'static [u8] {
+    // SAFETY: what is before the head never changes, and is never unmapped.
+    unsafe { std::slice::from_raw_parts((LOG_ADDR + TRACE_AT) as *const u8, head as usize) }
 }
 
 /// The room behind the head.

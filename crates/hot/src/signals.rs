@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use libc::{sigaction as SigAction, sighandler_t, siginfo_t, sigset_t};
 use tcpr_session::trace::Call;
 
-use crate::engine::{self, append, follows, take, Taken};
+use crate::engine::{append, follows, take, Taken};
 use crate::forms::{hooks, told};
 use crate::raw::raw;
 use crate::{descriptors, errno, next, thread};
@@ -189,7 +189,8 @@ fn deliver_unless(blocked: u64) -> bool {
 }
 
 /// A signal in the trace.
-pub fn replay(signal: c_int, data: &[u8], taken: Taken) {
+pub fn replay(taken: Taken) {
+    let (signal, data) = (taken.result() as c_int, taken.data());
     // SAFETY: all zeroes is a valid siginfo_t; no more is written than it holds.
     let mut info = unsafe {
         let mut info: siginfo_t = std::mem::zeroed();
@@ -198,7 +199,7 @@ pub fn replay(signal: c_int, data: &[u8], taken: Taken) {
         info
     };
     if !(1..=64).contains(&signal) {
-        engine::diverge(format_args!("the trace has a signal {signal}"));
+        taken.diverges_in(format_args!("knows no such signal"));
     }
     PENDING.fetch_and(!bit(signal), Ordering::AcqRel);
     taken.done();

@@ -162,7 +162,7 @@ fn seed() {
     };
     if engine::follows() {
         if let Some(taken) = engine::take(Call::Random, -1) {
-            if let Ok(theirs) = taken.data.try_into() {
+            if let Ok(theirs) = taken.data().try_into() {
                 *bytes = theirs;
             }
             taken.done();
@@ -188,9 +188,8 @@ pub fn exit(status: c_int) {
     }
     if engine::follows() {
         if let Some(taken) = engine::take(Call::Exit, 0) {
-            if taken.result != i64::from(status) {
-                let theirs = taken.result;
-                engine::diverge(format_args!("the trace says: exit with status {theirs}; the program exits with {status}"));
+            if taken.result() != i64::from(status) {
+                taken.diverges_in(format_args!("exits with {status}"));
             }
             taken.done();
             engine::turn_off();

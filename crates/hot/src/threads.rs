@@ -7,9 +7,9 @@ use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use libc::{pthread_attr_t, pthread_t, timespec};
-use tcpr_session::trace::Call;
+use tcpr_session::trace::{Call, Program};
 
-use crate::engine::{append, diverge, follows, is_threaded, passes, set_threaded, take};
+use crate::engine::{append, follows, is_threaded, passes, set_threaded, take};
 use crate::forms::hooks;
 use crate::hooks::to_kernel;
 use crate::{engine, errno, next, raw, signals, thread};
@@ -135,19 +135,19 @@ unsafe fn create(
 ) -> c_int {
     set_threaded();
     let mut taken = if follows() { take(Call::Thread, 0) } else { None };
-    if let Some(failed) = taken.take_if(|taken| taken.result < 0) {
-        let error = -failed.result as c_int;
+    if let Some(failed) = taken.take_if(|taken| taken.result() < 0) {
+        let error = -failed.result() as c_int;
         failed.done();
         return error;
     }
     let id = match &taken {
-        Some(taken) => taken.result as usize,
+        Some(taken) => taken.result() as usize,
         None => match new_slot() {
             Some(id) => id,
             None => return libc::EAGAIN,
         },
     };
-    let Some(slot) = SLOTS.get(id) else { diverge(format_args!("the trace has a thread {id}")) };
+    let Some(slot) = SLOTS.get(id) else { engine::diverge(format_args!("the trace has a thread {id}")) };
     slot.state.store(MADE, Ordering::Relaxed);
     slot.start.store(start, Ordering::Relaxed);
     slot.argument.store(argument, Ordering::Relaxed);
@@ -155,7 +155,7 @@ unsafe fn create(
     let error = thread::outside(|| next(run, id as *mut c_void));
     signals::unblock(mask);
     match taken {
-        Some(_) if error != 0 => diverge(format_args!("a thread was made in the trace, and cannot be made here: error {error}")),
+        Some(taken) if error != 0 => taken.diverges(Program::Gets((-error).into())),
         Some(taken) => taken.done(),
         None => {
             append(Call::Thread, 0, if error == 0 { id as i64 } else { -i64::from(error) }, &[]);
@@ -180,7 +180,7 @@ fn attempt(call: Call, caller: usize, live: impl Fn() -> i64, wait: impl Fn() ->
     }
     if follows() {
         if let Some(taken) = take(call, 0) {
-            let result = taken.result;
+            let result = taken.result();
             if result == 0 {
                 thread::outside(wait);
             }
@@ -208,7 +208,7 @@ unsafe fn wait(caller: usize, mutex: *mut c_void, live: impl FnOnce() -> c_int) 
         // SAFETY: as above.
         thread::outside(|| unsafe { next::pthread_mutex_lock(mutex) });
         // After a promotion it has woken up for no reason: programs look again.
-        let result = taken.as_ref().map_or(0, |taken| taken.result);
+        let result = taken.as_ref().map_or(0, |taken| taken.result());
         if let Some(taken) = taken {
             taken.done();
         }
@@ -362,7 +362,7 @@ hooks! {
         }
         if follows() {
             if let Some(taken) = take(Call::Join, 0) {
-                let error = taken.result as c_int;
+                let error = taken.result() as c_int;
                 if error == 0 {
                     crate::thread::outside(|| next(thread, result));
                 }

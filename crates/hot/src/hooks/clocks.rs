@@ -91,7 +91,7 @@ fn spec(ns: i64) -> timespec {
 fn number(clock: i32, live: impl FnOnce() -> i64) -> i64 {
     if follows() {
         if let Some(taken) = take(Call::Clock, clock) {
-            let result = taken.result;
+            let result = taken.result();
             if let Some(place) = place(clock) {
                 LAST[place].store(result, Ordering::Relaxed);
             }
@@ -129,8 +129,8 @@ fn doze(time: timespec, left: &mut timespec) -> i64 {
 unsafe fn interrupted(left: *mut timespec, live: impl FnOnce() -> i64) -> i64 {
     if follows() {
         if let Some(taken) = take(Call::Sleep, 0) {
-            let result = taken.result;
-            if let Ok(bytes) = <&[u8; size_of::<timespec>()]>::try_from(taken.data) {
+            let result = taken.result();
+            if let Ok(bytes) = <&[u8; size_of::<timespec>()]>::try_from(taken.data()) {
                 // SAFETY: live and of this length.
                 unsafe { left.cast::<[u8; size_of::<timespec>()]>().write_unaligned(*bytes) };
             }

@@ -4,11 +4,11 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::sync::atomic::Ordering;
 
 use libc::{iovec, mmsghdr, msghdr, off64_t, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
-use tcpr_session::trace::Call;
+use tcpr_session::trace::{Call, Hash};
 
 use crate::descriptors::{self, Kind};
-use crate::engine::{append, diverge, follows, take};
-use crate::forms::{append_pieces, buffers, hooks, live, pieces, room, scatter, slice, Hash};
+use crate::engine::{append, follows, take};
+use crate::forms::{append_pieces, buffers, hooks, live, pieces, room, scatter, slice};
 use crate::raw::raw;
 use crate::{errno, partner, raw, signals, thread};
 
@@ -49,16 +49,10 @@ fn read_is_recorded(fd: c_int, result: i64, flags: c_int, head: u64) {
 unsafe fn input(fd: c_int, list: &[iovec], flags: c_int, live: impl FnOnce() -> i64) -> i64 {
     if follows() {
         if let Some(taken) = take(Call::Read, fd) {
-            let result = taken.result;
-            if taken.data.len() > room(list) {
-                diverge(format_args!(
-                    "read of descriptor {fd}: the trace has {} bytes, the program has room for {}",
-                    taken.data.len(),
-                    room(list)
-                ));
-            }
+            let result = taken.result();
+            taken.check_room(room(list));
             // SAFETY: as the caller says.
-            unsafe { scatter(taken.data, list) };
+            unsafe { scatter(taken.data(), list) };
             note_read(fd, result, flags);
             taken.done();
             if result > 0 && flags & libc::MSG_PEEK == 0 {
@@ -83,10 +77,10 @@ unsafe fn input_message(fd: c_int, message: &mut msghdr, flags: c_int, live: imp
     let list = unsafe { buffers(message.msg_iov, message.msg_iovlen as i64) };
     if follows() {
         if let Some(taken) = take(Call::RecvMsg, fd) {
-            let result = taken.result;
+            let result = taken.result();
             // SAFETY: as the caller says.
-            if result >= 0 && !unsafe { replay_message(message, list, taken.data) } {
-                diverge(format_args!("recvmsg of descriptor {fd}: the program has less room than in the trace"));
+            if result >= 0 && !unsafe { replay_message(message, list, taken.data()) } {
+                taken.diverges_in(format_args!("has less room"));
             }
             note_read(fd, result, flags);
             taken.done();
@@ -166,10 +160,10 @@ unsafe fn hash_of(list: &[iovec], n: usize) -> u64 {
 unsafe fn output(fd: c_int, list: &[iovec], live: impl FnOnce() -> i64) -> i64 {
     if follows() {
         if let Some(taken) = take(Call::Write, fd) {
-            let result = taken.result;
+            let result = taken.result();
             if result > 0 {
                 // SAFETY: as the caller says.
-                unsafe { compare(fd, list, result as usize, taken.data) };
+                taken.check_output(unsafe { pieces(list, room(list)) });
                 note_written(fd, result);
             }
             taken.done();
@@ -199,23 +193,6 @@ fn wrote(fd: c_int, n: i64) {
         if connection.tuple().is_some() {
             partner::was_written(fd);
         }
-    }
-}
-
-/// # Safety
-/// As for `writev`.
-unsafe fn compare(fd: c_int, list: &[iovec], n: usize, data: &[u8]) {
-    if room(list) < n {
-        diverge(format_args!("write of descriptor {fd}: {n} bytes were taken in the trace, the program offers {}", room(list)));
-    }
-    // SAFETY: as the caller says, and they are there.
-    if data != unsafe { hash_of(list, n) }.to_ne_bytes() {
-        // SAFETY: as above.
-        let start = unsafe { pieces(list, n.min(120)) }.next().unwrap_or_default();
-        diverge(format_args!(
-            "write of descriptor {fd}: the program writes other {n} bytes than in the trace: \"{}\"",
-            start.escape_ascii()
-        ));
     }
 }
 
@@ -260,10 +237,10 @@ unsafe fn output_file(fd: c_int, from: c_int, offset: *mut off64_t, live: impl F
     let at = unsafe { offset.as_ref() }.copied().unwrap_or_else(|| raw!(SYS_lseek, from, 0, libc::SEEK_CUR));
     if follows() {
         if let Some(taken) = take(Call::SendFile, fd) {
-            let result = taken.result;
+            let result = taken.result();
             if result > 0 {
-                if taken.data != hash_of_file(from, at, result).to_ne_bytes() {
-                    diverge(format_args!("sendfile to descriptor {fd}: the file has other bytes than the leader's"));
+                if taken.data() != hash_of_file(from, at, result).to_ne_bytes() {
+                    taken.diverges_in(format_args!("sends from a file with other bytes"));
                 }
                 note_written(fd, result);
                 // SAFETY: as the caller says.

@@ -3,10 +3,10 @@
 use std::ffi::{c_int, c_long, c_uint, c_void};
 
 use libc::{epoll_event, sigset_t, size_t};
-use tcpr_session::trace::Call;
+use tcpr_session::trace::{Call, Program};
 
 use crate::descriptors::{self, Kind, BLOCKING};
-use crate::engine::{append, diverge, follows, is_threaded, take};
+use crate::engine::{append, follows, is_threaded, take};
 use crate::forms::{hooks, live};
 use crate::{errno, raw};
 
@@ -14,11 +14,11 @@ use crate::{errno, raw};
 pub fn new_one(call: Call, fd: i32, kind: Kind, blocking: bool, live: impl FnOnce() -> i64) -> i64 {
     if follows() {
         if let Some(taken) = take(call, fd) {
-            let theirs = taken.result;
+            let theirs = taken.result();
             if theirs >= 0 {
                 let ours = live();
                 if ours < 0 {
-                    diverge(format_args!("{call:?} gave descriptor {theirs} in the trace, and error {} here", -ours));
+                    taken.diverges(Program::Gets(ours));
                 }
                 raw::move_to(ours as i32, theirs as i32);
                 descriptors::set(theirs as i32, kind, blocking);
@@ -44,12 +44,12 @@ unsafe fn new_two(to: *mut [c_int; 2], blocking: bool, live: impl FnOnce() -> i6
     'done: {
         if follows() {
             if let Some(taken) = take(Call::NewFd, 0) {
-                result = taken.result;
+                result = taken.result();
                 if result >= 0 {
                     let ours = live();
-                    let words = |at: usize| Some(i32::from_ne_bytes(*taken.data.get(at..)?.first_chunk()?));
+                    let words = |at: usize| Some(i32::from_ne_bytes(*taken.data().get(at..)?.first_chunk()?));
                     let (Some(a), Some(b), true) = (words(0), words(4), ours >= 0) else {
-                        diverge(format_args!("two descriptors were made in the trace, and here is error {}", -ours));
+                        taken.diverges(Program::Gets(ours));
                     };
                     // SAFETY: as the caller says.
                     unsafe {

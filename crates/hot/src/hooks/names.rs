@@ -184,7 +184,7 @@ hooks! {
         // -1 is no error but "no limit".
         if follows() {
             if let Some(taken) = take(Call::Misc, SYSCONF) {
-                let result = taken.result;
+                let result = taken.result();
                 taken.done();
                 return result;
             }

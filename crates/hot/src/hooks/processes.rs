@@ -14,7 +14,7 @@ const SYSTEM: i32 = 1006;
 fn fork_any() -> pid_t {
     if follows() {
         if let Some(taken) = take(Call::Fork, 0) {
-            let result = taken.result;
+            let result = taken.result();
             taken.done();
             return errno::c(result) as pid_t;
         }
@@ -131,7 +131,7 @@ hooks! {
         // The result is a status.
         if follows() {
             if let Some(taken) = take(Call::Wait, SYSTEM) {
-                let result = taken.result;
+                let result = taken.result();
                 taken.done();
                 return result as c_int;
             }

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 
 use libc::{sockaddr, sockaddr_storage, socklen_t};
-use tcpr_session::trace::{Accepted, Call, ACCEPTED_MAX};
+use tcpr_session::trace::{Accepted, Call, Program, ACCEPTED_MAX};
 use tcpr_session::tuple::FourTuple;
 
 use crate::descriptors::{self, Kind, BIND_FAILED};
@@ -46,10 +46,10 @@ unsafe fn accept_any(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, 
     let blocking = flags & libc::SOCK_NONBLOCK == 0;
     if follows() {
         if let Some(taken) = take(Call::Accept, fd) {
-            let result = taken.result;
+            let result = taken.result();
             if result >= 0 {
-                let Some(accepted) = Accepted::decode(taken.data) else {
-                    diverge(format_args!("the trace has a connection without an address"));
+                let Some(accepted) = Accepted::decode(taken.data()) else {
+                    taken.diverges_in(format_args!("cannot read the address"));
                 };
                 let family = accepted.address.first_chunk().map_or(0, |&family| u16::from_ne_bytes(family));
                 stand_in(result as i32, family.into(), flags);
@@ -95,9 +95,9 @@ unsafe fn connect_to(fd: c_int, address: *const sockaddr, length: socklen_t, mut
     let began = |result: i64| result == 0 || result == -i64::from(libc::EINPROGRESS);
     if follows() {
         if let Some(taken) = take(Call::Connect, fd) {
-            let result = taken.result;
+            let result = taken.result();
             if is_stream && began(result) {
-                descriptors::set_connection(fd, taken.data.try_into().ok());
+                descriptors::set_connection(fd, taken.data().try_into().ok());
             } else if !is_stream {
                 raw!(SYS_connect, fd, address, length);
             }
@@ -122,7 +122,7 @@ unsafe fn connect_to(fd: c_int, address: *const sockaddr, length: socklen_t, mut
 fn done_by_both(fd: c_int, what: &str, live: impl FnOnce() -> i64) -> i64 {
     if follows() {
         if let Some(taken) = take(Call::SocketCall, fd) {
-            let theirs = taken.result;
+            let theirs = taken.result();
             if theirs >= 0 {
                 let ours = live();
                 let lacks_bind = descriptors::has(fd, BIND_FAILED);
@@ -130,10 +130,7 @@ fn done_by_both(fd: c_int, what: &str, live: impl FnOnce() -> i64) -> i64 {
                     descriptors::set_flag(fd, BIND_FAILED, ours < 0);
                 } else if ours < 0 || lacks_bind {
                     let cause = if lacks_bind { ", for its address or port cannot be had" } else { "" };
-                    diverge(format_args!(
-                        "{what} of descriptor {fd} worked in the trace, and fails here{cause} (error {})",
-                        -ours
-                    ));
+                    taken.diverges_in(format_args!("cannot {what}{cause} (error {})", -ours));
                 }
             }
             taken.done();
@@ -154,13 +151,10 @@ unsafe fn value(call: Call, fd: c_int, to: *mut c_void, length: *mut socklen_t, 
     let room = unsafe { length.as_ref() }.map_or(0, |n| *n as usize);
     if follows() {
         if let Some(taken) = take(call, fd) {
-            let result = taken.result;
-            if let Some((size, bytes)) = taken.data.split_first_chunk() {
+            let result = taken.result();
+            if let Some((size, bytes)) = taken.data().split_first_chunk() {
                 if bytes.len() > room {
-                    diverge(format_args!(
-                        "{call:?} of descriptor {fd}: the trace has {} bytes, the program has room for {room}",
-                        bytes.len()
-                    ));
+                    taken.diverges(Program::HasRoom(room));
                 }
                 // SAFETY: as the caller says; it fits.
                 unsafe {

@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 use tcpr_session::trace::Call;
 
-use crate::engine::{append, diverge, follows, take};
+use crate::engine::{append, follows, take};
 use crate::forms::{hooks, live, slice};
 use crate::{errno, next, raw, signals};
 
@@ -21,14 +21,10 @@ unsafe fn wait_epoll(
     const EACH: usize = size_of::<epoll_event>();
     if follows() {
         if let Some(taken) = take(Call::EpollWait, epoll) {
-            let result = taken.result;
-            if taken.data.len() > EACH * max.max(0) as usize {
-                diverge(format_args!(
-                    "epoll_wait of descriptor {epoll}: the trace has {result} events, the program has room for {max}"
-                ));
-            }
+            let result = taken.result();
+            taken.check_room(EACH * max.max(0) as usize);
             // SAFETY: as the caller says; they fit.
-            unsafe { std::ptr::copy_nonoverlapping(taken.data.as_ptr(), events.cast(), taken.data.len()) };
+            unsafe { std::ptr::copy_nonoverlapping(taken.data().as_ptr(), events.cast(), taken.data().len()) };
             taken.done();
             return result;
         }
@@ -49,11 +45,11 @@ unsafe fn wait_poll(fds: *mut pollfd, n: nfds_t, mask: *const sigset_t, live: im
     let list: &mut [pollfd] = if fds.is_null() { &mut [] } else { unsafe { std::slice::from_raw_parts_mut(fds, n as usize) } };
     if follows() {
         if let Some(taken) = take(Call::Poll, n as i32) {
-            let result = taken.result;
+            let result = taken.result();
             if result >= 0 {
                 list.iter_mut().for_each(|one| one.revents = 0);
             }
-            for pair in taken.data.chunks_exact(4) {
+            for pair in taken.data().chunks_exact(4) {
                 let (place, what) = (u16::from_ne_bytes([pair[0], pair[1]]), i16::from_ne_bytes([pair[2], pair[3]]));
                 if let Some(one) = list.get_mut(usize::from(place)) {
                     one.revents = what;
@@ -119,8 +115,8 @@ unsafe fn wait_select(
     let left_at: *mut timespec = left;
     if follows() {
         if let Some(taken) = take(Call::Select, n) {
-            let result = taken.result;
-            let (bytes, time) = taken.data.split_at(taken.data.len().saturating_sub(size_of::<timespec>()));
+            let result = taken.result();
+            let (bytes, time) = taken.data().split_at(taken.data().len().saturating_sub(size_of::<timespec>()));
             // SAFETY: as the caller says: sets have room for `n` descriptors.
             unsafe {
                 let given = sets.iter().filter(|set| !set.is_null()).zip(bytes.chunks_exact(each.max(1)));
