@@ -78,7 +78,7 @@ test: test-deps
 	$(CARGO) test $(UNIT) --workspace --exclude tcpr --exclude tcpr-hot --exclude tcpr-session --lib --bins --tests -- --test-threads=1
 	@$(MAKE) --no-print-directory build
 	$(CARGO) test --release --test header
-	$(CARGO) test --release -p tcpr-hot --test hot_offline -- --test-threads=2
+	$(CARGO) test --release -p tcpr-hot --test hot -- --test-threads=2
 	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=3
 	@# What does not depend on the engine is not run twice.
 	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=3 --skip bad_input --skip unhooked

@@ -10,7 +10,7 @@ use libc::{pthread_attr_t, pthread_t, timespec};
 use tcpr_session::trace::{Call, Program};
 
 use crate::engine::{append, follows, is_threaded, passes, set_threaded, take};
-use crate::forms::hooks;
+use crate::forms::{hooks, with_caller};
 use crate::hooks::to_kernel;
 use crate::{engine, errno, next, raw, signals, thread};
 
@@ -69,13 +69,9 @@ unsafe extern "C" fn look_at(info: *mut libc::dl_phdr_info, _: usize, search: *m
     0
 }
 
-fn is_allocator(caller: usize) -> bool {
+/// Whether code of the allocator makes the call.
+pub fn is_allocator(caller: usize) -> bool {
     caller >= ALLOCATOR[0].load(Ordering::Relaxed) && caller < ALLOCATOR[1].load(Ordering::Relaxed)
-}
-
-/// Whether the order of locks matters, and this one's.
-fn is_ordered(caller: usize) -> bool {
-    !passes() && is_threaded() && !is_allocator(caller)
 }
 
 // ---- Making and ending
@@ -169,13 +165,13 @@ unsafe fn create(
 // ---- Locks
 
 /// A lock that was waited for.
-fn lock(caller: usize, next: impl Fn() -> i64) -> i64 {
-    attempt(Call::Lock, caller, &next, &next)
+fn lock(next: impl Fn() -> i64) -> i64 {
+    attempt(Call::Lock, &next, &next)
 }
 
 /// A lock that was tried. What was got in the trace is waited for by the follower.
-fn attempt(call: Call, caller: usize, live: impl Fn() -> i64, wait: impl Fn() -> i64) -> i64 {
-    if !is_ordered(caller) {
+fn attempt(call: Call, live: impl Fn() -> i64, wait: impl Fn() -> i64) -> i64 {
+    if !is_threaded() {
         return thread::outside(live);
     }
     if follows() {
@@ -197,8 +193,8 @@ fn attempt(call: Call, caller: usize, live: impl Fn() -> i64, wait: impl Fn() ->
 ///
 /// # Safety
 /// The mutex is the caller's, which has locked it.
-unsafe fn wait(caller: usize, mutex: *mut c_void, live: impl FnOnce() -> c_int) -> c_int {
-    if !is_ordered(caller) {
+unsafe fn wait(mutex: *mut c_void, live: impl FnOnce() -> c_int) -> c_int {
+    if !is_threaded() {
         return thread::outside(live);
     }
     if follows() {
@@ -232,123 +228,87 @@ fn until(clock: Option<c_int>, time: *const timespec) -> timespec {
     }
 }
 
-/// Exports functions that are told, behind their arguments, from where they are called.
-macro_rules! with_caller {
-    ($($register_x86:literal $register_arm:literal fn $name:ident($($arg:ident: $type:ty),*) -> $ret:ty; by $target:ident($caller:ident) $body:block)*) => {$(
-        /// As in the C library.
-        ///
-        /// # Safety
-        /// As in the C library.
-        #[unsafe(naked)]
-        #[no_mangle]
-        pub unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $ret {
-            #[cfg(target_arch = "x86_64")]
-            std::arch::naked_asm!(concat!("mov ", $register_x86, ", [rsp]"), "jmp {target}", target = sym $target);
-            #[cfg(target_arch = "aarch64")]
-            std::arch::naked_asm!(concat!("mov ", $register_arm, ", x30"), "b {target}", target = sym $target);
-        }
-
-        unsafe extern "C-unwind" fn $target($($arg: $type,)* $caller: usize) -> $ret {
-            #[inline(always)]
-            unsafe fn next($($arg: $type),*) -> $ret {
-                $crate::next::call_next!($name($($arg: $type),*) -> $ret)
-            }
-            // The first hooked call may be this one; and most programs never make threads.
-            if passes() {
-                // SAFETY: the caller's arguments, as they came.
-                return unsafe { next($($arg),*) };
-            }
-            #[allow(unused_unsafe)]
-            // SAFETY: the caller keeps the C library's contract, on which the body relies.
-            unsafe { $body }
-        }
-    )*};
-}
-
 with_caller! {
-    "r8" "x4" fn pthread_create(thread: *mut pthread_t, attributes: *const pthread_attr_t, start: Start, argument: *mut c_void) -> c_int; by create_called(caller) {
-        if is_allocator(caller) {
-            return thread::outside(|| next(thread, attributes, start, argument));
-        }
+    "r8" "x4" fn pthread_create(thread: *mut pthread_t, attributes: *const pthread_attr_t, start: Start, argument: *mut c_void) -> c_int; by create_called {
         create(start, argument, |run, argument| next(thread, attributes, run as *const () as Start, argument))
     }
 
-    "rsi" "x1" fn pthread_mutex_lock(mutex: *mut c_void) -> c_int; by mutex_lock(caller) {
-        lock(caller, || next(mutex).into()) as c_int
+    "rsi" "x1" fn pthread_mutex_lock(mutex: *mut c_void) -> c_int; by mutex_lock {
+        lock(|| next(mutex).into()) as c_int
     }
 
-    "rsi" "x1" fn pthread_mutex_trylock(mutex: *mut c_void) -> c_int; by mutex_trylock(caller) {
-        attempt(Call::TryLock, caller, || next(mutex).into(), || next::pthread_mutex_lock(mutex).into()) as c_int
+    "rsi" "x1" fn pthread_mutex_trylock(mutex: *mut c_void) -> c_int; by mutex_trylock {
+        attempt(Call::TryLock, || next(mutex).into(), || next::pthread_mutex_lock(mutex).into()) as c_int
     }
 
-    "rdx" "x2" fn pthread_mutex_timedlock(mutex: *mut c_void, time: *const timespec) -> c_int; by mutex_timedlock(caller) {
-        attempt(Call::TryLock, caller, || next(mutex, time).into(), || next::pthread_mutex_lock(mutex).into()) as c_int
+    "rdx" "x2" fn pthread_mutex_timedlock(mutex: *mut c_void, time: *const timespec) -> c_int; by mutex_timedlock {
+        attempt(Call::TryLock, || next(mutex, time).into(), || next::pthread_mutex_lock(mutex).into()) as c_int
     }
 
-    "rcx" "x3" fn pthread_mutex_clocklock(mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by mutex_clocklock(caller) {
-        attempt(Call::TryLock, caller, || {
+    "rcx" "x3" fn pthread_mutex_clocklock(mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by mutex_clocklock {
+        attempt(Call::TryLock, || {
             let until = until(Some(clock), time);
             next(mutex, clock, &raw const until).into()
         }, || next::pthread_mutex_lock(mutex).into()) as c_int
     }
 
-    "rsi" "x1" fn pthread_rwlock_rdlock(it: *mut c_void) -> c_int; by rwlock_rdlock(caller) {
-        lock(caller, || next(it).into()) as c_int
+    "rsi" "x1" fn pthread_rwlock_rdlock(it: *mut c_void) -> c_int; by rwlock_rdlock {
+        lock(|| next(it).into()) as c_int
     }
 
-    "rsi" "x1" fn pthread_rwlock_wrlock(it: *mut c_void) -> c_int; by rwlock_wrlock(caller) {
-        lock(caller, || next(it).into()) as c_int
+    "rsi" "x1" fn pthread_rwlock_wrlock(it: *mut c_void) -> c_int; by rwlock_wrlock {
+        lock(|| next(it).into()) as c_int
     }
 
-    "rsi" "x1" fn pthread_rwlock_tryrdlock(it: *mut c_void) -> c_int; by rwlock_tryrdlock(caller) {
-        attempt(Call::TryLock, caller, || next(it).into(), || next::pthread_rwlock_rdlock(it).into()) as c_int
+    "rsi" "x1" fn pthread_rwlock_tryrdlock(it: *mut c_void) -> c_int; by rwlock_tryrdlock {
+        attempt(Call::TryLock, || next(it).into(), || next::pthread_rwlock_rdlock(it).into()) as c_int
     }
 
-    "rsi" "x1" fn pthread_rwlock_trywrlock(it: *mut c_void) -> c_int; by rwlock_trywrlock(caller) {
-        attempt(Call::TryLock, caller, || next(it).into(), || next::pthread_rwlock_wrlock(it).into()) as c_int
+    "rsi" "x1" fn pthread_rwlock_trywrlock(it: *mut c_void) -> c_int; by rwlock_trywrlock {
+        attempt(Call::TryLock, || next(it).into(), || next::pthread_rwlock_wrlock(it).into()) as c_int
     }
 
-    "rsi" "x1" fn pthread_spin_lock(it: *mut c_void) -> c_int; by spin_lock(caller) {
-        lock(caller, || next(it).into()) as c_int
+    "rsi" "x1" fn pthread_spin_lock(it: *mut c_void) -> c_int; by spin_lock {
+        lock(|| next(it).into()) as c_int
     }
 
-    "rsi" "x1" fn pthread_spin_trylock(it: *mut c_void) -> c_int; by spin_trylock(caller) {
-        attempt(Call::TryLock, caller, || next(it).into(), || next::pthread_spin_lock(it).into()) as c_int
+    "rsi" "x1" fn pthread_spin_trylock(it: *mut c_void) -> c_int; by spin_trylock {
+        attempt(Call::TryLock, || next(it).into(), || next::pthread_spin_lock(it).into()) as c_int
     }
 
-    "rsi" "x1" fn sem_wait(it: *mut c_void) -> c_int; by semaphore_wait(caller) {
-        errno::c(lock(caller, || errno::kernel(next(it).into()))) as c_int
+    "rsi" "x1" fn sem_wait(it: *mut c_void) -> c_int; by semaphore_wait {
+        errno::c(lock(|| errno::kernel(next(it).into()))) as c_int
     }
 
-    "rsi" "x1" fn sem_trywait(it: *mut c_void) -> c_int; by semaphore_trywait(caller) {
-        errno::c(attempt(Call::TryLock, caller, || errno::kernel(next(it).into()), || next::sem_wait(it).into())) as c_int
+    "rsi" "x1" fn sem_trywait(it: *mut c_void) -> c_int; by semaphore_trywait {
+        errno::c(attempt(Call::TryLock, || errno::kernel(next(it).into()), || next::sem_wait(it).into())) as c_int
     }
 
-    "rdx" "x2" fn sem_timedwait(it: *mut c_void, time: *const timespec) -> c_int; by semaphore_timedwait(caller) {
-        errno::c(attempt(Call::TryLock, caller, || errno::kernel(next(it, time).into()), || next::sem_wait(it).into())) as c_int
+    "rdx" "x2" fn sem_timedwait(it: *mut c_void, time: *const timespec) -> c_int; by semaphore_timedwait {
+        errno::c(attempt(Call::TryLock, || errno::kernel(next(it, time).into()), || next::sem_wait(it).into())) as c_int
     }
 
-    "rcx" "x3" fn sem_clockwait(it: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by semaphore_clockwait(caller) {
+    "rcx" "x3" fn sem_clockwait(it: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by semaphore_clockwait {
         let live = || {
             let until = until(Some(clock), time);
             errno::kernel(next(it, clock, &raw const until).into())
         };
-        errno::c(attempt(Call::TryLock, caller, live, || next::sem_wait(it).into())) as c_int
+        errno::c(attempt(Call::TryLock, live, || next::sem_wait(it).into())) as c_int
     }
 
-    "rdx" "x2" fn pthread_cond_wait(condition: *mut c_void, mutex: *mut c_void) -> c_int; by condition_wait(caller) {
-        wait(caller, mutex, || next(condition, mutex))
+    "rdx" "x2" fn pthread_cond_wait(condition: *mut c_void, mutex: *mut c_void) -> c_int; by condition_wait {
+        wait(mutex, || next(condition, mutex))
     }
 
-    "rcx" "x3" fn pthread_cond_timedwait(condition: *mut c_void, mutex: *mut c_void, time: *const timespec) -> c_int; by condition_timedwait(caller) {
-        wait(caller, mutex, || {
+    "rcx" "x3" fn pthread_cond_timedwait(condition: *mut c_void, mutex: *mut c_void, time: *const timespec) -> c_int; by condition_timedwait {
+        wait(mutex, || {
             let until = until(None, time);
             next(condition, mutex, &raw const until)
         })
     }
 
-    "r8" "x4" fn pthread_cond_clockwait(condition: *mut c_void, mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by condition_clockwait(caller) {
-        wait(caller, mutex, || {
+    "r8" "x4" fn pthread_cond_clockwait(condition: *mut c_void, mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by condition_clockwait {
+        wait(mutex, || {
             let until = until(Some(clock), time);
             next(condition, mutex, clock, &raw const until)
         })

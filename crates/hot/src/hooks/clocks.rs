@@ -7,7 +7,7 @@ use libc::{clockid_t, rusage, timespec, timeval};
 use tcpr_session::trace::{clock, Call};
 
 use crate::engine::{append, follows, take};
-use crate::forms::{hooks, live, structure};
+use crate::forms::{hooks, live, structure, with_caller};
 use crate::{errno, next, raw, signals, thread};
 
 const NONE: i64 = i64::MIN;
@@ -146,8 +146,8 @@ unsafe fn interrupted(left: *mut timespec, live: impl FnOnce() -> i64) -> i64 {
     result
 }
 
-hooks! {
-    fn clock_gettime(clock: clockid_t, time: *mut timespec) -> c_int {
+with_caller! {
+    "rdx" "x2" fn clock_gettime(clock: clockid_t, time: *mut timespec) -> c_int; by clock_told {
         let result = number(clock, || {
             let result = live!(next(clock, time));
             if result < 0 { result } else { ns(*time) }
@@ -158,7 +158,9 @@ hooks! {
         *time = spec(result);
         0
     }
+}
 
+hooks! {
     fn gettimeofday(time: *mut timeval, zone: *mut libc::timezone) -> c_int {
         let result = number(clock::GETTIMEOFDAY, || {
             let mut own = timeval { tv_sec: 0, tv_usec: 0 };
