@@ -99,6 +99,9 @@ const _: () = assert!(Kind::Own as u8 == 0 && Kind::Epoll as u8 == 6);
 
 /// A new descriptor.
 pub fn set(fd: i32, kind: Kind, blocking: bool) {
+    if fd >= MOST as i32 && kind != Kind::Own {
+        return crate::engine::refuse("it has more descriptors than can be traced");
+    }
     if let Some(e) = entry(fd) {
         forget(fd);
         e.flags.store(if blocking { BLOCKING } else { 0 }, Ordering::Relaxed);

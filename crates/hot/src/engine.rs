@@ -186,6 +186,14 @@ pub fn mark(marker: Marker) {
     append(Call::Marker, 0, marker as i64, &[]);
 }
 
+/// This program cannot be recorded or followed any more.
+pub fn refuse(reason: &str) {
+    if follows() {
+        diverge(format_args!("{reason}"));
+    }
+    give_up(Some(state::REFUSED), reason);
+}
+
 /// Stops recording: the program goes on as if nothing was.
 fn give_up(why: Option<u32>, reason: &str) {
     turn_off();
@@ -336,7 +344,7 @@ fn wait_for_more(seen: u64, idle: &mut i64) {
         mode::PROMOTE => go_live(),
         mode::OFF => diverge(format_args!("the manager has ended it")),
         _ => {
-            *idle = (*idle * 2).clamp(20_000, 2_000_000);
+            *idle = (*idle * 2).clamp(20_000, 5_000_000);
             // The low half, as a futex: whoever appends may wake us.
             raw::futex_wait(header().head.as_ptr().cast(), seen as u32, *idle);
         }

@@ -110,5 +110,6 @@ next_functions! {
     fn pthread_rwlock_wrlock(lock: *mut c_void) -> i32;
     fn pthread_spin_lock(lock: *mut c_void) -> i32;
     fn sem_wait(semaphore: *mut c_void) -> i32;
+    fn fdopen(fd: i32, mode: *const c_char) -> *mut libc::FILE;
     fn getrandom(buffer: *mut c_void, n: usize, flags: u32) -> isize;
 }

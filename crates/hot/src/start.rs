@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tcpr_session::trace::memory::{mode, state, MAGIC, TRACE_AT, VERSION};
+use tcpr_session::trace::memory::{mode, MAGIC, TRACE_AT, VERSION};
 use tcpr_session::trace::Call;
 
 use crate::memory::{header, Text};
@@ -204,12 +204,4 @@ pub fn exit(status: c_int) {
 pub fn say(words: std::fmt::Arguments<'_>) {
     let text = Text::of(format_args!("tcpr hot standby: {words}\n"));
     raw!(SYS_write, 2, text.bytes().as_ptr().cast::<c_char>(), text.bytes().len());
-}
-
-/// The program cannot be recorded or followed.
-#[allow(dead_code)]
-pub fn refuse(reason: &str) {
-    memory::set_reason(reason.as_bytes());
-    header().state.store(state::REFUSED, Ordering::Release);
-    engine::turn_off();
 }

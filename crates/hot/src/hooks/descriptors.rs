@@ -88,12 +88,50 @@ unsafe fn new_two(to: *mut [c_int; 2], blocking: bool, live: impl FnOnce() -> i6
     result
 }
 
-/// A copy of a descriptor; both members make it.
-fn copied(from: c_int, result: c_int) -> c_int {
-    if result >= 0 && result != from {
-        descriptors::copy(from, result);
+/// A copy of a descriptor; both members make it. Threads get numbers in the order of the trace.
+fn copied(from: c_int, live: impl FnOnce() -> i64) -> c_int {
+    let result = if is_threaded() { copied_in_order(from, live) } else { live() };
+    if result >= 0 && result != i64::from(from) {
+        descriptors::copy(from, result as c_int);
     }
+    errno::c(result) as c_int
+}
+
+fn copied_in_order(from: c_int, live: impl FnOnce() -> i64) -> i64 {
+    if follows() {
+        if let Some(taken) = take(Call::NewFd, from) {
+            let theirs = taken.result();
+            if theirs >= 0 {
+                let ours = live();
+                if ours < 0 {
+                    taken.diverges(Program::Gets(ours));
+                }
+                raw::move_to(ours as i32, theirs as i32);
+            }
+            taken.done();
+            return theirs;
+        }
+    }
+    let result = live();
+    append(Call::NewFd, from, result, &[]);
     result
+}
+
+/// Closes, in the order of the trace if there are threads.
+pub fn closed(fd: c_int, live: impl FnOnce() -> c_int) -> c_int {
+    if is_threaded() {
+        if follows() {
+            if let Some(taken) = take(Call::Close, fd) {
+                descriptors::forget(fd);
+                let result = crate::thread::outside(live);
+                taken.done();
+                return result;
+            }
+        }
+        append(Call::Close, fd, 0, &[]);
+    }
+    descriptors::forget(fd);
+    crate::thread::outside(live)
 }
 
 fn close_range_here(first: c_uint, last: c_uint) {
@@ -108,7 +146,7 @@ fn close_range_here(first: c_uint, last: c_uint) {
 /// As for `fcntl`.
 unsafe fn control(fd: c_int, command: c_int, argument: c_long, next: impl FnOnce(c_long) -> c_int) -> c_int {
     match command {
-        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => copied(fd, next(argument)),
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => copied(fd, || errno::kernel(next(argument).into())),
         libc::F_SETOWN => next(super::names::to_kernel_pid(argument as libc::pid_t).into()),
         libc::F_SETFL => {
             descriptors::set_flag(fd, BLOCKING, argument as c_int & libc::O_NONBLOCK == 0);
@@ -189,20 +227,7 @@ hooks! {
     }
 
     fn close(fd: c_int) -> c_int {
-        // Threads get the number again in the order of the trace.
-        if is_threaded() {
-            if follows() {
-                if let Some(taken) = take(Call::Close, fd) {
-                    descriptors::forget(fd);
-                    let result = crate::thread::outside(|| next(fd));
-                    taken.done();
-                    return result;
-                }
-            }
-            append(Call::Close, fd, 0, &[]);
-        }
-        descriptors::forget(fd);
-        crate::thread::outside(|| next(fd))
+        closed(fd, || next(fd))
     }
 
     fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
@@ -218,15 +243,15 @@ hooks! {
     }
 
     fn dup(fd: c_int) -> c_int {
-        copied(fd, crate::thread::outside(|| next(fd)))
+        copied(fd, || live!(next(fd)))
     }
 
     fn dup2(from: c_int, to: c_int) -> c_int {
-        copied(from, crate::thread::outside(|| next(from, to)))
+        copied(from, || live!(next(from, to)))
     }
 
     fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
-        copied(from, crate::thread::outside(|| next(from, to, flags)))
+        copied(from, || live!(next(from, to, flags)))
     }
 
     fn fcntl(fd: c_int, command: c_int, argument: c_long) -> c_int {

@@ -7,6 +7,7 @@ mod files;
 mod names;
 mod processes;
 mod sockets;
+mod streams;
 mod waits;
 
 pub use clocks::{shift_clocks, to_kernel};

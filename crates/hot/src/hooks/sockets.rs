@@ -218,6 +218,9 @@ hooks! {
         if descriptors::kind(fd) == Kind::Pipe {
             return crate::thread::outside(|| next(fd, how));
         }
+        if follows() && descriptors::kind(fd) == Kind::Stream {
+            crate::thread::outside(|| next(fd, how));
+        }
         errno::c(told(Call::SocketCall, fd, || live!(next(fd, how)))) as c_int
     }
 
