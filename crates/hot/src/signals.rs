@@ -282,9 +282,17 @@ pub fn unblock(mask: u64) {
 }
 
 fn change(signal: c_int, handler: sighandler_t, flags: c_int, mask: u64) -> sighandler_t {
+    if HANDLED.load(Ordering::Relaxed) & bit(signal) != 0 && thread::id() == 0 {
+        // What has come is for the handler as it was.
+        handle_here(4);
+    }
     let before = wanted(signal).handler;
     *wanted(signal) = Wanted { handler, flags, mask };
     if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
+        if follows() {
+            // What came to the follower itself is not the program's: it must not meet the default.
+            act(signal, libc::SIG_IGN, 0, 0);
+        }
         act(signal, handler, flags, mask);
         HANDLED.fetch_and(!bit(signal), Ordering::AcqRel);
         PENDING.fetch_and(!bit(signal), Ordering::AcqRel);

@@ -5,7 +5,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::program::{connect, example, free_port, installed, redis, signal, start, u64_at, wait_for, words, Place, MOST_BYTES};
+use crate::program::{
+    connect, example, free_port, installed, library, redis, signal, start, start_with, u64_at, wait_for, words, Place, MOST_BYTES,
+};
 
 /// Records the program while the client works, ends it, and has it follow. Returns what the follower said on standard error.
 fn record_and_follow(name: &str, command: &[String], port: u16, client: impl FnOnce(u16)) {
@@ -209,4 +211,72 @@ fn what_the_program_does_otherwise_is_found() {
     assert_eq!(wait_for(&mut follower, "the follower").code(), Some(97));
     let said = fs::read_to_string(place.file("follow.err")).expect("what it said");
     assert!(said.contains("the program writes other bytes: \"two\""), "{said}");
+}
+
+#[test]
+fn a_program_goes_on_when_the_trace_is_full() {
+    let port = free_port();
+    let place = Place::new("full");
+    let trace = place.file("trace");
+    let command = [example("plain_chat_server"), port.to_string()];
+    let environment = [
+        format!("LD_PRELOAD={}", library().display()),
+        format!("TCPR_HOT_FILE={}", trace.display()),
+        "TCPR_HOT_MODE=record".to_owned(),
+        "TCPR_HOT_LIMIT=4096".to_owned(),
+    ];
+    let mut leader = start_with(&environment, "record", &place, &command);
+    talk(port, 4, 300);
+    signal(&leader, "TERM");
+    wait_for(&mut leader, "the leader");
+    let recorded = fs::read(&trace).expect("the trace");
+    let (head, state) = (u64_at(&recorded, 8), u64_at(&recorded, 40) as u32);
+    const FULL: u32 = 6;
+    assert_eq!((state, &recorded[64..95]), (FULL, &b"the trace has reached its limit"[..]));
+    assert!((3500..=4096).contains(&head), "{head}");
+}
+
+/// A handler of a signal sets a flag, and the loop ends: while it waits, while it works, and in a call that blocks.
+const SIGNALS: &str = r#"
+import os, select, signal, socket, sys
+said = []
+signal.signal(signal.SIGUSR1, lambda *_: said.append("one"))
+signal.signal(signal.SIGALRM, lambda *_: said.append("alarm"))
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while said.count("alarm") < 20:
+    select.select([listener], [], [], 0.003)
+os.kill(os.getpid(), signal.SIGUSR1)
+select.select([], [], [], 0.02)
+connection, _ = listener.accept()
+while line := connection.recv(100):
+    connection.sendall(f"{said}\n".encode())
+signal.raise_signal(signal.SIGUSR1)
+signal.setitimer(signal.ITIMER_REAL, 0)
+connection.close()
+print(said)
+"#;
+
+#[test]
+fn handlers_of_signals_run_where_they_ran() {
+    let port = free_port();
+    let command = [installed("python3"), "-c".to_owned(), SIGNALS.to_owned(), port.to_string()];
+    let place = Place::new("signals");
+    let trace = place.file("trace");
+    let mut leader = start("record", &trace, &place, &command);
+    let mut stream = connect(port);
+    for _ in 0..10 {
+        stream.write_all(b"x\n").expect("sent");
+        assert!(stream.read(&mut [0; 65536]).expect("an answer") > 0);
+        std::thread::sleep(Duration::from_millis(15));
+    }
+    drop(stream);
+    assert!(wait_for(&mut leader, "the leader").success());
+    let mut follower = start("follow", &trace, &place, &command);
+    let status = wait_for(&mut follower, "the follower");
+    let output = |name: &str| fs::read_to_string(place.file(name)).expect("the output");
+    assert!(status.success(), "{status}: {}", output("follow.err"));
+    assert_eq!(output("record.out"), output("follow.out"));
+    assert!(output("record.out").matches("alarm").count() > 25, "{}", output("record.out"));
+    assert_eq!(output("record.out").matches("one").count(), 2);
 }
