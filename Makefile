@@ -90,7 +90,7 @@ soak: test-deps build
 	MINUTES=$(MINUTES) $(CARGO) test --release --test e2e -- --ignored --nocapture --exact soak::soak
 
 # Made-up bytes for what reads bytes from outside: make fuzz FUZZ="link ring" FUZZ_SECONDS=600
-FUZZ ?= segment records link heartbeat ring configuration
+FUZZ ?= segment records link heartbeat ring configuration trace
 FUZZ_SECONDS ?= 60
 fuzz:
 	@$(MAKE) --no-print-directory deps PACKAGES="$(PACKAGES) g++"
