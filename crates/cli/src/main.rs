@@ -8,6 +8,7 @@ mod doctor;
 mod failure;
 mod logger;
 mod run;
+mod trace;
 mod trial;
 
 use std::path::PathBuf;
@@ -79,6 +80,8 @@ enum Command {
     Doctor(Common),
     /// Print a new key for replication; put the same file on both members
     Keygen,
+    /// Print the trace of a hot standby that is in a file
+    Trace(trace::Options),
     /// Remove what a killed manager left behind: packet rules, virtual IP, laboratories of dead processes
     Cleanup(Common),
     /// Show a chat that survives the death of its machine, on this machine, in network namespaces
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
             print!("{}", tcpr_node::key::generate());
             Ok(0)
         }
+        Command::Trace(options) => trace::trace(&options),
         Command::Cleanup(c) => check::cleanup(&c),
         Command::Demo { json, clients } => demo::demo(json, clients),
         Command::Bench(options) => bench::bench(&options),

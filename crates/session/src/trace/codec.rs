@@ -175,6 +175,9 @@ fn read<'a>(bytes: &'a [u8], deltas: &Deltas) -> Result<(Record<'a>, usize), Cut
             if flags & !(HAS_THREAD | HAS_FD | HAS_RESULT | RESULT_IS_LENGTH | HAS_DATA) != 0 {
                 return Err(Cut::Malformed("unknown flags"));
             }
+            if flags & RESULT_IS_LENGTH != 0 && flags & (HAS_DATA | HAS_RESULT) != HAS_DATA {
+                return Err(Cut::Malformed("flags that contradict each other"));
+            }
             if flags & HAS_THREAD != 0 {
                 let thread = input.unsigned()?;
                 record.thread = thread.try_into().map_err(|_| Cut::Malformed("a thread's number is too high"))?;

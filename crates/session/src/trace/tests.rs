@@ -159,6 +159,8 @@ fn bytes_that_no_encoder_writes_are_refused() {
     assert!(refused(&[0xc0]), "unknown form");
     assert!(refused(&[Call::ALL.len() as u8]), "unknown call");
     assert!(refused(&[0x80, 0x20]), "unknown flag");
+    assert!(refused(&[0x80, 8]), "the length of no data");
+    assert!(refused(&[0x80, 28, 4, 1, b'x']), "two results");
     assert!(refused(&[0x80, 1, 0xff, 0xff, 0x7f]), "thread");
     assert!(refused(&[0x80, 2, 0xff, 0xff, 0xff, 0xff, 0x7f]), "descriptor");
     assert!(refused(&[0x80, 16, 0xff, 0xff, 0xff, 0xff, 0x7f]), "length");
