@@ -55,6 +55,10 @@ pub struct Connection {
     pub read: AtomicU64,
     /// Bytes that the program has written, by the trace.
     pub written: AtomicU64,
+    /// The program has ended its output.
+    pub shut: AtomicU8,
+    /// Which of all connections it is: never used again.
+    serial: AtomicU32,
     /// Whether there is a tuple.
     protected: AtomicU8,
     tuple: UnsafeCell<[u8; FourTuple::BYTES]>,
@@ -68,17 +72,94 @@ static CONNECTIONS: [Connection; MOST] = [const {
         descriptors: AtomicU32::new(0),
         read: AtomicU64::new(0),
         written: AtomicU64::new(0),
+        shut: AtomicU8::new(0),
+        serial: AtomicU32::new(0),
         protected: AtomicU8::new(0),
         tuple: UnsafeCell::new([0; FourTuple::BYTES]),
     }
 }; MOST];
 
 impl Connection {
+    /// Whether there are several descriptors of it.
+    pub fn is_shared(&self) -> bool {
+        self.descriptors.load(Ordering::Relaxed) > 1
+    }
+
     /// Which session of the manager's it is, if it is protected.
     pub fn tuple(&self) -> Option<[u8; FourTuple::BYTES]> {
         // SAFETY: not written while the connection lives.
         (self.protected.load(Ordering::Acquire) != 0).then(|| unsafe { *self.tuple.get() })
     }
+}
+
+static SERIAL: AtomicU32 = AtomicU32::new(1);
+
+/// Closed connections of which a manager may not know yet: the newest ones.
+const CLOSED: usize = 1024;
+
+/// A protected connection that the program has closed.
+struct Closed {
+    serial: AtomicU32,
+    read: AtomicU64,
+    written: AtomicU64,
+    tuple: UnsafeCell<[u8; FourTuple::BYTES]>,
+}
+
+// SAFETY: the tuple is written by the thread that closes, and read at a promotion, when all threads wait.
+unsafe impl Sync for Closed {}
+
+static CLOSED_ONES: [Closed; CLOSED] = [const {
+    Closed {
+        serial: AtomicU32::new(0),
+        read: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+        tuple: UnsafeCell::new([0; FourTuple::BYTES]),
+    }
+}; CLOSED];
+
+/// A protected connection, open or closed a moment ago.
+pub struct Place {
+    /// -1: it is closed.
+    pub fd: i32,
+    pub serial: u32,
+    pub tuple: [u8; FourTuple::BYTES],
+    pub read: u64,
+    pub written: u64,
+    pub shut: bool,
+}
+
+/// Protected connections that the program has closed a moment ago.
+pub fn closed() -> impl Iterator<Item = Place> {
+    CLOSED_ONES.iter().filter(|c| c.serial.load(Ordering::Relaxed) != 0).map(|c| Place {
+        fd: -1,
+        serial: c.serial.load(Ordering::Relaxed),
+        // SAFETY: nobody closes meanwhile.
+        tuple: unsafe { *c.tuple.get() },
+        read: c.read.load(Ordering::Relaxed),
+        written: c.written.load(Ordering::Relaxed),
+        shut: true,
+    })
+}
+
+/// The protected connections that the program has, one for each descriptor.
+pub fn open() -> impl Iterator<Item = Place> {
+    connections().filter_map(|(fd, c)| {
+        Some(Place {
+            fd,
+            serial: c.serial.load(Ordering::Relaxed),
+            tuple: c.tuple()?,
+            read: c.read.load(Ordering::Relaxed),
+            written: c.written.load(Ordering::Relaxed),
+            shut: c.shut.load(Ordering::Relaxed) != 0,
+        })
+    })
+}
+
+/// Number and place of a protected connection.
+pub fn serial(fd: i32) -> Option<(u32, u32)> {
+    let c = connection(fd)?;
+    let place = entry(fd)?.connection.load(Ordering::Relaxed);
+    (c.protected.load(Ordering::Relaxed) != 0).then(|| (c.serial.load(Ordering::Relaxed), place))
 }
 
 fn entry(fd: i32) -> Option<&'static Entry> {
@@ -134,6 +215,8 @@ pub fn set_connection(fd: i32, tuple: Option<[u8; FourTuple::BYTES]>) {
         if c.descriptors.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             c.read.store(0, Ordering::Relaxed);
             c.written.store(0, Ordering::Relaxed);
+            c.shut.store(0, Ordering::Relaxed);
+            c.serial.store(SERIAL.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
             // SAFETY: the place is ours alone.
             unsafe { *c.tuple.get() = tuple.unwrap_or([0; FourTuple::BYTES]) };
             c.protected.store(u8::from(tuple.is_some()), Ordering::Release);
@@ -152,6 +235,15 @@ pub fn connection(fd: i32) -> Option<&'static Connection> {
 fn release(e: &Entry) {
     let place = e.connection.swap(0, Ordering::AcqRel);
     if let Some(c) = (place as usize).checked_sub(1).and_then(|place| CONNECTIONS.get(place)) {
+        if let (1, Some(tuple)) = (c.descriptors.load(Ordering::Acquire), c.tuple()) {
+            let serial = c.serial.load(Ordering::Relaxed);
+            let closed = &CLOSED_ONES[serial as usize % CLOSED];
+            closed.read.store(c.read.load(Ordering::Relaxed), Ordering::Relaxed);
+            closed.written.store(c.written.load(Ordering::Relaxed), Ordering::Relaxed);
+            // SAFETY: threads close one at a time, in the order of the trace.
+            unsafe { *closed.tuple.get() = tuple };
+            closed.serial.store(serial, Ordering::Release);
+        }
         c.descriptors.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -10,7 +10,7 @@ use tcpr_session::trace::memory::{mode, state};
 use tcpr_session::trace::{Call, Cursor, Divergence, Marker, Program, Record, Step};
 
 use crate::memory::{self, header, Text};
-use crate::{partner, promotion, raw, signals, start, thread};
+use crate::{promotion, raw, signals, start, thread};
 
 /// Nothing is decided: the first hooked call does that.
 const UNKNOWN: u8 = 0;
@@ -45,7 +45,6 @@ fn passes_unless_own() -> bool {
     if thread::is_left_out() {
         return true;
     }
-    partner::look();
     false
 }
 
@@ -230,7 +229,6 @@ impl Inner {
     /// Tells the manager where we are.
     fn tell(&self) {
         header().records.store(self.cursor.records(), Ordering::Relaxed);
-        header().synced.store(self.cursor.is_synced().into(), Ordering::Release);
         header().executed.store(self.cursor.position(), Ordering::Release);
     }
 }

@@ -30,5 +30,6 @@ mod promotion;
 mod raw;
 mod signals;
 mod start;
+mod tails;
 mod thread;
 mod threads;

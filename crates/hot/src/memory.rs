@@ -4,8 +4,8 @@ use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use tcpr_session::trace::memory::{
-    EXECUTED_AT, HEAD_AT, LIMIT_AT, LOG_ADDR, MAGIC, MAGIC_AT, MODE_AT, PARTNER_FOLLOWS_AT, REASON_AT, REASON_LEN_AT, REASON_MAX,
-    RECORDS_AT, STATE_AT, SYNCED_AT, TRACE_AT, VERSION, VERSION_AT,
+    EXECUTED_AT, HEAD_AT, LIMIT_AT, LOG_ADDR, MAGIC, MAGIC_AT, MODE_AT, REASON_AT, REASON_LEN_AT, REASON_MAX, RECORDS_AT,
+    STATE_AT, TRACE_AT, VERSION, VERSION_AT,
 };
 
 use crate::raw::raw;
@@ -17,11 +17,11 @@ pub struct Header {
     pub version: AtomicU32,
     pub head: AtomicU64,
     pub mode: AtomicU32,
-    pub partner_follows: AtomicU32,
+    _reserved: AtomicU32,
     pub executed: AtomicU64,
     pub records: AtomicU64,
     pub state: AtomicU32,
-    pub synced: AtomicU32,
+    _reserved_too: AtomicU32,
     pub limit: AtomicU64,
     reason_len: AtomicU32,
     /// Whose file this is; offline only.
@@ -32,9 +32,9 @@ pub struct Header {
 const _: () = {
     assert!(offset_of!(Header, magic) == MAGIC_AT && offset_of!(Header, version) == VERSION_AT);
     assert!(offset_of!(Header, head) == HEAD_AT && offset_of!(Header, mode) == MODE_AT);
-    assert!(offset_of!(Header, partner_follows) == PARTNER_FOLLOWS_AT && offset_of!(Header, executed) == EXECUTED_AT);
+    assert!(offset_of!(Header, executed) == EXECUTED_AT);
     assert!(offset_of!(Header, records) == RECORDS_AT && offset_of!(Header, state) == STATE_AT);
-    assert!(offset_of!(Header, synced) == SYNCED_AT && offset_of!(Header, limit) == LIMIT_AT);
+    assert!(offset_of!(Header, limit) == LIMIT_AT);
     assert!(offset_of!(Header, reason_len) == REASON_LEN_AT && offset_of!(Header, reason) == REASON_AT);
     assert!(size_of::<Header>() <= TRACE_AT);
 };

@@ -1,12 +1,10 @@
 //! What libtcpr does for this library. Without it, offline, nothing.
 
 use std::ffi::{c_void, CStr};
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
-use tcpr_session::trace::Marker;
 use tcpr_session::tuple::FourTuple;
 
-use crate::memory::header;
 use crate::{engine, next, thread};
 
 /// libtcpr's constructor has not run.
@@ -16,10 +14,15 @@ pub const NOT_YET: i32 = -2;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct HotConnection {
+    /// -1: it is closed.
     pub fd: i32,
-    pub adopted: u32,
+    /// Asked: 1 if the program has ended its output. Answered: 1 if the descriptor is the session's socket now.
+    pub state: u32,
     pub read: u64,
     pub written: u64,
+    /// The end of its output, so much of it.
+    pub tail: *const u8,
+    pub tail_len: u64,
     pub tuple: [u8; FourTuple::BYTES],
 }
 
@@ -71,45 +74,7 @@ pub fn tuple(fd: i32) -> Option<[u8; FourTuple::BYTES]> {
     (found == Some(1)).then_some(tuple)
 }
 
-/// Whether the partner follows, as far as the trace says so.
-static TOLD: AtomicU32 = AtomicU32::new(0);
-
-/// Before each call: whether the partner has begun to follow, or ceased to.
-#[inline]
-pub fn look() {
-    let follows = header().partner_follows.load(Ordering::Relaxed);
-    if follows != TOLD.load(Ordering::Relaxed) && engine::records() {
-        changed(follows);
-    }
-}
-
-#[cold]
-fn changed(follows: u32) {
-    if TOLD.swap(follows, Ordering::AcqRel) == follows {
-        return;
-    }
-    if follows == 0 {
-        return engine::mark(Marker::Unsynced);
-    }
-    ask!(c"tcpr_hot_synced", fn(),);
-    engine::mark(Marker::Synced);
-}
-
-/// The record of a read is appended; the trace ends at `head`.
-pub fn was_read(fd: i32, n: usize, head: u64) {
-    if TOLD.load(Ordering::Relaxed) != 0 {
-        ask!(c"tcpr_hot_read", fn(i32, usize, u64), fd, n, head);
-    }
-}
-
-/// Something was written, and is not in the trace yet.
-pub fn was_written(fd: i32) {
-    if TOLD.load(Ordering::Relaxed) != 0 {
-        ask!(c"tcpr_hot_written", fn(i32), fd);
-    }
-}
-
-/// Puts the sessions' sockets in the places of their stand-ins.
-pub fn stand(list: &mut [HotConnection]) {
-    ask!(c"tcpr_hot_stand", fn(*mut HotConnection, usize) -> i32, list.as_mut_ptr(), list.len());
+/// Puts the sessions' sockets in the places of their stand-ins. False: the manager does not give them.
+pub fn stand(list: &mut [HotConnection]) -> bool {
+    ask!(c"tcpr_hot_stand", fn(*mut HotConnection, usize) -> i32, list.as_mut_ptr(), list.len()).is_some_and(|n| n >= 0)
 }

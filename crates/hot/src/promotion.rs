@@ -1,89 +1,125 @@
 //! Promotion: the follower's program gets the sockets.
 
-use std::sync::atomic::Ordering;
-
 use crate::descriptors;
 use crate::hooks::shift_clocks;
 use crate::partner::{self, HotConnection};
 use crate::raw::{self, raw};
+use crate::tails;
+
+/// Most output that is handed over.
+const OUTPUT: usize = 64 << 20;
+
+/// Memory of ours, away from the program's; the kernel fills it with zeroes.
+struct Scratch {
+    at: usize,
+    bytes: usize,
+}
+
+impl Scratch {
+    fn new(bytes: usize) -> Self {
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        let at = raw!(SYS_mmap, 0, bytes.max(1), protection, flags, -1, 0);
+        if at < 0 {
+            crate::engine::diverge(format_args!("no memory for a list of {bytes} bytes"));
+        }
+        Self { at: at as usize, bytes: bytes.max(1) }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: fresh memory of this size, which lives as long as self.
+        unsafe { std::slice::from_raw_parts_mut(self.at as *mut u8, self.bytes) }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        raw!(SYS_munmap, self.at, self.bytes);
+    }
+}
 
 /// All at once: called when the trace is executed, before any call of the program goes on.
 pub fn stand() {
     shift_clocks();
-    let count = descriptors::connections().count();
-    let each = size_of::<HotConnection>() + size_of::<Modes>();
-    let bytes = (count * each).max(1);
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    let at = raw!(SYS_mmap, 0, bytes, protection, flags, -1, 0);
-    if at < 0 {
-        crate::engine::diverge(format_args!("no memory for the list of {count} connections"));
+    let count = descriptors::open().count() + descriptors::closed().count();
+    let memory = Scratch::new(count * size_of::<HotConnection>());
+    // SAFETY: fresh memory of this size, and aligned; all zeroes is a valid list. It lives until the end of this function.
+    let list = unsafe { std::slice::from_raw_parts_mut(memory.at as *mut HotConnection, count) };
+    let mut serials = Scratch::new(count * size_of::<u32>());
+    for ((to, serial), from) in
+        list.iter_mut().zip(serials.bytes().chunks_exact_mut(4)).zip(descriptors::open().chain(descriptors::closed()))
+    {
+        let (state, tail) = (u32::from(from.shut), std::ptr::null());
+        let descriptors::Place { fd, tuple, read, written, .. } = from;
+        *to = HotConnection { fd, state, read, written, tail, tail_len: 0, tuple };
+        serial.copy_from_slice(&from.serial.to_ne_bytes());
     }
-    // SAFETY: fresh memory of this size, and aligned; all zeroes is valid for both lists.
-    let (list, modes) = unsafe {
-        let list = at as *mut HotConnection;
-        (std::slice::from_raw_parts_mut(list, count), std::slice::from_raw_parts_mut(list.add(count).cast::<Modes>(), count))
-    };
-    let n = collect(list);
-    let list = &mut list[..n];
-    for (to, one) in modes.iter_mut().zip(&*list) {
-        *to = Modes::of(one.fd);
+    let mut output = Scratch::new(OUTPUT);
+    gather(list, serials.bytes(), output.bytes());
+    tails::end();
+    if !partner::stand(list) {
+        crate::engine::diverge(format_args!("the manager does not give the sockets of the sessions"));
     }
-    partner::stand(list);
-    for (one, modes) in list.iter().zip(&*modes).filter(|(one, _)| one.adopted != 0) {
-        modes.set(one.fd);
-    }
+    // Both are in the order of the descriptors.
+    let mut told = list.iter().filter(|one| one.fd >= 0).peekable();
     for (fd, connection) in descriptors::connections() {
-        let first = descriptors::connections().find(|(_, other)| std::ptr::eq(*other, connection)).map_or(fd, |(fd, _)| fd);
-        if first != fd {
-            duplicate(first, fd);
-        } else if !list.iter().any(|one| one.fd == fd && one.adopted != 0) {
-            hang_up(fd);
+        if let Some(one) = told.next_if(|one| one.fd == fd) {
+            if one.state == 0 {
+                hang_up(fd);
+            }
+        } else {
+            let same = |(_, other): &(i32, &descriptors::Connection)| std::ptr::eq(*other, connection);
+            let before = || descriptors::connections().take_while(|(other, _)| *other < fd).find(same);
+            match Some(connection).filter(|c| c.is_shared()).and_then(|_| before()) {
+                Some((first, _)) => duplicate(first, fd),
+                None => hang_up(fd),
+            }
         }
         watch_again(fd);
     }
-    raw!(SYS_munmap, at, bytes);
 }
 
-/// What a descriptor is set to.
-#[derive(Clone, Copy)]
-struct Modes {
-    cloexec: bool,
-    nonblocking: bool,
-}
-
-impl Modes {
-    fn of(fd: i32) -> Self {
-        let has = |command, flag| raw::fcntl(fd, command, 0) & i64::from(flag) != 0;
-        Self { cloexec: has(libc::F_GETFD, libc::FD_CLOEXEC), nonblocking: has(libc::F_GETFL, libc::O_NONBLOCK) }
-    }
-
-    fn set(self, fd: i32) {
-        raw::fcntl(fd, libc::F_SETFD, if self.cloexec { libc::FD_CLOEXEC.into() } else { 0 });
-        let (flags, nonblock) = (raw::fcntl(fd, libc::F_GETFL, 0), i64::from(libc::O_NONBLOCK));
-        raw::fcntl(fd, libc::F_SETFL, if self.nonblocking { flags | nonblock } else { flags & !nonblock });
-    }
-}
-
-/// The protected ones, each once; says how many.
-fn collect(list: &mut [HotConnection]) -> usize {
-    let mut n = 0;
-    for (fd, connection) in descriptors::connections() {
-        let Some(tuple) = connection.tuple() else { continue };
-        if list[..n].iter().any(|one| one.tuple == tuple) {
-            continue;
+/// Puts the pieces of output that were kept together, connection by connection.
+fn gather(list: &mut [HotConnection], serials: &[u8], output: &mut [u8]) {
+    let of = |serial: u32| serials.chunks_exact(4).position(|s| s == serial.to_ne_bytes());
+    // Pieces of one connection mostly follow each other.
+    let mut last = (0, None);
+    let mut find = move |serial: u32| {
+        if last.0 != serial {
+            last = (serial, of(serial));
         }
-        let (read, written) = (connection.read.load(Ordering::Relaxed), connection.written.load(Ordering::Relaxed));
-        if let Some(to) = list.get_mut(n) {
-            *to = HotConnection { fd, adopted: 0, read, written, tuple };
-            n += 1;
+        last.1
+    };
+    tails::each(|serial, _, bytes| {
+        if let Some(one) = find(serial).and_then(|n| list.get_mut(n)) {
+            one.tail_len += bytes.len() as u64;
         }
+    });
+    let mut at = 0;
+    for one in list.iter_mut() {
+        let length = one.tail_len as usize;
+        if let Some(room) = output.get(at..at + length) {
+            one.tail = room.as_ptr();
+            at += length;
+        }
+        // Counts anew, below.
+        one.tail_len = 0;
     }
-    n
+    let start = output.as_ptr();
+    tails::each(|serial, _, bytes| {
+        let Some(one) = find(serial).and_then(|n| list.get_mut(n)).filter(|one| !one.tail.is_null()) else { return };
+        // SAFETY: both point into `output`.
+        let at = unsafe { one.tail.offset_from(start) } as usize + one.tail_len as usize;
+        if let Some(to) = output.get_mut(at..at + bytes.len()) {
+            to.copy_from_slice(bytes);
+            one.tail_len += bytes.len() as u64;
+        }
+    });
 }
 
 /// Another number of a connection that has its socket.
 fn duplicate(from: i32, to: i32) {
-    let Modes { cloexec, .. } = Modes::of(to);
+    let cloexec = raw::fcntl(to, libc::F_GETFD, 0) & i64::from(libc::FD_CLOEXEC) != 0;
     // libtcpr knows by its hook that both are one.
     // SAFETY: no pointers.
     unsafe { crate::next::dup3(from, to, if cloexec { libc::O_CLOEXEC } else { 0 }) };
@@ -91,7 +127,8 @@ fn duplicate(from: i32, to: i32) {
 
 /// A connection whose peer has gone.
 fn hang_up(fd: i32) {
-    let Modes { cloexec, nonblocking } = Modes::of(fd);
+    let cloexec = raw::fcntl(fd, libc::F_GETFD, 0) & i64::from(libc::FD_CLOEXEC) != 0;
+    let nonblocking = raw::fcntl(fd, libc::F_GETFL, 0) & i64::from(libc::O_NONBLOCK) != 0;
     let kind = libc::SOCK_STREAM | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
     let mut ends = [-1i32; 2];
     if raw!(SYS_socketpair, libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) < 0 {

@@ -3,12 +3,12 @@
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tcpr_session::trace::memory::{mode, MAGIC, TRACE_AT, VERSION};
+use tcpr_session::trace::memory::{mode, LIMIT_AT, MAGIC, TRACE_AT, VERSION};
 use tcpr_session::trace::Call;
 
 use crate::memory::{header, Text};
 use crate::raw::raw;
-use crate::{descriptors, engine, memory, partner, raw, signals, thread, threads};
+use crate::{descriptors, engine, memory, partner, raw, signals, tails, thread, threads};
 
 /// Bytes for a trace in a file, if nothing else is said.
 const OFFLINE_LIMIT: u64 = 1 << 30;
@@ -114,7 +114,10 @@ fn online() -> bool {
         engine::turn_off();
         return true;
     }
-    let mapped = memory::map(fd, limit_of(fd)) && memory::is_known();
+    // Behind the trace lies what is the manager's alone.
+    let mut limit = 0u64;
+    let known = raw!(SYS_pread64, fd, &raw mut limit, size_of::<u64>(), LIMIT_AT) == 8 && limit <= limit_of(fd);
+    let mapped = known && memory::map(fd, limit) && memory::is_known();
     raw!(SYS_close, fd);
     if !mapped {
         engine::turn_off();
@@ -144,7 +147,9 @@ fn go(records: bool) {
     } else {
         header().executed.store(0, Ordering::Relaxed);
         header().records.store(0, Ordering::Relaxed);
-        header().synced.store(0, Ordering::Relaxed);
+        if !engine::is_offline() && !tails::begin() {
+            engine::diverge(format_args!("the place in memory for the newest output is taken"));
+        }
         engine::begin_following();
     }
     seed();

@@ -10,7 +10,7 @@ use crate::descriptors::{self, Kind};
 use crate::engine::{append, follows, take};
 use crate::forms::{append_pieces, buffers, hooks, live, pieces, room, scatter, slice};
 use crate::raw::raw;
-use crate::{errno, partner, raw, signals, thread};
+use crate::{errno, raw, signals, tails, thread};
 
 // ---- Input
 
@@ -37,13 +37,6 @@ fn note_read(fd: c_int, n: i64, flags: c_int) {
     }
 }
 
-/// After the record of a read of a protected connection.
-fn read_is_recorded(fd: c_int, result: i64, flags: c_int, head: u64) {
-    if result >= 0 && flags & libc::MSG_PEEK == 0 && descriptors::connection(fd).is_some_and(|c| c.tuple().is_some()) {
-        partner::was_read(fd, result as usize, head);
-    }
-}
-
 /// # Safety
 /// As for `readv`.
 unsafe fn input(fd: c_int, list: &[iovec], flags: c_int, live: impl FnOnce() -> i64) -> i64 {
@@ -65,8 +58,7 @@ unsafe fn input(fd: c_int, list: &[iovec], flags: c_int, live: impl FnOnce() -> 
     let result = if interrupted { -i64::from(libc::EINTR) } else { live() };
     note_read(fd, result, flags);
     // SAFETY: so much was read.
-    let head = unsafe { append_pieces(Call::Read, fd, result, &[], list, result.max(0) as usize) };
-    read_is_recorded(fd, result, flags, head);
+    unsafe { append_pieces(Call::Read, fd, result, &[], list, result.max(0) as usize) };
     result
 }
 
@@ -104,11 +96,10 @@ unsafe fn input_message(fd: c_int, message: &mut msghdr, flags: c_int, live: imp
         to.copy_from_slice(&n.to_ne_bytes());
     }
     // SAFETY: so much was filled.
-    let head = unsafe {
+    unsafe {
         let (name, control) = (slice(message.msg_name.cast(), name), slice(message.msg_control.cast(), control));
-        append_pieces(Call::RecvMsg, fd, result, &[&lengths, name, control], list, result as usize)
-    };
-    read_is_recorded(fd, result, flags, head);
+        append_pieces(Call::RecvMsg, fd, result, &[&lengths, name, control], list, result as usize);
+    }
     result
 }
 
@@ -165,6 +156,8 @@ unsafe fn output(fd: c_int, list: &[iovec], live: impl FnOnce() -> i64) -> i64 {
                 // SAFETY: as the caller says.
                 taken.check_output(unsafe { pieces(list, room(list)) });
                 note_written(fd, result);
+                // SAFETY: as the caller says.
+                unsafe { pieces(list, result as usize) }.for_each(|piece| keep(fd, piece));
             }
             taken.done();
             if result > 0 && descriptors::kind(fd) == Kind::Pipe {
@@ -179,20 +172,17 @@ unsafe fn output(fd: c_int, list: &[iovec], live: impl FnOnce() -> i64) -> i64 {
         append(Call::Write, fd, result, &[]);
         return result;
     }
-    wrote(fd, result);
+    note_written(fd, result);
     // SAFETY: so much was written.
     let hash = unsafe { hash_of(list, result as usize) };
     append(Call::Write, fd, result, &[&hash.to_ne_bytes()]);
     result
 }
 
-/// Before the record of a write.
-fn wrote(fd: c_int, n: i64) {
-    if let Some(connection) = descriptors::connection(fd) {
-        note_written(fd, n);
-        if connection.tuple().is_some() {
-            partner::was_written(fd);
-        }
+/// The follower keeps what its program has written to a protected connection.
+fn keep(fd: c_int, bytes: &[u8]) {
+    if let Some((serial, place)) = descriptors::serial(fd) {
+        tails::keep(serial, place, bytes);
     }
 }
 
@@ -216,7 +206,7 @@ unsafe fn write_here(fd: c_int, list: &[iovec], n: usize) {
     }
 }
 
-fn hash_of_file(fd: c_int, mut at: i64, n: i64) -> u64 {
+fn hash_of_file(fd: c_int, mut at: i64, n: i64, mut seen: impl FnMut(&[u8])) -> u64 {
     let mut hash = Hash::new();
     let mut bytes = [0u8; 16384];
     let mut left = n.max(0) as usize;
@@ -224,6 +214,7 @@ fn hash_of_file(fd: c_int, mut at: i64, n: i64) -> u64 {
         let got = raw!(SYS_pread64, fd, bytes.as_mut_ptr(), left.min(bytes.len()), at);
         let Some(got) = usize::try_from(got).ok().filter(|&got| got > 0) else { break };
         hash.add(&bytes[..got]);
+        seen(&bytes[..got]);
         at += got as i64;
         left -= got;
     }
@@ -239,7 +230,7 @@ unsafe fn output_file(fd: c_int, from: c_int, offset: *mut off64_t, live: impl F
         if let Some(taken) = take(Call::SendFile, fd) {
             let result = taken.result();
             if result > 0 {
-                if taken.data() != hash_of_file(from, at, result).to_ne_bytes() {
+                if taken.data() != hash_of_file(from, at, result, |bytes| keep(fd, bytes)).to_ne_bytes() {
                     taken.diverges_in(format_args!("sends from a file with other bytes"));
                 }
                 note_written(fd, result);
@@ -260,8 +251,8 @@ unsafe fn output_file(fd: c_int, from: c_int, offset: *mut off64_t, live: impl F
         append(Call::SendFile, fd, result, &[]);
         return result;
     }
-    wrote(fd, result);
-    append(Call::SendFile, fd, result, &[&hash_of_file(from, at, result).to_ne_bytes()]);
+    note_written(fd, result);
+    append(Call::SendFile, fd, result, &[&hash_of_file(from, at, result, |_| ()).to_ne_bytes()]);
     result
 }
 

@@ -1,6 +1,7 @@
 //! Sockets, but for their data.
 
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::Ordering;
 
 use libc::{sockaddr, sockaddr_storage, socklen_t};
 use tcpr_session::trace::{Accepted, Call, Program, ACCEPTED_MAX};
@@ -221,7 +222,11 @@ hooks! {
         if follows() && descriptors::kind(fd) == Kind::Stream {
             crate::thread::outside(|| next(fd, how));
         }
-        errno::c(told(Call::SocketCall, fd, || live!(next(fd, how)))) as c_int
+        let result = told(Call::SocketCall, fd, || live!(next(fd, how)));
+        if result >= 0 && how != libc::SHUT_RD {
+            descriptors::connection(fd).iter().for_each(|c| c.shut.store(1, Ordering::Relaxed));
+        }
+        errno::c(result) as c_int
     }
 
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t) -> c_int {

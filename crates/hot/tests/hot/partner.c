@@ -19,8 +19,10 @@
 
 struct tcpr_hot_connection {
     int32_t fd;
-    uint32_t adopted;
+    uint32_t state;
     uint64_t read, written;
+    const uint8_t *tail;
+    uint64_t tail_len;
     uint8_t tuple[40];
 };
 
@@ -63,13 +65,21 @@ int tcpr_hot_stand(struct tcpr_hot_connection *list, size_t n)
     syscall(SYS_close, file);
     int leader = (int)syscall(SYS_pidfd_open, atoi(text), 0);
     for (size_t i = 0; i < n; i++) {
-        int fd = (int)syscall(SYS_pidfd_getfd, leader, list[i].fd, 0);
+        int number = list[i].fd, ended = list[i].state == 1;
+        list[i].state = 0;
+        if (number < 0)
+            continue;
+        /* The end of the output is there, as much as is kept. */
+        if (ended || list[i].tail_len > list[i].written || (list[i].written > 0 && list[i].tail_len == 0))
+            return -1;
+        int fd = (int)syscall(SYS_pidfd_getfd, leader, number, 0);
         uint8_t tuple[40];
         if (fd < 0 || !tcpr_hot_tuple(fd, tuple) || memcmp(tuple, list[i].tuple, 40) != 0)
             continue;
-        syscall(SYS_dup3, fd, list[i].fd, 0);
+        int cloexec = fcntl(number, F_GETFD) & FD_CLOEXEC;
+        syscall(SYS_dup3, fd, number, cloexec ? O_CLOEXEC : 0);
         syscall(SYS_close, fd);
-        list[i].adopted = 1;
+        list[i].state = 1;
     }
     syscall(SYS_close, leader);
     return 0;
