@@ -50,11 +50,9 @@ unsafe fn wait_any(status: *mut c_int, usage: *mut rusage, live: impl FnOnce(*mu
     errno::c(result) as pid_t
 }
 
-/// The follower's process is not replaced: there is no standby of what comes then.
+/// What comes then has another memory, which nobody records or follows.
 fn before_exec() {
-    if follows() {
-        engine::diverge(format_args!("the program replaces itself by another one (exec)"));
-    }
+    engine::refuse("the program replaces itself by another one (exec): have tcpr run start that one itself");
 }
 
 /// # Safety
