@@ -55,7 +55,7 @@ pub struct StandbyStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StandbyState {
-    /// There is none.
+    /// There is none, or the program cannot be recorded.
     None,
     /// It executes the trace from the beginning, and is not near its end yet.
     Joining,
