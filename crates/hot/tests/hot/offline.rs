@@ -6,7 +6,8 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::program::{
-    connect, example, free_port, installed, library, redis, signal, start, start_with, u64_at, wait_for, words, Place, MOST_BYTES,
+    connect, example, free_port, installed, library, ngircd, redis, signal, start, start_with, u64_at, wait_for, words, Place,
+    MOST_BYTES,
 };
 
 /// Records the program while the client works, ends it, and has it follow. Returns what the follower said on standard error.
@@ -160,31 +161,22 @@ fn memcached_with_its_threads() {
 fn an_irc_server() {
     let port = free_port();
     let place = Place::new("ngircd-configuration");
-    let configuration = place.file("ngircd.conf");
-    let text = format!(
-        "[Global]\nName = irc.test.net\nListen = 127.0.0.1\nPorts = {port}\nInfo = x\nAdminInfo1 = x\nMotdPhrase = hello\n\
-         [Options]\nDNS = no\nIdent = no\nPAM = no\n[Limits]\nMaxConnectionsIP = 0\n"
-    );
-    fs::write(&configuration, text).expect("a configuration");
-    let command = words(&format!("{} -n -f {}", installed("ngircd"), configuration.display()));
-    record_and_follow("ngircd", &command, port, |port| {
-        let mut streams: Vec<TcpStream> = (0..4).map(|_| connect(port)).collect();
+    record_and_follow("ngircd", &ngircd(port, &place), port, |port| {
+        let mut streams: Vec<TcpStream> = (0..3).map(|_| connect(port)).collect();
         let until = |stream: &TcpStream, what: &str| {
             let mut lines = BufReader::new(stream).lines();
             while !lines.next().expect("a line").expect("a line").contains(what) {}
         };
-        for (i, stream) in streams.iter_mut().enumerate() {
-            stream.write_all(format!("NICK u{i}\r\nUSER u{i} 0 * :x\r\n").as_bytes()).expect("sent");
-            until(stream, "MOTD");
-            stream.write_all(b"JOIN #x\r\n").expect("sent");
-            until(stream, "End of NAMES");
-        }
-        for k in 0..3 {
-            for stream in &mut streams {
-                stream.write_all(format!("PRIVMSG #x :hello {k}\r\nTIME\r\nPING {k}\r\n").as_bytes()).expect("sent");
-                until(stream, "PONG");
+        // It answers each client's commands slowly, against floods.
+        let mut round = |line: &dyn Fn(usize) -> String, what: &str| {
+            for (i, stream) in streams.iter_mut().enumerate() {
+                stream.write_all(line(i).as_bytes()).expect("sent");
             }
-        }
+            streams.iter().for_each(|stream| until(stream, what));
+        };
+        round(&|i| format!("NICK u{i}\r\nUSER u{i} 0 * :x\r\n"), "MOTD");
+        round(&|_| "JOIN #x\r\n".to_owned(), "End of NAMES");
+        round(&|i| format!("PRIVMSG #x :hello from {i}\r\nPING {i}\r\n"), "PONG");
     });
 }
 

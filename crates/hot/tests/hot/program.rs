@@ -132,3 +132,14 @@ pub fn redis(port: u16) -> Vec<String> {
     command.extend(["--save".to_owned(), String::new()]);
     command
 }
+
+/// Its configuration lies in the directory.
+pub fn ngircd(port: u16, place: &Place) -> Vec<String> {
+    let configuration = place.file("ngircd.conf");
+    let text = format!(
+        "[Global]\nName = irc.test.net\nListen = 127.0.0.1\nPorts = {port}\nInfo = x\nAdminInfo1 = x\nMotdPhrase = hello\n\
+         [Options]\nDNS = no\nIdent = no\nPAM = no\n[Limits]\nMaxConnectionsIP = 0\n"
+    );
+    fs::write(&configuration, text).expect("a configuration");
+    words(&format!("{} -n -f {}", installed("ngircd"), configuration.display()))
+}

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use crate::program::{connect, free_port, installed, library, redis, signal, start_with, words, Place, PATIENCE};
+use crate::program::{connect, free_port, installed, library, ngircd, redis, signal, start_with, words, Place, PATIENCE};
 
 // As in `tcpr_session::trace::memory`.
 const HEAD: u64 = 8;
@@ -153,6 +153,16 @@ impl Client {
         line.trim_end().to_owned()
     }
 
+    fn until(&mut self, what: &str) -> String {
+        loop {
+            let line = self.line();
+            assert!(!line.is_empty(), "the connection ended before {what}");
+            if line.contains(what) {
+                return line;
+            }
+        }
+    }
+
     fn lines(&mut self, n: usize) -> Vec<String> {
         (0..n).map(|_| self.line()).collect()
     }
@@ -253,7 +263,7 @@ fn coroutines_go_on_where_they_were() {
 #[test]
 fn threads_go_on_with_what_they_share() {
     let port = free_port();
-    let command = words(&format!("{} -u root -p {port} -l 127.0.0.1 -U 0", installed("memcached")));
+    let command = words(&format!("{} -u nobody -p {port} -l 127.0.0.1 -U 0", installed("memcached")));
     let mut hot = Standby::begin("memcached-promotion", command);
     let mut clients: Vec<Client> = (0..6).map(|_| Client::new(port)).collect();
     let set = |clients: &mut Vec<Client>, word: &str| {
@@ -273,4 +283,26 @@ fn threads_go_on_with_what_they_share() {
             assert_eq!(client.lines(3)[1], "hello");
         }
     }
+}
+
+#[test]
+fn members_of_a_channel_stay_in_it() {
+    let port = free_port();
+    let configuration = Place::new("ngircd-promotion-configuration");
+    let mut hot = Standby::begin("ngircd-promotion", ngircd(port, &configuration));
+    let [mut a, mut b] = ["ann", "bob"].map(|name| {
+        let mut client = Client::new(port);
+        client.send(&format!("NICK {name}\r\nUSER {name} 0 * :x\r\nJOIN #x"));
+        client.until("End of NAMES");
+        client
+    });
+    hot.follow();
+    a.send("PRIVMSG #x :before");
+    b.until("PRIVMSG #x :before");
+    hot.promote();
+    b.send("PRIVMSG #x :after");
+    assert!(a.until("PRIVMSG #x").ends_with(":after"));
+    a.send("NAMES #x");
+    let names = a.until("353");
+    assert!(names.contains("ann") && names.contains("bob"), "{names}");
 }
