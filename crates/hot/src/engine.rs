@@ -125,6 +125,8 @@ struct Inner {
 /// Programs tell threads things without a lock, too: a clock's hand, a flag. So each thread of the follower runs alone, from
 /// one record of its own to the next, but no longer than this.
 const ALONE_NS: i64 = 1_000_000;
+/// At the end of the trace, so long is waited for the thread that still runs: sockets take their places when all wait.
+const LAST_NS: i64 = 100_000_000;
 
 static LOG: Log = Log { lock: AtomicU32::new(0), inner: UnsafeCell::new(None) };
 /// Goes on with each record that is executed, for threads whose turn was not yet.
@@ -214,11 +216,15 @@ impl Inner {
         let head = header().head.load(Ordering::Acquire);
         let step = self.cursor.step(memory::trace(head), me.max(0) as u16, call, fd);
         self.tell();
-        let running = self.running.filter(|_| !matches!(step, Step::Others | Step::End));
-        match running {
-            Some((_, since)) if raw::clock_ns(libc::CLOCK_MONOTONIC) - since < ALONE_NS => (Step::Others, head),
-            _ => (step, head),
+        if !matches!(step, Step::Others | Step::End) && self.runs_for(ALONE_NS) {
+            return (Step::Others, head);
         }
+        (step, head)
+    }
+
+    /// Whether the last record's thread still runs, and does so for no longer than this.
+    fn runs_for(&self, ns: i64) -> bool {
+        self.running.is_some_and(|(_, since)| raw::clock_ns(libc::CLOCK_MONOTONIC) - since < ns)
     }
 
     /// A thread has come to its next record. True: others may wait for that.
@@ -339,6 +345,7 @@ fn wait_for_more(seen: u64, idle: &mut i64) {
     }
     match told {
         _ if is_offline() => go_live(),
+        mode::PROMOTE if with_log(|log| log.runs_for(LAST_NS)) => raw::sleep_ns(20_000),
         mode::PROMOTE => go_live(),
         mode::OFF => diverge(format_args!("the manager has ended it")),
         _ => {
