@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs
+TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs
 # What the benchmarks compare with; they say what is missing.
 BENCH_PACKAGES := keepalived criu
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
@@ -28,12 +28,12 @@ test-deps:
 	@$(MAKE) --no-print-directory deps PACKAGES="$(PACKAGES) $(TEST_PACKAGES)"
 
 build: deps
-	$(CARGO) build --release -p tcpr -p tcpr-cli
+	$(CARGO) build --release -p tcpr -p tcpr-hot -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server linked_process_server linked_signal_server)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server rooms_server linked_process_server linked_signal_server)
 
-$(EXAMPLES)/plain_chat_server: examples/plain_chat_server.c
+$(EXAMPLES)/plain_chat_server $(EXAMPLES)/rooms_server: $(EXAMPLES)/%: examples/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -o $@ $<
 
@@ -75,12 +75,13 @@ lint: deps
 test: test-deps
 	@# The pure core shares nothing; the others share the machine.
 	$(CARGO) test $(UNIT) -p tcpr-session --lib --bins --tests
-	$(CARGO) test $(UNIT) --workspace --exclude tcpr --exclude tcpr-session --lib --bins --tests -- --test-threads=1
+	$(CARGO) test $(UNIT) --workspace --exclude tcpr --exclude tcpr-hot --exclude tcpr-session --lib --bins --tests -- --test-threads=1
 	@$(MAKE) --no-print-directory build
 	$(CARGO) test --release --test header
+	$(CARGO) test --release -p tcpr-hot --test hot -- --test-threads=2
 	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=3
 	@# What does not depend on the engine is not run twice.
-	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=3 --skip bad_input --skip unhooked
+	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=3 --skip bad_input --skip unhooked --skip hot::
 	$(RELEASE)/tcpr demo
 
 # End-to-end tests in random order, with each engine and fresh seeds, on a machine that is kept busy.
@@ -89,7 +90,7 @@ soak: test-deps build
 	MINUTES=$(MINUTES) $(CARGO) test --release --test e2e -- --ignored --nocapture --exact soak::soak
 
 # Made-up bytes for what reads bytes from outside: make fuzz FUZZ="link ring" FUZZ_SECONDS=600
-FUZZ ?= segment records link heartbeat ring configuration
+FUZZ ?= segment records link heartbeat ring configuration trace
 FUZZ_SECONDS ?= 60
 fuzz:
 	@$(MAKE) --no-print-directory deps PACKAGES="$(PACKAGES) g++"
@@ -105,6 +106,7 @@ bench: bench-deps build
 install: build
 	install -D -m 755 $(RELEASE)/tcpr $(DESTDIR)$(PREFIX)/bin/tcpr
 	install -D -m 755 $(RELEASE)/libtcpr.so $(DESTDIR)$(PREFIX)/lib/libtcpr.so
+	install -D -m 755 $(RELEASE)/libtcpr_hot.so $(DESTDIR)$(PREFIX)/lib/libtcpr_hot.so
 	install -D -m 644 include/tcpr.h $(DESTDIR)$(PREFIX)/include/tcpr.h
 	install -D -m 644 include/tcpr_compat.h $(DESTDIR)$(PREFIX)/include/tcpr_compat.h
 

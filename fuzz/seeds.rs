@@ -9,6 +9,7 @@ use tcpr_session::record::{self, Adopted, Cause, Committed, EndReason, Open, Syn
 use tcpr_session::role::Epoch;
 use tcpr_session::segment::{flags, Build};
 use tcpr_session::seq::Seq;
+use tcpr_session::trace::{longest, Accepted, Call, Cursor, Marker, Record, ACCEPTED_MAX, SESSION};
 use tcpr_session::tuple::FourTuple;
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
@@ -165,6 +166,41 @@ fn rings() {
     write("ring", "open", &[&(open.len() as u64).to_le_bytes()[..], &open].concat());
 }
 
+fn traces() {
+    let tuple = FourTuple { local: "192.0.2.200:6667".parse().expect("an end"), peer: "192.0.2.9:1000".parse().expect("an end") };
+    let mut session = [0; SESSION];
+    session[..FourTuple::BYTES].copy_from_slice(&tuple.to_bytes());
+    let mut accepted = [0; ACCEPTED_MAX];
+    let address = [2, 0, 3, 232, 192, 0, 2, 9, 0, 0, 0, 0, 0, 0, 0, 0];
+    let len = Accepted { address: &address, session: Some(session) }.encode(&mut accepted);
+    let now = 1_700_000_000_123_456_789;
+    let records: [(u16, Call, i32, i64, &[u8]); 14] = [
+        (0, Call::Accept, 4, 7, &accepted[..len]),
+        (0, Call::Marker, 0, Marker::Promoted as i64, b""),
+        (0, Call::Clock, 0, now, b""),
+        (0, Call::Clock, 0, now, b""),
+        (0, Call::Clock, 1, now / 1000, b""),
+        (0, Call::Clock, 0, now + 50_000, b""),
+        (0, Call::Read, 7, 10, b"NICK bob\r\n"),
+        (0, Call::Write, 7, 20, &[9; 8]),
+        (0, Call::Read, 7, -11, b""),
+        (0, Call::Thread, 0, 1, b""),
+        (1, Call::Lock, 0, 0, b""),
+        (0, Call::Signal, -1, 15, &[15; 128]),
+        (0, Call::EpollWait, 5, 1, &[1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]),
+        (1, Call::Tsc, 0, -1, b""),
+    ];
+    let (mut trace, mut cursor) = (Vec::new(), Cursor::default());
+    for (thread, call, fd, result, data) in records {
+        let at = trace.len();
+        trace.resize(at + longest(data.len()), 0);
+        let record = Record { thread, call, fd, result, data };
+        let len = cursor.append(&record, &[data], &mut trace[at..]).expect("there is room");
+        trace.truncate(at + len);
+    }
+    write("trace", "all", &trace);
+}
+
 fn configurations() {
     // The first examples of the documentation.
     let text = include_str!("../docs/configuration.md");
@@ -180,5 +216,6 @@ fn main() {
     messages();
     heartbeats();
     rings();
+    traces();
     configurations();
 }

@@ -33,6 +33,8 @@ struct Connection {
     absorbs_greeting: bool,
     /// A process that we forked, or to which we passed the connection, may hold it, too.
     shared: bool,
+    /// How much of its input and output there had been before: of a session of a process that died.
+    before: [u64; 2],
 }
 
 impl Connection {
@@ -67,7 +69,7 @@ pub fn attach(client: &Client, fd: c_int, tuple: FourTuple, origin: Origin, abso
     let absorbs_greeting = greeted
         && (welcome.ports.iter().any(|p| p.port == port && p.absorb_greeting)
             || welcome.outgoing.iter().any(|o| o.address == tuple.peer && o.absorb_greeting));
-    let connection = Connection { tuple, origin, descriptors: 1, absorb, absorbs_greeting, shared: false };
+    let connection = Connection { tuple, origin, descriptors: 1, absorb, absorbs_greeting, shared: false, before: [0; 2] };
     if connection.absorbs() {
         ABSORBING.fetch_add(1, Ordering::Relaxed);
     }
@@ -88,6 +90,18 @@ pub fn attach_inherited(client: &Client) {
 /// Addresses and origin of a connection.
 pub fn facts(handle: u32) -> Option<(FourTuple, Origin)> {
     with(handle, |connection| (connection.tuple, connection.origin))
+}
+
+/// A recovered connection goes on behind so much input and output.
+pub fn goes_on(fd: c_int, before: [u64; 2]) {
+    if let Some(Entry::Connection { handle }) = table::get(fd) {
+        with(handle, |connection| connection.before = before);
+    }
+}
+
+/// How much of its input and output there had been before this process got it.
+pub fn before(handle: u32) -> [u64; 2] {
+    with(handle, |connection| connection.before).unwrap_or_default()
 }
 
 /// A connection of this process with these addresses.

@@ -6,6 +6,7 @@
 //! From the top down; each part calls only what stands below it:
 //!
 //! - `hook_list`: the one list of which `hooks` and `real` are made
+//! - `standby`: what the library of the hot standby calls
 //! - `api`, `hooks`: what the application calls. Any descriptor that is none of ours goes straight to the C library
 //! - `ops`: what a call does to a protected descriptor
 //! - `connections`: the protected connections of this process
@@ -30,6 +31,7 @@ mod manager;
 mod memory;
 mod ops;
 mod real;
+mod standby;
 mod sys;
 mod table;
 mod turn;

@@ -133,6 +133,17 @@ pub fn dup(fd: c_int) -> c_int {
     raw!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, 0) as c_int
 }
 
+/// Makes `to` another descriptor of what `from` is.
+pub fn duplicate_to(from: c_int, to: c_int) {
+    raw!(libc::SYS_dup3, from, to, 0);
+}
+
+/// Whether a descriptor does not block, and whether it is closed by an exec.
+pub fn modes(fd: c_int) -> (bool, bool) {
+    let flags = raw!(libc::SYS_fcntl, fd, libc::F_GETFD, 0);
+    (is_nonblocking(fd), flags > 0 && flags as c_int & libc::FD_CLOEXEC != 0)
+}
+
 /// Closes a descriptor of ours.
 pub fn close(fd: c_int) {
     raw!(libc::SYS_close, fd);

@@ -196,6 +196,7 @@ fn recovered(client: &Client, listener: c_int, port: u16, flags: c_int, rung: bo
     stash::adopt_options(listener, port, fd, flags);
     kept_options::give(fd, &info.options);
     connections::attach(client, fd, info.tuple, Origin::Recovered, info.absorb, info.greeted);
+    connections::goes_on(fd, [info.in_done, info.out_base]);
     // Only now: the manager rings again as long as it believes that sessions wait.
     let rang = !doorbells.is_empty();
     doorbells.into_iter().for_each(sys::close);

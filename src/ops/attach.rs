@@ -108,6 +108,7 @@ pub fn take_back(client: &Client, fd: c_int, tuple: FourTuple, recovered: Recove
         sys::shutdown(fd, libc::SHUT_WR);
     }
     connections::attach(client, fd, tuple, Origin::Recovered, recovered.absorb, recovered.greeted);
+    connections::goes_on(fd, [recovered.in_done, recovered.out_base]);
     client.kick();
     log::info!("recovered {tuple} as descriptor {fd}");
 }

@@ -1,5 +1,7 @@
 //! The life of a process with this library: its beginning, joining a manager, locking itself in, its exit.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use tcpr_node::channel::client::{Bypass, Client};
 use tcpr_node::channel::Event;
 
@@ -9,9 +11,25 @@ use crate::manager::Steps;
 use crate::table::{self, Entry};
 use crate::{connections, diag, environment, manager, real, sys, turn};
 
-/// Called by the constructor. Little is done this early. But inherited listeners are looked for now: if the program only waits
+/// Called by the constructor, or by that of the hot standby's library if it runs first. Little is done this early. But inherited listeners are looked for now: if the program only waits
 /// on one of them, no later call would tell us, and nobody would wake the program.
-pub fn begin() {
+///
+/// False: it is being done, and a hooked call in the middle of it leads here again.
+pub fn begin() -> bool {
+    const BEGINS: u8 = 1;
+    const DONE: u8 = 2;
+    static STATE: AtomicU8 = AtomicU8::new(0);
+    match STATE.compare_exchange(0, BEGINS, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {
+            begin_once();
+            STATE.store(DONE, Ordering::Release);
+            true
+        }
+        Err(state) => state == DONE,
+    }
+}
+
+fn begin_once() {
     manager::hand_in(Steps { prepare, joined });
     let environment = environment::read();
     let runs = environment.service.is_some();

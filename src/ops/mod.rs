@@ -29,6 +29,7 @@ mod output;
 mod passing;
 mod signals;
 mod sockets;
+pub mod standing;
 mod stash;
 mod streams;
 mod waits;

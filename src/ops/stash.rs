@@ -23,6 +23,8 @@ struct Queue {
     sessions: VecDeque<(RecoveredInfo, Own)>,
     /// The manager had more sessions when these were fetched.
     more: bool,
+    /// More than one was fetched: the manager does not know which of them is still here.
+    several: bool,
     inherited: Option<Inherited>,
 }
 
@@ -86,26 +88,40 @@ pub fn next(client: &Client, listener: c_int, port: u16) -> Option<(RecoveredInf
                 // The kernel says the same when the application accepts.
                 return None;
             }
-            match client.recovered(port, room) {
-                Ok((sessions, more)) => {
-                    sessions.iter().for_each(|(_, socket)| table::note(socket.number(), true));
-                    STASHED.fetch_add(sessions.len(), Ordering::Relaxed);
-                    *queue = Queue { sessions: sessions.into(), more, inherited: None };
-                }
-                Err(e) => {
-                    log::error!("recovered sessions of port {port}: {e}");
-                    return None;
-                }
+            if !fetch(queue, client, port, room) {
+                return None;
             }
         }
         let (info, socket) = queue.sessions.pop_front()?;
         STASHED.fetch_sub(1, Ordering::Relaxed);
         table::note(socket.number(), false);
         // `pending` does not tell: it falls only when the manager has heard of the sessions that we handed out.
-        let last = queue.sessions.is_empty() && !queue.more;
+        let mut last = queue.sessions.is_empty() && !queue.more;
+        if last && std::mem::take(&mut queue.several) {
+            // The manager rings as long as it believes that something is here, be it at this moment. Now it hears that nothing is.
+            fetch(queue, client, port, 0);
+            last = queue.sessions.is_empty() && !queue.more;
+        }
         match socket.release() {
             Some(socket) => return Some((info, socket, last)),
             None => log::error!("{} is lost: the program has closed its socket, which it had not accepted yet", info.tuple),
+        }
+    }
+}
+
+/// Fills an empty queue. Returns whether the manager has answered.
+fn fetch(queue: &mut Queue, client: &Client, port: u16, most: u32) -> bool {
+    match client.recovered(port, most) {
+        Ok((sessions, more)) => {
+            sessions.iter().for_each(|(_, socket)| table::note(socket.number(), true));
+            STASHED.fetch_add(sessions.len(), Ordering::Relaxed);
+            let several = sessions.len() > 1;
+            *queue = Queue { sessions: sessions.into(), more, several, inherited: None };
+            true
+        }
+        Err(e) => {
+            log::error!("recovered sessions of port {port}: {e}");
+            false
         }
     }
 }
@@ -134,15 +150,12 @@ fn room(listener: c_int) -> u32 {
     n as u32
 }
 
-/// A session that was taken cannot be accepted now.
+/// A session that was taken cannot be accepted now. The manager gets it back, and rings for it: whoever accepts next takes it.
 pub fn put_back(client: &Client, port: u16, info: RecoveredInfo, socket: OwnedFd) {
-    // Where other processes accept, too, one of them may be the next to do so.
-    if client.each_rings(port) {
-        match client.give_back(info.session, socket.as_fd()) {
-            // Also if the answer is lost: the manager may have the session, and nobody else may have it then.
-            Err(e) if !matches!(e.errno, libc::ETIMEDOUT | libc::EBADF) => {}
-            _ => return,
-        }
+    match client.give_back(info.session, socket.as_fd()) {
+        // Also if the answer is lost: the manager may have the session, and nobody else may have it then.
+        Err(e) if !matches!(e.errno, libc::ETIMEDOUT | libc::EBADF) => {}
+        _ => return,
     }
     let Ok(socket) = Own::new(socket) else { return };
     table::note(socket.number(), true);

@@ -216,7 +216,6 @@ fn connections_of_fast_open_callers_go_on() {
 }
 
 #[test]
-#[ignore = "lost a line now and then while Python's threads waited for the interpreter; to be run 20 times under load since that is mended"]
 fn connections_of_multipath_callers_go_on() {
     plain_connections_go_on("mptcp");
 }

@@ -10,6 +10,7 @@ mod endings;
 mod handshakes;
 mod host;
 mod hostile;
+mod hot;
 mod ipv6;
 mod joined;
 mod life;

@@ -42,7 +42,8 @@ fn lines_are_answered(program: &str, way: &str) -> World {
         }
         slowest
     });
-    assert!(slowest.0 < Duration::from_secs(2), "an answer took {slowest:?}\n{}", w.pair.describe());
+    // Who waits in vain for the manager goes on after five seconds.
+    assert!(slowest.0 < Duration::from_secs(4), "an answer took {slowest:?}\n{}", w.pair.describe());
     answered_through(&mut w, &FAULTS, 3, 40, 1000);
     assert_eq!((counter(&w, "contradicted"), counter(&w, "lost_track"), counter(&w, "cut_off")), (0, 0, 0));
     w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use tcpr_lab::client::connect_from;
 use tcpr_lab::member::Service;
 
+use crate::cost::Strace;
 use crate::requests::{connect, pause, through};
 use crate::world::{built, Fault, World, PATIENCE, PORT};
 
@@ -121,7 +122,8 @@ fn a_listener_that_waits_for_data_keeps_nobody_waiting() {
             BufReader::new(&*stream).read_line(&mut answer).expect("an answer");
             assert_eq!(answer, line);
             let took = asked.elapsed();
-            assert!(took < std::time::Duration::from_millis(1500), "round {round}: client {i} had its answer after {took:?}");
+            // The barrier falls by itself after three seconds; a peer's retransmission may come a second late.
+            assert!(took < std::time::Duration::from_millis(2500), "round {round}: client {i} had its answer after {took:?}");
         }
         w.fail_over(fault);
     }
@@ -219,6 +221,33 @@ fn an_event_loop_with_an_upstream_answers() {
     let mut w = World::new("proxy", Service::new("proxy", PORT), &[&built("event_loop"), "5555", "proxy"]);
     let faults = w.faults(10);
     answered_through(&mut w, &faults, 8, 200, 1000);
+    w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
+}
+
+/// An event loop whose listener blocks: an `accept` that waits for nobody would stop all its connections. The manager is slow
+/// between what it knows of accepted connections and what it does about those that are left.
+#[test]
+fn an_accept_after_a_wait_never_waits_for_nobody() {
+    let mut w = World::new("trusts", Service::new("proxy", PORT), &[&built("event_loop"), "5555", "proxy"]);
+    let to = w.pair.addr();
+    let mut streams: Vec<_> = (0..4).map(|_| w.peer.enter(|| connect(to)).expect("connected")).collect();
+    for round in 0..4 {
+        for (i, stream) in streams.iter_mut().enumerate() {
+            let line = format!("{round} {i}\n");
+            stream.write_all(line.as_bytes()).expect("sent");
+            let mut answer = String::new();
+            let heard = BufReader::new(&*stream).read_line(&mut answer);
+            heard.unwrap_or_else(|e| panic!("round {round}, client {i}: {e}\n{}", w.pair.describe()));
+            assert_eq!(answer, line, "client {i}");
+        }
+        let manager = w.pair.process(1 - w.protected()).expect("it runs").pid();
+        // It looks for the other end of a doorbell only.
+        let slow = Strace::attach(manager, &["-qq", "-o", "/dev/null", "-e", "inject=getpeername:delay_enter=20000"]);
+        w.fail_over(Fault::Switchover);
+        w.protected();
+        slow.detach();
+    }
+    drop(streams);
     w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }
 

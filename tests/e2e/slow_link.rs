@@ -19,6 +19,10 @@ const RATE: u64 = 12 << 20;
 /// sockets, in the store, on its way, and not committed yet.
 const MEMORY: u64 = 3 * (PEERS * BYTES) as u64 / 1024;
 
+/// The same where nothing waits for the replica: the log is at most 32 MiB ahead of it, with what was announced and will be in
+/// it, and what the ring of the server holds (4 MiB). That is in the log and in the store, in buffers of up to twice its size.
+const MEMORY_ASYNC: u64 = 4 * (36 << 10);
+
 /// Resident memory of a manager, in KiB.
 fn resident(w: &World, member: usize) -> u64 {
     let pid = w.pair.process(member).expect("it runs").pid();
@@ -113,15 +117,17 @@ fn downloads_without_waiting_for_the_replica_keep_protection() {
         for asker in &mut askers {
             threads.spawn(move || (0..3).for_each(|_| asker.numbered(&format!("file {BYTES}"), BYTES, 2 * BYTES)));
         }
-        for _ in 0..100 {
+        let mut most = [0, 0];
+        for _ in 0..200 {
             let status = w.pair.status(master).expect("status");
             assert!(status["protected"] == true && status["epoch"] == epoch, "{status}\n{}", w.pair.describe());
             for i in 0..2 {
-                let more = resident(&w, i).saturating_sub(before[i]);
-                assert!(more < MEMORY, "member {i}: {more} KiB more than at rest");
+                most[i] = most[i].max(resident(&w, i).saturating_sub(before[i]));
             }
-            std::thread::sleep(Duration::from_millis(100));
+            assert!(most.iter().all(|more| *more < MEMORY_ASYNC), "{most:?} KiB more than at rest");
+            std::thread::sleep(Duration::from_millis(50));
         }
+        eprintln!("slowasync: {most:?} KiB more than at rest");
     });
     assert_eq!(w.epoch(), (master, epoch));
 }

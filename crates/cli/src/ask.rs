@@ -14,6 +14,15 @@ use crate::{load, Common};
 
 /// Exit code of `status` where no manager runs.
 const NO_MANAGER: u8 = 3;
+/// Exit code of `status --require hot` where the connections would survive a failure, and the program's memory would not.
+const NOT_HOT: u8 = 4;
+
+/// What `status` exits with 0 for.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Require {
+    Protected,
+    Hot,
+}
 
 pub fn ask(config: &Config, request: &ControlRequest) -> Result<Value, Failure> {
     let path = socket_path(&config.service.run_dir);
@@ -34,7 +43,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 }
 
 /// `tcpr status`.
-pub fn status(common: &Common) -> Result<u8, Failure> {
+pub fn status(common: &Common, require: Require) -> Result<u8, Failure> {
     let config = load(common.config.as_ref())?;
     let answer = match ask(&config, &ControlRequest::Status) {
         Ok(answer) => answer,
@@ -76,9 +85,38 @@ pub fn status(common: &Common) -> Result<u8, Failure> {
             }
             _ => println!("partner    none configured"),
         }
+        println!("standby    {}", standby_words(&answer["standby"]));
         println!("sessions   {}", answer["sessions"]);
     }
-    Ok(u8::from(!protected))
+    Ok(exit_code(&answer, require))
+}
+
+fn exit_code(answer: &Value, require: Require) -> u8 {
+    if answer["protected"] != true {
+        1
+    } else if require == Require::Hot && answer["standby"]["state"] != "following" {
+        NOT_HOT
+    } else {
+        0
+    }
+}
+
+fn standby_words(standby: &Value) -> String {
+    if standby["mode"] != "hot" {
+        return "warm".into();
+    }
+    let state = match text(standby, "state") {
+        "none" => "no follower",
+        state => state,
+    };
+    let lag = match (standby["lag_records"].as_u64(), standby["lag_ms"].as_f64()) {
+        (Some(1), _) => ", 1 record behind".to_owned(),
+        (Some(records), Some(ms)) if records > 0 => format!(", {records} records ({ms:.1} ms) behind"),
+        (Some(records), _) => format!(", {records} records behind"),
+        (None, _) => String::new(),
+    };
+    let reason = standby["reason"].as_str().map(|why| format!(" ({why})")).unwrap_or_default();
+    format!("hot, {state}{lag}, {} bytes of trace{reason}", standby["trace_bytes"])
 }
 
 /// `tcpr sessions`: what the manager has, or a dead one has left. It is read from the session table: a manager that had to say
@@ -183,4 +221,41 @@ pub fn restart(common: &Common) -> Result<u8, Failure> {
         println!("restarted; {} sessions go on", status["sessions"]);
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_exit_code_says_what_would_survive() {
+        let status =
+            |protected: bool, state: &str| json!({ "protected": protected, "standby": { "mode": "hot", "state": state } });
+        for (state, code) in [("following", 0), ("joining", 4), ("diverged", 4), ("full", 4), ("none", 4)] {
+            assert_eq!(exit_code(&status(true, state), Require::Hot), code, "{state}");
+            assert_eq!(exit_code(&status(true, state), Require::Protected), 0);
+            assert_eq!(exit_code(&status(false, state), Require::Hot), 1);
+            assert_eq!(exit_code(&status(false, state), Require::Protected), 1);
+        }
+        assert_eq!(exit_code(&json!({ "protected": true }), Require::Hot), 4, "a manager that knows no standby");
+    }
+
+    #[test]
+    fn the_standby_in_words() {
+        let hot = |state: &str, records: Option<u64>, ms: Option<f64>, reason: Option<&str>| {
+            let (lag_records, lag_ms) = (records, ms);
+            let mode = "hot";
+            standby_words(&json!({ "mode": mode, "state": state, "lag_records": lag_records, "lag_ms": lag_ms, "reason": reason,
+                "trace_bytes": 77 }))
+        };
+        assert_eq!(standby_words(&json!({ "mode": "warm", "state": "none" })), "warm");
+        assert_eq!(standby_words(&Value::Null), "warm", "a manager that knows no standby");
+        assert_eq!(hot("none", None, None, None), "hot, no follower, 77 bytes of trace");
+        assert_eq!(hot("following", Some(12), Some(0.34), None), "hot, following, 12 records (0.3 ms) behind, 77 bytes of trace");
+        assert_eq!(hot("following", Some(1), None, None), "hot, following, 1 record behind, 77 bytes of trace");
+        assert_eq!(hot("following", Some(0), Some(0.0), None), "hot, following, 0 records behind, 77 bytes of trace");
+        assert_eq!(hot("diverged", None, None, Some("record 8")), "hot, diverged, 77 bytes of trace (record 8)");
+    }
 }

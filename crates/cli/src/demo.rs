@@ -1,6 +1,8 @@
 //! `tcpr demo`: the paper's experiment on one machine. Three hosts (network namespaces on a bridge), a chat
 //! through the virtual IP, the master cut off, the chat going on; then the member rejoins and a planned
-//! switchover brings the service back.
+//! switchover brings the service back. In the second act the server's memory survives, too.
+
+mod rooms;
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -55,20 +57,32 @@ impl Show {
 pub fn demo(json: bool, clients: usize) -> Result<u8, Failure> {
     let mut show = Show { json, start: Instant::now(), steps: Vec::new() };
     Lab::sweep();
+    chat(&mut show, clients)?;
+    rooms::play(&mut show)?;
+    if json {
+        println!("{}", json!({ "steps": show.steps }));
+    }
+    Ok(0)
+}
+
+/// Slower than the defaults: a demonstration must not fail over because a small machine paused.
+fn service(name: &str) -> Service {
+    Service::new(name, PORT)
+        .set("failover", "heartbeat_ms", "50")
+        .set("failover", "misses", "10")
+        .set("failover", "solo_after_ms", "2000")
+        .set("recovery", "max_turn_ms", "2000")
+}
+
+/// The first act: a chat whose connections survive.
+fn chat(show: &mut Show, clients: usize) -> Result<(), Failure> {
     let lab = Lab::new("demo")?;
     let a = lab.host("a", "192.0.2.1/24")?;
     let b = lab.host("b", "192.0.2.2/24")?;
     let peer = lab.host("peer", "192.0.2.9/24")?;
     show.say("three hosts on one wire: members a (192.0.2.1) and b (192.0.2.2), and a peer (192.0.2.9)");
 
-    // Slower than the defaults: a demonstration must not fail over because a small machine paused.
-    let service = Service::new("chat", PORT)
-        .lines()
-        .set("failover", "heartbeat_ms", "50")
-        .set("failover", "misses", "10")
-        .set("failover", "solo_after_ms", "2000")
-        .set("recovery", "max_turn_ms", "2000");
-    let mut pair = Pair::new(&a, &b, service)?;
+    let mut pair = Pair::new(&a, &b, service("chat").lines())?;
     let server = example("plain_chat_server")?;
     let server = server.to_str().ok_or("a path that is no text")?.to_owned();
     pair.start_both(&[&server, &PORT.to_string()])?;
@@ -135,10 +149,7 @@ pub fn demo(json: bool, clients: usize) -> Result<u8, Failure> {
         stats.messages_sent, stats.messages_verified, stats.bytes_lost, stats.bytes_doubled, stats.reconnects
     ));
     show.step("end", &chat, None);
-    if json {
-        println!("{}", json!({ "steps": show.steps }));
-    }
-    Ok(0)
+    Ok(())
 }
 
 fn host(pair: &Pair, i: usize) -> &Host {

@@ -28,6 +28,8 @@ pub enum Failure {
     NoTable { path: PathBuf, cause: io::Error },
     #[error("{manager}; and no record of one: {cause}")]
     NothingLeft { manager: Box<Failure>, cause: io::Error },
+    #[error("{} is no trace that can be read: {why}", .path.display())]
+    NoTrace { path: PathBuf, why: String },
     #[error("libtcpr.so is in none of {}; set TCPR_LIBRARY to its path", .tried.join(", "))]
     NoLibrary { tried: Vec<String> },
     /// A laboratory of `tcpr demo` or `tcpr bench` did not do what was waited for.

@@ -8,6 +8,7 @@ mod doctor;
 mod failure;
 mod logger;
 mod run;
+mod trace;
 mod trial;
 
 use std::path::PathBuf;
@@ -53,7 +54,14 @@ enum Command {
         program: Vec<std::ffi::OsString>,
     },
     /// Say what this member is; exits 0 if a failure would be survived, 1 if not, 3 if no manager runs
-    Status(Common),
+    Status {
+        #[command(flatten)]
+        common: Common,
+        /// What exit code 0 stands for: that a failure would be survived, or that the program's memory would survive, too (4 if
+        /// only the connections would)
+        #[arg(long, value_enum, value_name = "WHAT", default_value = "protected")]
+        require: ask::Require,
+    },
     /// List the protected connections
     Sessions(Common),
     /// Hand the service over to the partner
@@ -72,6 +80,8 @@ enum Command {
     Doctor(Common),
     /// Print a new key for replication; put the same file on both members
     Keygen,
+    /// Print the trace of a hot standby that is in a file
+    Trace(trace::Options),
     /// Remove what a killed manager left behind: packet rules, virtual IP, laboratories of dead processes
     Cleanup(Common),
     /// Show a chat that survives the death of its machine, on this machine, in network namespaces
@@ -100,7 +110,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run { config, no_preload, program } => run::run(config, no_preload, program),
-        Command::Status(c) => ask::status(&c),
+        Command::Status { common, require } => ask::status(&common, require),
         Command::Sessions(c) => ask::sessions(&c),
         Command::Switchover(c) => ask::switchover(&c),
         Command::Restart(c) => ask::restart(&c),
@@ -110,6 +120,7 @@ fn main() -> ExitCode {
             print!("{}", tcpr_node::key::generate());
             Ok(0)
         }
+        Command::Trace(options) => trace::trace(&options),
         Command::Cleanup(c) => check::cleanup(&c),
         Command::Demo { json, clients } => demo::demo(json, clients),
         Command::Bench(options) => bench::bench(&options),

@@ -30,7 +30,11 @@ pub fn run(config: Option<PathBuf>, no_preload: bool, program: Vec<OsString>) ->
     let path = Config::path(config.as_deref());
     let config = Config::load(config.as_deref())?;
     let hosting = Hosting {
-        program: Some(ProgramSpec { command: program, library: if no_preload { None } else { Some(library()?) } }),
+        program: Some(ProgramSpec {
+            command: program,
+            library: if no_preload { None } else { Some(library()?) },
+            hot_library: None,
+        }),
         config_path: Some(path.canonicalize().unwrap_or(path)),
         signals: true,
     };

@@ -122,6 +122,8 @@ impl Slow {
 
 impl Worker {
     fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
+        // A network does not stand still because the machines are busy: after three seconds the members give up their link.
+        sys::raise_priority();
         while !stop.load(Ordering::Relaxed) {
             let idle = self.late.is_empty() && self.slow.iter().all(|slow| slow.waiting.is_empty());
             let wait = if idle { 50 } else { 1 };

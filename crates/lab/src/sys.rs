@@ -37,6 +37,16 @@ pub(crate) fn setns_net(fd: BorrowedFd<'_>) -> io::Result<()> {
     cvt(unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
 }
 
+/// Gives the calling thread real-time priority, where that is allowed. Its children do not inherit it.
+pub(crate) fn raise_priority() {
+    let parameter = libc::sched_param { sched_priority: 10 };
+    // SAFETY: the pointer is that of `parameter`, which lives through the call; 0 is the calling thread.
+    let raised = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) };
+    if let Err(e) = cvt(raised) {
+        eprintln!("no real-time priority: {e}");
+    }
+}
+
 /// Gives the calling thread a new, empty network namespace.
 pub(crate) fn unshare_net() -> io::Result<()> {
     // SAFETY: no memory is passed; only the calling thread changes its namespace.

@@ -15,8 +15,7 @@ const MSS: u32 = 89;
 
 /// Whether a doorbell that was rung has not been taken off yet.
 pub fn waits(rung: &TcpStream) -> bool {
-    let asked = rung.peek(&mut [0]);
-    rung.peer_addr().is_ok() && asked.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+    rung.peer_addr().is_ok() && rung.peek(&mut [0]).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Whether an accepted connection is a doorbell. Asks the kernel alone, so that every process knows, whether it has joined,

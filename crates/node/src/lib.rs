@@ -23,4 +23,5 @@ pub mod rules;
 pub mod serving;
 pub mod sockdiag;
 pub mod table;
+pub mod trace_memory;
 pub mod vip;

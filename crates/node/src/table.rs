@@ -213,7 +213,7 @@ impl Table {
                 }
                 Record::Commit(entries) => entries.iter().for_each(|e| note(e.get().session)),
                 // They have no place in the table.
-                Record::Cause { .. } | Record::Options { .. } => {}
+                Record::Cause { .. } | Record::Options { .. } | Record::Trace { .. } => {}
             }
         }
         touched.sort_unstable();

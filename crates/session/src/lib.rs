@@ -15,6 +15,7 @@ pub mod seldom;
 pub mod seq;
 pub mod splice;
 pub mod store;
+pub mod trace;
 pub mod tuple;
 pub mod turn;
 

@@ -14,6 +14,7 @@
 //! | end | 8 | the session is over |
 //! | options | 8 + 3 and a value for each | the application sets options of a connection's socket |
 //! | cause | 16 | it is known what made the application connect, or that nobody can know |
+//! | trace | 20 + bytes | hot standby: what the program got from outside (see [`crate::trace`]) |
 //! | adopted | 32 | a takeover has learnt from the peer what the log did not tell (`durability = "async"`) |
 
 use std::net::{IpAddr, SocketAddr};
@@ -38,6 +39,7 @@ const END: u8 = 7;
 const ADOPTED: u8 = 8;
 const CAUSE: u8 = 9;
 const OPTIONS: u8 = 10;
+const TRACE: u8 = 11;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -137,6 +139,16 @@ struct OptionsWire {
     reserved: u8,
     len: U16,
     session: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct TraceWire {
+    kind: u8,
+    part: u8,
+    len: U16,
+    life: U64,
+    at: U64,
 }
 
 const FIN: u8 = 1;
@@ -294,6 +306,17 @@ pub enum Record<'a> {
         /// See [`crate::options`].
         run: &'a [u8],
     },
+    /// The next part of the trace of a program that another one follows. The store knows nothing of it.
+    Trace {
+        /// Which life of the program: a random number.
+        life: u64,
+        /// Position of the first byte.
+        at: u64,
+        /// The bytes.
+        bytes: &'a [u8],
+        /// What it is.
+        part: TracePart,
+    },
     /// A session is over.
     End {
         /// Number of the session.
@@ -301,6 +324,18 @@ pub enum Record<'a> {
         /// Why.
         reason: EndReason,
     },
+}
+
+/// What a part of a trace is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum TracePart {
+    /// One of several on the way to a replica that has yet to catch up.
+    Piece = 0,
+    /// With it the trace is complete: from here on it is always ahead of the rest of the log.
+    Complete = 1,
+    /// There is no more: the bytes say why.
+    End = 2,
 }
 
 /// What made the application open a connection (see `filter/causes.rs`). After a takeover the same cause, and nothing else,
@@ -568,6 +603,21 @@ pub fn encode_options(session: SessionId, run: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(run);
 }
 
+/// Appends a part of a trace, in as many records as it takes.
+pub fn encode_trace(life: u64, mut at: u64, mut bytes: &[u8], part: TracePart, out: &mut Vec<u8>) {
+    loop {
+        let (first, rest) = bytes.split_at(bytes.len().min(MAX_PAYLOAD));
+        let part = if rest.is_empty() { part } else { TracePart::Piece } as u8;
+        let wire = TraceWire { kind: TRACE, part, len: (first.len() as u16).into(), life: life.into(), at: at.into() };
+        out.extend_from_slice(wire.as_bytes());
+        out.extend_from_slice(first);
+        (at, bytes) = (at + first.len() as u64, rest);
+        if bytes.is_empty() {
+            return;
+        }
+    }
+}
+
 /// Appends the end of a session.
 pub fn encode_end(session: SessionId, reason: EndReason, out: &mut Vec<u8>) {
     out.extend_from_slice(EndWire { kind: END, reason: reason as u8, reserved: 0.into(), session: session.into() }.as_bytes());
@@ -638,6 +688,17 @@ pub fn decode<'a>(bytes: &mut &'a [u8]) -> Result<Option<Record<'a>>, Malformed>
                 return Err(Malformed);
             }
             (Record::Options { session: w.session.get(), run }, rest)
+        }
+        TRACE => {
+            let (w, rest) = TraceWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+            let (payload, rest) = rest.split_at_checked(usize::from(w.len.get())).ok_or(Malformed)?;
+            let part = match w.part {
+                0 => TracePart::Piece,
+                1 => TracePart::Complete,
+                2 => TracePart::End,
+                _ => return Err(Malformed),
+            };
+            (Record::Trace { life: w.life.get(), at: w.at.get(), bytes: payload, part }, rest)
         }
         COMMIT => {
             let (w, rest) = CommitHead::ref_from_prefix(bytes).map_err(|_| Malformed)?;
@@ -732,6 +793,23 @@ mod tests {
         // A value that ends behind the run.
         out[10] += 1;
         assert!(decode(&mut &out[..]).is_err());
+    }
+
+    #[test]
+    fn a_trace_survives_in_parts() {
+        let bytes: Vec<u8> = (0..MAX_PAYLOAD + 9).map(|i| i as u8).collect();
+        for (bytes, part) in [(&bytes[..], TracePart::Complete), (b"why", TracePart::End), (b"", TracePart::Complete)] {
+            let mut out = Vec::new();
+            encode_trace(u64::MAX, 5, bytes, part, &mut out);
+            let (mut rest, mut back, mut last) = (&out[..], Vec::new(), TracePart::Piece);
+            while let Some(record) = decode(&mut rest).unwrap() {
+                let Record::Trace { life: u64::MAX, at, bytes, part } = record else { panic!("{record:?}") };
+                assert_eq!((at, last), (5 + back.len() as u64, TracePart::Piece));
+                back.extend_from_slice(bytes);
+                last = part;
+            }
+            assert_eq!((&back[..], last), (bytes, part));
+        }
     }
 
     #[test]

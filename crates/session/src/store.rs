@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use crate::filter::Standing;
 use crate::options;
 use crate::record::{self, Adopted, Cause, Committed, Malformed, Open, Record, Sync, MAX_OPEN};
 use crate::seldom::{Seldom, Spare};
@@ -352,6 +353,7 @@ impl Store {
                 Ok(())
             }
             Record::Adopted(adopted) => self.adopt(adopted),
+            Record::Trace { .. } => Ok(()),
             Record::Cause { session, cause } => {
                 self.set_cause(session, cause);
                 Ok(())
@@ -486,6 +488,40 @@ impl Store {
                 output.truncate(committed);
             }
             s.output.settle(&mut self.spare);
+        }
+    }
+
+    /// A session goes on where its program stands. False: that cannot be, or more of the output is missing here; then nothing
+    /// changes.
+    #[must_use]
+    pub fn stand(&mut self, id: SessionId, standing: &Standing) -> bool {
+        let Standing { read, written, ref tail, shut, closed, .. } = *standing;
+        let Some(s) = self.sessions.get_mut(&id) else { return false };
+        let missing = written.saturating_sub(s.out_done);
+        let has_all = missing <= tail.len() as u64 && (missing == 0 || !s.out_fin && s.out_end() == s.out_done);
+        if !(s.in_done..=s.in_end()).contains(&read) || !has_all || s.out_done.saturating_sub(written) > MAX_OPEN {
+            return false;
+        }
+        s.input.drop_first((read - s.in_done) as usize, &mut self.spare);
+        s.in_done = read;
+        s.in_edge = s.in_edge.max(read);
+        if missing > 0 {
+            s.output.lend(&mut self.spare).extend(&tail[tail.len() - missing as usize..]);
+            s.out_done = written;
+        }
+        s.out_base = written;
+        // Who has accepted it knows that it is open.
+        s.established = true;
+        s.out_fin |= (shut || closed) && written == s.out_done;
+        s.closed |= closed && s.out_fin;
+        s.torn = false;
+        true
+    }
+
+    /// Nobody can know the state of this session.
+    pub fn tear(&mut self, id: SessionId) {
+        if let Some(s) = self.sessions.get_mut(&id) {
+            s.torn = true;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,44 @@ pub struct FourTuple {
     pub local: SocketAddr,
     /// The remote end.
     pub peer: SocketAddr,
+}
+
+impl FourTuple {
+    /// Length of [`FourTuple::to_bytes`].
+    pub const BYTES: usize = 40;
+
+    /// The form in which shared memory holds it: family (4 or 6) u8, zero u8, local port u16, peer port u16, zero u16, local
+    /// and peer address, 16 bytes each.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
+        let mut to = [0; Self::BYTES];
+        to[0] = if self.local.is_ipv4() { 4 } else { 6 };
+        to[2..4].copy_from_slice(&self.local.port().to_le_bytes());
+        to[4..6].copy_from_slice(&self.peer.port().to_le_bytes());
+        for (address, at) in [(self.local.ip(), 8), (self.peer.ip(), 24)] {
+            match address {
+                IpAddr::V4(v4) => to[at..at + 4].copy_from_slice(&v4.octets()),
+                IpAddr::V6(v6) => to[at..at + 16].copy_from_slice(&v6.octets()),
+            }
+        }
+        to
+    }
+
+    /// What [`FourTuple::to_bytes`] made; `None` for anything else.
+    #[must_use]
+    pub fn from_bytes(from: &[u8]) -> Option<Self> {
+        let from: &[u8; Self::BYTES] = from.try_into().ok()?;
+        let port = |at: usize| u16::from_le_bytes([from[at], from[at + 1]]);
+        let address = |at: usize| -> Option<IpAddr> {
+            let bytes: [u8; 16] = from[at..at + 16].try_into().ok()?;
+            match from[0] {
+                4 => Some(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()),
+                6 => Some(Ipv6Addr::from(bytes).into()),
+                _ => None,
+            }
+        };
+        Some(Self { local: SocketAddr::new(address(8)?, port(2)), peer: SocketAddr::new(address(24)?, port(4)) })
+    }
 }
 
 impl fmt::Display for FourTuple {

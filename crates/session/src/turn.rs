@@ -336,6 +336,14 @@ impl TurnPolicy {
         self.commit(&[s], |p| if in_turn { p.settle_part() } else { p.settle(true, false) });
     }
 
+    /// The program is about to lose the session in order. What it has read is done, as at the end of a turn, if it reads around the
+    /// hooks: the kernel counts so much more than hooks tell that they cannot just be late.
+    pub fn leave(&mut self, s: SessionId) {
+        if self.sessions.get(&s).is_some_and(|p| p.group == NO_GROUP && p.reads_around()) {
+            self.commit(&[s], |p| p.settle(true, false));
+        }
+    }
+
     /// Input from `in_done` on is not what [`Self::input`] was told: its messages are looked for anew.
     pub fn rescan(&mut self, s: SessionId) {
         if let Some(p) = self.sessions.get_mut(&s) {

@@ -348,6 +348,26 @@ impl Client {
         }
     }
 
+    /// The memory of the trace, if this is a hot standby's process.
+    pub fn trace(&self) -> Result<OwnedFd, ClientError> {
+        match self.request(Request::Trace)? {
+            (Reply::Ok, mut fds) if fds.len() == 1 => Ok(fds.remove(0)),
+            _ => Err(protocol("no memory for the trace")),
+        }
+    }
+
+    /// Fetches restored sessions that this process, which takes over, has already; and whether there are more. None may be there
+    /// yet.
+    pub fn standing(&self) -> Result<(Vec<(RecoveredInfo, OwnedFd)>, bool), ClientError> {
+        let (reply, fds) = self.request(Request::GetStanding)?;
+        match reply {
+            Reply::Recovered { sessions, more } if sessions.len() == fds.len() => {
+                Ok((sessions.into_iter().zip(fds).collect(), more))
+            }
+            _ => Err(protocol("sessions without their descriptors")),
+        }
+    }
+
     /// Has an embedded manager leave in order, and waits until it has.
     pub fn dismiss(&self) {
         // Answered by its end.

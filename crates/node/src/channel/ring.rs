@@ -8,7 +8,6 @@
 //! out and never looked at in place.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{fence, AtomicU32, AtomicU64, Ordering};
@@ -34,7 +33,6 @@ pub(super) const MEMORY_BYTES: usize = RING_OFFSET + RING_BYTES;
 const MAGIC: u32 = 0x5250_4354;
 const LAYOUT_VERSION: u32 = 2;
 const ENTRY_HEADER: usize = 32;
-const TUPLE_BYTES: usize = 40;
 
 const KIND_ATTACH: u8 = 1;
 const KIND_WRITE: u8 = 2;
@@ -266,13 +264,13 @@ impl Producer {
 
     /// Appends an event other than [`Event::Write`].
     pub fn push(&mut self, event: &Event<'_>) -> Result<(), Full> {
-        let mut payload = [0u8; TUPLE_BYTES];
+        let mut payload = [0u8; FourTuple::BYTES];
         let mut raw = Raw::default();
         match *event {
             Event::Attach { thread, handle, origin, tuple } => {
-                encode_tuple(&tuple, &mut payload);
+                payload = tuple.to_bytes();
                 raw = Raw { kind: KIND_ATTACH, flags: code_of(origin), thread, handle, ..raw };
-                raw.payload_len = TUPLE_BYTES as u32;
+                raw.payload_len = FourTuple::BYTES as u32;
             }
             Event::Write { .. } => unreachable!("writes go through Producer::write"),
             Event::Read { thread, handle, n } => raw = Raw { kind: KIND_READ, thread, handle, a: n, ..raw },
@@ -535,12 +533,12 @@ fn event<'a>(mapping: &Mapping, head: u64, raw: &Raw, copy: &'a mut Vec<u8>) -> 
     let Raw { thread, handle, a: n, .. } = *raw;
     Ok(Some(match raw.kind {
         KIND_ATTACH => {
-            if raw.payload_len as usize != TUPLE_BYTES {
+            if raw.payload_len as usize != FourTuple::BYTES {
                 return Err(Corrupt("an attachment without addresses"));
             }
-            copy_payload(mapping, head, TUPLE_BYTES, copy);
+            copy_payload(mapping, head, FourTuple::BYTES, copy);
             let origin = origin_of(raw.flags).ok_or(Corrupt("an unknown origin"))?;
-            let tuple = decode_tuple(copy).ok_or(Corrupt("impossible addresses"))?;
+            let tuple = FourTuple::from_bytes(copy).ok_or(Corrupt("impossible addresses"))?;
             Event::Attach { thread, handle, origin, tuple }
         }
         KIND_WRITE => {
@@ -573,35 +571,6 @@ fn event<'a>(mapping: &Mapping, head: u64, raw: &Raw, copy: &'a mut Vec<u8>) -> 
         }
         _ => return Err(Corrupt("an entry of unknown kind")),
     }))
-}
-
-/// Layout: family (4 or 6) u8, zero u8, local port u16, peer port u16, zero u16, local and peer address, 16 bytes
-/// each.
-fn encode_tuple(tuple: &FourTuple, to: &mut [u8; TUPLE_BYTES]) {
-    to.fill(0);
-    to[0] = if tuple.local.is_ipv4() { 4 } else { 6 };
-    to[2..4].copy_from_slice(&tuple.local.port().to_le_bytes());
-    to[4..6].copy_from_slice(&tuple.peer.port().to_le_bytes());
-    for (address, at) in [(tuple.local.ip(), 8), (tuple.peer.ip(), 24)] {
-        match address {
-            IpAddr::V4(v4) => to[at..at + 4].copy_from_slice(&v4.octets()),
-            IpAddr::V6(v6) => to[at..at + 16].copy_from_slice(&v6.octets()),
-        }
-    }
-}
-
-fn decode_tuple(from: &[u8]) -> Option<FourTuple> {
-    let from: &[u8; TUPLE_BYTES] = from.try_into().ok()?;
-    let port = |at: usize| u16::from_le_bytes([from[at], from[at + 1]]);
-    let address = |at: usize| -> Option<IpAddr> {
-        let bytes: [u8; 16] = from[at..at + 16].try_into().ok()?;
-        match from[0] {
-            4 => Some(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()),
-            6 => Some(Ipv6Addr::from(bytes).into()),
-            _ => None,
-        }
-    };
-    Some(FourTuple { local: SocketAddr::new(address(8)?, port(2)), peer: SocketAddr::new(address(24)?, port(4)) })
 }
 
 /// How the ring says how a process came by a connection.

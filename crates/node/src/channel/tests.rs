@@ -271,8 +271,15 @@ fn requests_are_answered_with_descriptors() {
         assert_eq!(request, Request::GetRecovered { port: PORT, max: 200 });
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.write_all(b"x").unwrap();
-        let session =
-            |peer| RecoveredInfo { tuple: tuple(peer), session: 3, absorb: 1 << 40, greeted: true, options: vec![0xff; 40] };
+        let session = |peer| RecoveredInfo {
+            tuple: tuple(peer),
+            session: 3,
+            absorb: 1 << 40,
+            greeted: true,
+            in_done: 1,
+            out_base: 2,
+            options: vec![0xff; 40],
+        };
         let sessions: Vec<_> = (0..super::wire::MAX_RECOVERED as u16).map(session).collect();
         let fds = vec![theirs.as_fd(); sessions.len()];
         channel.reply(number, Reply::Recovered { sessions, more: true }, &fds).unwrap();

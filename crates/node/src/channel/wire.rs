@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tcpr_session::tuple::FourTuple;
 
 /// Grows when an older counterpart would misunderstand.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// No message is longer. It must hold a [`Reply::Recovered`] of [`MAX_RECOVERED`] sessions.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -118,6 +118,10 @@ pub enum Request {
     Dismiss,
     /// The process is about to forbid itself most system calls: from now on nothing more is told.
     Leave,
+    /// Hot standby: the memory of the trace, for the program's first process. Answered by [`Reply::Ok`] with one descriptor.
+    Trace,
+    /// Hot standby: sessions that were restored for the program that takes over and has them already.
+    GetStanding,
 }
 
 /// One restored session; its descriptor travels beside the message, in the same order.
@@ -131,6 +135,10 @@ pub struct RecoveredInfo {
     pub absorb: u64,
     /// Output beside these was sent: a greeting, where the application begins with one.
     pub greeted: bool,
+    /// The application reads from this offset of the input on, and writes from this one of the output on.
+    pub in_done: u64,
+    /// As above.
+    pub out_base: u64,
     /// Options that were set on it: see [`tcpr_session::options`].
     pub options: Vec<u8>,
 }
@@ -165,6 +173,10 @@ pub struct Recovered {
     pub greeted: bool,
     /// The application had ended its output.
     pub finished: bool,
+    /// The application reads from this offset of the input on, and writes from this one of the output on.
+    pub in_done: u64,
+    /// As above.
+    pub out_base: u64,
 }
 
 /// What the manager answers.
@@ -172,7 +184,7 @@ pub struct Recovered {
 pub enum Reply {
     /// To [`Hello`].
     Welcome(Welcome),
-    /// To [`Request::GetRecovered`]: as many descriptors come with it.
+    /// To [`Request::GetRecovered`] and [`Request::GetStanding`]: as many descriptors come with it.
     Recovered {
         /// The sessions.
         sessions: Vec<RecoveredInfo>,

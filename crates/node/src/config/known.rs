@@ -1,5 +1,7 @@
 //! Ports whose usual protocols keep, in the program's memory, what their connections are worth nothing without.
 
+use super::types::Standby;
+
 /// Who logs in, negotiates keys, subscribes or opens transactions on a connection; by port.
 const KNOWN: &[(u16, &str)] = &[
     (21, "FTP"),
@@ -64,10 +66,14 @@ const KNOWN: &[(u16, &str)] = &[
 ];
 
 /// What is to be said of a port whose sessions would go on at a takeover, because nobody says otherwise.
-pub(super) fn warning(port: u16) -> Option<String> {
+pub(super) fn warning(port: u16, standby: Standby) -> Option<String> {
     let (_, protocol) = KNOWN.iter().find(|(known, _)| *known == port)?;
+    let when = match standby {
+        Standby::Warm => "after a takeover",
+        Standby::Hot => "after a takeover without the follower (it has diverged, or was not there yet)",
+    };
     Some(format!(
-        "port {port} ({protocol}): after a takeover the new process knows nothing of what was agreed on a connection (login, keys, \
+        "port {port} ({protocol}): {when} the new process knows nothing of what was agreed on a connection (login, keys, \
          subscriptions, transactions), and its peer would hang or read nonsense; set on_takeover = \"reset\", so that it connects \
          anew, or \"keep\" if this program needs none of that (see docs/supported-programs.md)"
     ))

@@ -38,6 +38,8 @@ pub(super) struct Service {
     pub queues: Option<Vec<i64>>,
     pub state_dir: Option<String>,
     pub run_dir: Option<String>,
+    pub standby: Option<String>,
+    pub standby_trace_bytes: Option<i64>,
     #[serde(default)]
     pub ports: Vec<Port>,
     #[serde(default)]

@@ -9,7 +9,8 @@ use tcpr_session::turn::{PortPolicy, Unanswered};
 
 use super::mistakes::{no_machine, Mistakes};
 use super::raw;
-use super::types::{Greeting, OnTakeover, Outgoing, Port, Service, VirtualIp, DEFAULT_MAX_UNANSWERED_BYTES};
+use super::types::{Greeting, OnTakeover, Outgoing, Port, Service, Standby, VirtualIp};
+use super::types::{DEFAULT_MAX_UNANSWERED_BYTES, DEFAULT_STANDBY_TRACE_BYTES};
 use crate::channel::ring::SLOTS;
 
 pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
@@ -55,6 +56,11 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     };
     let state_dir = dir("service.state_dir", &r.state_dir, "/var/lib/tcpr");
     let run_dir = dir("service.run_dir", &r.run_dir, "/run/tcpr");
+    let standby = m.word("service.standby", r.standby.as_deref(), &[("warm", Standby::Warm), ("hot", Standby::Hot)]);
+    let standby_trace_bytes = match r.standby_trace_bytes {
+        None => DEFAULT_STANDBY_TRACE_BYTES,
+        Some(n) => m.number("service.standby_trace_bytes", n, 1 << 20, 1 << 40) as u64,
+    };
     let mut seen = BTreeSet::new();
     let ports: Vec<Port> = r.ports.iter().map(|p| port(m, p)).collect();
     for p in &ports {
@@ -72,7 +78,18 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     if r.ports.is_empty() && r.outgoing.is_empty() {
         m.add("[service] protects nothing; add a [[service.ports]] with port = N, or a [[service.outgoing]] with address = \"IP:PORT\"");
     }
-    Service { virtual_ips: virtual_ips(m, r.virtual_ip.as_ref()), name, interface, queues, state_dir, run_dir, ports, outgoing }
+    Service {
+        virtual_ips: virtual_ips(m, r.virtual_ip.as_ref()),
+        name,
+        interface,
+        queues,
+        state_dir,
+        run_dir,
+        standby,
+        standby_trace_bytes,
+        ports,
+        outgoing,
+    }
 }
 
 fn virtual_ips(m: &mut Mistakes, value: Option<&toml::Value>) -> Vec<VirtualIp> {

@@ -69,6 +69,7 @@ fn defaults() {
     assert_eq!(p.policy.max_unanswered_bytes, 4194304);
     assert_eq!(p.greeting, Greeting::Pass);
     assert!(c.service.outgoing.is_empty());
+    assert_eq!((c.service.standby, c.service.standby_trace_bytes), (Standby::Warm, 268435456));
     assert_eq!((c.replication.port, c.replication.durability, c.replication.busy_poll), (7400, Durability::Sync, None));
     let f = &c.failover;
     assert_eq!((f.heartbeat_port, f.misses), (7400, 3));
@@ -99,6 +100,8 @@ interface = "eth0"
 queues = [300, 301]
 state_dir = "/srv/state"
 run_dir = "/srv/run"
+standby = "warm"
+standby_trace_bytes = 2097152
 [[service.ports]]
 port = 5555
 framing = "lines"
@@ -142,6 +145,7 @@ endpoints = ["http://192.0.2.10:2379"]
     assert_eq!(c.service.state_dir, Path::new("/srv/state"));
     assert_eq!(c.service.run_dir, Path::new("/srv/run"));
     assert_eq!(c.service.queues, (300, 301));
+    assert_eq!((c.service.standby, c.service.standby_trace_bytes), (Standby::Warm, 2 << 20));
     assert_eq!(c.service.virtual_ips.len(), 2);
     let [to] = &c.service.outgoing[..] else { panic!("{:?}", c.service.outgoing) };
     assert_eq!(to.address, "198.51.100.9:179".parse().unwrap());
@@ -321,6 +325,29 @@ fn a_greeting_that_only_the_library_can_absorb() {
     assert!(port.contains("greeting = \"absorb\" of port 25") && port.contains("--no-preload"), "{port}");
     let [to] = &without(&and("[[service.outgoing]]\naddress = \"1.2.3.4:5\"\ngreeting = \"absorb\""))[..] else { panic!("one") };
     assert!(to.contains("of 1.2.3.4:5"), "{to}");
+}
+
+#[test]
+fn hot_standby_and_what_it_needs() {
+    let hot = with("[service]", "[service]\nstandby = \"hot\"\nstandby_trace_bytes = 1048576");
+    let c = Config::parse(&hot, None).unwrap();
+    assert_eq!((c.service.standby, c.service.standby_trace_bytes), (Standby::Hot, 1 << 20));
+    assert!(c.unsupported().is_empty());
+    let [library] = &c.unsupported_unhooked()[..] else { panic!("one") };
+    assert!(library.contains("standby = \"hot\"") && library.contains("--no-preload"), "{library}");
+    let [run] = &c.unsupported_embedded()[..] else { panic!("one") };
+    assert!(run.contains("standby = \"hot\"") && run.contains("tcpr run"), "{run}");
+    assert!(Config::parse(GOOD, None).unwrap().unsupported_embedded().is_empty());
+    says(&format!("{hot}\n[recovery]\nengine = \"splice\"\n"), &["standby = \"hot\"", "engine = \"repair\"", "accept"]);
+    says(&format!("{hot}\ndurability = \"async\"\n"), &["standby = \"hot\"", "durability = \"sync\""]);
+    let b = "[[members]]\nname = \"b\"\naddress = \"192.0.2.2\"\n";
+    says(&hot.replace(b, ""), &["standby = \"hot\"", "a second [[members]]"]);
+    let key = |k: &str| with("[service]", &format!("[service]\n{k}"));
+    says(&key("standby = \"cold\""), &["service.standby", "\"warm\" or \"hot\""]);
+    says(&key("standby_trace_bytes = 1000"), &["service.standby_trace_bytes = 1000", "1048576 to 1099511627776"]);
+    let redis = hot.replace("port = 5555", "port = 6379");
+    let [warning] = &Config::parse(&redis, None).unwrap().warnings()[..] else { panic!("one") };
+    assert!(warning.contains("without the follower") && warning.contains("on_takeover"), "{warning}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 pub use tcpr_session::filter::Engine;
 use tcpr_session::turn::PortPolicy;
 
@@ -11,6 +12,9 @@ use super::known;
 
 /// Bytes of unanswered input that are kept for a session before it is torn.
 pub const DEFAULT_MAX_UNANSWERED_BYTES: u64 = 4 << 20;
+
+/// Memory for the trace of a hot standby.
+pub const DEFAULT_STANDBY_TRACE_BYTES: u64 = 256 << 20;
 
 /// The validated configuration as this member sees it.
 #[derive(Debug, Clone)]
@@ -98,6 +102,16 @@ pub struct Outgoing {
     pub greeting: Greeting,
 }
 
+/// What the backup's program knows when it takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standby {
+    /// Nothing but the connections: it starts from nothing.
+    Warm,
+    /// What the master's program knew: it lives behind it.
+    Hot,
+}
+
 /// The protected service.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -113,6 +127,10 @@ pub struct Service {
     pub state_dir: PathBuf,
     /// Control socket and lock.
     pub run_dir: PathBuf,
+    /// What the backup's program knows when it takes over.
+    pub standby: Standby,
+    /// Most memory for the trace of a hot standby.
+    pub standby_trace_bytes: u64,
     /// Ports on which peers connect to the service.
     pub ports: Vec<Port>,
     /// Destinations that the service connects to.
@@ -218,7 +236,7 @@ impl Config {
     /// What is not wrong, and seldom meant so.
     pub fn warnings(&self) -> Vec<String> {
         let unsaid = self.service.ports.iter().filter(|p| p.on_takeover.is_none());
-        unsaid.filter_map(|p| known::warning(p.port)).collect()
+        unsaid.filter_map(|p| known::warning(p.port, self.service.standby)).collect()
     }
 
     /// Why the program cannot be run without the library (`tcpr run --no-preload`).
@@ -232,7 +250,22 @@ impl Config {
                  again in the middle of its connection; run the program with the library, or use on_takeover = \"reset\""
             )
         };
-        absorb.map(|(_, what)| text(what)).collect()
+        let hot = (self.service.standby == Standby::Hot).then(|| {
+            "service.standby = \"hot\" needs the library in the program, and --no-preload leaves it out: nobody would record what \
+             the program gets from outside; run the program with the library, or use standby = \"warm\""
+                .to_owned()
+        });
+        absorb.map(|(_, what)| text(what)).chain(hot).collect()
+    }
+
+    /// Why the program cannot host the manager itself.
+    pub fn unsupported_embedded(&self) -> Vec<String> {
+        let hot = (self.service.standby == Standby::Hot).then(|| {
+            "service.standby = \"hot\" needs `tcpr run`, and this program hosts its manager itself: recording begins before the \
+             program's main, and the manager must outlive the follower; start the program with `tcpr run`, or use standby = \"warm\""
+                .to_owned()
+        });
+        hot.into_iter().collect()
     }
 
     /// What this file asks for that the format knows but that is not built yet. `run` refuses to

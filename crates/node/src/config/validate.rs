@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::mistakes::Mistakes;
 use super::raw;
 use super::service::service;
-use super::types::{Arbiter, Config, Durability, Engine, Failover, Member, Recovery, Replication, Service};
+use super::types::{Arbiter, Config, Durability, Engine, Failover, Member, Recovery, Replication, Service, Standby};
 
 /// One hour. A longer time in one of these keys is a slip of the unit; with this limit arithmetic on times cannot overflow.
 const MAX_MS: i64 = 3_600_000;
@@ -36,6 +36,9 @@ pub(super) fn validate(f: raw::File, env_member: Option<&str>) -> Result<Config,
     };
     if let Some(s) = &service {
         across(&mut m, &members, s, &replication, &failover);
+        if s.standby == Standby::Hot {
+            hot(&mut m, &members, &replication, &recovery);
+        }
     }
     match service {
         Some(service) if m.is_empty() => Ok(Config { member_index, members, service, replication, failover, recovery }),
@@ -236,5 +239,23 @@ fn across(m: &mut Mistakes, members: &[Member], service: &Service, replication: 
     // A server that binds the wildcard address would meet the manager's own listener.
     if service.ports.iter().any(|p| p.port == replication.port) {
         m.add(format!("replication.port = {} is also a protected port; choose another one for replication", replication.port));
+    }
+}
+
+/// What `standby = "hot"` cannot be combined with.
+fn hot(m: &mut Mistakes, members: &[Member], replication: &Replication, recovery: &Recovery) {
+    const KEY: &str = "service.standby = \"hot\"";
+    if recovery.engine == Engine::Splice {
+        m.add(format!(
+            "{KEY} needs recovery.engine = \"repair\": engine \"splice\" makes sockets through accept, and the follower has accepted already"
+        ));
+    }
+    if replication.durability == Durability::Async {
+        m.add(format!(
+            "{KEY} needs replication.durability = \"sync\": with \"async\" peers may have seen what the follower has not executed"
+        ));
+    }
+    if members.len() == 1 {
+        m.add(format!("{KEY} needs a second [[members]]: the follower lives there"));
     }
 }

@@ -35,6 +35,7 @@ mod kind {
     pub const HANDOVER_ACK: u8 = 22;
     pub const BYE: u8 = 23;
     pub const PROGRAM: u8 = 24;
+    pub const STANDBY: u8 = 25;
 }
 
 /// What the members say to each other; borrowed bytes live until the next call on the link.
@@ -113,6 +114,21 @@ pub enum Message<'a> {
         /// Why not; empty: it would.
         trouble: Cow<'a, str>,
     },
+    /// A backup says how far its program has followed the master's. Since protocol version 4.
+    Standby {
+        /// Which life of the master's program.
+        life: u64,
+        /// How much of its trace is here.
+        head: u64,
+        /// How much of that its program has executed.
+        executed: u64,
+        /// The same in records.
+        records: u64,
+        /// As of [`tcpr_session::trace::memory::state`].
+        state: u32,
+        /// Why it does not follow, where it does not.
+        reason: Cow<'a, str>,
+    },
     /// The sender closes the connection on purpose.
     Bye {
         /// Why.
@@ -190,6 +206,17 @@ struct Only {
 #[derive(Serialize, Deserialize)]
 struct Reason<'a> {
     // Not borrowed when decoded: serde takes a string of MessagePack by copy or by loan as it likes.
+    reason: Cow<'a, str>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Standby<'a> {
+    life: u64,
+    head: u64,
+    executed: u64,
+    records: u64,
+    state: u32,
+    #[serde(borrow)]
     reason: Cow<'a, str>,
 }
 
@@ -273,6 +300,10 @@ pub fn encode_head<'a>(message: &Message<'a>, state: &mut Continuation, out: &mu
         Message::Program { ref trouble } => {
             put_control(kind::PROGRAM, &Reason { reason: Cow::Borrowed(trouble.as_ref()) }, out)?;
         }
+        Message::Standby { life, head, executed, records, state, ref reason } => {
+            let reason = Cow::Borrowed(reason.as_ref());
+            put_control(kind::STANDBY, &Standby { life, head, executed, records, state, reason }, out)?;
+        }
         Message::Bye { ref reason } => {
             put_control(kind::BYE, &Reason { reason: Cow::Borrowed(reason.text()) }, out)?;
         }
@@ -320,6 +351,10 @@ pub fn decode<'a>(message: &'a [u8], state: &mut Continuation) -> Result<Message
         }
         kind::HANDOVER_ACK => Message::HandoverAck { epoch: take_control::<Only>(kind, body)?.epoch },
         kind::PROGRAM => Message::Program { trouble: take_control::<Reason<'_>>(kind, body)?.reason },
+        kind::STANDBY => {
+            let Standby { life, head, executed, records, state, reason } = take_control(kind, body)?;
+            Message::Standby { life, head, executed, records, state, reason }
+        }
         kind::BYE => Message::Bye { reason: take_control::<Reason<'_>>(kind, body)?.reason.into() },
         other => return Err(Malformed::Kind(other)),
     })
@@ -395,7 +430,7 @@ pub(crate) mod tests {
     pub(crate) type Plan = (u8, Epoch, u64, Vec<u8>);
 
     pub(crate) fn any_plan(longest: usize) -> impl Strategy<Value = Plan> {
-        (0u8..13, any_epoch(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..=longest))
+        (0u8..14, any_epoch(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..=longest))
     }
 
     pub(crate) fn build((what, epoch, position, bytes): &Plan) -> Message<'_> {
@@ -420,7 +455,15 @@ pub(crate) mod tests {
             8 => Message::HandoverAck { epoch },
             9 => Message::Forward { bytes },
             10 => Message::Alone { epoch, more: position, names: bytes },
-            11 => Message::Program { trouble: String::from_utf8_lossy(bytes) },
+            11 => Message::Standby {
+                life: position,
+                head: epoch.number,
+                executed: !position,
+                records: 7,
+                state: u32::from(epoch.member),
+                reason: String::from_utf8_lossy(bytes),
+            },
+            12 => Message::Program { trouble: String::from_utf8_lossy(bytes) },
             _ => Message::Bye { reason: String::from_utf8_lossy(bytes).into() },
         }
     }

@@ -15,9 +15,12 @@ use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
 
 use super::program::Program;
+use super::replication::Replication;
+use super::standby::Standby;
 use super::stop::Stop;
 use super::threads;
 use super::{Manager, Token};
+use crate::channel::ring;
 use crate::channel::server::{Channel, ChannelError, ChannelListener, ChannelRole, Greeting, Incoming};
 use crate::channel::wire::{Recovered, Reply, Request, SessionFacts};
 use crate::outgoing;
@@ -52,6 +55,18 @@ impl Strangers {
         let at = self.waiting.iter().position(|(_, channel)| channel.id() == id)?;
         self.waiting.remove(at)
     }
+}
+
+/// Who hears what hooks tell, and who knows what it means.
+pub(super) struct Told<'a> {
+    pub(super) filter: &'a mut Filter,
+    /// Where the trace of the program goes into the log.
+    pub(super) standby: &'a mut Standby,
+    /// Whether it does now.
+    pub(super) ships: bool,
+    pub(super) replication: &'a mut Replication,
+    pub(super) program: Option<&'a Program>,
+    pub(super) stop: &'a Stop,
 }
 
 /// A process whose hooks are joined.
@@ -96,9 +111,12 @@ impl Apps {
         self.strangers.poll_timeout()
     }
 
-    /// Takes what the hooks have told since the last time into the filter.
-    pub(super) fn drain(&mut self, filter: &mut Filter, program: Option<&Program>, stop: &Stop, now: Now) {
-        drain(&mut self.joined, filter, program, stop, now);
+    /// Takes what the hooks have told since the last time into the filter. Those who write are held back before they can tell
+    /// much more.
+    pub(super) fn drain(&mut self, told: Told<'_>, now: Now) {
+        let Told { filter, standby, ships, replication, program, stop } = told;
+        drain(&mut self.joined, filter, (standby, ships), program, stop, now);
+        self.press(filter, replication, now);
     }
 
     /// Announces that we sleep. False: there is something to read first.
@@ -134,9 +152,12 @@ impl Apps {
         self.joined.values().filter(|app| app.has_joined()).map(|app| app.channel.pid())
     }
 
-    /// Those who write are held back, or no longer.
-    pub(super) fn press(&self, pressure: u32) {
-        self.joined.values().for_each(|app| app.channel.set_pressure(pressure));
+    /// Those who write are held back where the log is far ahead of the replica, or no longer.
+    pub(super) fn press(&self, filter: &mut Filter, replication: &mut Replication, now: Now) {
+        if let Some(pressure) = replication.press(now, filter) {
+            self.joined.values().for_each(|app| app.channel.set_pressure(pressure));
+            filter.set_overloaded(now, pressure == ring::STOP);
+        }
     }
 
     /// How many recovered sessions a port has for those who accept on it.
@@ -200,12 +221,21 @@ enum Closed {
 /// Takes what the hooks have told since the last time into the filter. Where the program has crashed, the processes that it has
 /// left may notice and leave, each in order. No peer is to hear of that: what they end is ended by the crash. What the program's
 /// first process has ended, it did before.
-fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, program: Option<&Program>, stop: &Stop, now: Now) {
+fn drain(
+    apps: &mut HashMap<u32, App>,
+    filter: &mut Filter,
+    (standby, ships): (&mut Standby, bool),
+    program: Option<&Program>,
+    stop: &Stop,
+    now: Now,
+) {
     let mut any = false;
     let mut crashed = None;
+    let mut elsewhere = false;
     for (&id, app) in apps.iter_mut() {
         let may_follow = program.is_some_and(|program| !program.is_main(app.channel.pid()));
         let drained = app.channel.drain(|event| {
+            elsewhere |= may_follow && matches!(event, HookEvent::Attach { .. });
             let ends = matches!(event, HookEvent::Close { .. } | HookEvent::Shutdown { .. } | HookEvent::Exit);
             if !ends || !may_follow || !*crashed.get_or_insert_with(|| has_crashed(program, stop)) {
                 filter.handle(now, id, event);
@@ -218,6 +248,13 @@ fn drain(apps: &mut HashMap<u32, App>, filter: &mut Filter, program: Option<&Pro
                 app.broken = true;
             }
         }
+    }
+    if elsewhere {
+        standby.held_elsewhere();
+    }
+    if ships {
+        // What the program did before it told these events is in the trace by now, and goes before what follows from them.
+        standby.ship(now, filter);
     }
     filter.set_intents(apps.iter().filter_map(|(id, app)| Some((*id, app.channel.open_intent()?))));
     if any {
@@ -239,10 +276,16 @@ fn describe(error: &ChannelError) -> String {
 }
 
 impl Manager {
+    fn apps_and_told(&mut self) -> (&mut Apps, Told<'_>) {
+        let ships = self.ships_trace();
+        let Manager { apps, filter, standby, replication, program, stop, .. } = self;
+        (apps, Told { filter, standby, ships, replication, program: program.as_ref(), stop })
+    }
+
     pub(super) fn drain_apps(&mut self) {
         let now = self.now();
-        let Manager { apps, filter, program, stop, .. } = self;
-        apps.drain(filter, program.as_ref(), stop, now);
+        let (apps, told) = self.apps_and_told();
+        apps.drain(told, now);
         let broken: Vec<u32> = self.apps.joined.iter().filter(|(_, a)| a.broken).map(|(id, _)| *id).collect();
         for id in broken {
             self.cut_off(id);
@@ -458,8 +501,8 @@ impl Manager {
                 Err(ChannelError::Gone) => {
                     // The channel is closed; the process may live on (exec), and its death is told apart.
                     let now = self.now();
-                    let Manager { apps, filter, program, stop, .. } = &mut *self;
-                    apps.drain(filter, program.as_ref(), stop, now);
+                    let (apps, told) = self.apps_and_told();
+                    apps.drain(told, now);
                     if let Some(app) = self.apps.joined.get(&id) {
                         self.poller.remove(app.channel.socket_fd().as_raw_fd());
                     }
@@ -525,10 +568,11 @@ impl Manager {
             log::warn!(session, error:%; "the kernel does not say what is unread");
             None
         });
-        // In a socket that is gone nothing waits.
-        let (received, unread) = found.and_then(|s| Some((s.received?, s.rqueue))).unwrap_or((u64::MAX >> 1, 0));
         let now = self.now();
-        self.filter.unread(now, session, received, u64::from(unread));
+        match found.and_then(|s| Some((s.received?, s.rqueue))) {
+            Some((received, unread)) => self.filter.unread(now, session, received, u64::from(unread)),
+            None => self.filter.unread_gone(now, session),
+        }
     }
 
     /// Whether some process still has a connection that its holder closed.
@@ -615,6 +659,8 @@ impl Manager {
                 }
             }
             Request::Leave => self.app_leaves(id, number),
+            Request::Trace => self.give_trace(id, number),
+            Request::GetStanding => self.hand_standing(id, number),
             Request::SessionInfo { tuple } => {
                 let passed = || self.filter.passed_info(&tuple).map(|(absorb, greeted)| (absorb, greeted, false));
                 let recovered = self.filter.recovered_info(&tuple).or_else(passed);
@@ -628,13 +674,30 @@ impl Manager {
                     out_stored: s.out_done,
                     torn: s.torn,
                     options: store.options(s.open.session).to_vec(),
-                    recovered: recovered.map(|(absorb, greeted, finished)| Recovered { absorb, greeted, finished }),
+                    recovered: recovered.map(|(absorb, greeted, finished)| {
+                        let (in_done, out_base) = (s.in_done, s.out_base);
+                        Recovered { absorb, greeted, finished, in_done, out_base }
+                    }),
                 });
                 let reply = match facts {
                     Some(facts) => Reply::Session(facts),
                     None => Reply::Error { errno: libc::ENOTCONN, text: "not a protected session".to_owned() },
                 };
                 self.apps.reply(id, number, reply);
+            }
+        }
+    }
+
+    /// The memory of the trace is for the process that was started, and for no other.
+    fn give_trace(&mut self, id: u32, number: u32) {
+        let Some(pid) = self.apps.joined.get(&id).map(|app| app.channel.pid()) else { return };
+        let main = self.program.as_ref().is_some_and(|program| program.is_main(pid));
+        let role = self.role.role();
+        match main.then(|| self.standby.take_memory(role)).flatten() {
+            Some(memory) => drop(self.apps.answer(id, number, Reply::Ok, &[memory])),
+            None => {
+                let text = "only the program's first process leads or follows".to_owned();
+                self.apps.reply(id, number, Reply::Error { errno: libc::EPERM, text });
             }
         }
     }

@@ -15,6 +15,7 @@ use tcpr_session::filter::{Engine, Mode};
 use tcpr_session::role::{Role, RoleInput};
 
 use super::{Manager, Token};
+use crate::config::Standby;
 
 /// Most connections at once; an older one gives way.
 const MAX_ASKERS: usize = 32;
@@ -31,6 +32,41 @@ pub enum ControlRequest {
     Switchover,
     /// Kill the program and start it again.
     Restart,
+}
+
+/// How far the backup's program is, as `tcpr status` says it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StandbyStatus {
+    /// As configured.
+    pub mode: Standby,
+    /// How far the follower is.
+    pub state: StandbyState,
+    /// Records that the leader has written and the follower has not executed; `None`: there is no follower.
+    pub lag_records: Option<u64>,
+    /// Age of the oldest of them in milliseconds.
+    pub lag_ms: Option<f64>,
+    /// Why a takeover would not keep the program's state.
+    pub reason: Option<String>,
+    /// Bytes of trace that this member has.
+    pub trace_bytes: u64,
+    /// How often this member's program took over with its state since its manager started.
+    pub promotions: u64,
+}
+
+/// How far a follower is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StandbyState {
+    /// There is none, or the program cannot be recorded.
+    None,
+    /// It executes the trace from the beginning, and is not near its end yet.
+    Joining,
+    /// It is near the end: a takeover keeps the program's state.
+    Following,
+    /// It did something else than the leader, and was dropped.
+    Diverged,
+    /// The trace has reached its limit; nothing is recorded any more.
+    Full,
 }
 
 pub(super) struct Control {
@@ -234,6 +270,7 @@ impl Manager {
             "unaccepted": unaccepted,
             "host": self.host_status(),
             "partner": self.partner_status(),
+            "standby": self.standby_status(),
             "sessions": self.filter.store().len(),
             "restoring": self.filter.mode() == Mode::Restoring,
             "virtual_ip": self.virtual_ip.addrs().map(|addr| addr.to_string()).collect::<Vec<_>>(),
@@ -246,6 +283,7 @@ impl Manager {
             "program_starts": self.program.as_ref().map(|p| p.starts),
             "log": { "end": self.filter.log_end(), "stored": self.filter.replica_position() },
             "takeover": self.takeover.report(),
+            "standby": self.standby_status(),
             "counters": self.filter.counters(),
             "longest_pause_ms": self.clock.longest_pause().as_micros() as f64 / 1000.0,
             "queue_overruns": self.packets.overruns(),

@@ -20,6 +20,9 @@ impl Manager {
             return;
         }
         let Some(program) = &mut self.program else { return };
+        if program.is_due(now) {
+            self.standby.program_starts(self.role.role());
+        }
         match program.start_if_due(now) {
             Ok(Some(pidfd)) => {
                 log::info!(pid = program.pid().unwrap_or(0); "started the program");
@@ -44,6 +47,16 @@ impl Manager {
             // Its connections are the partner's in a moment; the timers go on when they are.
             if status.code() != Some(0) {
                 self.kill_the_rest();
+            }
+            return;
+        }
+        if !self.stop.is_under_way() && status.code() == Some(0) && self.standby.note_follower_ended() {
+            // The leader's has ended in order, and this one after it. The service goes on, here and there.
+            log::warn!("the program that followed the partner's has ended as that did: it is started anew, without its state");
+            self.kill_the_rest();
+            self.apps_of_dead_program(now);
+            if let Some(program) = &mut self.program {
+                program.crashed(now, status);
             }
             return;
         }

@@ -9,6 +9,7 @@
 //! - `transitions`: what a change of role does, step by step
 //! - `partner`: what the members say to each other
 //! - `heartbeats`, `reachability`, `link`, `replication`, `handover`: what a pair consists of
+//! - `standby`: the trace of a hot standby, and its promotion
 //! - `takeover`: restoring sessions and handing them over
 //! - `doorbells`, `acceptors`: waking whoever accepts; who that is
 //! - `sharing`: which of several processes gets the next one
@@ -48,6 +49,7 @@ mod roles;
 mod serving;
 mod sharing;
 mod signals;
+mod standby;
 mod stop;
 mod sweep;
 mod takeover;
@@ -122,6 +124,7 @@ pub struct Manager {
     record: local_record::LocalRecord,
     sweep: sweep::Sweep,
     serving: serving::Serving,
+    standby: standby::Standby,
     epochs: disk::EpochFile,
     _lock: disk::Lock,
 
@@ -157,6 +160,9 @@ impl Manager {
         let mut unsupported = config.unsupported();
         if !hooked {
             unsupported.extend(config.unsupported_unhooked());
+        }
+        if hosting.program.is_none() {
+            unsupported.extend(config.unsupported_embedded());
         }
         if !unsupported.is_empty() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, unsupported.join("; ")));
@@ -211,7 +217,18 @@ impl Manager {
             epochs.last(),
             now,
         );
-        let program = hosting.program.map(|spec| {
+        let hot = config.service.standby == config::Standby::Hot;
+        let library = hosting.program.as_ref().and_then(|spec| spec.library.as_ref()).filter(|_| hot);
+        let hot_library = library.map(|library| library.with_file_name("libtcpr_hot.so"));
+        if let Some(missing) = hot_library.as_ref().filter(|library| !library.is_file()) {
+            let text = format!(
+                "service.standby = \"hot\" needs {}, which is not there: install it beside libtcpr.so",
+                missing.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+        }
+        let program = hosting.program.map(|mut spec| {
+            spec.hot_library = hot_library;
             let mut environment = vec![
                 ("TCPR_SERVICE".to_owned(), service.name.clone()),
                 ("TCPR_TOKEN".to_owned(), token.clone()),
@@ -275,6 +292,7 @@ impl Manager {
             handover: handover::Handover::default(),
             throttle: throttle::Throttle::default(),
             serving: serving::Serving::new(ours.clone()),
+            standby: standby::Standby::new(hot, config.service.standby_trace_bytes),
             takeover: takeover::Takeover::new(ours, hooked),
             cleanup,
             control,
@@ -395,6 +413,7 @@ impl Manager {
             self.virtual_ip.poll_timeout(self.mandate()),
             self.host.poll_timeout(now),
             self.stop.poll_timeout(now),
+            self.standby.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -442,6 +461,7 @@ impl Manager {
         self.stop_timers(now);
         self.host_timers(now);
         self.serving_timers(now);
+        self.standby_timers(now);
         self.sweep(now);
         self.clear_away();
     }

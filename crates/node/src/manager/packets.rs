@@ -9,6 +9,7 @@ use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::segment;
 use tcpr_session::tuple::FourTuple;
 
+use super::apps::Told;
 use super::poller::Poller;
 use super::{context, Manager, Token};
 use crate::nfqueue::Queue;
@@ -111,11 +112,12 @@ impl Manager {
     pub(super) fn receive_out(&mut self) -> bool {
         for _ in 0..BATCHES {
             let now = self.now();
-            let Manager { packets, filter, apps, sockdiag, host, program, stop, .. } = self;
+            let ships = self.ships_trace();
+            let Manager { packets, filter, apps, standby, replication, sockdiag, host, program, stop, .. } = self;
             let received = packets.queue_out.recv_batch(|packet| {
                 host.note_handshake(filter, packet.payload);
                 // What a packet carries was announced before it was sent: the announcement is read first.
-                apps.drain(filter, program.as_ref(), stop, now);
+                apps.drain(Told { filter, standby, ships, replication, program: program.as_ref(), stop }, now);
                 if let Some(tuple) = filter.asks_caller(packet.payload) {
                     let socket = sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
                         log::warn!(tuple:%, error:%; "the kernel does not say whose a connection is");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tcpr_session::filter::Mode;
+use tcpr_session::record::{self, Record};
 use tcpr_session::role::{Epoch, PartnerView, Role, RoleInput};
 use tcpr_session::store::StoreError;
 use tcpr_session::Now;
@@ -15,7 +16,7 @@ use super::heartbeats;
 use super::replication::{Gap, Way};
 use super::throttle::Recurring;
 use super::Manager;
-use crate::config::Config;
+use crate::config::{Config, Standby};
 use crate::heartbeat::HeartbeatBody;
 use crate::key;
 use crate::link::{Goodbye, Hello, Message, CAUSES, OPTIONS, PROTOCOL};
@@ -72,6 +73,10 @@ impl Partner {
         config.service.virtual_ips.iter().for_each(|v| format!("{v:?}").hash(&mut hasher));
         // Only a member that expects it asks the peers where they are.
         format!("{:?}", config.replication.durability).hash(&mut hasher);
+        // The digest of a warm standby is the one of versions that know no other.
+        if config.service.standby == Standby::Hot {
+            format!("hot, {}", config.service.standby_trace_bytes).hash(&mut hasher);
+        }
         Ok(Partner {
             me: config.member_index,
             service: config.service.name.clone(),
@@ -336,7 +341,7 @@ impl Manager {
                 }
                 self.link.understood();
                 if !self.partner.met(&hello) {
-                    log::warn!("the partner's configuration of ports, virtual IP or durability differs from ours");
+                    log::warn!("the partner's configuration of ports, virtual IP, durability or standby differs from ours");
                 }
                 let role = heartbeats::role(hello.role);
                 let view = PartnerView { role, epoch: hello.epoch, paired: false, full_replica: false };
@@ -355,6 +360,7 @@ impl Manager {
                 self.role.handle(now, RoleInput::StoreStale);
                 self.filter.replica_reset();
                 self.record.clear();
+                self.standby.snapshot_begins();
                 self.replication.follow(epoch, position);
             }
             Message::SnapshotEnd { epoch, position } => {
@@ -372,6 +378,9 @@ impl Manager {
                     *acked = Some((epoch, stored));
                 }
                 self.filter.replica_apply(bytes)?;
+                if self.standby.is_hot() {
+                    self.follow_log(bytes);
+                }
                 self.record.note(self.filter.store(), bytes);
             }
             Message::Ack { epoch, position } => {
@@ -409,6 +418,7 @@ impl Manager {
                     self.hear_alone(now, names, more == 0);
                 }
             }
+            message @ Message::Standby { .. } => self.standby.hear(now, &message),
             Message::Program { trouble } => self.partner.hear_of_program(&trouble),
             Message::Bye { reason } => {
                 log::info!(reason:%; "the partner says good-bye");
@@ -419,6 +429,20 @@ impl Manager {
             }
         }
         Ok(())
+    }
+
+    /// Takes the trace out of a piece of the log.
+    fn follow_log(&mut self, mut records: &[u8]) {
+        // Whoever applied them has complained of what is wrong with them.
+        while let Ok(Some(record)) = record::decode(&mut records) {
+            match record {
+                Record::Trace { life, at, bytes, part } => self.follow_trace(life, at, bytes, part),
+                // Those of a snapshot may have been accepted before.
+                Record::Open(open) if !self.replication.is_receiving() => self.standby.opened(open.session),
+                Record::End { session, .. } => self.standby.ended(session),
+                _ => {}
+            }
+        }
     }
 
     /// The replica has stored the log up to this position.
@@ -454,6 +478,7 @@ impl Manager {
     }
 
     fn drop_link(&mut self, now: Now, why: &str, gone: bool) {
+        self.standby.forget_partner();
         let Some(was_up) = self.link.drop(now, why, &self.poller) else { return };
         self.stop_shipping();
         if was_up {
@@ -475,10 +500,8 @@ impl Manager {
         let (replication, mut way) = self.replicate();
         replication.ship_if_due(now, &mut way);
         let now = self.now();
-        if let Some(pressure) = self.replication.press(now, &self.filter) {
-            self.apps.press(pressure);
-            self.filter.set_overloaded(now, pressure == crate::channel::ring::STOP);
-        }
+        let Manager { apps, filter, replication, .. } = self;
+        apps.press(filter, replication, now);
     }
 
     /// The same, whether anybody waits for it or not.
@@ -491,6 +514,7 @@ impl Manager {
         self.ship();
         self.stop_shipping();
         let now = self.now();
+        self.standby.begin_shipping();
         let (replication, mut way) = self.replicate();
         replication.begin(now, &mut way);
     }

@@ -39,6 +39,8 @@ pub struct ProgramSpec {
     pub command: Vec<OsString>,
     /// The library that is preloaded; None: the program runs as it is, and packets alone tell what it does.
     pub library: Option<PathBuf>,
+    /// The library of the hot standby, if there is to be one.
+    pub hot_library: Option<PathBuf>,
 }
 
 /// A program under supervision.
@@ -113,28 +115,44 @@ impl Program {
         self.start_at
     }
 
+    /// Whether it is to be started now.
+    pub fn is_due(&self, now: Now) -> bool {
+        self.start_at.is_some_and(|at| now >= at) && self.child.is_none()
+    }
+
     /// Starts it if it is due. Returns its pidfd to watch.
     ///
     /// # Errors
     /// The program cannot be started; it is tried again later.
     pub fn start_if_due(&mut self, now: Now) -> io::Result<Option<RawFd>> {
-        if self.start_at.is_none_or(|at| now < at) || self.child.is_some() {
+        if !self.is_due(now) {
             return Ok(None);
         }
         let mut command = Command::new(&self.spec.command[0]);
         command.args(&self.spec.command[1..]);
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         if let Some(library) = &self.spec.library {
-            let mut preload = library.clone().into_os_string();
+            let mut preload = OsString::new();
+            if let Some(hot) = &self.spec.hot_library {
+                preload.push(hot);
+                preload.push(":");
+                command.env("TCPR_STANDBY", "hot");
+            }
+            preload.push(library);
             if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|v| !v.is_empty()) {
                 preload.push(":");
                 preload.push(others);
             }
             command.env("LD_PRELOAD", preload);
         }
-        // SAFETY: between fork and exec only async-signal-safe calls are made: sigemptyset, sigprocmask, prctl.
+        let hot = self.spec.hot_library.is_some();
+        // SAFETY: between fork and exec only async-signal-safe calls are made: sigemptyset, sigprocmask, personality.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
+                if hot {
+                    // Leader and follower have everything at the same addresses.
+                    libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
+                }
                 let mut none: libc::sigset_t = std::mem::zeroed();
                 libc::sigemptyset(&raw mut none);
                 libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
@@ -173,6 +191,13 @@ impl Program {
         self.child = None;
         self.crashed = status.code() != Some(0);
         Some(status)
+    }
+
+    /// Whether the process that was started runs.
+    pub fn lives(&self) -> bool {
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let has_ended = |child| waitid(WaitId::Pid(Pid::from_child(child)), ended).ok().flatten().is_some();
+        self.child.as_ref().is_some_and(|(child, _)| !has_ended(child))
     }
 
     /// Whether this is the process that was started, and not one of those that it has made.
@@ -345,7 +370,7 @@ mod tests {
 
     fn started(command: &[&str]) -> Program {
         let command = command.iter().map(OsString::from).collect();
-        let mut program = Program::new(ProgramSpec { command, library: None }, Vec::new(), Duration::ZERO);
+        let mut program = Program::new(ProgramSpec { command, library: None, hot_library: None }, Vec::new(), Duration::ZERO);
         program.start_if_due(Duration::ZERO).unwrap().unwrap();
         program
     }

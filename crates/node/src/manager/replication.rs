@@ -30,10 +30,13 @@ const STEP: usize = 256;
 const NAMES: usize = 12 * 2048;
 
 /// The log is late if it was written so long ago, and more than [`LATE_BYTES`] of it is not stored. It is far ahead in any
-/// case if more than [`FAR`] is not. Four times or twice as much, respectively, stops everybody who writes.
+/// case if more than [`FAR`] is not, together with what was announced and will be in it. Four times or twice as much,
+/// respectively, stops everybody who writes: what is kept for the replica beyond that is what the rings of the processes hold.
 const LATE: Duration = Duration::from_millis(300);
 const LATE_BYTES: u64 = 1 << 20;
 const FAR: u64 = 16 << 20;
+/// A buffer that a burst has made larger than this gives its memory back once it is empty.
+const KEEP: usize = 4 << 20;
 /// When each so much of the log was written is noted.
 const MARK: u64 = 64 << 10;
 
@@ -54,21 +57,31 @@ struct Pressure {
 }
 
 impl Pressure {
-    /// The log ends at `end`; the replica has stored it up to `stored` (`None`: the log is not shipped).
-    fn update(&mut self, now: Now, end: u64, stored: Option<u64>) {
+    /// The log ends at `end`, and `to_come` more bytes will be in it soon. The replica has stored it up to `stored` (`None`: the
+    /// log is not shipped).
+    fn update(&mut self, now: Now, end: u64, to_come: u64, stored: Option<u64>) {
         let Some(stored) = stored else {
             *self = Pressure::default();
             return;
         };
-        self.marks.retain(|(position, _)| *position > stored && *position <= end);
+        while self.marks.front().is_some_and(|mark| mark.0 <= stored) {
+            self.marks.pop_front();
+        }
+        while self.marks.back().is_some_and(|mark| mark.0 > end) {
+            self.marks.pop_back();
+        }
         if end > self.marks.back().map_or(stored, |mark| mark.0) + MARK {
             self.marks.push_back((end, now));
         }
         let late = self.marks.front().is_some_and(|(_, at)| now > *at + LATE);
-        self.value = match end.saturating_sub(stored) {
-            behind if behind > 2 * FAR || late && behind > 4 * LATE_BYTES => ring::STOP,
-            behind if behind > FAR || late && behind > LATE_BYTES => ring::EASE,
-            _ => 0,
+        let behind = end.saturating_sub(stored);
+        let far = behind + to_come;
+        self.value = if far > 2 * FAR || late && behind > 4 * LATE_BYTES {
+            ring::STOP
+        } else if far > FAR || late && behind > LATE_BYTES {
+            ring::EASE
+        } else {
+            0
         };
     }
 }
@@ -105,7 +118,7 @@ pub(super) struct Replication {
     /// The role machine has asked for a snapshot, and the takeover has yet to begin.
     postponed: bool,
     snapshot: Option<Snapshot>,
-    /// What was taken from the filter last.
+    /// Empty; kept for its memory.
     fresh: Vec<u8>,
     /// Log that was taken and not given to the link, from `batch_at` on, behind the first `batch_sent` bytes.
     batch: Vec<u8>,
@@ -139,25 +152,21 @@ pub(super) struct Gap {
 impl Replication {
     /// Takes the log that was written.
     fn collect(&mut self, way: &mut Way<'_>) {
-        self.fresh.clear();
         let position = way.filter.take_batch(&mut self.fresh);
         way.record.note(way.filter.store(), &self.fresh);
-        if !self.shipping {
-            return;
+        if self.shipping {
+            if self.batch.is_empty() {
+                self.batch_at = position;
+                std::mem::swap(&mut self.batch, &mut self.fresh);
+            } else {
+                self.batch.extend_from_slice(&self.fresh);
+            }
         }
-        if self.batch_sent == self.batch.len() {
-            (self.batch_at, self.batch_sent) = (position, 0);
-            std::mem::swap(&mut self.batch, &mut self.fresh);
-        } else {
-            self.batch.extend_from_slice(&self.fresh);
-        }
+        empty(&mut self.fresh);
     }
 
     /// Gives the log to the link as long as no more than this waits there.
     fn send_log(&mut self, way: &mut Way<'_>, most: usize) {
-        if self.batch_sent == self.batch.len() {
-            return;
-        }
         for piece in pieces(&self.batch[self.batch_sent..]) {
             if way.link.waiting().is_none_or(|waiting| waiting >= most) {
                 break;
@@ -166,7 +175,10 @@ impl Replication {
             way.link.send(&Message::Records { epoch: way.epoch, position, bytes: piece });
             self.batch_sent += piece.len();
         }
-        if self.batch_sent > FAR as usize / 4 {
+        if self.batch_sent == self.batch.len() {
+            self.batch_sent = 0;
+            empty(&mut self.batch);
+        } else if self.batch_sent > FAR as usize / 4 {
             self.batch.drain(..self.batch_sent);
             self.batch_at += std::mem::take(&mut self.batch_sent) as u64;
         }
@@ -205,7 +217,7 @@ impl Replication {
         let taken = if self.unsent() > 0 { self.batch_at + self.batch_sent as u64 } else { end };
         let stored = if filter.needs_replica() { filter.replica_position() } else { taken };
         let before = self.pressure.value;
-        self.pressure.update(now, end, self.shipping.then_some(stored));
+        self.pressure.update(now, end, filter.announced(), self.shipping.then_some(stored));
         Some(self.pressure.value).filter(|value| *value != before)
     }
 
@@ -297,7 +309,7 @@ impl Replication {
         self.shipping = false;
         self.postponed = false;
         self.snapshot = None;
-        self.batch.clear();
+        empty(&mut self.batch);
         self.batch_sent = 0;
         self.receiving = false;
         self.paired_in = None;
@@ -309,6 +321,11 @@ impl Replication {
     /// How far the log is stored.
     pub(super) fn stored(&self) -> u64 {
         self.stored
+    }
+
+    /// Whether a snapshot is being received.
+    pub(super) fn is_receiving(&self) -> bool {
+        self.receiving
     }
 
     pub(super) fn follows(&self, epoch: Epoch) -> bool {
@@ -389,6 +406,12 @@ impl Replication {
     }
 }
 
+/// Empties a buffer, and keeps its memory if that is little.
+fn empty(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.shrink_to(KEEP);
+}
+
 /// Cuts a run of records into pieces that fit a message, between records.
 fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
@@ -418,7 +441,7 @@ mod tests {
     fn writers_are_held_back_by_a_log_that_is_far_ahead_at_once_and_by_one_that_is_late_after_a_while() {
         let mut pressure = Pressure::default();
         let mut after = |now, end, stored| {
-            pressure.update(ms(now), end, stored);
+            pressure.update(ms(now), end, 0, stored);
             pressure.value
         };
         assert_eq!(after(0, FAR, Some(0)), 0);
@@ -433,6 +456,30 @@ mod tests {
         // The replica has stored what was late; what is under way now is not.
         assert_eq!(after(1302, 3 * late, Some(late)), 0);
         assert_eq!(after(1602, 3 * late, Some(late)), ring::EASE);
+    }
+
+    #[test]
+    fn writers_are_held_back_by_what_they_announced_before_it_is_in_the_log() {
+        let mut pressure = Pressure::default();
+        let mut after = |end, to_come, stored| {
+            pressure.update(ms(0), end, to_come, stored);
+            pressure.value
+        };
+        assert_eq!(after(FAR, FAR, Some(0)), ring::EASE);
+        assert_eq!(after(FAR, FAR + 1, Some(0)), ring::STOP);
+        assert_eq!(after(FAR, FAR + 1, Some(FAR)), ring::EASE);
+        assert_eq!(after(FAR, FAR, Some(FAR)), 0);
+        assert_eq!(after(FAR, 3 * FAR, None), 0, "nothing is shipped");
+    }
+
+    #[test]
+    fn a_buffer_gives_the_memory_of_a_burst_back() {
+        let mut buffer = vec![0; KEEP];
+        empty(&mut buffer);
+        assert_eq!((buffer.len(), buffer.capacity()), (0, KEEP));
+        buffer.resize(3 * KEEP, 0);
+        empty(&mut buffer);
+        assert!(buffer.is_empty() && buffer.capacity() <= KEEP);
     }
 
     #[test]

@@ -71,7 +71,7 @@ struct Ready {
 struct Out {
     info: RecoveredInfo,
     channel: u32,
-    /// It came with others, and may wait there for an accept.
+    /// It came with others, and may wait there for an accept: the process has not asked for more since.
     stashed: bool,
 }
 
@@ -97,6 +97,8 @@ pub(super) struct Takeover {
     /// Sessions whose sockets are made when the application has taken others: a process may have only so many. Whether
     /// their peers answered.
     waiting: BTreeMap<SessionId, bool>,
+    /// Those of a program that takes over and has them already.
+    standing: VecDeque<Ready>,
     /// No socket is made before this.
     files_at: Option<Now>,
     /// A socket with this number is the last: the process has other things to open.
@@ -143,6 +145,7 @@ impl Takeover {
             listeners: HashMap::new(),
             ready: HashMap::new(),
             waiting: BTreeMap::new(),
+            standing: VecDeque::new(),
             files_at: None,
             most_files: 0,
             most_ready: 0,
@@ -190,7 +193,7 @@ impl Takeover {
 
     /// Sockets that the application has yet to take.
     fn made(&self) -> usize {
-        self.ready.values().map(VecDeque::len).sum()
+        self.ready.values().map(VecDeque::len).sum::<usize>() + self.standing.len()
     }
 
     /// The filter wants to know how the program waits that accepts this connection.
@@ -224,7 +227,7 @@ impl Takeover {
     /// A session ended before the application had it.
     pub(super) fn forget(&mut self, session: SessionId) {
         self.waiting.remove(&session);
-        for queue in self.ready.values_mut() {
+        for queue in self.ready.values_mut().chain([&mut self.standing]) {
             queue.retain(|r| r.info.session != session);
         }
         self.out.retain(|out| out.info.session != session);
@@ -232,7 +235,8 @@ impl Takeover {
 
     /// No takeover any more; sockets not handed over vanish silently.
     pub(super) fn abandon(&mut self) {
-        for ready in self.ready.drain().flat_map(|(_, queue)| queue) {
+        let standing = std::mem::take(&mut self.standing);
+        for ready in self.ready.drain().flat_map(|(_, queue)| queue).chain(standing) {
             if let Err((_, error)) = repair::close_silently(ready.socket) {
                 log::warn!(error:%; "cannot close a restored socket silently");
             }
@@ -259,6 +263,13 @@ impl Takeover {
 impl Manager {
     /// The store is ours: probe every peer, and restore each session as its answer comes.
     pub(super) fn begin_takeover(&mut self, now: Now) {
+        let standing = self.take_standing();
+        if !standing.is_empty() {
+            let going_on = self.filter.stand(&standing);
+            if going_on < standing.len() {
+                log::info!(connections = standing.len(), going_on; "connections have ended that the program still has");
+            }
+        }
         self.filter.take_over(now);
         self.handover.forget_farewells();
         self.begin_restoring(now);
@@ -414,9 +425,16 @@ impl Manager {
                     session,
                     absorb: spec.absorb,
                     greeted: spec.greeted,
+                    in_done: spec.in_done,
+                    out_base: spec.out_base,
                     options: spec.options,
                 };
-                self.takeover.ready.entry(spec.tuple.local.port()).or_default().push_back(Ready { info, socket });
+                let t = &mut self.takeover;
+                let queue = match self.filter.stands(session) {
+                    true => &mut t.standing,
+                    false => t.ready.entry(spec.tuple.local.port()).or_default(),
+                };
+                queue.push_back(Ready { info, socket });
                 self.takeover.look_at.get_or_insert(now + LOOK);
             }
             Err(error) => {
@@ -521,12 +539,16 @@ impl Manager {
 
     /// The same for one port; `more`: for somebody beside those whom the last one woke. Returns when to look again.
     fn ring_port(&mut self, now: Now, port: u16, more: bool) -> Option<Now> {
-        let ready = self.takeover.ready.get(&port).map_or(0, |queue| self.to_hand_out(queue));
+        let mut ready = self.takeover.ready.get(&port).map_or(0, |queue| self.to_hand_out(queue));
+        if let Some(until) = self.filter.gate(now).filter(|_| ready > 0) {
+            // None of them can be had. `next_pair` rings when that is over.
+            self.takeover.gate_until = Some(until);
+            ready = 0;
+        }
         let t = &mut self.takeover;
         let alone = t.is_alone(port);
-        // What one of several has fetched alone it is about to accept, and nobody else can have it.
-        let fetched = |out: &&Out| out.info.tuple.local.port() == port && (alone || out.stashed);
-        let left = ready + t.out.iter().filter(fetched).count();
+        // What was fetched alone is about to be accepted, and nobody else can have it.
+        let left = ready + t.out.iter().filter(|out| out.info.tuple.local.port() == port && out.stashed).count();
         if left == 0 || !t.has_listener(port) {
             // A Listen rings.
             return None;
@@ -577,11 +599,14 @@ impl Manager {
         self.filter.listening(now);
     }
 
-    /// `GetRecovered`: one of several processes may have enough, and leave to the others what it has not fetched.
+    /// `GetRecovered`: one of several processes may have enough, and leave to the others what it has not fetched. With `max` 0
+    /// it only says that it has accepted what it was handed, or is about to.
     pub(super) fn hand_over(&mut self, channel: u32, number: u32, port: u16, max: u32) {
         let now = self.now();
         let t = &mut self.takeover;
-        if max > 1 && t.is_alone(port) {
+        // A process asks when its stash is empty.
+        t.out.iter_mut().filter(|o| o.channel == channel && o.info.tuple.local.port() == port).for_each(|o| o.stashed = false);
+        if max == 0 || max > 1 && t.is_alone(port) {
             return self.hand_out(now, &Asking { channel, number, port }, max as usize);
         }
         if t.sharing.entry(port).or_default().asks(channel) {
@@ -627,11 +652,13 @@ impl Manager {
         // One that makes the application connect comes alone, before the others: the connect is known for its.
         self.takeover.gate_until = self.filter.gate(now);
         let mut out: Vec<Ready> = Vec::new();
-        if self.takeover.gate_until.is_some() {
+        let mut alone = self.takeover.gate_until.is_some();
+        if alone {
             n = 0;
         } else if let Some(next) =
             queue.iter().position(|r| self.filter.hand_out(r.info.session) == HandOut::Alone).filter(|_| n > 0)
         {
+            alone = true;
             n = 1;
             out.extend(queue.remove(next));
         }
@@ -648,7 +675,9 @@ impl Manager {
         }
         let n = out.len();
         let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
-        let more = queue.iter().any(|r| !self.filter.is_later(r.info.session)) || self.takeover.waiting.keys().any(of_port);
+        // Behind one that comes alone there is none for now.
+        let more =
+            !alone && (queue.iter().any(|r| !self.filter.is_later(r.info.session)) || self.takeover.waiting.keys().any(of_port));
         let sessions = out.iter().map(|r| r.info.clone()).collect();
         let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
         let Some(told) = self.apps.answer(channel, number, Reply::Recovered { sessions, more }, &descriptors) else {
@@ -671,6 +700,25 @@ impl Manager {
         self.ring_doorbells(now);
     }
 
+    /// `GetStanding`: the program that takes over gets the sockets of the connections that it has.
+    pub(super) fn hand_standing(&mut self, channel: u32, number: u32) {
+        let n = self.takeover.standing.len().min(MAX_RECOVERED);
+        let out: Vec<Ready> = self.takeover.standing.drain(..n).collect();
+        let t = &self.takeover;
+        let begins = self.host.takeover_is_postponed() || t.probe_until.is_some();
+        let more = begins || !t.waiting.is_empty() || !t.standing.is_empty();
+        let sessions = out.iter().map(|r| r.info.clone()).collect();
+        let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
+        let told = self.apps.answer(channel, number, Reply::Recovered { sessions, more }, &descriptors);
+        if !matches!(told, Some(Ok(()))) {
+            log::error!(sessions = n; "cannot hand sessions to the program that takes over");
+            self.takeover.standing.extend(out);
+        } else if n > 0 {
+            let now = self.now();
+            self.restore_waiting(now);
+        }
+    }
+
     /// `GiveBack`: whoever was handed this session has something else to accept first.
     pub(super) fn taken_back(&mut self, channel: u32, session: SessionId, socket: OwnedFd) -> bool {
         let now = self.now();
@@ -678,6 +726,7 @@ impl Manager {
         let Some(at) = t.out.iter().position(|o| o.channel == channel && o.info.session == session) else { return false };
         let Out { info, .. } = t.out.swap_remove(at);
         t.ready.entry(info.tuple.local.port()).or_default().push_front(Ready { info, socket });
+        self.filter.open_gate(session);
         self.publish_pending();
         self.share(now);
         self.ring_doorbells(now);

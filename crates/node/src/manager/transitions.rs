@@ -22,7 +22,13 @@ impl Manager {
             self.link.send(&Message::HandoverAck { epoch });
             self.link.flush();
         }
+        self.standby.forget_partner();
         self.clear_away_all();
+        if take_over {
+            self.promote_program();
+        } else {
+            self.lead_without_state();
+        }
         // A peer that came in around the rules would be reset.
         self.host.look_before_takeover();
         self.take_address(now);
@@ -57,6 +63,7 @@ impl Manager {
     /// From master to backup: every session dies here silently, for it lives on at the partner.
     fn step_down(&mut self, now: Now) {
         let handed_over = self.handover.end();
+        self.standby.forget_partner();
         self.stop_shipping();
         self.host.forget_takeover();
         if handed_over && self.link.is_some() {
@@ -142,6 +149,7 @@ impl Manager {
             return log::warn!("no handover: this member does not serve yet");
         }
         self.drain_apps();
+        self.filter.before_handover();
         self.filter_actions();
         self.filter.freeze();
         self.ship();
@@ -153,6 +161,7 @@ impl Manager {
 
     /// The role machine takes the partner's connection for dead.
     pub(super) fn close_link(&mut self, now: Now) {
+        self.standby.forget_partner();
         if self.link.close(now, Goodbye::PartnerSuspected, &self.poller) {
             self.stop_shipping();
         }

@@ -162,7 +162,7 @@ impl Filter {
         if announced.saturating_sub(live.local.snd_nxt().max(s.out_acked)) > MOST_UNSENT {
             return self.lose(now, session);
         }
-        live.announced.lend(&mut self.spares.announced).extend(bytes);
+        live.announced.append(bytes, &mut self.spares.announced);
         // That may show whose the session is, which says what is passed on.
         self.note_write(now, channel, thread, session, bytes.len() as u64 >= asked);
         let thread = self.turn_of(channel, thread);
@@ -475,7 +475,7 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         if s.out_fin {
-            live.announced.take();
+            live.announced.truncate(0, &mut self.spares.announced);
         }
         let pending = live.announced.len();
         let (in_done, from) = (s.in_end(), s.out_done);
@@ -582,7 +582,7 @@ impl Filter {
             // The end of one may be the end of another.
             let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { continue };
             live.ownership.roll_back(s);
-            live.announced.take();
+            live.announced.truncate(0, &mut self.spares.announced);
             self.judge_held(now, id);
         }
     }
@@ -595,9 +595,10 @@ impl Filter {
         live.ownership.answered(WhyAsked::Recount);
         let taken = live.local.base().saturating_add(received);
         let read = taken.saturating_sub(unread).min(s.in_end());
+        let moved = self.processes.turns.in_read(session).is_some_and(|before| read > before);
         self.processes.turns.read_around(session, read);
-        self.read_unhooked(now, session, read);
-        self.read_unseen(now, session, read);
+        self.read_unhooked(session, read);
+        self.read_unseen(now, session, read, moved);
         self.settle_dispute(now, session, taken);
         let Some(live) = self.live.get_mut(&session) else { return };
         if !live.ownership.answered(WhyAsked::Output) {

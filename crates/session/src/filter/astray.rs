@@ -88,11 +88,9 @@ impl Filter {
         }
         live.ownership.lose();
         live.ownership.detach();
-        if let Some(pending) = live.announced.there() {
-            // What the kernel has not sent, it may never get.
-            pending.truncate(live.local.snd_nxt().saturating_sub(s.out_done).try_into().unwrap_or(usize::MAX));
-        }
-        live.announced.settle(&mut self.spares.announced);
+        // What the kernel has not sent, it may never get.
+        let sent = live.local.snd_nxt().saturating_sub(s.out_done).try_into().unwrap_or(usize::MAX);
+        live.announced.truncate(sent, &mut self.spares.announced);
         let fin = live.ownership.fin_asked() && !s.out_fin;
         self.processes.turns.close(id);
         self.processes.has_read(id);
@@ -120,7 +118,7 @@ impl Filter {
         let position = self.write(0, |log| record::encode_adopted(&adopted, log));
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if let Some(out_done) = out_done {
-            live.announced.take();
+            live.announced.truncate(0, &mut self.spares.announced);
             live.local.has_sent(out_done);
         }
         live.base_pos = position;

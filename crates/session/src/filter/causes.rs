@@ -397,7 +397,7 @@ impl Filter {
                 }
             }
             Some(Cause::Unclear { .. }) if of_itself => self.of_nobody(to),
-            Some(Cause::Unclear { .. }) => self.narrow(now, to, &ins),
+            Some(Cause::Unclear { .. }) => self.narrow(now, to, &ins, true),
             _ => {}
         }
     }
@@ -416,7 +416,7 @@ impl Filter {
         }
         match outs {
             [out] if matches!(self.store.get(*out).and_then(|s| s.cause), Some(Cause::Unclear { .. })) => {
-                self.narrow(now, *out, &[to])
+                self.narrow(now, *out, &[to], false)
             }
             _ => {
                 // One of which it is not known whose it is may be this one's: then it says nothing of the others.
@@ -502,12 +502,16 @@ impl Filter {
         }
     }
 
-    /// It is one of these: of them, those that it may have been before.
-    fn narrow(&mut self, now: Now, id: SessionId, to: &[SessionId]) {
+    /// It is one of these: of them, those that it may have been before. `or_gone`: or one of those that have ended since, whose
+    /// bytes the program may still pass on.
+    fn narrow(&mut self, now: Now, id: SessionId, to: &[SessionId], or_gone: bool) {
         let before = self.causes.unclear.get(&id).filter(|u| !u.shared).and_then(|u| u.among.as_ref());
         let read = |id: &SessionId| before.is_none_or(|among| among.get(id).copied().unwrap_or(true));
         let known = |id: &SessionId| before.is_none_or(|among| among.is_empty() || among.contains_key(id));
-        let left: BTreeMap<SessionId, bool> = to.iter().filter(|id| known(id)).map(|id| (*id, read(id))).collect();
+        let mut left: BTreeMap<SessionId, bool> = to.iter().filter(|id| known(id)).map(|id| (*id, read(id))).collect();
+        if or_gone && !left.is_empty() {
+            left.extend(before.into_iter().flatten().filter(|(id, _)| !self.live.contains_key(id)));
+        }
         match (to, left.len()) {
             ([], _) => {}
             (_, 0) => self.share(id, to.iter().copied()),
@@ -656,6 +660,9 @@ impl Filter {
         }
         among.extend(process.iter().flat_map(|p| &p.fresh));
         among.retain(|id| self.live.contains_key(id));
+        // The program may not know yet that one which it has read from in this turn has ended.
+        let gone = worker.filter(|w| !w.ended).into_iter().flat_map(|w| w.ins.keys()).filter(|id| !self.live.contains_key(id));
+        among.extend(gone);
         let alive = |id: &SessionId| self.live.contains_key(id);
         let again = match (worker.and_then(|w| w.called_for.filter(|_| !w.ended)), life) {
             (Some(session), _) | (None, Life::One(session)) => Some(session).filter(alive),
@@ -735,7 +742,9 @@ impl Filter {
         match call.caller {
             Caller::Bound => self.set_cause(id, Some(Cause::Bound)),
             Caller::Unclear(among) => self.unclear(id, among, false),
-            Caller::Of { session, .. } if !self.live.contains_key(&session) => self.unclear(id, Some(BTreeMap::new()), false),
+            Caller::Of { session, read, .. } if !self.live.contains_key(&session) => {
+                self.unclear(id, Some([(session, read)].into()), false)
+            }
             Caller::Of { session, read, sure: false } => self.unclear(id, Some([(session, read)].into()), false),
             ref caller @ (Caller::Of { .. } | Caller::Own) => {
                 let others = self.alike(caller, tuple.peer);
@@ -1079,7 +1088,7 @@ impl Filter {
     }
 
     /// The next one may come, whatever becomes of this one.
-    pub(super) fn open_gate(&mut self, id: SessionId) {
+    pub fn open_gate(&mut self, id: SessionId) {
         if self.causes.gate.is_some_and(|gate| gate.session == id) {
             self.causes.gate = None;
             self.causes.next_may = true;

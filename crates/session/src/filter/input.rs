@@ -11,7 +11,6 @@
 
 use super::live::Live;
 use super::opening::EmbryoIn;
-use super::ownership::WhyAsked;
 use super::packets::HeldIn;
 use super::peer::local_shift;
 use super::stage::Stage;
@@ -28,12 +27,6 @@ use crate::Now;
 const MAX_HELD_IN: usize = 4096;
 /// Most segments that wait for the kernel to say what it has taken.
 const MAX_DISPUTED: usize = 16;
-/// So much input may be stored of which no hook has said that it was read, before the kernel is asked; and after so much
-/// more once again. More than most receive buffers take.
-const UNSEEN: u64 = 8 << 20;
-const UNSEEN_MORE: u32 = 20;
-/// Input of a session that we lost track of is kept in pieces of this size, for as long as nobody answers it.
-const LOOSE_INPUT: usize = 64 << 10;
 /// Whatever the peer has told, the kernel took its window for at least this (that of a SYN is not scaled).
 const LEAST_PEER_WINDOW: u32 = 65_535;
 
@@ -461,37 +454,6 @@ impl Filter {
         self.stir(now, session);
         if self.live.get_mut(&session).is_some_and(|live| std::mem::take(&mut live.ack_ahead)) {
             self.judge_held(now, session);
-        }
-    }
-
-    /// Input of which nobody says that it was read must not be kept without bound.
-    fn ask_unseen(&mut self, now: Now, session: SessionId, fresh: usize) {
-        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
-        if live.loose() {
-            if s.input.len() > LOOSE_INPUT {
-                self.commit_unattached(now, session, false);
-            }
-            return;
-        }
-        let end = s.in_end();
-        let unseen = end - self.processes.turns.in_read(session).unwrap_or(s.in_done).min(end);
-        let more = end >> UNSEEN_MORE != (end - fresh as u64) >> UNSEEN_MORE;
-        if self.config.hooked && more && unseen > UNSEEN && live.ownership.ask(WhyAsked::Room) {
-            self.actions.push(Action::AskUnread(session));
-        }
-    }
-
-    /// The answer to that.
-    pub(super) fn read_unseen(&mut self, now: Now, session: SessionId, read: u64) {
-        let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
-        if !self.config.hooked || !live.ownership.answered(WhyAsked::Room) || !self.gate.serves() {
-            return;
-        }
-        if live.ownership.is_attached() {
-            self.processes.turns.overflow(session);
-            self.run_commits(now);
-        } else if read.saturating_sub(s.in_done) > self.policy(&s.open.tuple).max_unanswered_bytes {
-            self.lose(now, session);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::announced::{AllAnnounced, Announced};
 use super::astray::Astray;
 use super::early::Early;
 use super::gate::LogPosition;
@@ -20,7 +21,7 @@ use crate::Now;
 /// The memory of what idle sessions do without.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
-    pub announced: Spare<VecDeque<u8>>,
+    pub announced: AllAnnounced,
     pub held: Spare<VecDeque<Held>>,
     pub marks: Spare<VecDeque<(u64, LogPosition)>>,
 }
@@ -75,7 +76,7 @@ pub(super) struct Live {
     pub established: bool,
     pub ownership: Ownership,
     /// Announced by hooks, not yet committed.
-    pub announced: Seldom<VecDeque<u8>>,
+    pub announced: Announced,
     pub local: Local,
     pub peer: Peer,
     /// Log position behind what every packet needs: the opening, and the last leap of our timestamps.
@@ -113,7 +114,7 @@ impl Live {
             stage: Stage::Live,
             established: s.established,
             ownership: Ownership::new(s),
-            announced: Seldom::default(),
+            announced: Announced::default(),
             local: Local::new(s),
             peer: Peer::new(s),
             base_pos: LogPosition::START,

@@ -18,6 +18,12 @@ impl Filter {
         self.gate.end().0
     }
 
+    /// Bytes of output that hooks announced and no commit covers: they will be in the log.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        self.spares.announced.bytes()
+    }
+
     /// Moves the unsent part of the log behind `out`, after the records of the sessions that moved. Returns the
     /// position of its first byte. To be called also where nobody follows: the log would grow for ever.
     pub fn take_batch(&mut self, out: &mut Vec<u8>) -> u64 {
@@ -64,6 +70,17 @@ impl Filter {
     /// Appends records to the log and applies them: master and replica compute the same store.
     pub(super) fn write(&mut self, payload: usize, encode: impl FnOnce(&mut Vec<u8>)) -> LogPosition {
         self.gate.append(self.clock, &mut self.store, payload, encode)
+    }
+
+    /// Hot standby: the next part of the trace of the program's life. What is written to the log later leaves no sooner than the
+    /// replica has this.
+    ///
+    /// # Panics
+    /// This member writes no log now.
+    pub fn write_trace(&mut self, now: Now, life: u64, at: u64, bytes: &[u8], part: record::TracePart) {
+        assert!(self.gate.serves(), "only a master that serves writes the log");
+        self.clock = now;
+        self.write(0, |out| record::encode_trace(life, at, bytes, part, out));
     }
 
     /// Whether the replica is of the version before, which knows no causes of outgoing sessions.

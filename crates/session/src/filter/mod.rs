@@ -16,8 +16,10 @@
 //! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
 //! - `proof`: what peers prove after a takeover where nothing waited for the replica
 //! - `unhooked`: programs that tell nothing
+//! - `unseen`: input that was read, and nobody tells
 //! - `astray`: sessions of which the store does not know what the kernel knows
 
+mod announced;
 mod app;
 mod around;
 mod astray;
@@ -43,9 +45,11 @@ mod segments;
 mod solo;
 mod splicing;
 mod stage;
+mod standing;
 mod tail;
 mod timestamps;
 mod unhooked;
+mod unseen;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -53,7 +57,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::record::{self, Committed, EndReason};
-use crate::seldom::Spare;
 use crate::store::Store;
 use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, TurnPolicy};
@@ -66,10 +69,12 @@ use handshakes::Handshakes;
 use live::{Live, Spares};
 use processes::Processes;
 use splicing::Splices;
+use unseen::Unseen;
 
 pub use causes::HandOut;
 pub use recovery::RestoreSpec;
 pub use splicing::{Engine, Waits};
+pub use standing::Standing;
 pub use unhooked::PROGRAM;
 
 /// What the filter is for at the moment.
@@ -112,7 +117,7 @@ pub enum Action {
     /// [`Filter::process_gone`].
     AskAlive(u32),
     /// Ask the kernel how much input it has taken and how much of it the application has not read, then call
-    /// [`Filter::unread`].
+    /// [`Filter::unread`], or [`Filter::unread_gone`].
     AskUnread(SessionId),
     /// Remove the local TCP's connection of this name, which a process holds: its session is over.
     Destroy(FourTuple),
@@ -232,11 +237,14 @@ pub struct Filter {
     calls: Calls,
     causes: Causes,
     early: AllEarly,
+    unseen: Unseen,
     /// Sessions that want [`Self::handle_timeout`]; entries may be stale.
     timers: BinaryHeap<Reverse<(Now, SessionId)>>,
     /// Sessions without a socket, and those that the barrier waits for.
     probing: usize,
     awaited: usize,
+    /// Sessions that the program which takes over has already, and whether in the middle of a turn: see [`Filter::stand`].
+    standing: BySession<bool>,
     /// Torn sessions that this takeover has reset, while strangers are not answered otherwise.
     resets: BTreeSet<FourTuple>,
     /// Sessions of which packets went around the queues, until that matters no more, and those to ask the kernel about.
@@ -263,7 +271,7 @@ impl Filter {
             config,
             store: Store::new(),
             live: BySession::default(),
-            spares: Spares { announced: Spare::passing(), ..Spares::default() },
+            spares: Spares::default(),
             commit: Commit::default(),
             entries: Vec::new(),
             handshakes: Handshakes::new(),
@@ -271,9 +279,11 @@ impl Filter {
             calls: Calls::default(),
             causes: Causes::default(),
             early: AllEarly::default(),
+            unseen: Unseen::default(),
             timers: BinaryHeap::new(),
             probing: 0,
             awaited: 0,
+            standing: BySession::default(),
             resets: BTreeSet::new(),
             around: BySession::default(),
             around_asked: BTreeSet::new(),
@@ -359,6 +369,7 @@ impl Filter {
     /// have left: to free that of many takes a while.
     pub fn demote(&mut self) -> Remains {
         self.gate.demote();
+        self.standing.clear();
         let live = self.drop_in_hand();
         for h in self.handshakes.take_held() {
             if let Some(id) = h.id {
@@ -396,6 +407,8 @@ impl Filter {
         self.calls = Calls::default();
         self.causes.forget_sessions();
         self.early = AllEarly::default();
+        self.unseen = Unseen::default();
+        self.spares.announced.forget();
         self.around.clear();
         self.around_asked.clear();
         lives
@@ -415,6 +428,7 @@ impl Filter {
             self.processes.poll_timeout(),
             self.timers.peek().map(|Reverse((due, _))| *due),
             self.handshakes.poll_timeout(),
+            self.unseen.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -431,6 +445,7 @@ impl Filter {
         self.actions.extend(self.processes.turns.poll_asked().map(|t| Action::AskAsleep((t >> 32) as u32, t as u32)));
         self.run_commits(now);
         self.check_suspicious(now);
+        self.ask_unseen_again(now);
         self.handle_recovery_timeout(now);
         self.expire(now);
         if self.gate.handle_timeout(now) {
@@ -459,6 +474,7 @@ impl Filter {
         self.write(0, |out| record::encode_end(id, reason, out));
         self.processes.turns.close(id);
         self.forget_early(id);
+        self.unseen.forget(id);
         if let Some(mut live) = self.live.remove(&id) {
             if !live.established {
                 self.handshakes.opened(&tuple);
@@ -466,14 +482,16 @@ impl Filter {
             self.probing -= usize::from(live.probing());
             self.awaited -= usize::from(live.awaited());
             self.causes.later -= usize::from(live.later);
+            live.announced.truncate(0, &mut self.spares.announced);
             for h in live.held.take() {
                 self.actions.push(Action::DropOut(h.id));
             }
             let recovery = live.recovery.take();
             let spliced = recovery.handshake.is_some() || self.splices.get(&tuple).is_some();
             for id in recovery.held_in.into_iter().filter_map(|h| h.id) {
-                // To a socket that is gone, or to none: an RST may answer, where strangers get one.
-                let drop = spliced || self.gate.mode() == Mode::Restoring;
+                // To a socket that is gone, or to none: an RST may answer, where strangers get one. A peer that has reset the
+                // connection is told nothing.
+                let drop = spliced || self.gate.mode() == Mode::Restoring || reason == EndReason::ResetByPeer;
                 self.actions.push(if drop { Action::DropIn(id) } else { Action::AcceptIn(id) });
             }
             let unaccepted =

@@ -302,7 +302,7 @@ impl Filter {
             let payload = Segment::parse(bytes).expect("parsed before").payload();
             let fresh = &payload[(announced - h.start) as usize..];
             let n = fresh.len() as u64;
-            live.announced.lend(&mut self.spares.announced).extend(fresh);
+            live.announced.append(fresh, &mut self.spares.announced);
             self.counters.adopted_bytes += n;
             if live.ownership.is_attached() {
                 self.processes.adopted(now, session, n);
@@ -506,8 +506,7 @@ fn contradicts(s: &Session, live: &mut Live, start: u64, payload: &[u8]) -> bool
     let wrong = !same(&s.output, (from - s.out_acked.min(s.out_done)) as usize, committed);
     let at = (from.max(s.out_done) - s.out_done) as usize;
     if !same(&live.announced, at, fresh) {
-        let told = live.announced.make().range_mut(at..at + fresh.len());
-        told.zip(fresh).for_each(|(told, sent)| *told = *sent);
+        live.announced.correct(at..at + fresh.len(), fresh);
     }
     wrong
 }

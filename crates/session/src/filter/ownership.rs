@@ -61,6 +61,8 @@ pub(super) enum WhyAsked {
     Output,
     /// Much has come of which nobody says that it was read.
     Room,
+    /// Another member is about to go on with what was not.
+    Handover,
 }
 
 impl WhyAsked {
@@ -250,6 +252,11 @@ impl Ownership {
         let asked = self.asked & why.bit() != 0;
         self.asked &= !why.bit();
         asked
+    }
+
+    /// Whether it is asked, for any reason.
+    pub fn is_asked(&self) -> bool {
+        self.asked != 0
     }
 
     /// What was read is known, or not known any more, for the output that is judged now.

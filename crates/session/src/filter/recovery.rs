@@ -67,6 +67,10 @@ pub struct RestoreSpec {
     pub absorb: u64,
     /// Output beside these was sent.
     pub greeted: bool,
+    /// The application reads from this offset of the input on.
+    pub in_done: u64,
+    /// The application writes from this offset of the output on.
+    pub out_base: u64,
     /// Input waits to be read.
     pub input_pending: bool,
     /// Options that the application had set on it: see [`crate::options`].
@@ -81,6 +85,7 @@ impl Filter {
         self.handshakes.number_behind(&self.store);
         self.gate.take_over(self.handshakes.first_unused());
         self.start_over(now, &BySession::default());
+        self.tear_mid_turn();
         if self.config.asynchronous {
             self.await_proofs(now);
         }
@@ -92,6 +97,7 @@ impl Filter {
     /// fenced the filter for that is done with it.
     pub fn recover(&mut self, now: Now) {
         assert!(self.gate.serves(), "only a master recovers");
+        self.standing.clear();
         self.write_syncs();
         let before = self.drop_in_hand();
         // What the dead application called for has no socket any more: nobody would have the connection.
@@ -107,9 +113,9 @@ impl Filter {
         ids.sort_unstable();
         let unpaired = self.unpaired();
         self.counters.unpaired += unpaired.len() as u64;
-        let lost = |id: &SessionId| unpaired.binary_search(id).is_ok();
+        let lost = |id: &SessionId| unpaired.binary_search(id).is_ok() && !self.stands(*id);
         let (unwanted, ids): (Vec<_>, Vec<_>) =
-            ids.into_iter().partition(|id| self.store.get(*id).is_some_and(|s| self.is_unwanted(s)));
+            ids.into_iter().partition(|id| !self.stands(*id) && self.store.get(*id).is_some_and(|s| self.is_unwanted(s)));
         let (torn, whole): (Vec<_>, Vec<_>) =
             ids.into_iter().partition(|id| lost(id) || self.store.get(*id).is_some_and(|s| s.torn));
         for id in whole {
@@ -261,6 +267,8 @@ impl Filter {
             closed: s.closed,
             absorb: s.out_done - s.out_base,
             greeted: s.out_base > 0,
+            in_done: s.in_done,
+            out_base: s.out_base,
             input_pending: !s.input.is_empty() || s.in_fin,
             options: self.store.options(id).to_vec(),
         })

@@ -170,7 +170,7 @@ impl Filter {
         let outgoing = || self.live.get(&id).is_some_and(|l| l.outgoing);
         let of_port = |s: &Session| self.splices.ports.contains(&s.open.tuple.local.port());
         let spliced = |s: &Session| self.config.engine == Engine::Splice || of_port(s);
-        self.store.get(id).is_some_and(|s| !s.closed && (spliced(s) || outgoing()))
+        self.store.get(id).is_some_and(|s| !s.closed && !self.stands(id) && (spliced(s) || outgoing()))
     }
 
     /// Who accepts on this port does so around the hooks: until the next takeover its sessions are the listener's own.

@@ -8,7 +8,9 @@ mod opening;
 mod output;
 mod proof;
 mod splicing;
+mod standing;
 mod takeover;
+mod unseen;
 
 use super::*;
 use crate::hook::Origin;
@@ -180,6 +182,8 @@ impl Rig {
             let received = self.taken.unwrap_or(self.f.store().get(session).map_or(0, Session::in_end));
             self.f.unread(self.now, session, received, self.unread);
         }
+        let announced: usize = self.f.live.values().map(|live| live.announced.len()).sum();
+        assert_eq!(self.f.announced(), announced as u64, "what was announced is counted");
         // Its threads never sleep in the middle of what they do.
         out.retain(|a| !matches!(a, Action::AskAsleep(..)));
         self.actions.extend(out.iter().cloned());

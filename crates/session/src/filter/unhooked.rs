@@ -53,17 +53,9 @@ impl Filter {
     }
 
     /// The program has read up to here.
-    pub(super) fn read_unhooked(&mut self, now: Now, id: SessionId, read: u64) {
-        let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
-        if self.config.hooked {
-            return;
-        }
-        if read == s.in_end() {
+    pub(super) fn read_unhooked(&mut self, id: SessionId, read: u64) {
+        if !self.config.hooked && self.store.get(id).is_some_and(|s| read == s.in_end()) {
             self.processes.has_read(id);
-        }
-        if live.ownership.answered(WhyAsked::Room) {
-            self.processes.turns.idle(id);
-            self.run_commits(now);
         }
     }
 

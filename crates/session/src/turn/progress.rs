@@ -117,6 +117,11 @@ impl Progress {
         self.in_read - self.done.in_done > self.max_unanswered
     }
 
+    /// More was read than is told, and more than a session may keep.
+    pub fn reads_around(&self) -> bool {
+        self.in_read - self.told > self.max_unanswered
+    }
+
     pub fn answer(&mut self, upto: u64) {
         self.answered = self.answered.max(upto.min(self.in_read));
     }

@@ -697,6 +697,57 @@ fn what_was_somebody_elses_leaves_no_place_free() {
     assert_eq!(p.r.f.counters().unpaired, 0);
 }
 
+/// What a client had said before it was gone is passed on later. It is no other client's first connection, in whose place a
+/// new one would be made at a takeover.
+#[test]
+fn what_was_made_for_a_client_that_is_gone_is_not_taken_for_another_ones() {
+    // Gone before both connects, or between them.
+    for before in [false, true] {
+        let mut p = Proxy::new();
+        p.accepts(ALICE, 1);
+        p.accepts(BOB, 1);
+        p.waits(1);
+        p.reads(ALICE, 2);
+        p.reads(BOB, 2);
+        let bob_goes = |p: &mut Proxy| {
+            let at = p.r.f.store().get(p.id(BOB)).unwrap().in_end();
+            p.r.port = BOB;
+            p.r.peer(say(RST, at, 0, b""));
+            assert!(p.r.f.store().find(&tuple(BOB)).is_none());
+        };
+        if before {
+            bob_goes(&mut p);
+        }
+        p.connects(TO_BOBS, 2);
+        if !before {
+            bob_goes(&mut p);
+        }
+        p.connects(TO_ALICES, 2);
+        p.waits(2);
+        p.writes(TO_BOBS, 2);
+        p.waits(2);
+        p.writes(TO_ALICES, 2);
+        p.waits(2);
+        p.hears(TO_ALICES, 2);
+        p.writes(ALICE, 2);
+        p.waits(2);
+        assert_eq!(p.cause(TO_BOBS), Some(Cause::Unclear { all: false }), "{before}");
+        assert_eq!(p.cause(TO_ALICES), Some(Cause::Of { session: p.id(ALICE), nth: 1, read: true }), "{before}");
+        assert_eq!(p.cause(ALICE), Some(Cause::Unclear { all: false }), "{before}");
+        let s = p.r.f.store().get(p.id(TO_BOBS)).unwrap();
+        let gone = packet(TO_BOBS, false, RST, s.in_seq(s.in_end()), Seq(0), b"");
+        p.r.inp(&gone);
+        assert_eq!(p.cause(ALICE), None, "{before}");
+        p.reads(ALICE, 2);
+        p.taken_over();
+        p.holds(ALICE, 4, Origin::Recovered);
+        p.r.f.lift_barrier(p.r.now);
+        p.r.f.read(p.r.now, p.channel, 4, u32::from(ALICE), 5);
+        assert_eq!(p.has_back(50_001, 4), Some(TO_ALICES), "{before}");
+        assert_eq!(p.r.f.counters().unpaired, 0, "{before}");
+    }
+}
+
 #[test]
 fn a_thread_that_another_one_hands_a_client_to_is_not_taken_for_its_last_ones() {
     let mut p = of_threads();

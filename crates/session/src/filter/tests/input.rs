@@ -128,6 +128,23 @@ fn a_window_probe_is_taken_as_far_as_it_is_a_byte() {
     assert!(r.stored().contains(&Action::AcceptOut(ack)));
 }
 
+/// What is held of a session goes nowhere once its peer has reset it: a socket that has gone would answer with an RST.
+#[test]
+fn what_is_held_of_a_session_that_its_peer_has_reset_is_dropped() {
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"abc"));
+    r.stored();
+    // It contradicts what is stored, and waits until the kernel says what it has taken.
+    let (held, reset) = (r.packet(say(ACK, 1, 0, b"X"), true), r.packet(say(RST, 3, 0, b""), true));
+    r.f.packet_in(r.now, 100, &held, false);
+    r.f.packet_in(r.now, 101, &reset, false);
+    let mut actions = Vec::new();
+    r.f.drain_actions(&mut actions);
+    assert!(actions.contains(&Action::DropIn(100)) && !actions.contains(&Action::AcceptIn(100)), "{actions:?}");
+    assert!(actions.contains(&Action::AcceptIn(101)), "the kernel ends the connection: {actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::Ended(_, _, EndReason::ResetByPeer))));
+}
+
 /// Other bytes for the same places: what the kernel has taken stands, and what came early stays until it comes in order.
 #[test]
 fn of_what_contradicts_itself_the_first_stands_that_the_kernel_has_taken() {

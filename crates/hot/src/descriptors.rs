@@ -1,0 +1,347 @@
+//! What the program's descriptors are, as far as it matters here.
+
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicU8, Ordering};
+
+use tcpr_session::trace::SESSION;
+use tcpr_session::tuple::FourTuple;
+
+use crate::engine;
+
+/// Descriptors above are not looked after: their calls pass.
+pub const MOST: usize = 65536;
+
+/// Kinds of descriptors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// A file of the member's own, or nothing. It is not in the trace.
+    Own = 0,
+    /// A socket of streams that is not connected: real in the follower.
+    Stream,
+    /// A connection: a socket without a peer in the follower.
+    Connection,
+    /// Any other socket. It is real, and what it gives comes from the trace.
+    OtherSocket,
+    /// Between parts of the program: real, and its input is in the trace as well.
+    Pipe,
+    /// Input from outside: /dev/urandom, /proc.
+    Outside,
+    /// An epoll instance.
+    Epoll,
+    /// A timer or inotify descriptor: real, and what it gives comes from the trace.
+    Timer,
+}
+
+const KINDS: [Kind; 8] =
+    [Kind::Own, Kind::Stream, Kind::Connection, Kind::OtherSocket, Kind::Pipe, Kind::Outside, Kind::Epoll, Kind::Timer];
+
+/// It was bound in the leader and could not be here.
+pub const BIND_FAILED: u8 = 1;
+/// Calls wait. What the program sets, as far as hooks see it.
+pub const BLOCKING: u8 = 2;
+
+struct Entry {
+    kind: AtomicU8,
+    flags: AtomicU8,
+    /// Which of [`CONNECTIONS`], plus one.
+    connection: AtomicU32,
+}
+
+static ENTRIES: [Entry; MOST] =
+    [const { Entry { kind: AtomicU8::new(0), flags: AtomicU8::new(0), connection: AtomicU32::new(0) } }; MOST];
+
+/// A connection, which duplicates of a descriptor share.
+pub struct Connection {
+    descriptors: AtomicU32,
+    /// Bytes that the program has read, by the trace.
+    pub read: AtomicU64,
+    /// Bytes that the program has written, by the trace.
+    pub written: AtomicU64,
+    /// Where the trace was when the program got it.
+    since: AtomicU64,
+    /// The program has ended its output.
+    pub shut: AtomicU8,
+    /// Which of all connections it is: never used again.
+    serial: AtomicU32,
+    /// Whether there is a tuple.
+    protected: AtomicU8,
+    tuple: UnsafeCell<[u8; FourTuple::BYTES]>,
+}
+
+// SAFETY: the tuple is written by the thread that gets the descriptor, before others know its number.
+unsafe impl Sync for Connection {}
+
+static CONNECTIONS: [Connection; MOST] = [const {
+    Connection {
+        descriptors: AtomicU32::new(0),
+        read: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+        since: AtomicU64::new(0),
+        shut: AtomicU8::new(0),
+        serial: AtomicU32::new(0),
+        protected: AtomicU8::new(0),
+        tuple: UnsafeCell::new([0; FourTuple::BYTES]),
+    }
+}; MOST];
+
+impl Connection {
+    /// Whether there are several descriptors of it.
+    pub fn is_shared(&self) -> bool {
+        self.descriptors.load(Ordering::Relaxed) > 1
+    }
+
+    /// Which session of the manager's it is, if it is protected.
+    pub fn tuple(&self) -> Option<[u8; FourTuple::BYTES]> {
+        // SAFETY: not written while the connection lives.
+        (self.protected.load(Ordering::Acquire) != 0).then(|| unsafe { *self.tuple.get() })
+    }
+}
+
+static SERIAL: AtomicU32 = AtomicU32::new(1);
+
+/// Closed connections of which a manager may not know yet: the newest ones.
+pub const CLOSED: usize = 1024;
+
+/// A protected connection that the program has closed.
+struct Closed {
+    serial: AtomicU32,
+    read: AtomicU64,
+    written: AtomicU64,
+    since: AtomicU64,
+    tuple: UnsafeCell<[u8; FourTuple::BYTES]>,
+}
+
+// SAFETY: the tuple is written by the thread that closes, and read at a promotion, when all threads wait.
+unsafe impl Sync for Closed {}
+
+static CLOSED_ONES: [Closed; CLOSED] = [const {
+    Closed {
+        serial: AtomicU32::new(0),
+        read: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+        since: AtomicU64::new(0),
+        tuple: UnsafeCell::new([0; FourTuple::BYTES]),
+    }
+}; CLOSED];
+
+/// A protected connection, open or closed a moment ago.
+pub struct Place {
+    /// -1: it is closed.
+    pub fd: i32,
+    pub serial: u32,
+    pub tuple: [u8; FourTuple::BYTES],
+    pub read: u64,
+    pub written: u64,
+    pub since: u64,
+    pub shut: bool,
+}
+
+/// Protected connections that the program has closed a moment ago.
+pub fn closed() -> impl Iterator<Item = Place> {
+    CLOSED_ONES.iter().filter(|c| c.serial.load(Ordering::Relaxed) != 0).map(|c| Place {
+        fd: -1,
+        serial: c.serial.load(Ordering::Relaxed),
+        // SAFETY: nobody closes meanwhile.
+        tuple: unsafe { *c.tuple.get() },
+        read: c.read.load(Ordering::Relaxed),
+        written: c.written.load(Ordering::Relaxed),
+        since: c.since.load(Ordering::Relaxed),
+        shut: true,
+    })
+}
+
+/// The protected connections that the program has, one for each descriptor.
+pub fn open() -> impl Iterator<Item = Place> {
+    connections().filter_map(|(fd, c)| {
+        Some(Place {
+            fd,
+            serial: c.serial.load(Ordering::Relaxed),
+            tuple: c.tuple()?,
+            read: c.read.load(Ordering::Relaxed),
+            written: c.written.load(Ordering::Relaxed),
+            since: c.since.load(Ordering::Relaxed),
+            shut: c.shut.load(Ordering::Relaxed) != 0,
+        })
+    })
+}
+
+/// Serial number of a protected connection.
+pub fn serial(fd: i32) -> Option<u32> {
+    let c = connection(fd)?;
+    (c.protected.load(Ordering::Relaxed) != 0).then(|| c.serial.load(Ordering::Relaxed))
+}
+
+fn entry(fd: i32) -> Option<&'static Entry> {
+    ENTRIES.get(usize::try_from(fd).ok()?)
+}
+
+/// What a descriptor is.
+pub fn kind(fd: i32) -> Kind {
+    entry(fd).and_then(|e| KINDS.get(usize::from(e.kind.load(Ordering::Relaxed)))).copied().unwrap_or(Kind::Own)
+}
+
+/// Whether what the descriptor gives is in the trace.
+#[inline]
+pub fn is_traced(fd: i32) -> bool {
+    entry(fd).is_some_and(|e| !matches!(e.kind.load(Ordering::Relaxed), 0 | 6))
+}
+const _: () = assert!(Kind::Own as u8 == 0 && Kind::Epoll as u8 == 6);
+
+/// A new descriptor.
+pub fn set(fd: i32, kind: Kind, blocking: bool) {
+    if fd >= MOST as i32 && kind != Kind::Own {
+        return crate::engine::refuse("it has more descriptors than can be traced");
+    }
+    if let Some(e) = entry(fd) {
+        forget(fd);
+        e.flags.store(if blocking { BLOCKING } else { 0 }, Ordering::Relaxed);
+        e.kind.store(kind as u8, Ordering::Relaxed);
+    }
+}
+
+/// Whether a flag is set.
+pub fn has(fd: i32, flag: u8) -> bool {
+    entry(fd).is_some_and(|e| e.flags.load(Ordering::Relaxed) & flag != 0)
+}
+
+/// Sets or clears a flag.
+pub fn set_flag(fd: i32, flag: u8, on: bool) {
+    if let Some(e) = entry(fd) {
+        let flags = e.flags.load(Ordering::Relaxed);
+        e.flags.store(if on { flags | flag } else { flags & !flag }, Ordering::Relaxed);
+    }
+}
+
+/// The descriptor is a connection, from its first byte on.
+pub fn set_connection(fd: i32, session: Option<[u8; SESSION]>) {
+    let (mut tuple, mut before) = ([0; FourTuple::BYTES], [0, 0]);
+    if let Some((addresses, numbers)) = session.as_ref().and_then(|session| session.split_first_chunk()) {
+        tuple = *addresses;
+        for (to, number) in before.iter_mut().zip(numbers.chunks_exact(8)) {
+            *to = number.try_into().map_or(0, u64::from_ne_bytes);
+        }
+    }
+    let Some(e) = entry(fd) else { return };
+    release(e);
+    e.kind.store(Kind::Connection as u8, Ordering::Relaxed);
+    // As a rule the place of the same number is free: only duplicates hold a place longer than their number.
+    let places = (0..MOST).map(|i| (i + fd as usize) % MOST);
+    for place in places {
+        let c = &CONNECTIONS[place];
+        if c.descriptors.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            c.read.store(before[0], Ordering::Relaxed);
+            c.written.store(before[1], Ordering::Relaxed);
+            c.since.store(engine::position(), Ordering::Relaxed);
+            c.shut.store(0, Ordering::Relaxed);
+            c.serial.store(SERIAL.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+            // SAFETY: the place is ours alone.
+            unsafe { *c.tuple.get() = tuple };
+            c.protected.store(u8::from(session.is_some()), Ordering::Release);
+            e.connection.store(place as u32 + 1, Ordering::Release);
+            return;
+        }
+    }
+}
+
+/// The connection behind a descriptor.
+pub fn connection(fd: i32) -> Option<&'static Connection> {
+    let place = entry(fd)?.connection.load(Ordering::Acquire);
+    CONNECTIONS.get((place as usize).checked_sub(1)?)
+}
+
+fn release(e: &Entry) {
+    let place = e.connection.swap(0, Ordering::AcqRel);
+    if let Some(c) = (place as usize).checked_sub(1).and_then(|place| CONNECTIONS.get(place)) {
+        if let (1, Some(tuple)) = (c.descriptors.load(Ordering::Acquire), c.tuple()) {
+            let serial = c.serial.load(Ordering::Relaxed);
+            let closed = &CLOSED_ONES[serial as usize % CLOSED];
+            closed.read.store(c.read.load(Ordering::Relaxed), Ordering::Relaxed);
+            closed.written.store(c.written.load(Ordering::Relaxed), Ordering::Relaxed);
+            closed.since.store(c.since.load(Ordering::Relaxed), Ordering::Relaxed);
+            // SAFETY: threads close one at a time, in the order of the trace.
+            unsafe { *closed.tuple.get() = tuple };
+            closed.serial.store(serial, Ordering::Release);
+        }
+        c.descriptors.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A descriptor is closed, or about to be replaced.
+pub fn forget(fd: i32) {
+    if let Some(e) = entry(fd) {
+        release(e);
+        e.kind.store(Kind::Own as u8, Ordering::Relaxed);
+        e.flags.store(0, Ordering::Relaxed);
+        unwatch_all(fd);
+    }
+}
+
+/// `to` is the same as `from` now.
+pub fn copy(from: i32, to: i32) {
+    forget(to);
+    let (Some(a), Some(b)) = (entry(from), entry(to)) else { return };
+    b.kind.store(a.kind.load(Ordering::Relaxed), Ordering::Relaxed);
+    b.flags.store(a.flags.load(Ordering::Relaxed), Ordering::Relaxed);
+    if let Some(c) = connection(from) {
+        c.descriptors.fetch_add(1, Ordering::AcqRel);
+        b.connection.store(a.connection.load(Ordering::Acquire), Ordering::Release);
+    }
+}
+
+/// Descriptors of connections, each with its connection.
+pub fn connections() -> impl Iterator<Item = (i32, &'static Connection)> {
+    (0..MOST as i32).filter(|&fd| kind(fd) == Kind::Connection).filter_map(|fd| Some((fd, connection(fd)?)))
+}
+
+// ---- Epoll instances
+
+/// How many instances that watch one descriptor are known.
+const WATCHERS: usize = 4;
+
+/// What an instance was told of a descriptor.
+struct Watch {
+    /// The instance, plus one; 0: free.
+    by: AtomicI32,
+    events: AtomicU32,
+    data: AtomicU64,
+}
+
+static WATCHES: [[Watch; WATCHERS]; MOST] =
+    [const { [const { Watch { by: AtomicI32::new(0), events: AtomicU32::new(0), data: AtomicU64::new(0) } }; WATCHERS] }; MOST];
+
+/// An instance watches a descriptor, or does so in another way.
+pub fn watch(epoll: i32, fd: i32, events: u32, data: u64) {
+    let Some(watches) = usize::try_from(fd).ok().and_then(|fd| WATCHES.get(fd)) else { return };
+    let by = |number| watches.iter().find(|w| w.by.load(Ordering::Relaxed) == number);
+    if let Some(w) = by(epoll + 1).or_else(|| by(0)) {
+        w.events.store(events, Ordering::Relaxed);
+        w.data.store(data, Ordering::Relaxed);
+        w.by.store(epoll + 1, Ordering::Relaxed);
+    }
+}
+
+/// An instance does not watch a descriptor any more.
+pub fn unwatch(epoll: i32, fd: i32) {
+    for w in usize::try_from(fd).ok().and_then(|fd| WATCHES.get(fd)).into_iter().flatten() {
+        if w.by.load(Ordering::Relaxed) == epoll + 1 {
+            w.by.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+fn unwatch_all(fd: i32) {
+    for w in usize::try_from(fd).ok().and_then(|fd| WATCHES.get(fd)).into_iter().flatten() {
+        if w.by.load(Ordering::Relaxed) != 0 {
+            w.by.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Who watches a descriptor: instance, events, data.
+pub fn watchers(fd: i32) -> impl Iterator<Item = (i32, u32, u64)> {
+    usize::try_from(fd).ok().and_then(|fd| WATCHES.get(fd)).into_iter().flatten().filter_map(|w| {
+        let by = w.by.load(Ordering::Relaxed);
+        (by != 0).then(|| (by - 1, w.events.load(Ordering::Relaxed), w.data.load(Ordering::Relaxed)))
+    })
+}

@@ -1,0 +1,402 @@
+//! Record or follow: what each hook asks.
+//!
+//! A hook that is not left out ([`passes`]) either makes its call and then appends a record of it, or takes the next record
+//! and does what that says. One lock keeps the trace in one total order.
+
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
+
+use tcpr_session::trace::memory::{mode, state};
+use tcpr_session::trace::{Call, Cursor, Divergence, Marker, Program, Record, Step};
+
+use crate::memory::{self, header, Text};
+use crate::{promotion, raw, signals, start, thread};
+
+/// Nothing is decided: the first hooked call does that.
+const UNKNOWN: u8 = 0;
+/// Every hook is a tail call.
+const OFF: u8 = 1;
+const RECORD: u8 = 2;
+const FOLLOW: u8 = 3;
+
+static MODE: AtomicU8 = AtomicU8::new(UNKNOWN);
+/// The trace is in a file, and nobody takes over.
+static OFFLINE: AtomicBool = AtomicBool::new(false);
+/// This was a follower.
+static PROMOTED: AtomicBool = AtomicBool::new(false);
+/// The program has made threads.
+static THREADED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the call goes straight to the next library.
+#[inline]
+pub fn passes() -> bool {
+    match MODE.load(Ordering::Relaxed) {
+        OFF => true,
+        UNKNOWN => {
+            start::begin();
+            !is_on() || passes_unless_own()
+        }
+        _ => passes_unless_own(),
+    }
+}
+
+#[inline]
+fn passes_unless_own() -> bool {
+    if thread::is_left_out() {
+        return true;
+    }
+    false
+}
+
+/// Whether this process records or follows.
+pub fn is_on() -> bool {
+    matches!(MODE.load(Ordering::Relaxed), RECORD | FOLLOW)
+}
+
+/// Whether results come from the trace.
+#[inline]
+pub fn follows() -> bool {
+    MODE.load(Ordering::Acquire) == FOLLOW
+}
+
+/// Whether results go to the trace.
+#[inline]
+pub fn records() -> bool {
+    MODE.load(Ordering::Relaxed) == RECORD
+}
+
+/// Where the trace is: how much is recorded, or executed.
+pub fn position() -> u64 {
+    match follows() {
+        true => header().executed.load(Ordering::Relaxed),
+        false => header().head.load(Ordering::Relaxed),
+    }
+}
+
+/// Whether the trace is in a file, and nobody takes over.
+pub fn is_offline() -> bool {
+    OFFLINE.load(Ordering::Relaxed)
+}
+
+/// Whether this was a follower.
+pub fn was_promoted() -> bool {
+    PROMOTED.load(Ordering::Relaxed)
+}
+
+/// Whether the program has made threads.
+pub fn is_threaded() -> bool {
+    THREADED.load(Ordering::Relaxed)
+}
+
+/// The program makes a thread.
+pub fn set_threaded() {
+    THREADED.store(true, Ordering::Relaxed);
+}
+
+/// Begins; the memory is mapped.
+pub fn begin_recording() {
+    header().state.store(state::RECORDING, Ordering::Release);
+    MODE.store(RECORD, Ordering::Release);
+}
+
+/// Begins; the memory is mapped.
+pub fn begin_following() {
+    header().state.store(state::FOLLOWING, Ordering::Release);
+    MODE.store(FOLLOW, Ordering::Release);
+}
+
+/// The trace is in a file.
+pub fn set_offline() {
+    OFFLINE.store(true, Ordering::Relaxed);
+}
+
+/// Nothing is recorded or followed any more, or it never was.
+pub fn turn_off() {
+    MODE.store(OFF, Ordering::Release);
+}
+
+/// The trace, and where we stand in it.
+struct Log {
+    lock: AtomicU32,
+    inner: UnsafeCell<Option<Inner>>,
+}
+
+// SAFETY: `inner` is reached by `with_log` alone, which holds the lock.
+unsafe impl Sync for Log {}
+
+struct Inner {
+    cursor: Cursor,
+    /// In the follower: the thread that has executed the last record and has not come to its next one, and since when it runs.
+    running: Option<(i32, i64)>,
+}
+
+/// Programs tell threads things without a lock, too: a clock's hand, a flag. So each thread of the follower runs alone, from
+/// one record of its own to the next, but no longer than this.
+const ALONE_NS: i64 = 1_000_000;
+/// At the end of the trace, so long is waited for the thread that still runs: sockets take their places when all wait.
+const LAST_NS: i64 = 100_000_000;
+
+static LOG: Log = Log { lock: AtomicU32::new(0), inner: UnsafeCell::new(None) };
+/// Goes on with each record that is executed, for threads whose turn was not yet.
+static TURN: AtomicU32 = AtomicU32::new(0);
+static WAITING: AtomicU32 = AtomicU32::new(0);
+
+fn with_log<T>(f: impl FnOnce(&mut Inner) -> T) -> T {
+    while LOG.lock.swap(1, Ordering::Acquire) != 0 {
+        raw::yield_now();
+    }
+    // SAFETY: we hold the lock; `f` does not come back here: it makes no hooked call.
+    let inner = unsafe { &mut *LOG.inner.get() };
+    let result = f(inner.get_or_insert_with(|| Inner { cursor: Cursor::default(), running: None }));
+    LOG.lock.store(0, Ordering::Release);
+    result
+}
+
+/// The lock is free in a forked child, whoever held it in the parent.
+pub fn reset_in_child() {
+    turn_off();
+    LOG.lock.store(0, Ordering::Relaxed);
+}
+
+// ---- Recording
+
+/// Appends a record, if this process records. Returns where the trace ends now.
+pub fn append(call: Call, fd: i32, result: i64, parts: &[&[u8]]) -> u64 {
+    if !records() {
+        return 0;
+    }
+    let number = thread::id().max(0) as u16;
+    let appended = with_log(|log| write_record(log, &Record { thread: number, call, fd, result, data: &[] }, parts));
+    match appended {
+        Some(head) => {
+            if header().mode.load(Ordering::Relaxed) == mode::OFF {
+                give_up(None, "");
+            }
+            head
+        }
+        None => {
+            give_up(Some(state::FULL), "the trace has reached its limit");
+            0
+        }
+    }
+}
+
+fn write_record(log: &mut Inner, record: &Record<'_>, parts: &[&[u8]]) -> Option<u64> {
+    // SAFETY: this process records, and we hold the lock.
+    let room = unsafe { memory::room() };
+    log.cursor.append(record, parts, room)?;
+    header().records.store(log.cursor.records(), Ordering::Relaxed);
+    header().head.store(log.cursor.position(), Ordering::Release);
+    Some(log.cursor.position())
+}
+
+/// Appends a marker.
+pub fn mark(marker: Marker) {
+    append(Call::Marker, 0, marker as i64, &[]);
+}
+
+/// This program cannot be recorded or followed any more.
+pub fn refuse(reason: &str) {
+    if follows() {
+        diverge(format_args!("{reason}"));
+    }
+    give_up(Some(state::REFUSED), reason);
+}
+
+/// Stops recording: the program goes on as if nothing was.
+fn give_up(why: Option<u32>, reason: &str) {
+    // Told before anything is done that is not recorded.
+    if let Some(why) = why {
+        memory::set_reason(reason.as_bytes());
+        header().state.store(why, Ordering::Release);
+    }
+    turn_off();
+    signals::give_back();
+}
+
+// ---- Following
+
+/// A record that is this thread's, and not executed until [`Taken::done`].
+pub struct Taken(pub Record<'static>);
+
+impl Inner {
+    /// What comes next for a thread that makes a call, and where the trace ends.
+    fn look(&mut self, me: i32, call: Call, fd: i32) -> (Step<'static>, u64) {
+        let head = header().head.load(Ordering::Acquire);
+        let step = self.cursor.step(memory::trace(head), me.max(0) as u16, call, fd);
+        self.tell();
+        if !matches!(step, Step::Others | Step::End) && self.runs_for(ALONE_NS) {
+            return (Step::Others, head);
+        }
+        (step, head)
+    }
+
+    /// Whether the last record's thread still runs, and does so for no longer than this.
+    fn runs_for(&self, ns: i64) -> bool {
+        self.running.is_some_and(|(_, since)| raw::clock_ns(libc::CLOCK_MONOTONIC) - since < ns)
+    }
+
+    /// A thread has come to its next record. True: others may wait for that.
+    fn arrived(&mut self, me: i32) -> bool {
+        self.running.take_if(|(thread, _)| *thread == me).is_some()
+    }
+
+    /// Tells the manager where we are.
+    fn tell(&self) {
+        header().records.store(self.cursor.records(), Ordering::Relaxed);
+        header().executed.store(self.cursor.position(), Ordering::Release);
+    }
+}
+
+impl Taken {
+    /// What the call returns.
+    pub fn result(&self) -> i64 {
+        self.0.result
+    }
+
+    /// What else it gives.
+    pub fn data(&self) -> &'static [u8] {
+        self.0.data
+    }
+
+    /// The program does not go on as the trace says.
+    pub fn diverges(&self, program: Program<'_>) -> ! {
+        let number = header().records.load(Ordering::Relaxed);
+        diverge(format_args!("{}", Divergence { number, trace: self.0, program }))
+    }
+
+    /// The same, in words that go on from "the program".
+    pub fn diverges_in(&self, words: std::fmt::Arguments<'_>) -> ! {
+        let text = Text::of(words);
+        self.diverges(Program::Does(std::str::from_utf8(text.bytes()).unwrap_or_default()))
+    }
+
+    /// The program must have room for the data.
+    pub fn check_room(&self, room: usize) {
+        if self.data().len() > room {
+            self.diverges(Program::HasRoom(room));
+        }
+    }
+
+    /// The program must write what it has written in the trace.
+    pub fn check_output<'a>(&self, pieces: impl Iterator<Item = &'a [u8]>) {
+        if let Err(divergence) = with_log(|log| log.cursor.check_output(self.0, pieces)) {
+            diverge(format_args!("{divergence}"));
+        }
+    }
+
+    /// The record is executed: the next one's turn.
+    pub fn done(self) {
+        with_log(|log| {
+            log.cursor.executed();
+            log.tell();
+            if is_threaded() {
+                log.running = Some((thread::id(), raw::clock_ns(libc::CLOCK_MONOTONIC)));
+            }
+        });
+        wake_others();
+    }
+}
+
+fn wake_others() {
+    TURN.fetch_add(1, Ordering::Release);
+    if WAITING.load(Ordering::Acquire) != 0 {
+        raw::futex_wake(TURN.as_ptr());
+    }
+}
+
+/// This thread has come to its next record, or makes no more.
+pub fn leave() {
+    if with_log(|log| log.arrived(thread::id())) {
+        wake_others();
+    }
+}
+
+/// The next record of this thread, which must be of this call. `None`: the trace has ended, and the program is live.
+pub fn take(call: Call, fd: i32) -> Option<Taken> {
+    let me = thread::id();
+    let (mut spins, mut idle) = (0, 0);
+    leave();
+    loop {
+        let turn = TURN.load(Ordering::Acquire);
+        if !follows() {
+            return None;
+        }
+        let (step, head) = with_log(|log| log.look(me, call, fd));
+        match step {
+            Step::Result(record) => return Some(Taken(record)),
+            Step::Signal(record) => {
+                signals::replay(Taken(record));
+                leave();
+            }
+            Step::Others if spins < 100 => {
+                spins += 1;
+                raw::yield_now();
+            }
+            Step::Others => {
+                WAITING.fetch_add(1, Ordering::AcqRel);
+                raw::futex_wait(TURN.as_ptr(), turn, 1_000_000);
+                WAITING.fetch_sub(1, Ordering::AcqRel);
+            }
+            Step::End => wait_for_more(head, &mut idle),
+            Step::Diverged(divergence) => diverge(format_args!("{divergence}")),
+            Step::Malformed(malformed) => diverge(format_args!("{malformed}")),
+        }
+    }
+}
+
+/// At the end of the trace, as it is now.
+fn wait_for_more(seen: u64, idle: &mut i64) {
+    // The mode is read before the head is read again: nothing is appended after PROMOTE.
+    let told = header().mode.load(Ordering::Acquire);
+    if header().head.load(Ordering::Acquire) != seen {
+        return;
+    }
+    match told {
+        _ if is_offline() => go_live(),
+        mode::PROMOTE if with_log(|log| log.runs_for(LAST_NS)) => raw::sleep_ns(20_000),
+        mode::PROMOTE => go_live(),
+        mode::OFF => diverge(format_args!("the manager has ended it")),
+        _ => {
+            *idle = (*idle * 2).clamp(20_000, 5_000_000);
+            // The low half, as a futex: whoever appends may wake us.
+            raw::futex_wait(header().head.as_ptr().cast(), seen as u32, *idle);
+        }
+    }
+}
+
+fn go_live() {
+    static BEGUN: AtomicBool = AtomicBool::new(false);
+    if is_offline() {
+        let records = header().records.load(Ordering::Relaxed);
+        start::say(format_args!("the trace ends here, after {records} records"));
+        raw::exit_group(0);
+    }
+    if BEGUN.swap(true, Ordering::AcqRel) {
+        // Another thread does it.
+        raw::sleep_ns(100_000);
+        return;
+    }
+    header().state.store(state::AT_END, Ordering::Release);
+    with_log(|log| {
+        // A record of which only the beginning is there never was.
+        header().head.store(log.cursor.position(), Ordering::Release);
+    });
+    thread::outside(promotion::stand);
+    PROMOTED.store(true, Ordering::Release);
+    MODE.store(RECORD, Ordering::Release);
+    mark(Marker::Promoted);
+    header().state.store(state::LIVE, Ordering::Release);
+    BEGUN.store(false, Ordering::Release);
+}
+
+/// The program does something else than the trace says: it is of no use any more.
+pub fn diverge(why: std::fmt::Arguments<'_>) -> ! {
+    let text = Text::of(why);
+    memory::set_reason(text.bytes());
+    header().state.store(state::DIVERGED, Ordering::Release);
+    if is_offline() {
+        start::say(format_args!("diverged: {why}"));
+    }
+    raw::exit_group(97)
+}

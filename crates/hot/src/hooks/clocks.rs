@@ -1,0 +1,242 @@
+//! Clocks and sleep.
+
+use std::ffi::{c_int, c_long, c_uint};
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use libc::{clockid_t, rusage, timespec, timeval};
+use tcpr_session::trace::{clock, Call};
+
+use crate::engine::{append, follows, take};
+use crate::forms::{hooks, live, structure, with_caller};
+use crate::{errno, next, raw, signals, thread};
+
+const NONE: i64 = i64::MIN;
+/// What each clock said last, by the trace.
+static LAST: [AtomicI64; clock::COUNT as usize] = [const { AtomicI64::new(NONE) }; clock::COUNT as usize];
+/// What is added to this machine's clock, after a promotion.
+static SHIFT: [AtomicI64; clock::COUNT as usize] = [const { AtomicI64::new(0) }; clock::COUNT as usize];
+
+/// Clocks that count from the start of a machine or of a process.
+const OWN: [i32; 6] = [
+    libc::CLOCK_MONOTONIC,
+    libc::CLOCK_PROCESS_CPUTIME_ID,
+    libc::CLOCK_THREAD_CPUTIME_ID,
+    libc::CLOCK_MONOTONIC_RAW,
+    libc::CLOCK_MONOTONIC_COARSE,
+    libc::CLOCK_BOOTTIME,
+];
+
+fn place(clock: i32) -> Option<usize> {
+    usize::try_from(clock).ok().filter(|&place| place < LAST.len())
+}
+
+fn shift_of(clock: i32) -> i64 {
+    place(clock).map_or(0, |place| SHIFT[place].load(Ordering::Relaxed))
+}
+
+/// The program's clocks go on where they were on the other machine.
+pub fn shift_clocks() {
+    let mut monotonic = 0;
+    for clock in OWN {
+        let place = clock as usize;
+        let last = LAST[place].load(Ordering::Relaxed);
+        let is_cpu = clock == libc::CLOCK_PROCESS_CPUTIME_ID || clock == libc::CLOCK_THREAD_CPUTIME_ID;
+        if last != NONE {
+            SHIFT[place].store(last - raw::clock_ns(clock), Ordering::Relaxed);
+        } else if !is_cpu {
+            SHIFT[place].store(monotonic, Ordering::Relaxed);
+        }
+        if clock == libc::CLOCK_MONOTONIC {
+            monotonic = shift_of(clock);
+        }
+    }
+    for (clock, now) in [(clock::CPU, raw::clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID) / 1000), (clock::TIMES, ticks())] {
+        let last = LAST[clock as usize].load(Ordering::Relaxed);
+        if last != NONE {
+            SHIFT[clock as usize].store(last - now, Ordering::Relaxed);
+        }
+    }
+}
+
+fn ticks() -> i64 {
+    raw::raw!(SYS_times, 0)
+}
+
+/// A time of the program's clock, as this machine's clock says it. While the member follows, by what the clock said last.
+pub fn to_kernel(clock: i32, time: timespec) -> timespec {
+    let shift = match place(clock).filter(|_| OWN.contains(&clock)) {
+        Some(place) if follows() => match LAST[place].load(Ordering::Relaxed) {
+            NONE => 0,
+            last => last - raw::clock_ns(clock),
+        },
+        Some(place) => SHIFT[place].load(Ordering::Relaxed),
+        None => 0,
+    };
+    if shift == 0 {
+        time
+    } else {
+        spec((ns(time) - shift).max(1))
+    }
+}
+
+fn ns(time: timespec) -> i64 {
+    time.tv_sec.wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec)
+}
+
+fn spec(ns: i64) -> timespec {
+    timespec { tv_sec: ns.div_euclid(1_000_000_000), tv_nsec: ns.rem_euclid(1_000_000_000) }
+}
+
+/// A clock that gives one number. `None`: it failed, and the result is the error's.
+fn number(clock: i32, live: impl FnOnce() -> i64) -> i64 {
+    if follows() {
+        if let Some(taken) = take(Call::Clock, clock) {
+            let result = taken.result();
+            if let Some(place) = place(clock) {
+                LAST[place].store(result, Ordering::Relaxed);
+            }
+            taken.done();
+            return result;
+        }
+    }
+    let mut result = live();
+    if !(-4095..0).contains(&result) {
+        result += shift_of(clock);
+    }
+    append(Call::Clock, clock, result, &[]);
+    result
+}
+
+/// A sleep of the program's. The result is as `nanosleep` has it, and `left` what was left.
+fn doze(time: timespec, left: &mut timespec) -> i64 {
+    let left: *mut timespec = left;
+    // SAFETY: live.
+    unsafe {
+        interrupted(left, || match signals::mask_of_wait(std::ptr::null()) {
+            None => live!(next::nanosleep(&raw const time, left)),
+            Some(mask) => {
+                let (set, begun) = (signals::set_of(mask), raw::clock_ns(libc::CLOCK_MONOTONIC));
+                let result = live!(next::ppoll(std::ptr::null_mut(), 0, &raw const time, &raw const set));
+                *left = spec((ns(time) - (raw::clock_ns(libc::CLOCK_MONOTONIC) - begun)).max(0));
+                result
+            }
+        })
+    }
+}
+
+/// # Safety
+/// `left` is live.
+unsafe fn interrupted(left: *mut timespec, live: impl FnOnce() -> i64) -> i64 {
+    if follows() {
+        if let Some(taken) = take(Call::Sleep, 0) {
+            let result = taken.result();
+            if let Ok(bytes) = <&[u8; size_of::<timespec>()]>::try_from(taken.data()) {
+                // SAFETY: live and of this length.
+                unsafe { left.cast::<[u8; size_of::<timespec>()]>().write_unaligned(*bytes) };
+            }
+            taken.done();
+            return result;
+        }
+    }
+    let result = live();
+    signals::deliver();
+    // SAFETY: live.
+    let bytes = unsafe { crate::forms::slice(left.cast(), size_of::<timespec>()) };
+    append(Call::Sleep, 0, result, if result < 0 { std::slice::from_ref(&bytes) } else { &[] });
+    result
+}
+
+with_caller! {
+    "rdx" "x2" fn clock_gettime(clock: clockid_t, time: *mut timespec) -> c_int; by clock_told {
+        let result = number(clock, || {
+            let result = live!(next(clock, time));
+            if result < 0 { result } else { ns(*time) }
+        });
+        if (-4095..0).contains(&result) {
+            return errno::c(result) as c_int;
+        }
+        *time = spec(result);
+        0
+    }
+}
+
+hooks! {
+    fn gettimeofday(time: *mut timeval, zone: *mut libc::timezone) -> c_int {
+        let result = number(clock::GETTIMEOFDAY, || {
+            let mut own = timeval { tv_sec: 0, tv_usec: 0 };
+            thread::outside(|| next(&raw mut own, zone));
+            own.tv_sec * 1_000_000_000 + own.tv_usec * 1000
+        });
+        if let Some(time) = time.as_mut() {
+            *time = timeval { tv_sec: result / 1_000_000_000, tv_usec: result % 1_000_000_000 / 1000 };
+        }
+        0
+    }
+
+    fn time(to: *mut libc::time_t) -> libc::time_t {
+        let result = number(clock::TIME, || thread::outside(|| next(std::ptr::null_mut())) * 1_000_000_000) / 1_000_000_000;
+        if let Some(to) = to.as_mut() {
+            *to = result;
+        }
+        result
+    }
+
+    fn timespec_get(time: *mut timespec, base: c_int) -> c_int {
+        if clock_gettime(libc::CLOCK_REALTIME, time) == 0 { base } else { 0 }
+    }
+
+    fn clock() -> c_long {
+        number(clock::CPU, || thread::outside(|| next()))
+    }
+
+    fn times(to: *mut libc::tms) -> c_long {
+        let mut own: libc::tms = std::mem::zeroed();
+        let own = &raw mut own;
+        let result = structure(Call::Clock, clock::TIMES, own, || {
+            thread::outside(|| next(own)) + shift_of(clock::TIMES)
+        });
+        LAST[clock::TIMES as usize].store(result, Ordering::Relaxed);
+        if let Some(to) = to.as_mut() {
+            *to = *own;
+        }
+        result
+    }
+
+    fn getrusage(who: c_int, to: *mut rusage) -> c_int {
+        errno::c(structure(Call::Misc, libc::SYS_getrusage as i32, to, || live!(next(who, to)))) as c_int
+    }
+
+    fn nanosleep(time: *const timespec, left: *mut timespec) -> c_int {
+        let mut rest = timespec { tv_sec: 0, tv_nsec: 0 };
+        let result = doze(*time, &mut rest);
+        if result < 0 && !left.is_null() {
+            *left = rest;
+        }
+        errno::c(result) as c_int
+    }
+
+    fn clock_nanosleep(clock: clockid_t, flags: c_int, time: *const timespec, left: *mut timespec) -> c_int {
+        let mut rest = timespec { tv_sec: 0, tv_nsec: 0 };
+        let length = if flags & libc::TIMER_ABSTIME == 0 {
+            *time
+        } else {
+            // The program's own clock is asked only by whoever sleeps in fact.
+            spec((ns(to_kernel(clock, *time)) - raw::clock_ns(clock)).max(0))
+        };
+        let result = doze(length, &mut rest);
+        if result < 0 && flags & libc::TIMER_ABSTIME == 0 && !left.is_null() {
+            *left = rest;
+        }
+        -result as c_int
+    }
+
+    fn usleep(microseconds: c_uint) -> c_int {
+        let mut rest = timespec { tv_sec: 0, tv_nsec: 0 };
+        errno::c(doze(spec(i64::from(microseconds) * 1000), &mut rest)) as c_int
+    }
+
+    fn sleep(seconds: c_uint) -> c_uint {
+        let mut rest = timespec { tv_sec: 0, tv_nsec: 0 };
+        if doze(spec(i64::from(seconds) * 1_000_000_000), &mut rest) < 0 { rest.tv_sec as c_uint + u32::from(rest.tv_nsec >= 500_000_000) } else { 0 }
+    }
+}

@@ -1,0 +1,13 @@
+//! The hooks, by subject.
+
+mod clocks;
+mod data;
+mod descriptors;
+mod files;
+mod names;
+mod processes;
+mod sockets;
+mod streams;
+mod waits;
+
+pub use clocks::{shift_clocks, to_kernel};

@@ -1,0 +1,118 @@
+//! The memory of the trace, mapped where `tcpr_session::trace::memory` says.
+
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
+
+use tcpr_session::trace::memory::{
+    EXECUTED_AT, HEAD_AT, LIMIT_AT, LOG_ADDR, MAGIC, MAGIC_AT, MODE_AT, REASON_AT, REASON_LEN_AT, REASON_MAX, RECORDS_AT,
+    STATE_AT, TRACE_AT, VERSION, VERSION_AT,
+};
+
+use crate::raw::raw;
+
+/// What stands before the trace.
+#[repr(C)]
+pub struct Header {
+    pub magic: AtomicU32,
+    pub version: AtomicU32,
+    pub head: AtomicU64,
+    pub mode: AtomicU32,
+    _reserved: AtomicU32,
+    pub executed: AtomicU64,
+    pub records: AtomicU64,
+    pub state: AtomicU32,
+    _reserved_too: AtomicU32,
+    pub limit: AtomicU64,
+    reason_len: AtomicU32,
+    /// Whose file this is; offline only.
+    pub owner: AtomicU32,
+    reason: [AtomicU8; REASON_MAX],
+}
+
+const _: () = {
+    assert!(offset_of!(Header, magic) == MAGIC_AT && offset_of!(Header, version) == VERSION_AT);
+    assert!(offset_of!(Header, head) == HEAD_AT && offset_of!(Header, mode) == MODE_AT);
+    assert!(offset_of!(Header, executed) == EXECUTED_AT);
+    assert!(offset_of!(Header, records) == RECORDS_AT && offset_of!(Header, state) == STATE_AT);
+    assert!(offset_of!(Header, limit) == LIMIT_AT);
+    assert!(offset_of!(Header, reason_len) == REASON_LEN_AT && offset_of!(Header, reason) == REASON_AT);
+    assert!(size_of::<Header>() <= TRACE_AT);
+};
+
+/// The header. Only after [`map`] has succeeded: who is not OFF has mapped it.
+pub fn header() -> &'static Header {
+    // SAFETY: mapped for good; everything in it is atomic.
+    unsafe { &*(LOG_ADDR as *const Header) }
+}
+
+/// Maps the memory. False: it is not what it should be, or its place is taken.
+pub fn map(fd: i32, limit: u64) -> bool {
+    let (flags, protection) =
+        (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE, libc::PROT_READ | libc::PROT_WRITE);
+    let at = raw!(SYS_mmap, LOG_ADDR, TRACE_AT as u64 + limit, protection, flags, fd, 0);
+    at == LOG_ADDR as i64
+}
+
+/// Whether what is mapped has the layout that we know.
+pub fn is_known() -> bool {
+    header().magic.load(Ordering::Relaxed) == MAGIC && header().version.load(Ordering::Relaxed) == VERSION
+}
+
+/// The trace up to its head.
+pub fn trace(head: u64) -> &'static [u8] {
+    // SAFETY: what is before the head never changes, and is never unmapped.
+    unsafe { std::slice::from_raw_parts((LOG_ADDR + TRACE_AT) as *const u8, head as usize) }
+}
+
+/// The room behind the head.
+///
+/// # Safety
+/// Only for whoever appends, under the lock of the log, one at a time.
+pub unsafe fn room() -> &'static mut [u8] {
+    let (head, limit) = (header().head.load(Ordering::Relaxed), header().limit.load(Ordering::Relaxed));
+    let length = limit.saturating_sub(head) as usize;
+    // SAFETY: mapped and nobody else's, says the caller.
+    unsafe { std::slice::from_raw_parts_mut((LOG_ADDR + TRACE_AT + head as usize) as *mut u8, length) }
+}
+
+/// Says why; the state is set after that.
+pub fn set_reason(text: &[u8]) {
+    for (to, from) in header().reason.iter().zip(text) {
+        to.store(*from, Ordering::Relaxed);
+    }
+    header().reason_len.store(text.len().min(REASON_MAX) as u32, Ordering::Release);
+}
+
+/// Text without allocation, cut where the room ends.
+pub struct Text {
+    bytes: [u8; REASON_MAX],
+    len: usize,
+}
+
+impl Text {
+    /// These words.
+    pub fn of(words: std::fmt::Arguments<'_>) -> Self {
+        let mut text = Self { bytes: [0; REASON_MAX], len: 0 };
+        let _ = std::fmt::write(&mut text, words);
+        text
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Write for Text {
+    fn write_str(&mut self, s: &str) -> std::fmt::Result {
+        let room = self.bytes.get_mut(self.len..).unwrap_or_default();
+        let mut n = s.len().min(room.len());
+        while !s.is_char_boundary(n) {
+            n -= 1;
+        }
+        for (to, from) in room.iter_mut().zip(&s.as_bytes()[..n]) {
+            *to = *from;
+        }
+        self.len += n;
+        Ok(())
+    }
+}

@@ -1,0 +1,212 @@
+//! How it begins: before `main`, or at the first hooked call if that comes earlier.
+
+use std::ffi::{c_char, c_int, c_void, CStr};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tcpr_session::trace::memory::{mode, LIMIT_AT, MAGIC, TRACE_AT, VERSION};
+use tcpr_session::trace::Call;
+
+use crate::memory::{header, Text};
+use crate::raw::raw;
+use crate::{descriptors, engine, memory, partner, raw, signals, tails, thread, threads};
+
+/// Bytes for a trace in a file, if nothing else is said.
+const OFFLINE_LIMIT: u64 = 1 << 30;
+
+#[used]
+#[link_section = ".init_array"]
+static CONSTRUCTOR: extern "C" fn() = constructor;
+
+extern "C" fn constructor() {
+    CONSTRUCTED.store(true, Ordering::Relaxed);
+    begin();
+}
+
+/// The constructors of the libraries behind this one have run.
+static CONSTRUCTED: AtomicBool = AtomicBool::new(false);
+
+/// Decides what this process does.
+#[cold]
+pub fn begin() {
+    static BEGUN: AtomicBool = AtomicBool::new(false);
+    if BEGUN.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    thread::outside(|| {
+        if !offline() && !online() {
+            BEGUN.store(false, Ordering::Release);
+        }
+    });
+}
+
+fn variable(name: &CStr) -> Option<&'static CStr> {
+    // SAFETY: name is NUL-terminated; what is found is a string of the environment, which the program has not changed yet.
+    unsafe {
+        let value = libc::getenv(name.as_ptr());
+        (!value.is_null()).then(|| CStr::from_ptr(value))
+    }
+}
+
+/// With a file; false if none is named.
+fn offline() -> bool {
+    let Some(path) = variable(c"TCPR_HOT_FILE") else { return false };
+    let records = match variable(c"TCPR_HOT_MODE").map(CStr::to_bytes) {
+        Some(b"record") => true,
+        Some(b"follow") => false,
+        _ => {
+            engine::turn_off();
+            return true;
+        }
+    };
+    engine::set_offline();
+    let flags = libc::O_RDWR | libc::O_CLOEXEC | if records { libc::O_CREAT } else { 0 };
+    let fd = raw!(SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0o600) as i32;
+    if fd < 0 {
+        say(format_args!("cannot open TCPR_HOT_FILE: error {}", -fd));
+        engine::turn_off();
+        return true;
+    }
+    let asked = variable(c"TCPR_HOT_LIMIT").and_then(|text| text.to_str().ok()?.parse().ok());
+    let limit = if records { asked.unwrap_or(OFFLINE_LIMIT) } else { limit_of(fd) };
+    if records && raw!(SYS_ftruncate, fd, TRACE_AT as u64 + limit) < 0 || !memory::map(fd, limit) {
+        say(format_args!("cannot map TCPR_HOT_FILE"));
+        engine::turn_off();
+        return true;
+    }
+    raw!(SYS_close, fd);
+    let (me, owner) = (raw!(SYS_getpid), header().owner.load(Ordering::Relaxed));
+    // A program that the recorded one starts has its environment.
+    if owner != 0 && i64::from(owner) != me && raw!(SYS_kill, owner, 0) != i64::from(-libc::ESRCH) {
+        engine::turn_off();
+        return true;
+    }
+    header().owner.store(me as u32, Ordering::Relaxed);
+    if records {
+        header().magic.store(MAGIC, Ordering::Relaxed);
+        header().version.store(VERSION, Ordering::Relaxed);
+        header().limit.store(limit, Ordering::Relaxed);
+        header().head.store(0, Ordering::Release);
+        header().mode.store(mode::RECORD, Ordering::Release);
+    } else if !memory::is_known() {
+        say(format_args!("TCPR_HOT_FILE is no trace of this version"));
+        engine::turn_off();
+        return true;
+    }
+    go(records);
+    true
+}
+
+fn limit_of(fd: i32) -> u64 {
+    (raw!(SYS_lseek, fd, 0, libc::SEEK_END) as u64).saturating_sub(TRACE_AT as u64)
+}
+
+/// With the manager; false if libtcpr cannot say yet.
+fn online() -> bool {
+    if variable(c"TCPR_STANDBY").map(CStr::to_bytes) != Some(b"hot") {
+        engine::turn_off();
+        return true;
+    }
+    let fd = partner::memory();
+    if fd == partner::NOT_YET && !CONSTRUCTED.load(Ordering::Relaxed) {
+        return false;
+    }
+    if fd < 0 {
+        engine::turn_off();
+        return true;
+    }
+    // Behind the trace lies what is the manager's alone.
+    let mut limit = 0u64;
+    let known = raw!(SYS_pread64, fd, &raw mut limit, size_of::<u64>(), LIMIT_AT) == 8 && limit <= limit_of(fd);
+    let mapped = known && memory::map(fd, limit) && memory::is_known();
+    raw!(SYS_close, fd);
+    if !mapped {
+        engine::turn_off();
+        return true;
+    }
+    loop {
+        match header().mode.load(Ordering::Acquire) {
+            mode::WAIT => raw::futex_wait(header().mode.as_ptr(), mode::WAIT, 1_000_000_000),
+            mode::RECORD => break go(true),
+            mode::FOLLOW | mode::PROMOTE => break go(false),
+            _ => break engine::turn_off(),
+        }
+    }
+    true
+}
+
+fn go(records: bool) {
+    signals::begin();
+    threads::begin();
+    // Its input is not the member's own.
+    descriptors::set(0, descriptors::Kind::Outside, false);
+    thread::set_id(0);
+    // SAFETY: the function fits; registered first, it runs after all that the program registers.
+    unsafe { on_exit(exiting, std::ptr::null_mut()) };
+    if records {
+        engine::begin_recording();
+    } else {
+        header().executed.store(0, Ordering::Relaxed);
+        header().records.store(0, Ordering::Relaxed);
+        if !engine::is_offline() && !tails::begin() {
+            engine::diverge(format_args!("the place in memory for the newest output is taken"));
+        }
+        engine::begin_following();
+    }
+    seed();
+}
+
+/// The 16 random bytes that the kernel has given: some programs make keys of hash tables of them.
+fn seed() {
+    // SAFETY: the kernel's own pointer to 16 bytes on the stack, which live as long as the process.
+    let bytes = unsafe {
+        let at = libc::getauxval(libc::AT_RANDOM) as *mut [u8; 16];
+        if at.is_null() {
+            return;
+        }
+        &mut *at
+    };
+    if engine::follows() {
+        if let Some(taken) = engine::take(Call::Random, -1) {
+            if let Ok(theirs) = taken.data().try_into() {
+                *bytes = theirs;
+            }
+            taken.done();
+            return;
+        }
+    }
+    engine::append(Call::Random, -1, 16, &[&bytes[..]]);
+}
+
+extern "C" {
+    // Not in the libc crate.
+    fn on_exit(f: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
+}
+
+extern "C" fn exiting(status: c_int, _: *mut c_void) {
+    exit(status);
+}
+
+/// The program ends of its own accord.
+pub fn exit(status: c_int) {
+    if !engine::is_on() || thread::is_left_out() {
+        return;
+    }
+    if engine::follows() {
+        if let Some(taken) = engine::take(Call::Exit, 0) {
+            if taken.result() != i64::from(status) {
+                taken.diverges_in(format_args!("exits with {status}"));
+            }
+            taken.done();
+            engine::turn_off();
+            return;
+        }
+    }
+    engine::append(Call::Exit, 0, i64::from(status), &[]);
+    engine::turn_off();
+}
+
+/// Offline only: a line on standard error.
+pub fn say(words: std::fmt::Arguments<'_>) {
+    let text = Text::of(format_args!("tcpr hot standby: {words}\n"));
+    raw!(SYS_write, 2, text.bytes().as_ptr().cast::<c_char>(), text.bytes().len());
+}

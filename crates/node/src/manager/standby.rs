@@ -1,0 +1,599 @@
+//! Hot standby: the trace of the program on its way from the leader to the follower, and the promotion of the follower.
+//!
+//! The program's library writes the trace into a memory of ours where the program leads. The trace goes to the partner in the log,
+//! always before the commits of the turns that made it. The partner's manager writes it into its own memory, where the program of
+//! that member follows it. See docs/hot-standby.md.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use tcpr_session::filter::{Filter, Standing};
+use tcpr_session::record::TracePart;
+use tcpr_session::role::Role;
+use tcpr_session::trace::memory::{mode, state};
+use tcpr_session::tuple::{BySession, SessionId};
+use tcpr_session::Now;
+
+use super::control::{StandbyState, StandbyStatus};
+use super::link::PartnerLink;
+use super::program::Program;
+use super::Manager;
+use crate::link::{Message, TRACE};
+use crate::trace_memory::TraceMemory;
+
+#[cfg(test)]
+mod tests;
+
+/// So much of the trace goes into the log at once where the partner has yet to catch up.
+const PIECE: u64 = 256 << 10;
+/// It waits where so much of the log is not stored.
+const AHEAD: u64 = 1 << 20;
+/// A follower that is no further behind has caught up.
+const NEAR: u64 = 4 << 10;
+/// No program records more between two looks at what it tells.
+const MOST: u64 = 64 << 20;
+/// How often the partner is told how far the follower has come, and the trace of a program that tells nothing else is sent.
+const EVERY: Duration = Duration::from_millis(20);
+/// How long a follower that takes over has to come to the end of the trace.
+const CATCH_UP: Duration = Duration::from_secs(5);
+const NAP: Duration = Duration::from_micros(100);
+
+/// What is known of the partner's follower.
+struct Report {
+    life: u64,
+    head: u64,
+    executed: u64,
+    records: u64,
+    state: u32,
+    reason: String,
+    /// When it had executed nearly all that was in the log; `None`: never yet.
+    caught_up: Option<Now>,
+}
+
+/// The hot standby of one member.
+pub(super) struct Standby {
+    hot: bool,
+    limit: u64,
+    memory: Option<TraceMemory>,
+    /// Which life of the program the memory has the trace of: of ours, or the one that the partner's log names.
+    life: u64,
+    /// A process of ours has the memory.
+    taken: bool,
+    /// As leader: how much of it is in the log, and whether that is all of it.
+    shipped: u64,
+    complete: bool,
+    said_complete: bool,
+    /// Its log has named this life, and has said that nobody can follow.
+    named: bool,
+    said_end: bool,
+    /// Another process of the program has connections.
+    elsewhere: bool,
+    partner: Option<Report>,
+    /// As follower: the leader's trace was complete at some point of the log that we have.
+    exact: bool,
+    /// Where the trace ended when a session began, of those that began behind the snapshot.
+    opened: BySession<u64>,
+    /// Why it cannot be followed any more, and the leader's life of which that is so.
+    broken: Option<String>,
+    given_up: u64,
+    due: Now,
+    told: Option<(u64, u64, u32)>,
+    /// The program stands with these connections: what the takeover begins with.
+    standing: Vec<Standing>,
+    promotions: u64,
+}
+
+impl Standby {
+    pub(super) fn new(hot: bool, limit: u64) -> Standby {
+        Standby {
+            hot,
+            limit,
+            memory: None,
+            life: 0,
+            taken: false,
+            shipped: 0,
+            complete: false,
+            said_complete: false,
+            named: false,
+            said_end: false,
+            elsewhere: false,
+            partner: None,
+            exact: false,
+            opened: BySession::default(),
+            broken: None,
+            given_up: 0,
+            due: Duration::ZERO,
+            told: None,
+            standing: Vec::new(),
+            promotions: 0,
+        }
+    }
+
+    pub(super) fn is_hot(&self) -> bool {
+        self.hot
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Now> {
+        self.memory.is_some().then_some(self.due)
+    }
+
+    /// The program is about to be started: what the one before it has left is of no use to it, unless it follows.
+    pub(super) fn program_starts(&mut self, role: Role) {
+        if !self.hot {
+            return;
+        }
+        self.taken = false;
+        if role != Role::Backup {
+            self.broken = None;
+        }
+        self.note_divergence();
+        let follows = self.memory.as_ref().is_some_and(|m| m.mode() == mode::FOLLOW) && self.broken.is_none();
+        if role == Role::Backup && follows {
+            self.memory.iter().for_each(TraceMemory::begin_again);
+        } else {
+            self.begin_life();
+        }
+    }
+
+    /// The program here could not follow the leader's.
+    fn note_divergence(&mut self) {
+        let Some(memory) = self.memory.as_ref().filter(|m| m.mode() == mode::FOLLOW) else { return };
+        if self.broken.is_none() && matches!(memory.state(), state::DIVERGED | state::FULL | state::REFUSED) {
+            self.broken = Some(memory.reason());
+        }
+        if self.broken.is_some() {
+            self.given_up = self.life;
+        }
+    }
+
+    /// A life of the program begins, with an empty trace.
+    fn begin_life(&mut self) {
+        let made = crate::key::random().and_then(|life| Ok((life, TraceMemory::create(self.limit)?)));
+        match made {
+            Ok((life, memory)) => (self.life, self.memory) = (u64::from_ne_bytes(life).max(1), Some(memory)),
+            Err(error) => {
+                log::error!(error:%; "no memory for the trace of the program: the standby is not hot");
+                self.memory = None;
+            }
+        }
+        (self.shipped, self.complete, self.exact, self.taken) = (0, false, false, false);
+        (self.said_complete, self.named, self.said_end, self.elsewhere) = (false, false, false, false);
+        self.standing.clear();
+    }
+
+    /// The program's first process asks for the memory.
+    pub(super) fn take_memory(&mut self, role: Role) -> Option<BorrowedFd<'_>> {
+        if !self.hot || self.taken {
+            return None;
+        }
+        self.decide(role);
+        self.taken = true;
+        self.memory.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What the program does follows from the role, once that is known.
+    pub(super) fn decide(&mut self, role: Role) {
+        let Some(memory) = self.memory.as_ref().filter(|m| m.mode() == mode::WAIT) else { return };
+        match role {
+            Role::Master => memory.set_mode(mode::RECORD),
+            // It goes on as one that nobody leads where it cannot follow.
+            Role::Backup if self.broken.is_some() => memory.set_mode(mode::RECORD),
+            Role::Backup => {
+                // The life is the leader's, whose trace has yet to come.
+                self.life = 0;
+                memory.set_mode(mode::FOLLOW);
+            }
+            Role::Starting | Role::Fenced => {}
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.memory.as_ref().is_some_and(|m| m.mode() == mode::RECORD)
+    }
+
+    fn follows(&self) -> bool {
+        self.memory.as_ref().is_some_and(|m| m.mode() == mode::FOLLOW)
+    }
+}
+
+/// As leader.
+impl Standby {
+    /// The log is shipped to a new replica.
+    pub(super) fn begin_shipping(&mut self) {
+        // It may have some of it from before.
+        let there = self.partner.as_ref().filter(|p| p.life == self.life).map_or(0, |p| p.head);
+        (self.shipped, self.complete) = (self.memory.as_ref().map_or(0, |m| m.head().min(there)), false);
+        (self.said_complete, self.named, self.said_end) = (false, false, false);
+    }
+
+    /// Puts what the program has recorded into the log, before the commits that follow from it. The events that lead to these were
+    /// taken from the ring before.
+    pub(super) fn ship(&mut self, now: Now, filter: &mut Filter) {
+        if self.say_end(now, filter) {
+            return;
+        }
+        if self.elsewhere && self.leads() {
+            return self.end(now, filter, "another process of the program has connections, too".to_owned());
+        }
+        if self.complete && self.leads() {
+            self.ship_to(now, filter, u64::MAX);
+            self.note_end(now, filter);
+        }
+    }
+
+    /// The program's library records no more.
+    fn note_end(&mut self, now: Now, filter: &mut Filter) {
+        let Some(memory) = &self.memory else { return };
+        if matches!(memory.state(), state::FULL | state::REFUSED) {
+            let why = memory.reason();
+            self.end(now, filter, why);
+        }
+    }
+
+    /// The same for a partner that has yet to catch up, as fast as the link takes it.
+    fn catch_up(&mut self, now: Now, filter: &mut Filter, waiting: u64) {
+        if self.say_end(now, filter) || self.complete || !self.leads() || waiting > AHEAD && self.named {
+            return;
+        }
+        // The replica knows of another life before anything that follows from it.
+        let to = if self.named { self.shipped + PIECE } else { self.shipped };
+        // A program that has not begun to record has nothing that could be complete.
+        let records = |m: &TraceMemory| matches!(m.state(), state::RECORDING | state::LIVE);
+        self.complete = self.named && self.memory.as_ref().is_some_and(|m| records(m) && m.head() <= to);
+        self.ship_to(now, filter, to);
+        self.note_end(now, filter);
+        if self.complete {
+            log::info!(bytes = self.shipped; "the partner has the whole trace of the program");
+        }
+    }
+
+    fn ship_to(&mut self, now: Now, filter: &mut Filter, to: u64) {
+        let Some(memory) = &self.memory else { return };
+        let to = memory.head().min(to);
+        if to < self.shipped {
+            // Its program has written over what it must not touch.
+            return self.end(now, filter, format!("the trace became shorter: {to} bytes after {}", self.shipped));
+        }
+        if self.complete && to - self.shipped > MOST {
+            return self.end(now, filter, format!("the trace grew by {} bytes at once", to - self.shipped));
+        }
+        if to == self.shipped && self.said_complete == self.complete && self.named {
+            return;
+        }
+        self.named = true;
+        let mut bytes = Vec::new();
+        memory.copy(self.shipped, to, &mut bytes);
+        let part = if self.complete { TracePart::Complete } else { TracePart::Piece };
+        filter.write_trace(now, self.life, self.shipped, &bytes, part);
+        (self.shipped, self.said_complete) = (to, self.complete);
+    }
+
+    /// Nothing more is recorded in this life of the program, and nobody can follow it.
+    fn end(&mut self, now: Now, filter: &mut Filter, why: String) {
+        if self.broken.is_some() {
+            return;
+        }
+        log::error!(why = why.as_str(); "the program's state does not survive any more, its connections do");
+        self.memory.iter().for_each(|m| m.set_mode(mode::OFF));
+        self.broken = Some(why);
+        self.say_end(now, filter);
+    }
+
+    /// Tells a partner that nobody can follow, once in each log. Returns whether that is so.
+    fn say_end(&mut self, now: Now, filter: &mut Filter) -> bool {
+        let Some(why) = self.broken.as_ref() else { return false };
+        if !std::mem::replace(&mut self.said_end, true) {
+            filter.write_trace(now, self.life, self.shipped, why.as_bytes(), TracePart::End);
+        }
+        true
+    }
+
+    /// A connection is held by another process than the one that records.
+    pub(super) fn held_elsewhere(&mut self) {
+        self.elsewhere = true;
+    }
+
+    /// What the partner says of its follower.
+    pub(super) fn hear(&mut self, now: Now, message: &Message<'_>) {
+        let Message::Standby { life, head, executed, records, state, reason } = message else { return };
+        let before = self.partner.as_ref().map_or(state::STARTING, |p| p.state);
+        if *life == self.life && *state == state::DIVERGED && before != state::DIVERGED {
+            log::error!(why = reason.as_ref(); "the program on the partner does something else than ours: connections survive, its state does not");
+        }
+        if *life == self.life && !self.complete && self.shipped < *head {
+            // It has this much from before.
+            self.shipped = self.memory.as_ref().map_or(0, |m| m.head().min(*head));
+        }
+        // Of the same process: one that was started again begins with the first record.
+        let same = |p: &&Report| p.life == *life && p.executed <= *executed;
+        let before = self.partner.as_ref().filter(same).and_then(|p| p.caught_up);
+        let near = self.complete && executed.saturating_add(NEAR) >= *head;
+        self.partner = Some(Report {
+            caught_up: if near { Some(now) } else { before },
+            executed: *executed,
+            life: *life,
+            head: *head,
+            records: *records,
+            state: *state,
+            reason: reason.clone().into_owned(),
+        });
+    }
+
+    /// The partner is not there any more.
+    pub(super) fn forget_partner(&mut self) {
+        self.partner = None;
+        self.told = None;
+    }
+}
+
+/// As follower.
+impl Standby {
+    /// The next part of the leader's trace. Returns whether the program is to be started anew: it follows another life.
+    #[must_use]
+    pub(super) fn follow(&mut self, life: u64, at: u64, bytes: &[u8], part: TracePart) -> bool {
+        if !self.hot || self.given_up == life {
+            return false;
+        }
+        let mut again = false;
+        if self.life != life || !self.follows() {
+            again = self.taken && !(self.follows() && self.life == 0);
+            if again || self.memory.is_none() || !self.follows() {
+                self.begin_life();
+                self.memory.iter().for_each(|m| m.set_mode(mode::FOLLOW));
+            }
+            (self.life, self.broken, self.exact) = (life, None, false);
+        }
+        if part == TracePart::End {
+            self.broken.get_or_insert_with(|| String::from_utf8_lossy(bytes).into_owned());
+            return again;
+        }
+        let Some(memory) = &self.memory else { return again };
+        let head = memory.head();
+        let end = at.saturating_add(bytes.len() as u64);
+        // The link was lost, and it begins again.
+        let fresh = &bytes[(head.saturating_sub(at) as usize).min(bytes.len())..];
+        if self.broken.is_none() && (at > head || !fresh.is_empty() && !memory.append(head, fresh)) {
+            self.broken = Some(match at > head {
+                true => format!("a gap in the trace: {head} bytes are here, byte {at} came"),
+                false => "the memory for the trace is full: see standby_trace_bytes".to_owned(),
+            });
+            log::error!(why = self.broken.as_deref(); "the program cannot be followed any more");
+        }
+        self.exact |= part == TracePart::Complete && end <= memory.head();
+        again
+    }
+
+    /// The log begins anew, with a snapshot: the trace may be behind it until it is complete again.
+    pub(super) fn snapshot_begins(&mut self) {
+        self.exact = false;
+        self.opened.clear();
+    }
+
+    /// A session is in the log, and was not accepted before this moment of the trace.
+    pub(super) fn opened(&mut self, session: SessionId) {
+        if let Some(memory) = self.memory.as_ref().filter(|_| self.follows()) {
+            self.opened.insert(session, memory.head());
+        }
+    }
+
+    /// It is over.
+    pub(super) fn ended(&mut self, session: SessionId) {
+        self.opened.remove(&session);
+    }
+
+    /// What the program tells of a connection that had the addresses of a session before that began is not of that session.
+    fn drop_old_names(&self, filter: &Filter, standing: &mut Vec<Standing>) {
+        let opened = |s: &Standing| filter.store().find(&s.tuple).and_then(|id| self.opened.get(&id));
+        standing.retain(|s| opened(s).is_none_or(|at| s.since >= *at));
+    }
+
+    /// The program has ended in order. Returns whether it followed: then it ended because the leader's did.
+    #[must_use]
+    pub(super) fn note_follower_ended(&mut self) -> bool {
+        if !self.follows() {
+            return false;
+        }
+        self.broken.get_or_insert_with(|| "the master's program has ended".to_owned());
+        self.given_up = self.life;
+        true
+    }
+
+    /// Why the follower could not take over now; None: it could.
+    fn cannot_promote(&self) -> Option<String> {
+        let Some(memory) = self.memory.as_ref().filter(|_| self.follows()) else { return Some("nobody follows".to_owned()) };
+        match memory.state() {
+            _ if self.broken.is_some() => self.broken.clone(),
+            state::DIVERGED | state::FULL | state::REFUSED => Some(memory.reason()),
+            state::FOLLOWING if self.exact && self.taken => None,
+            _ => Some("the program has yet to catch up".to_owned()),
+        }
+    }
+
+    fn state(&self) -> (u32, String) {
+        match &self.memory {
+            Some(_) if self.broken.is_some() => (state::DIVERGED, self.broken.clone().unwrap_or_default()),
+            Some(memory) => {
+                let state = memory.state();
+                let ill = matches!(state, state::DIVERGED | state::FULL | state::REFUSED);
+                (state, if ill { memory.reason() } else { String::new() })
+            }
+            None => (state::STARTING, String::new()),
+        }
+    }
+
+    /// Tells the leader how far the follower has come, if that has changed.
+    fn report(&mut self, link: &mut PartnerLink) {
+        if !link.is_up() || !link.speaks(TRACE) || !self.follows() && self.given_up == 0 {
+            return;
+        }
+        let Some(memory) = &self.memory else { return };
+        let (state, reason) = self.state();
+        let life = if self.follows() { self.life } else { self.given_up };
+        let now = (life, memory.executed(), state);
+        if self.told.replace(now) == Some(now) {
+            return;
+        }
+        let (head, records) = if self.follows() { (memory.head(), memory.records()) } else { (0, 0) };
+        link.send(&Message::Standby { life, head, executed: now.1, records, state, reason: reason.into() });
+    }
+}
+
+impl Manager {
+    /// What is due with the trace.
+    pub(super) fn standby_timers(&mut self, now: Now) {
+        if self.standby.memory.is_none() {
+            return;
+        }
+        self.standby.decide(self.role.role());
+        let behind = self.filter.log_end().saturating_sub(self.filter.replica_position().max(self.replication.stored()));
+        if self.ships_trace() {
+            self.standby.catch_up(now, &mut self.filter, behind);
+        }
+        if now < self.standby.due {
+            return;
+        }
+        self.standby.due = now + EVERY;
+        if self.role.role() == Role::Backup {
+            self.standby.report(&mut self.link);
+        } else if self.ships_trace() && self.standby.complete {
+            // Of a program that only waits and looks at the clock.
+            self.drain_apps();
+        }
+        self.standby_health(now);
+    }
+
+    /// Whether what the program has recorded goes into the log now. A program that was started after the one before it had died
+    /// has nothing to say while the partner's may take over with the state of that one.
+    pub(super) fn ships_trace(&self) -> bool {
+        let leaves = self.takeover.has_died() || self.handover.is_under_way();
+        self.replication.ships() && self.link.speaks(TRACE) && self.serves() && !leaves
+    }
+
+    /// A follower that has diverged makes room for a program that can take the connections over by the warm rules.
+    fn standby_health(&mut self, now: Now) {
+        let _ = now;
+        let standby = &mut self.standby;
+        let ill = standby.follows() && standby.taken && {
+            let (state, _) = standby.state();
+            matches!(state, state::DIVERGED | state::FULL | state::REFUSED)
+        };
+        if !ill || self.role.role() != Role::Backup {
+            return;
+        }
+        standby.note_divergence();
+        let why = standby.broken.as_deref();
+        log::error!(why; "the program here does something else than the master's: it is started anew, without its state");
+        standby.report(&mut self.link);
+        if let Some(program) = &mut self.program {
+            program.replace();
+        }
+    }
+
+    /// The partner's log has a part of the trace.
+    pub(super) fn follow_trace(&mut self, life: u64, at: u64, bytes: &[u8], part: TracePart) {
+        if self.standby.follow(life, at, bytes, part) {
+            log::info!("the partner's program has begun a new life: ours is started anew to follow it");
+            if let Some(program) = &mut self.program {
+                program.replace();
+            }
+        }
+    }
+
+    /// This member takes over. The program comes to the end of the trace first, if it follows; else it is started anew, and the
+    /// sessions wait for it.
+    pub(super) fn promote_program(&mut self) {
+        if !self.standby.hot {
+            return;
+        }
+        if !self.standby.follows() {
+            // It waits for its connections, and has recorded from its beginning.
+            self.standby.broken = None;
+            return;
+        }
+        if let Some(why) = self.standby.cannot_promote() {
+            log::warn!(why = why.as_str(); "the program does not take over with its state");
+            return self.replace_follower();
+        }
+        let began = self.now();
+        self.standby.memory.iter().for_each(|m| m.set_mode(mode::PROMOTE));
+        loop {
+            let now = self.now();
+            let state = self.standby.memory.as_ref().map_or(state::REFUSED, TraceMemory::state);
+            if state == state::STANDING {
+                break;
+            }
+            let lives = || self.program.as_ref().is_some_and(Program::lives);
+            if !matches!(state, state::FOLLOWING | state::AT_END) || now > began + CATCH_UP || !lives() {
+                let (head, executed) = self.standby.memory.as_ref().map_or((0, 0), |m| (m.head(), m.executed()));
+                log::error!(state, head, executed, why = self.standby.state().1.as_str(); "the program did not come to the end of the trace: it is started anew");
+                return self.replace_follower();
+            }
+            self.stay_alive();
+            std::thread::sleep(NAP);
+        }
+        let mut standing = self.standby.memory.as_ref().map(TraceMemory::read_standing).unwrap_or_default();
+        self.standby.drop_old_names(&self.filter, &mut standing);
+        self.standby.standing = standing;
+        let us = (self.now() - began).as_micros() as u64;
+        log::info!(connections = self.standby.standing.len(), us; "the program goes on with its state");
+        self.standby.promotions += 1;
+        // It records from here on, behind what it has followed.
+        self.standby.memory.iter().for_each(|m| m.set_mode(mode::RECORD));
+        self.standby.begin_shipping();
+    }
+
+    /// This member is master, and has no sessions to take over: nobody leads the program that follows.
+    pub(super) fn lead_without_state(&mut self) {
+        if self.standby.follows() {
+            self.standby.broken = None;
+            self.replace_follower();
+        }
+    }
+
+    fn replace_follower(&mut self) {
+        self.standby.begin_life();
+        if let Some(program) = &mut self.program {
+            program.replace();
+        }
+    }
+
+    /// Where the program stands that takes over.
+    pub(super) fn take_standing(&mut self) -> Vec<Standing> {
+        std::mem::take(&mut self.standby.standing)
+    }
+
+    /// The part of `tcpr status` about it.
+    pub(super) fn standby_status(&self) -> StandbyStatus {
+        let (now, master) = (self.now(), matches!(self.role.role(), Role::Master | Role::Fenced));
+        let standby = &self.standby;
+        let (own, why) = standby.state();
+        let memory = standby.memory.as_ref().filter(|_| standby.hot);
+        let records = memory.map_or(0, TraceMemory::records);
+        let partner = standby.partner.as_ref().filter(|p| master && p.life == standby.life);
+        let word = |state: u32, complete: bool| match state {
+            state::FOLLOWING | state::AT_END if complete => StandbyState::Following,
+            state::DIVERGED | state::REFUSED => StandbyState::Diverged,
+            state::FULL => StandbyState::Full,
+            _ => StandbyState::Joining,
+        };
+        let (state, reason) = match partner {
+            _ if memory.is_none() => (StandbyState::None, String::new()),
+            _ if !why.is_empty() => (word(own, false), why),
+            None if master && standby.partner.is_none() => (StandbyState::None, String::new()),
+            Some(p) => (word(p.state, standby.complete && p.caught_up.is_some()), p.reason.clone()),
+            None if standby.follows() => (word(own, standby.exact), String::new()),
+            None => (StandbyState::Joining, String::new()),
+        };
+        let behind = partner.map(|p| records.saturating_sub(p.records));
+        let since = partner.and_then(|p| p.caught_up).unwrap_or(now);
+        StandbyStatus {
+            mode: self.config.service.standby,
+            state,
+            lag_records: behind,
+            lag_ms: behind.map(|n| if n == 0 { 0.0 } else { now.saturating_sub(since).as_micros() as f64 / 1000.0 }),
+            reason: Some(reason).filter(|reason| !reason.is_empty()),
+            trace_bytes: memory.map_or(0, TraceMemory::head),
+            promotions: standby.promotions,
+        }
+    }
+}

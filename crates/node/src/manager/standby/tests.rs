@@ -1,0 +1,233 @@
+use super::*;
+use tcpr_session::filter::{Engine, FilterConfig};
+use tcpr_session::record::{self, Record};
+use tcpr_session::tuple::FourTuple;
+
+use crate::trace_memory::Place;
+
+const LIMIT: u64 = 1 << 20;
+const NOW: Now = Duration::ZERO;
+
+fn filter() -> Filter {
+    let (ports, outgoing, engine) = (Vec::new(), Vec::new(), Engine::Repair);
+    let mut filter = Filter::new(FilterConfig { ports, outgoing, max_turn: EVERY, engine, hooked: true, asynchronous: false });
+    filter.activate();
+    filter
+}
+
+fn leader() -> Standby {
+    let mut leader = Standby::new(true, LIMIT);
+    leader.program_starts(Role::Starting);
+    assert!(leader.take_memory(Role::Master).is_some());
+    begins(&leader);
+    leader
+}
+
+/// Its library records.
+fn begins(leader: &Standby) {
+    leader.memory.as_ref().unwrap().set_state(state::RECORDING);
+}
+
+fn follower() -> Standby {
+    let mut follower = Standby::new(true, LIMIT);
+    follower.program_starts(Role::Backup);
+    assert!(follower.take_memory(Role::Backup).is_some());
+    follower
+}
+
+fn records(standby: &Standby, bytes: &[u8]) {
+    let memory = standby.memory.as_ref().unwrap();
+    assert!(memory.append(memory.head(), bytes));
+}
+
+fn trace(standby: &Standby) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let memory = standby.memory.as_ref().unwrap();
+    memory.copy(0, memory.head(), &mut bytes);
+    bytes
+}
+
+fn catches_up(leader: &mut Standby, filter: &mut Filter) {
+    (0..3).for_each(|_| leader.catch_up(NOW, filter, 0));
+    assert!(leader.complete);
+}
+
+/// What the log has goes to the follower. Returns whether its program is to be started anew.
+fn deliver(filter: &mut Filter, to: &mut Standby) -> bool {
+    let mut log = Vec::new();
+    filter.take_batch(&mut log);
+    let (mut rest, mut again) = (&log[..], false);
+    while let Some(record) = record::decode(&mut rest).unwrap() {
+        if let Record::Trace { life, at, bytes, part } = record {
+            again |= to.follow(life, at, bytes, part);
+        }
+    }
+    again
+}
+
+#[test]
+fn a_follower_that_comes_late_gets_the_whole_trace_in_pieces() {
+    let (mut leader, mut follower, mut filter) = (leader(), follower(), filter());
+    let bytes: Vec<u8> = (0..PIECE * 2 + 5).map(|i| ((i * 7) >> 3) as u8).collect();
+    records(&leader, &bytes);
+    leader.begin_shipping();
+    leader.ship(NOW, &mut filter);
+    assert!(!deliver(&mut filter, &mut follower) && trace(&follower).is_empty(), "it waits for its turn");
+    // The life is named at once; the rest waits for room.
+    for piece in 0..3 {
+        assert!(!leader.complete && !follower.exact, "{piece}");
+        leader.catch_up(NOW, &mut filter, AHEAD + 1);
+        assert_eq!(leader.shipped, PIECE * piece);
+        assert!(!deliver(&mut filter, &mut follower) && follower.life == leader.life);
+        leader.catch_up(NOW, &mut filter, 0);
+        assert!(!deliver(&mut filter, &mut follower));
+    }
+    assert!(leader.complete && follower.exact);
+    assert!(trace(&follower) == bytes);
+    // From now on with each look at what the program has told.
+    records(&leader, b"more");
+    leader.ship(NOW, &mut filter);
+    deliver(&mut filter, &mut follower);
+    assert!(trace(&follower).ends_with(b"more"));
+}
+
+#[test]
+fn an_empty_trace_is_complete() {
+    let (mut leader, mut follower, mut filter) = (leader(), follower(), filter());
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    deliver(&mut filter, &mut follower);
+    assert!(follower.exact && follower.life == leader.life);
+}
+
+#[test]
+fn after_a_lost_link_only_what_is_missing_is_sent() {
+    let (mut leader, mut follower, mut filter) = (leader(), follower(), filter());
+    records(&leader, b"before");
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    deliver(&mut filter, &mut follower);
+    records(&leader, b" and after");
+    let hear = |leader: &mut Standby, follower: &Standby| {
+        let head = follower.memory.as_ref().unwrap().head();
+        let (executed, records, state, reason) = (0, 0, state::FOLLOWING, "".into());
+        leader.hear(NOW, &Message::Standby { life: follower.life, head, executed, records, state, reason });
+    };
+    // Told before the log begins, and after.
+    for before in [true, false] {
+        leader.forget_partner();
+        if before {
+            hear(&mut leader, &follower);
+        }
+        leader.begin_shipping();
+        hear(&mut leader, &follower);
+        assert_eq!(leader.shipped, 6);
+    }
+    // Or not at all: it is sent again, and taken once.
+    leader.forget_partner();
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    assert!(!deliver(&mut filter, &mut follower));
+    assert_eq!(trace(&follower), b"before and after");
+}
+
+#[test]
+fn another_life_of_the_leader_has_the_program_started_anew() {
+    let (mut leader, mut follower, mut filter) = (leader(), follower(), filter());
+    records(&leader, b"first");
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    assert!(!deliver(&mut filter, &mut follower));
+    leader.program_starts(Role::Master);
+    assert!(leader.take_memory(Role::Master).is_some());
+    begins(&leader);
+    records(&leader, b"second");
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    assert!(deliver(&mut filter, &mut follower));
+    assert_eq!(trace(&follower), b"second");
+    // It begins with the trace that is there.
+    follower.program_starts(Role::Backup);
+    assert!(follower.take_memory(Role::Backup).is_some() && follower.follows());
+    assert_eq!(trace(&follower), b"second");
+}
+
+#[test]
+fn what_a_leader_cannot_record_nobody_follows() {
+    let (mut leader, mut follower, mut filter) = (leader(), follower(), filter());
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    deliver(&mut filter, &mut follower);
+    leader.held_elsewhere();
+    leader.ship(NOW, &mut filter);
+    deliver(&mut filter, &mut follower);
+    assert!(follower.cannot_promote().unwrap().contains("another process"));
+    assert!(!leader.leads());
+    // A program that was started anew for that reason does not follow the same life again, but another one.
+    (follower.given_up, follower.broken) = (follower.life, Some("why".to_owned()));
+    follower.program_starts(Role::Backup);
+    assert!(follower.take_memory(Role::Backup).is_some() && follower.leads());
+    assert!(!follower.follow(follower.given_up, 0, b"", TracePart::Complete) && follower.leads());
+    assert!(follower.follow(5, 0, b"", TracePart::Complete) && follower.follows());
+    // A program that is started again leads a new life.
+    leader.program_starts(Role::Master);
+    assert!(leader.take_memory(Role::Master).is_some() && leader.leads());
+}
+
+#[test]
+fn that_nobody_can_follow_is_said_again_over_the_next_link() {
+    let (mut leader, mut follower, mut filter) = (leader(), follower(), filter());
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    deliver(&mut filter, &mut follower);
+    assert!(follower.exact);
+    // Another process came while there was no partner; what says so is lost with the link, too.
+    leader.forget_partner();
+    leader.held_elsewhere();
+    leader.ship(NOW, &mut filter);
+    filter.take_batch(&mut Vec::new());
+    leader.begin_shipping();
+    follower.snapshot_begins();
+    leader.catch_up(NOW, &mut filter, 0);
+    deliver(&mut filter, &mut follower);
+    assert!(follower.cannot_promote().unwrap().contains("another process") && !follower.exact);
+}
+
+#[test]
+fn a_program_that_does_not_record_is_not_followed() {
+    let (mut leader, mut filter) = (Standby::new(true, LIMIT), filter());
+    leader.program_starts(Role::Starting);
+    assert!(leader.take_memory(Role::Master).is_some());
+    leader.begin_shipping();
+    (0..5).for_each(|_| leader.catch_up(NOW, &mut filter, 0));
+    assert!(!leader.complete);
+    begins(&leader);
+    leader.catch_up(NOW, &mut filter, 0);
+    assert!(leader.complete);
+}
+
+#[test]
+fn a_gap_and_a_memory_that_is_full_are_said() {
+    let mut follower = follower();
+    let _ = follower.follow(7, 0, b"abc", TracePart::Piece);
+    let _ = follower.follow(7, 5, b"x", TracePart::Complete);
+    assert!(follower.cannot_promote().unwrap().contains("gap"));
+    let mut follower = self::follower();
+    let _ = follower.follow(7, 0, &vec![0; LIMIT as usize + 1], TracePart::Complete);
+    assert!(follower.cannot_promote().unwrap().contains("full"));
+}
+
+#[test]
+fn connections_and_their_output_come_through_the_memory() {
+    let memory = TraceMemory::create(LIMIT).unwrap();
+    let tuple = |port| FourTuple { local: "192.0.2.200:5555".parse().unwrap(), peer: ([192, 0, 2, 9], port).into() };
+    let place = |port, read, written, shut| Place { tuple: tuple(port), read, written, since: 3, shut, closed: !shut };
+    let told = [(place(1, 5, 9, true), &b"tail"[..]), (place(2, 0, u64::MAX, false), b"")];
+    assert!(memory.write_standing(told.into_iter()));
+    assert_eq!(memory.state(), state::STANDING);
+    let back = memory.read_standing();
+    assert_eq!(back.len(), 2);
+    assert_eq!((back[0].tuple, back[0].read, back[0].written, &back[0].tail[..]), (tuple(1), 5, 9, &b"tail"[..]));
+    assert_eq!((back[1].tuple, back[1].written, back[1].tail.len()), (tuple(2), u64::MAX, 0));
+    assert_eq!((back[0].shut, back[0].closed, back[1].shut, back[1].closed), (true, false, false, true));
+}

@@ -1,0 +1,71 @@
+//! Layout of the memory that holds a trace. The manager makes it and the library maps it; offline it is a file.
+//!
+//! All numbers are in the machine's own byte order.
+
+/// First four bytes of the memory: "TCPT".
+pub const MAGIC: u32 = u32::from_ne_bytes(*b"TCPT");
+/// Version of this layout and of the records' encoding.
+pub const VERSION: u32 = 1;
+/// Where programs map the memory, so that their own mappings lie alike in leader and follower.
+pub const LOG_ADDR: usize = 0x5000_0000_0000;
+
+/// Offset of [`MAGIC`], u32.
+pub const MAGIC_AT: usize = 0;
+/// Offset of [`VERSION`], u32.
+pub const VERSION_AT: usize = 4;
+/// Offset of the number of bytes of trace that are valid, u64. Whoever appends stores it, with release ordering.
+pub const HEAD_AT: usize = 8;
+/// Offset of the [`mode`], u32, a futex. The manager writes it.
+pub const MODE_AT: usize = 16;
+/// Offset of the trace position up to which the follower has executed, u64.
+pub const EXECUTED_AT: usize = 24;
+/// Offset of the number of records recorded or executed, u64.
+pub const RECORDS_AT: usize = 32;
+/// Offset of the [`state`], u32. The library writes it.
+pub const STATE_AT: usize = 40;
+/// Offset of the number of bytes that are there for the trace, u64.
+pub const LIMIT_AT: usize = 48;
+/// Offset of the length of the reason, u32.
+pub const REASON_LEN_AT: usize = 56;
+/// Offset of the reason for [`state::DIVERGED`], [`state::FULL`] or [`state::REFUSED`], UTF-8.
+pub const REASON_AT: usize = 64;
+/// Most bytes of a reason.
+pub const REASON_MAX: usize = 960;
+/// Offset of the trace.
+pub const TRACE_AT: usize = 4096;
+
+/// What the manager tells the library to do.
+pub mod mode {
+    /// Not decided: wait.
+    pub const WAIT: u32 = 0;
+    /// Record.
+    pub const RECORD: u32 = 1;
+    /// Follow the trace, and wait for more where it ends.
+    pub const FOLLOW: u32 = 2;
+    /// The head does not grow any more: follow up to it, then go live.
+    pub const PROMOTE: u32 = 3;
+    /// Do nothing.
+    pub const OFF: u32 = 4;
+}
+
+/// What the library does.
+pub mod state {
+    /// It has not begun.
+    pub const STARTING: u32 = 0;
+    /// It records.
+    pub const RECORDING: u32 = 1;
+    /// It follows.
+    pub const FOLLOWING: u32 = 2;
+    /// It has reached the end of the trace, and waits for the sockets.
+    pub const AT_END: u32 = 3;
+    /// It was promoted, and records.
+    pub const LIVE: u32 = 4;
+    /// The program did something else than the trace says.
+    pub const DIVERGED: u32 = 5;
+    /// The trace has reached its limit.
+    pub const FULL: u32 = 6;
+    /// This program cannot be recorded or followed.
+    pub const REFUSED: u32 = 7;
+    /// It has reached the end of the trace, and has told where it stands with its connections.
+    pub const STANDING: u32 = 8;
+}

@@ -1,0 +1,46 @@
+//! What `libtcpr_hot.so` calls. These symbols are private: they change with that library, which is built with this one.
+
+use libc::{c_int, size_t};
+use tcpr_session::trace::SESSION;
+
+use crate::guard::inside;
+use crate::ops;
+use crate::ops::standing::{self, HotConnection};
+
+/// A descriptor of the trace's memory; -1: this process neither leads nor follows; -2: this library is just beginning.
+#[no_mangle]
+pub extern "C" fn tcpr_hot_memory() -> c_int {
+    inside(-1, || match ops::begin() {
+        true => standing::memory().unwrap_or(-1),
+        false => -2,
+    })
+}
+
+/// Whether a descriptor is a protected connection; if so, which one.
+///
+/// # Safety
+/// `session` points to room for [`SESSION`] bytes.
+#[no_mangle]
+pub unsafe extern "C" fn tcpr_hot_session(fd: c_int, session: *mut u8) -> c_int {
+    let Some(found) = inside(None, || standing::session(fd)) else { return 0 };
+    // SAFETY: the caller's promise.
+    unsafe { std::ptr::copy_nonoverlapping(found.as_ptr(), session, SESSION) };
+    1
+}
+
+/// The program takes over: hands over where it stands with its connections, and puts their sockets under their numbers. Returns
+/// how many there were, or -1.
+///
+/// # Safety
+/// `list` points to `n` connections; each has `tail_len` bytes at its `tail`.
+#[no_mangle]
+pub unsafe extern "C" fn tcpr_hot_stand(list: *mut HotConnection, n: size_t) -> c_int {
+    let connections = match n {
+        0 => &mut [][..],
+        // SAFETY: the caller's promise.
+        _ => unsafe { std::slice::from_raw_parts_mut(list, n) },
+    };
+    // SAFETY: the caller's promise.
+    let adopted = inside(None, || unsafe { standing::stand(connections) });
+    adopted.map_or(-1, |n| n as c_int)
+}
