@@ -243,8 +243,9 @@ pub struct Filter {
     /// Sessions without a socket, and those that the barrier waits for.
     probing: usize,
     awaited: usize,
-    /// Sessions that the program which takes over has already, and whether in the middle of a turn: see [`Filter::stand`].
-    standing: BySession<bool>,
+    /// Where a program takes over that has followed another one: the sessions that it has already, and whether in the middle of a
+    /// turn. See [`Filter::stand`].
+    standing: Option<BySession<bool>>,
     /// Torn sessions that this takeover has reset, while strangers are not answered otherwise.
     resets: BTreeSet<FourTuple>,
     /// Sessions of which packets went around the queues, until that matters no more, and those to ask the kernel about.
@@ -283,7 +284,7 @@ impl Filter {
             timers: BinaryHeap::new(),
             probing: 0,
             awaited: 0,
-            standing: BySession::default(),
+            standing: None,
             resets: BTreeSet::new(),
             around: BySession::default(),
             around_asked: BTreeSet::new(),
@@ -369,7 +370,7 @@ impl Filter {
     /// have left: to free that of many takes a while.
     pub fn demote(&mut self) -> Remains {
         self.gate.demote();
-        self.standing.clear();
+        self.standing = None;
         let live = self.drop_in_hand();
         for h in self.handshakes.take_held() {
             if let Some(id) = h.id {

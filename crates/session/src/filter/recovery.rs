@@ -97,7 +97,7 @@ impl Filter {
     /// fenced the filter for that is done with it.
     pub fn recover(&mut self, now: Now) {
         assert!(self.gate.serves(), "only a master recovers");
-        self.standing.clear();
+        self.standing = None;
         self.write_syncs();
         let before = self.drop_in_hand();
         // What the dead application called for has no socket any more: nobody would have the connection.
@@ -111,9 +111,11 @@ impl Filter {
         self.forget_spliced_ports();
         let mut ids: Vec<SessionId> = self.store.iter().map(|s| s.open.session).collect();
         ids.sort_unstable();
-        let unpaired = self.unpaired();
+        let mut unpaired = self.unpaired();
+        unpaired.retain(|id| !self.stands(*id));
         self.counters.unpaired += unpaired.len() as u64;
-        let lost = |id: &SessionId| unpaired.binary_search(id).is_ok() && !self.stands(*id);
+        let lacking = |id: &SessionId| self.store.get(*id).is_some_and(|s| self.is_lacking(s));
+        let lost = |id: &SessionId| unpaired.binary_search(id).is_ok() || lacking(id);
         let (unwanted, ids): (Vec<_>, Vec<_>) =
             ids.into_iter().partition(|id| !self.stands(*id) && self.store.get(*id).is_some_and(|s| self.is_unwanted(s)));
         let (torn, whole): (Vec<_>, Vec<_>) =

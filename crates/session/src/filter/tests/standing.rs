@@ -1,22 +1,8 @@
 //! Hot standby: sessions go on where the program stands that takes over.
 
+use super::takeover::half_way;
 use super::*;
 use crate::hook::HookEvent;
-
-/// A request answered with ten bytes of which the peer has four; a second one of five bytes is stored and not read.
-fn half_way() -> Rig {
-    let mut r = Rig::open();
-    r.peer(say(ACK, 0, 0, b"ping"));
-    r.read(4);
-    r.write(b"0123456789");
-    r.wait();
-    r.kernel(say(ACK, 0, 4, b"0123456789"));
-    r.stored();
-    r.peer(say(ACK, 4, 4, b"again"));
-    r.kernel(say(ACK, 10, 9, b""));
-    r.stored();
-    r
-}
 
 /// The replica takes over with a program that stands there.
 fn promote(r: &mut Rig, read: u64, written: u64, tail: &[u8]) -> (usize, Vec<Action>) {
@@ -129,4 +115,25 @@ fn a_program_that_dies_in_the_turn_that_it_took_over_leaves_no_client_without_an
     assert!(!r.session().torn);
     r.f.recover(r.now);
     assert!(!r.f.store().is_empty());
+}
+
+#[test]
+fn what_the_program_lacks_is_not_given_to_it_as_new() {
+    let without = |mut r: Rig| {
+        r.f = std::mem::replace(&mut r.replica, Filter::new(config()));
+        assert_eq!(r.f.stand(&[]), 0);
+        r.f.take_over(r.now);
+        r.drain();
+        r
+    };
+    // In the middle of something.
+    assert!(without(half_way()).f.store().is_empty());
+    // Its first request is stored, and nobody has read it: the program may not have accepted it yet.
+    let mut r = Rig::open();
+    r.peer(say(ACK, 0, 0, b"hello"));
+    r.stored();
+    let mut r = without(r);
+    r.peer(say(ACK, 5, 0, b""));
+    let spec = r.restore(true);
+    assert_eq!((spec.rcv_nxt, spec.input_pending), (r.session().in_seq(0).0, true));
 }

@@ -31,7 +31,7 @@ impl Rig {
 }
 
 /// A request answered with ten bytes of which four are acknowledged, and a second one not read.
-fn half_way() -> Rig {
+pub(super) fn half_way() -> Rig {
     let mut r = Rig::open();
     r.peer(say(ACK, 0, 0, b"ping"));
     r.read(4);
