@@ -253,13 +253,14 @@ pub fn connection(fd: i32) -> Option<&'static Connection> {
 fn release(e: &Entry) {
     let place = e.connection.swap(0, Ordering::AcqRel);
     if let Some(c) = (place as usize).checked_sub(1).and_then(|place| CONNECTIONS.get(place)) {
-        if let (1, Some(tuple)) = (c.descriptors.load(Ordering::Acquire), c.tuple()) {
+        let last = engine::follows() && c.descriptors.load(Ordering::Acquire) == 1;
+        if let Some(tuple) = c.tuple().filter(|_| last) {
             let serial = c.serial.load(Ordering::Relaxed);
             let closed = &CLOSED_ONES[serial as usize % CLOSED];
             closed.read.store(c.read.load(Ordering::Relaxed), Ordering::Relaxed);
             closed.written.store(c.written.load(Ordering::Relaxed), Ordering::Relaxed);
             closed.since.store(c.since.load(Ordering::Relaxed), Ordering::Relaxed);
-            // SAFETY: threads close one at a time, in the order of the trace.
+            // SAFETY: threads of a follower close one at a time, in the order of the trace.
             unsafe { *closed.tuple.get() = tuple };
             closed.serial.store(serial, Ordering::Release);
         }

@@ -357,6 +357,7 @@ fn wait_for_more(seen: u64, idle: &mut i64) {
         mode::PROMOTE if with_log(|log| log.runs_for(LAST_NS)) => raw::sleep_ns(20_000),
         mode::PROMOTE => go_live(),
         mode::OFF => diverge(format_args!("the manager has ended it")),
+        _ if !start::manager_lives() => diverge(format_args!("the manager is gone")),
         _ => {
             *idle = (*idle * 2).clamp(20_000, 5_000_000);
             // The low half, as a futex: whoever appends may wake us.

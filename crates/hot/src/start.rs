@@ -1,7 +1,7 @@
 //! How it begins: before `main`, or at the first hooked call if that comes earlier.
 
 use std::ffi::{c_char, c_int, c_void, CStr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use tcpr_session::trace::memory::{mode, LIMIT_AT, MAGIC, TRACE_AT, VERSION};
 use tcpr_session::trace::Call;
@@ -100,9 +100,21 @@ fn limit_of(fd: i32) -> u64 {
     (raw!(SYS_lseek, fd, 0, libc::SEEK_END) as u64).saturating_sub(TRACE_AT as u64)
 }
 
+/// The process of the manager, which has started this one.
+static MANAGER: AtomicI32 = AtomicI32::new(0);
+
+/// Whether the manager that has started this process is there. Without it a follower waits for ever.
+pub fn manager_lives() -> bool {
+    let manager = MANAGER.load(Ordering::Relaxed);
+    manager != 0 && raw!(SYS_getppid) == i64::from(manager)
+}
+
 /// With the manager; false if libtcpr cannot say yet.
 fn online() -> bool {
-    if variable(c"TCPR_STANDBY").map(CStr::to_bytes) != Some(b"hot") {
+    let manager = variable(c"TCPR_STANDBY").and_then(|value| value.to_str().ok()?.strip_prefix("hot:")?.parse().ok());
+    MANAGER.store(manager.unwrap_or(0), Ordering::Relaxed);
+    if !manager_lives() {
+        // Nobody has started a hot standby, or a process of one has started this.
         engine::turn_off();
         return true;
     }
@@ -125,6 +137,7 @@ fn online() -> bool {
     }
     loop {
         match header().mode.load(Ordering::Acquire) {
+            mode::WAIT if !manager_lives() => engine::diverge(format_args!("the manager is gone")),
             mode::WAIT => raw::futex_wait(header().mode.as_ptr(), mode::WAIT, 1_000_000_000),
             mode::RECORD => break go(true),
             mode::FOLLOW | mode::PROMOTE => break go(false),

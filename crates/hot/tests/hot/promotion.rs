@@ -129,7 +129,7 @@ fn start(place: &Place, command: &[String], started: &mut usize) -> Child {
     let path = |file: PathBuf| file.display().to_string();
     let environment = [
         format!("LD_PRELOAD={}:{}", path(library()), path(place.file("partner.so"))),
-        "TCPR_STANDBY=hot".to_owned(),
+        format!("TCPR_STANDBY=hot:{}", std::process::id()),
         format!("PARTNER_MEMORY={}", path(place.file("memory"))),
         format!("PARTNER_LEADER={}", path(place.file("leader"))),
     ];

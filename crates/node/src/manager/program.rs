@@ -136,7 +136,8 @@ impl Program {
             if let Some(hot) = &self.spec.hot_library {
                 preload.push(hot);
                 preload.push(":");
-                command.env("TCPR_STANDBY", "hot");
+                // For our own child, and not for what that starts.
+                command.env("TCPR_STANDBY", format!("hot:{}", std::process::id()));
             }
             preload.push(library);
             if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|v| !v.is_empty()) {
@@ -262,6 +263,11 @@ impl Program {
     pub fn replace(&mut self) {
         self.replaced = self.child.is_some();
         self.signal(Signal::KILL);
+    }
+
+    /// Whether it was killed to be started again.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced
     }
 
     /// Whether its end was that of [`Program::replace`]; asked once.
