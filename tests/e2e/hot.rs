@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -189,6 +190,19 @@ fn a_program_that_differs_is_dropped_and_named() {
     w.no_reset();
 }
 
+/// A follower whose manager is gone would wait for ever, and hold the port.
+#[test]
+fn a_follower_ends_with_its_manager() {
+    let w = World::new("orphan", hot("rooms"), &[&built("rooms_server"), "5555"]);
+    let master = follows(&w);
+    let [program] = w.pair.programs(1 - master)[..] else { panic!("one process") };
+    let manager = w.pair.process(1 - master).expect("it runs").pid();
+    let killed = Command::new("kill").args(["-KILL", &manager.to_string()]).status().expect("kill");
+    assert!(killed.success());
+    let stat = format!("/proc/{program}/stat");
+    wait_until(PATIENCE, "the follower ends", || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
+}
+
 /// Many counters in a redis server that keeps nothing on disk.
 #[test]
 fn redis_goes_on_with_its_counters_transactions_and_subscribers() {
@@ -255,6 +269,37 @@ fn redis_goes_on_with_its_counters_transactions_and_subscribers() {
             assert_eq!(ask(t, &format!("get counter{n}")), count.to_string());
         }
     }
+    w.no_reset();
+}
+
+/// A server that forks to save what it has: the child has its connections, too, and does nothing with them.
+#[test]
+fn a_child_that_only_saves_ends_nothing() {
+    let place = std::env::temp_dir().join(format!("tcpr-redis-{}", std::process::id()));
+    std::fs::create_dir_all(&place).expect("a directory");
+    let path = place.display().to_string();
+    let program =
+        ["redis-server", "--port", "5555", "--bind", "*", "-::*", "--protected-mode", "no", "--save", "", "--dir", &path];
+    let mut w = World::new("saves", hot("saves"), &program);
+    let master = follows(&w);
+    let mut talker = Talker::new(&w);
+    let mut ask = |command: &str| {
+        talker.say(command);
+        talker.line()
+    };
+    assert_eq!(ask("incr counter"), ":1");
+    assert_eq!(ask("bgsave"), "+Background saving started");
+    let saved = place.join("dump.rdb");
+    wait_until(PATIENCE, "the child has saved", || saved.exists());
+    assert_eq!(ask("incr counter"), ":2");
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!((follows(&w), standby(&w, master)["reason"].clone()), (master, Value::Null));
+    // A member that starts reads what is there.
+    std::fs::remove_file(saved).expect("removed");
+    w.fail_over(Fault::KillServer);
+    assert_eq!(ask("incr counter"), ":3");
+    follows(&w);
+    let _ = std::fs::remove_dir_all(place);
     w.no_reset();
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tcpr_session::filter::{Filter, PROGRAM};
-use tcpr_session::hook::HookEvent;
+use tcpr_session::hook::{HookEvent, Origin};
 use tcpr_session::role::{Epoch, Role, RoleInput};
 use tcpr_session::tuple::SessionId;
 use tcpr_session::Now;
@@ -235,7 +235,7 @@ fn drain(
     for (&id, app) in apps.iter_mut() {
         let may_follow = program.is_some_and(|program| !program.is_main(app.channel.pid()));
         let drained = app.channel.drain(|event| {
-            elsewhere |= may_follow && matches!(event, HookEvent::Attach { .. });
+            elsewhere |= may_follow && uses(&event);
             let ends = matches!(event, HookEvent::Close { .. } | HookEvent::Shutdown { .. } | HookEvent::Exit);
             if !ends || !may_follow || !*crashed.get_or_insert_with(|| has_crashed(program, stop)) {
                 filter.handle(now, id, event);
@@ -259,6 +259,16 @@ fn drain(
     filter.set_intents(apps.iter().filter_map(|(id, app)| Some((*id, app.channel.open_intent()?))));
     if any {
         filter.run_commits(now);
+    }
+}
+
+/// Whether a process has a connection for itself. One that has just been forked has those of its parent, too, and many do nothing
+/// with them.
+fn uses(event: &HookEvent<'_>) -> bool {
+    match event {
+        HookEvent::Attach { origin, .. } => *origin != Origin::Inherited,
+        HookEvent::Read { .. } | HookEvent::Write { .. } | HookEvent::Shutdown { .. } => true,
+        _ => false,
     }
 }
 
@@ -688,11 +698,15 @@ impl Manager {
         }
     }
 
+    /// Whether a channel is that of the process that was started.
+    pub(super) fn is_main(&self, id: u32) -> bool {
+        let pid = self.apps.joined.get(&id).map(|app| app.channel.pid());
+        pid.zip(self.program.as_ref()).is_some_and(|(pid, program)| program.is_main(pid))
+    }
+
     /// The memory of the trace is for the process that was started, and for no other.
     fn give_trace(&mut self, id: u32, number: u32) {
-        let Some(pid) = self.apps.joined.get(&id).map(|app| app.channel.pid()) else { return };
-        let main = self.program.as_ref().is_some_and(|program| program.is_main(pid));
-        let role = self.role.role();
+        let (main, role) = (self.is_main(id), self.role.role());
         match main.then(|| self.standby.take_memory(role)).flatten() {
             Some(memory) => drop(self.apps.answer(id, number, Reply::Ok, &[memory])),
             None => {

@@ -50,23 +50,21 @@ impl Manager {
             }
             return;
         }
-        if !self.stop.is_under_way() && status.code() == Some(0) && self.standby.note_follower_ended() {
-            // The leader's has ended in order, and this one after it. The service goes on, here and there.
-            log::warn!("the program that followed the partner's has ended as that did: it is started anew, without its state");
-            self.kill_the_rest();
-            self.apps_of_dead_program(now);
-            if let Some(program) = &mut self.program {
-                program.crashed(now, status);
-            }
-            return;
-        }
+        // A program that follows ends in order where the leader's did, also when it has been given up a moment ago. The service
+        // goes on, here and there.
+        let ended = status.code() == Some(0);
+        let followed = ended && self.standby.is_hot() && !self.stop.is_under_way() && {
+            let replaced = self.program.as_ref().is_some_and(Program::is_replaced);
+            self.standby.note_follower_ended() || replaced
+        };
+        let in_order = ended && !followed;
         // Its descriptors are closed by now; what it left unsaid, it meant only if it ended in order.
-        if status.code() == Some(0) || self.stop.is_under_way() {
+        if in_order || self.stop.is_under_way() {
             // Without hooks nobody has told what it closed.
             self.receive_out();
             self.filter.program_exited(now);
         }
-        if status.code() == Some(0) {
+        if in_order {
             self.leave(program::exit_code(status));
             return;
         }

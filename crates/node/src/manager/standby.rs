@@ -79,7 +79,7 @@ pub(super) struct Standby {
     due: Now,
     told: Option<(u64, u64, u32)>,
     /// The program stands with these connections: what the takeover begins with.
-    standing: Vec<Standing>,
+    standing: Option<Vec<Standing>>,
     promotions: u64,
 }
 
@@ -104,7 +104,7 @@ impl Standby {
             given_up: 0,
             due: Duration::ZERO,
             told: None,
-            standing: Vec::new(),
+            standing: None,
             promotions: 0,
         }
     }
@@ -158,7 +158,7 @@ impl Standby {
         }
         (self.shipped, self.complete, self.exact, self.taken) = (0, false, false, false);
         (self.said_complete, self.named, self.said_end, self.elsewhere) = (false, false, false, false);
-        self.standing.clear();
+        self.standing = None;
     }
 
     /// The program's first process asks for the memory.
@@ -421,6 +421,11 @@ impl Standby {
         }
     }
 
+    /// This member leads: why it could not follow is of no account any more.
+    fn leads_from_here(&mut self) {
+        self.broken = None;
+    }
+
     /// Tells the leader how far the follower has come, if that has changed.
     fn report(&mut self, link: &mut PartnerLink) {
         if !link.is_up() || !link.speaks(TRACE) || !self.follows() && self.given_up == 0 {
@@ -459,7 +464,7 @@ impl Manager {
             // Of a program that only waits and looks at the clock.
             self.drain_apps();
         }
-        self.standby_health(now);
+        self.standby_health();
     }
 
     /// Whether what the program has recorded goes into the log now. A program that was started after the one before it had died
@@ -470,8 +475,7 @@ impl Manager {
     }
 
     /// A follower that has diverged makes room for a program that can take the connections over by the warm rules.
-    fn standby_health(&mut self, now: Now) {
-        let _ = now;
+    fn standby_health(&mut self) {
         let standby = &mut self.standby;
         let ill = standby.follows() && standby.taken && {
             let (state, _) = standby.state();
@@ -507,8 +511,7 @@ impl Manager {
         }
         if !self.standby.follows() {
             // It waits for its connections, and has recorded from its beginning.
-            self.standby.broken = None;
-            return;
+            return self.standby.leads_from_here();
         }
         if let Some(why) = self.standby.cannot_promote() {
             log::warn!(why = why.as_str(); "the program does not take over with its state");
@@ -533,9 +536,9 @@ impl Manager {
         }
         let mut standing = self.standby.memory.as_ref().map(TraceMemory::read_standing).unwrap_or_default();
         self.standby.drop_old_names(&self.filter, &mut standing);
-        self.standby.standing = standing;
         let us = (self.now() - began).as_micros() as u64;
-        log::info!(connections = self.standby.standing.len(), us; "the program goes on with its state");
+        log::info!(connections = standing.len(), us; "the program goes on with its state");
+        self.standby.standing = Some(standing);
         self.standby.promotions += 1;
         // It records from here on, behind what it has followed.
         self.standby.memory.iter().for_each(|m| m.set_mode(mode::RECORD));
@@ -545,21 +548,23 @@ impl Manager {
     /// This member is master, and has no sessions to take over: nobody leads the program that follows.
     pub(super) fn lead_without_state(&mut self) {
         if self.standby.follows() {
-            self.standby.broken = None;
             self.replace_follower();
+        } else {
+            self.standby.leads_from_here();
         }
     }
 
     fn replace_follower(&mut self) {
+        self.standby.leads_from_here();
         self.standby.begin_life();
         if let Some(program) = &mut self.program {
             program.replace();
         }
     }
 
-    /// Where the program stands that takes over.
-    pub(super) fn take_standing(&mut self) -> Vec<Standing> {
-        std::mem::take(&mut self.standby.standing)
+    /// Where the program stands, if one takes over that has followed another.
+    pub(super) fn take_standing(&mut self) -> Option<Vec<Standing>> {
+        self.standby.standing.take()
     }
 
     /// The part of `tcpr status` about it.

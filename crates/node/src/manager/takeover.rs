@@ -263,8 +263,7 @@ impl Takeover {
 impl Manager {
     /// The store is ours: probe every peer, and restore each session as its answer comes.
     pub(super) fn begin_takeover(&mut self, now: Now) {
-        let standing = self.take_standing();
-        if !standing.is_empty() {
+        if let Some(standing) = self.take_standing() {
             let going_on = self.filter.stand(&standing);
             if going_on < standing.len() {
                 log::info!(connections = standing.len(), going_on; "connections have ended that the program still has");
@@ -702,6 +701,10 @@ impl Manager {
 
     /// `GetStanding`: the program that takes over gets the sockets of the connections that it has.
     pub(super) fn hand_standing(&mut self, channel: u32, number: u32) {
+        if !self.is_main(channel) {
+            let text = "only the program's first process takes over".to_owned();
+            return self.apps.reply(channel, number, Reply::Error { errno: libc::EPERM, text });
+        }
         let n = self.takeover.standing.len().min(MAX_RECOVERED);
         let out: Vec<Ready> = self.takeover.standing.drain(..n).collect();
         let t = &self.takeover;

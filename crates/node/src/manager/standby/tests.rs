@@ -194,6 +194,21 @@ fn that_nobody_can_follow_is_said_again_over_the_next_link() {
 }
 
 #[test]
+fn a_program_that_could_not_follow_can_be_followed_when_it_leads() {
+    let (mut other, mut follower, mut filter) = (follower(), follower(), filter());
+    let _ = other.follow(7, 0, b"why", TracePart::End);
+    other.note_divergence();
+    other.program_starts(Role::Backup);
+    assert!(other.take_memory(Role::Backup).is_some() && other.leads());
+    begins(&other);
+    other.leads_from_here();
+    other.begin_shipping();
+    catches_up(&mut other, &mut filter);
+    deliver(&mut filter, &mut follower);
+    assert!(follower.exact && follower.broken.is_none() && follower.life == other.life);
+}
+
+#[test]
 fn a_program_that_does_not_record_is_not_followed() {
     let (mut leader, mut filter) = (Standby::new(true, LIMIT), filter());
     leader.program_starts(Role::Starting);
