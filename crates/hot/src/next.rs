@@ -93,7 +93,7 @@ macro_rules! next_functions {
     )*};
 }
 
-use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, sockaddr, socklen_t, timespec};
+use libc::{epoll_event, fd_set, nfds_t, pollfd, pthread_t, sigset_t, sockaddr, socklen_t, timespec};
 
 next_functions! {
     fn accept4(fd: i32, address: *mut sockaddr, length: *mut socklen_t, flags: i32) -> i32;
@@ -104,12 +104,15 @@ next_functions! {
     fn nanosleep(time: *const timespec, left: *mut timespec) -> i32;
     fn sigsuspend(mask: *const sigset_t) -> i32;
     fn fork() -> i32;
+    fn pthread_clockjoin_np(thread: pthread_t, result: *mut *mut c_void, clock: i32, until: *const timespec) -> i32;
+    fn pthread_cond_clockwait(condition: *mut c_void, mutex: *mut c_void, clock: i32, until: *const timespec) -> i32;
     fn pthread_mutex_lock(mutex: *mut c_void) -> i32;
     fn pthread_mutex_unlock(mutex: *mut c_void) -> i32;
     fn pthread_rwlock_rdlock(lock: *mut c_void) -> i32;
     fn pthread_rwlock_wrlock(lock: *mut c_void) -> i32;
     fn pthread_spin_lock(lock: *mut c_void) -> i32;
     fn sem_wait(semaphore: *mut c_void) -> i32;
+    fn sem_clockwait(semaphore: *mut c_void, clock: i32, until: *const timespec) -> i32;
     fn fdopen(fd: i32, mode: *const c_char) -> *mut libc::FILE;
     fn getrandom(buffer: *mut c_void, n: usize, flags: u32) -> isize;
 }

@@ -12,7 +12,7 @@ use tcpr_session::trace::Call;
 
 use crate::engine::{append, follows, take, Taken};
 use crate::forms::{hooks, told};
-use crate::raw::raw;
+use crate::raw::{self, raw};
 use crate::{descriptors, errno, next, thread};
 
 /// What the program has asked for.
@@ -162,6 +162,42 @@ pub fn window(fd: c_int, events: i16) -> bool {
     }
 }
 
+/// How long the first thread waits for other threads until it lets signals in: no call does both.
+const SLICE_NS: i64 = 20_000_000;
+/// How many handlers have run.
+static RAN: AtomicU64 = AtomicU64::new(0);
+
+/// A wait for other threads, made in slices if this thread has handlers to run: `wait` gets the time of the monotonic clock at which
+/// its slice ends, and says whether it is over. After a handler has run, `ended_by` says whether that ends the wait; it is told whether the
+/// handler interrupts calls.
+pub fn in_slices<T>(mut wait: impl FnMut(&libc::timespec) -> Option<T>, ended_by: impl Fn(bool) -> bool) -> Sliced<T> {
+    let Some(mask) = mask_of_wait(std::ptr::null()).filter(|_| !follows()) else { return Sliced::Not };
+    loop {
+        let until = raw::clock_ns(libc::CLOCK_MONOTONIC) + SLICE_NS;
+        let until = libc::timespec { tv_sec: until / 1_000_000_000, tv_nsec: until % 1_000_000_000 };
+        if let Some(result) = thread::outside(|| wait(&until)) {
+            return Sliced::Over(result);
+        }
+        raw_mask(libc::SIG_SETMASK, Some(mask));
+        apply();
+        let ran = RAN.load(Ordering::Relaxed);
+        let interrupts = thread::in_program(|| deliver_unless(mask));
+        if RAN.load(Ordering::Relaxed) != ran && ended_by(interrupts) {
+            return Sliced::Ended;
+        }
+    }
+}
+
+/// How [`in_slices`] has ended.
+pub enum Sliced<T> {
+    /// What was waited for is there.
+    Over(T),
+    /// By a handler.
+    Ended,
+    /// It was not made: there are no handlers to run.
+    Not,
+}
+
 /// True: a handler ran that interrupts calls.
 fn deliver_unless(blocked: u64) -> bool {
     if PENDING.load(Ordering::Relaxed) == 0 || follows() || thread::id() != 0 {
@@ -181,6 +217,7 @@ fn deliver_unless(blocked: u64) -> bool {
         // SAFETY: plain data.
         let bytes = unsafe { crate::forms::slice((&raw const info).cast(), size_of::<siginfo_t>()) };
         append(Call::Signal, -1, i64::from(signal), &[bytes]);
+        RAN.fetch_add(1, Ordering::Relaxed);
         interrupts |= wanted(signal).flags & libc::SA_RESTART == 0;
         run(signal, &mut info);
     }

@@ -30,6 +30,16 @@ pub fn is_left_out() -> bool {
     ME.with(|me| me.inside.get() || me.id.get() < 0)
 }
 
+/// Runs code of the program, in the middle of a call.
+pub fn in_program<T>(f: impl FnOnce() -> T) -> T {
+    ME.with(|me| {
+        let before = me.inside.replace(false);
+        let result = f();
+        me.inside.set(before);
+        result
+    })
+}
+
 /// Makes a call of the next library. Hooks that it reaches are not the program's.
 pub fn outside<T>(f: impl FnOnce() -> T) -> T {
     ME.with(|me| {

@@ -12,6 +12,7 @@ use tcpr_session::trace::{Call, Program};
 use crate::engine::{append, follows, is_threaded, passes, set_threaded, take};
 use crate::forms::{hooks, with_caller};
 use crate::hooks::to_kernel;
+use crate::signals::Sliced;
 use crate::{engine, errno, next, raw, signals, thread};
 
 /// Most threads at a time.
@@ -279,7 +280,17 @@ with_caller! {
     }
 
     "rsi" "x1" fn sem_wait(it: *mut c_void) -> c_int; by semaphore_wait {
-        errno::c(lock(|| errno::kernel(next(it).into()))) as c_int
+        errno::c(attempt(Call::Lock, || {
+            let slice = |until: &timespec| match errno::kernel(next::sem_clockwait(it, libc::CLOCK_MONOTONIC, until).into()) {
+                late if late == -i64::from(libc::ETIMEDOUT) => None,
+                result => Some(result),
+            };
+            match signals::in_slices(slice, |interrupts| interrupts) {
+                Sliced::Over(result) => result,
+                Sliced::Ended => -i64::from(libc::EINTR),
+                Sliced::Not => errno::kernel(next(it).into()),
+            }
+        }, || errno::kernel(next(it).into()))) as c_int
     }
 
     "rsi" "x1" fn sem_trywait(it: *mut c_void) -> c_int; by semaphore_trywait {
@@ -299,7 +310,18 @@ with_caller! {
     }
 
     "rdx" "x2" fn pthread_cond_wait(condition: *mut c_void, mutex: *mut c_void) -> c_int; by condition_wait {
-        wait(mutex, || next(condition, mutex))
+        wait(mutex, || {
+            let slice = |until: &timespec| {
+                let result = next::pthread_cond_clockwait(condition, mutex, libc::CLOCK_MONOTONIC, until);
+                (result != libc::ETIMEDOUT).then_some(result)
+            };
+            // A wait may end for no reason: the handler may have told what was waited for.
+            match signals::in_slices(slice, |_| true) {
+                Sliced::Over(result) => result,
+                Sliced::Ended => 0,
+                Sliced::Not => next(condition, mutex),
+            }
+        })
     }
 
     "rcx" "x3" fn pthread_cond_timedwait(condition: *mut c_void, mutex: *mut c_void, time: *const timespec) -> c_int; by condition_timedwait {
@@ -332,7 +354,14 @@ hooks! {
                 return error;
             }
         }
-        let error = crate::thread::outside(|| next(thread, result));
+        let slice = |until: &timespec| {
+            let error = next::pthread_clockjoin_np(thread, result, libc::CLOCK_MONOTONIC, until);
+            (error != libc::ETIMEDOUT).then_some(error)
+        };
+        let error = match signals::in_slices(slice, |_| false) {
+            Sliced::Over(error) => error,
+            Sliced::Ended | Sliced::Not => crate::thread::outside(|| next(thread, result)),
+        };
         append(Call::Join, 0, error.into(), &[]);
         error
     }

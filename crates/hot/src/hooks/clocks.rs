@@ -87,8 +87,21 @@ fn spec(ns: i64) -> timespec {
     timespec { tv_sec: ns.div_euclid(1_000_000_000), tv_nsec: ns.rem_euclid(1_000_000_000) }
 }
 
+/// A clock's number in the trace. The kernel's numbers of the processor time of threads and processes have their ids in them
+/// (`CPUCLOCK_WHICH` and `CPUCLOCK_PERTHREAD_MASK` of the kernel are the rest), which differ between the members.
+fn traced(clock: i32) -> i32 {
+    const WHICH: i32 = 7;
+    const OF_DESCRIPTOR: i32 = 3;
+    if clock < 0 && clock & WHICH != OF_DESCRIPTOR {
+        !WHICH | clock & WHICH
+    } else {
+        clock
+    }
+}
+
 /// A clock that gives one number. `None`: it failed, and the result is the error's.
 fn number(clock: i32, live: impl FnOnce() -> i64) -> i64 {
+    let clock = traced(clock);
     if follows() {
         if let Some(taken) = take(Call::Clock, clock) {
             let result = taken.result();

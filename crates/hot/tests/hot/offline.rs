@@ -272,3 +272,43 @@ fn handlers_of_signals_run_where_they_ran() {
     assert!(output("record.out").matches("alarm").count() > 25, "{}", output("record.out"));
     assert_eq!(output("record.out").matches("one").count(), 2);
 }
+
+/// The first thread only waits for another one. Its handler runs all the same, and ends the program.
+const JOINING: &str = r#"
+import ctypes, os, signal, socket, sys, threading
+listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+libc = ctypes.CDLL(None)
+def serve():
+    while True:
+        stream = listener.accept()[0]
+        while line := stream.recv(1000):
+            stream.sendall(line)
+HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+handler = HANDLER(lambda signal: (os.write(1, b'told to end\n'), os._exit(0)))
+libc.signal(signal.SIGTERM, handler)
+thread = threading.Thread(target=serve)
+thread.start()
+libc.pthread_join.argtypes = [ctypes.c_ulong, ctypes.c_void_p]
+libc.pthread_join(thread.ident, None)
+"#;
+
+#[test]
+fn a_handler_runs_while_the_first_thread_waits_for_another() {
+    let port = free_port();
+    let command = [installed("python3"), "-c".to_owned(), JOINING.to_owned(), port.to_string()];
+    let place = Place::new("joining");
+    let trace = place.file("trace");
+    let mut leader = start("record", &trace, &place, &command);
+    let mut stream = connect(port);
+    stream.write_all(b"x\n").expect("sent");
+    assert_eq!(stream.read(&mut [0; 10]).expect("an answer"), 2);
+    // The first thread has had time to wait.
+    std::thread::sleep(Duration::from_millis(100));
+    signal(&leader, "TERM");
+    assert!(wait_for(&mut leader, "the leader").success());
+    let status = wait_for(&mut start("follow", &trace, &place, &command), "the follower");
+    let output = |name: &str| fs::read_to_string(place.file(name)).expect("the output");
+    assert!(status.success(), "{status}: {}", output("follow.err"));
+    assert_eq!(output("record.out"), "told to end\n");
+    assert_eq!(output("follow.out"), "told to end\n");
+}
