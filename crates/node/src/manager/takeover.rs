@@ -13,7 +13,7 @@ use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
 use super::acceptors::{self, Accepts};
-use super::doorbells::{Decision, Doorbells, RING_AGAIN};
+use super::doorbells::{Decision, Doorbells, RING_AGAIN, STUCK};
 use super::program::Program;
 use super::sharing::{Sharing, HOLD};
 use super::Manager;
@@ -73,6 +73,16 @@ struct Out {
     channel: u32,
     /// It came with others, and may wait there for an accept: the process has not asked for more since.
     stashed: bool,
+    /// Since when the process is about to accept it.
+    since: Now,
+}
+
+impl Out {
+    /// When somebody is rung for it; `None`: as long as it waits. What was fetched alone is about to be accepted, and nobody else
+    /// can have it. But its process may wait with it for what a doorbell ends.
+    fn rings(&self) -> Option<Now> {
+        (!self.stashed).then(|| self.since + STUCK)
+    }
 }
 
 /// A process that waits for others to ask first.
@@ -546,11 +556,14 @@ impl Manager {
         }
         let t = &mut self.takeover;
         let alone = t.is_alone(port);
-        // What was fetched alone is about to be accepted, and nobody else can have it.
-        let left = ready + t.out.iter().filter(|out| out.info.tuple.local.port() == port && out.stashed).count();
-        if left == 0 || !t.has_listener(port) {
+        let out = || t.out.iter().filter(|out| out.info.tuple.local.port() == port).map(Out::rings);
+        let left = ready + out().filter(|rings| rings.is_none_or(|at| now >= at)).count();
+        if !t.has_listener(port) {
             // A Listen rings.
             return None;
+        }
+        if left == 0 {
+            return out().flatten().min();
         }
         if t.doorbells.listeners(port).is_none() && self.who_accepts(port).around_hooks {
             log::info!(port; "a port is accepted by system calls that no hook sees: its sessions come out of its listener");
@@ -604,7 +617,8 @@ impl Manager {
         let now = self.now();
         let t = &mut self.takeover;
         // A process asks when its stash is empty.
-        t.out.iter_mut().filter(|o| o.channel == channel && o.info.tuple.local.port() == port).for_each(|o| o.stashed = false);
+        let stashed = |o: &&mut Out| o.stashed && o.channel == channel && o.info.tuple.local.port() == port;
+        t.out.iter_mut().filter(stashed).for_each(|o| (o.stashed, o.since) = (false, now));
         if max == 0 || max > 1 && t.is_alone(port) {
             return self.hand_out(now, &Asking { channel, number, port }, max as usize);
         }
@@ -690,7 +704,7 @@ impl Manager {
             out.iter().for_each(|r| self.filter.handed_out(now, r.info.session));
             let t = &mut self.takeover;
             t.sharing.entry(port).or_default().took(channel, n);
-            t.out.extend(out.into_iter().map(|Ready { info, .. }| Out { info, channel, stashed: n > 1 }));
+            t.out.extend(out.into_iter().map(|Ready { info, .. }| Out { info, channel, stashed: n > 1, since: now }));
             let most = t.started.map_or(now, |started| started + MOST_BARRIER);
             t.barrier_until = t.barrier_until.map(|until| until.max((now + BARRIER).min(most)));
             self.restore_waiting(now);
