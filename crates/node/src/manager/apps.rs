@@ -236,6 +236,10 @@ fn drain(
         let may_follow = program.is_some_and(|program| !program.is_main(app.channel.pid()));
         let drained = app.channel.drain(|event| {
             elsewhere |= may_follow && uses(&event);
+            if ships && matches!(event, HookEvent::Attach { origin: Origin::Inherited, .. }) {
+                // The filter may commit before that what was told before it: the trace of that goes first.
+                standby.ship(now, filter);
+            }
             let ends = matches!(event, HookEvent::Close { .. } | HookEvent::Shutdown { .. } | HookEvent::Exit);
             if !ends || !may_follow || !*crashed.get_or_insert_with(|| has_crashed(program, stop)) {
                 filter.handle(now, id, event);
