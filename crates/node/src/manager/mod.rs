@@ -373,6 +373,7 @@ impl Manager {
                 let token = event.token;
                 self.watched(token, |m| m.dispatch(event));
             }
+            self.watched("ends of processes", Manager::bury_apps);
             self.watched("timers", Manager::timers);
         }
     }
