@@ -44,6 +44,7 @@ mod partner;
 mod poller;
 mod program;
 mod reachability;
+mod ready;
 mod replication;
 mod roles;
 mod serving;

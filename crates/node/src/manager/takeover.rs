@@ -1,6 +1,6 @@
 //! Restoring sessions and handing them over (docs/design.md, "Takeover").
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -15,6 +15,7 @@ use tcpr_session::Now;
 use super::acceptors::{self, Accepts};
 use super::doorbells::{Decision, Doorbells, RING_AGAIN, STUCK};
 use super::program::Program;
+use super::ready::{Queue, Ready};
 use super::sharing::{Sharing, HOLD};
 use super::Manager;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
@@ -62,11 +63,6 @@ pub struct Report {
     pub done_us: u64,
 }
 
-struct Ready {
-    info: RecoveredInfo,
-    socket: OwnedFd,
-}
-
 /// A session that a process was handed, and that has yet to be accepted there.
 struct Out {
     info: RecoveredInfo,
@@ -103,12 +99,12 @@ pub(super) struct Takeover {
     barrier_until: Option<Now>,
     doorbell_at: Option<Now>,
     listeners: HashMap<u16, HashSet<u32>>,
-    ready: HashMap<u16, VecDeque<Ready>>,
+    ready: HashMap<u16, Queue>,
     /// Sessions whose sockets are made when the application has taken others: a process may have only so many. Whether
     /// their peers answered.
     waiting: BTreeMap<SessionId, bool>,
     /// Those of a program that takes over and has them already.
-    standing: VecDeque<Ready>,
+    standing: Queue,
     /// No socket is made before this.
     files_at: Option<Now>,
     /// A socket with this number is the last: the process has other things to open.
@@ -155,7 +151,7 @@ impl Takeover {
             listeners: HashMap::new(),
             ready: HashMap::new(),
             waiting: BTreeMap::new(),
-            standing: VecDeque::new(),
+            standing: Queue::default(),
             files_at: None,
             most_files: 0,
             most_ready: 0,
@@ -203,7 +199,7 @@ impl Takeover {
 
     /// Sockets that the application has yet to take.
     fn made(&self) -> usize {
-        self.ready.values().map(VecDeque::len).sum::<usize>() + self.standing.len()
+        self.ready.values().map(Queue::len).sum::<usize>() + self.standing.len()
     }
 
     /// The filter wants to know how the program waits that accepts this connection.
@@ -238,7 +234,7 @@ impl Takeover {
     pub(super) fn forget(&mut self, session: SessionId) {
         self.waiting.remove(&session);
         for queue in self.ready.values_mut().chain([&mut self.standing]) {
-            queue.retain(|r| r.info.session != session);
+            queue.take(session);
         }
         self.out.retain(|out| out.info.session != session);
     }
@@ -513,7 +509,7 @@ impl Manager {
         removed.is_ok_and(|removed| removed)
     }
 
-    fn to_hand_out(&self, queue: &VecDeque<Ready>) -> usize {
+    fn to_hand_out(&self, queue: &Queue) -> usize {
         match self.filter.any_later() {
             true => queue.iter().filter(|r| !self.filter.is_later(r.info.session)).count(),
             false => queue.len(),
@@ -668,23 +664,24 @@ impl Manager {
         let mut alone = self.takeover.gate_until.is_some();
         if alone {
             n = 0;
-        } else if let Some(next) =
-            queue.iter().position(|r| self.filter.hand_out(r.info.session) == HandOut::Alone).filter(|_| n > 0)
-        {
-            alone = true;
-            n = 1;
-            out.extend(queue.remove(next));
+        } else if n > 0 && self.filter.follows() {
+            let next = queue.iter().map(|r| r.info.session).find(|id| self.filter.hand_out(*id) == HandOut::Alone);
+            if let Some(ready) = next.and_then(|next| queue.take(next)) {
+                alone = true;
+                n = 1;
+                out.push(ready);
+            }
         }
         let mut room = OPTIONS_AT_ONCE;
         while out.len() < n {
-            let Some(next) = queue.iter().position(|r| !self.filter.is_later(r.info.session)) else { break };
-            let size = queue[next].info.options.len();
+            let Some(next) = queue.iter().find(|r| !self.filter.is_later(r.info.session)) else { break };
+            let (session, size) = (next.info.session, next.info.options.len());
             // One at least, whatever it has.
             if !out.is_empty() && size > room {
                 break;
             }
             room = room.saturating_sub(size);
-            out.extend(queue.remove(next));
+            out.extend(queue.take(session));
         }
         let n = out.len();
         let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
@@ -720,7 +717,7 @@ impl Manager {
             return self.apps.reply(channel, number, Reply::Error { errno: libc::EPERM, text });
         }
         let n = self.takeover.standing.len().min(MAX_RECOVERED);
-        let out: Vec<Ready> = self.takeover.standing.drain(..n).collect();
+        let out: Vec<Ready> = (0..n).filter_map(|_| self.takeover.standing.pop_front()).collect();
         let t = &self.takeover;
         let begins = self.host.takeover_is_postponed() || t.probe_until.is_some();
         let more = begins || !t.waiting.is_empty() || !t.standing.is_empty();

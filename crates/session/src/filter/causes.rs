@@ -232,7 +232,9 @@ impl Causes {
 }
 
 impl Filter {
-    pub(super) fn follows(&self) -> bool {
+    /// Whether what the application does is watched for whose connections it makes.
+    #[must_use]
+    pub fn follows(&self) -> bool {
         self.config.hooked && !self.config.outgoing.is_empty()
     }
 
