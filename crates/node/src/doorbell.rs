@@ -132,32 +132,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_processes_that_share_a_listener_one_has_it_alone() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let fd = listener.as_raw_fd();
-        // Another process tells by its exit code whether it had the listener alone.
-        let had_it = || {
-            // SAFETY: the child makes system calls alone, and ends.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
-                let had = Alone::with(fd).is_some();
-                // SAFETY: takes no pointers; nothing of the parent's is run at its end.
-                unsafe { libc::_exit(libc::c_int::from(had)) };
-            }
-            let mut status = 0;
-            // SAFETY: the pointer is that of `status`, which lives through the call.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            libc::WEXITSTATUS(status) == 1
-        };
-        let alone = Alone::with(fd).unwrap();
-        assert!(!had_it());
-        drop(alone);
-        assert!(had_it());
-        // One that has ended has let it go.
-        assert!(Alone::with(fd).is_some());
-    }
-
-    #[test]
     fn whoever_accepts_knows_a_doorbell_from_a_client() {
         for address in ["127.0.0.1", "::1"] {
             let listener = TcpListener::bind((address, 0)).unwrap();
