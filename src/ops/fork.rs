@@ -8,7 +8,7 @@ use libc::{c_int, c_long, pid_t};
 use tcpr_node::channel::client::Bypass;
 use tcpr_node::channel::Own;
 
-use super::{stash, streams};
+use super::{lent_timeout, stash, streams};
 use crate::guard::inside;
 use crate::locks::Locked;
 use crate::memory::Checked;
@@ -19,6 +19,7 @@ use crate::{connections, diag, heap, manager, real, turn};
 struct Held {
     _joining: manager::JoiningGuard,
     stash: stash::StashGuard,
+    _lending: lent_timeout::LendingGuard,
     _streams: streams::StreamsGuard,
     connections: connections::ConnectionsGuard,
     _log: Locked<'static, Option<Own>>,
@@ -39,6 +40,7 @@ pub extern "C" fn before() {
         let held = Held {
             _joining: manager::hold(),
             stash: stash::hold(),
+            _lending: lent_timeout::hold(),
             _streams: streams::hold(),
             connections: connections::hold(),
             _log: diag::hold(),

@@ -4,19 +4,29 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use libc::c_int;
+use tcpr_node::doorbell;
 
 use super::address::Name;
-use crate::locks::lock;
+use crate::locks::{lock, Locked};
 use crate::sys;
 
+/// Who lends, of the threads of this process; and the receive timeout that the program had set when it was last looked at.
+static LENDING: Mutex<libc::timeval> = Mutex::new(libc::timeval { tv_sec: 0, tv_usec: 0 });
+/// For the moment in which nobody waits for long on a listener: see `accept_now`.
+const LENT: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 1000 };
+
+/// Keeps the threads of this process from lending.
+pub struct LendingGuard(#[allow(dead_code)] Locked<'static, libc::timeval>);
+
+/// Held over a fork, and where a copy of a listener's descriptor is closed: that would end a loan's lock.
+pub fn hold() -> LendingGuard {
+    LendingGuard(lock(&LENDING))
+}
+
 /// The receive timeout that the program has set on a listener, and not one that a thread of this or another process has lent
-/// it just now.
-fn receive_timeout(fd: c_int) -> libc::timeval {
-    /// The last one that was not lent: of a program that sets one while somebody else has lent one.
-    static KNOWN: Mutex<libc::timeval> = Mutex::new(libc::timeval { tv_sec: 0, tv_usec: 0 });
-    let found = sys::option::<libc::timeval>(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO);
-    let mut known = lock(&KNOWN);
-    match found {
+/// it just now: then it is what the program had set before.
+fn receive_timeout(fd: c_int, known: &mut libc::timeval) -> libc::timeval {
+    match sys::option::<libc::timeval>(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO) {
         Some(found) if !is_lent(&found) => *known = found,
         _ => {}
     }
@@ -33,37 +43,37 @@ pub fn is_lent_to(listener: c_int) -> bool {
     sys::option::<libc::timeval>(listener, libc::SOL_SOCKET, libc::SO_RCVTIMEO).is_some_and(|timeout| is_lent(&timeout))
 }
 
-/// For the moment in which nobody waits for long on a listener: see `accept_now`.
-const LENT: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 1000 };
-
 /// Whether the program has set a receive timeout on a listener.
 pub fn has_receive_timeout(fd: c_int) -> bool {
-    let t = receive_timeout(fd);
+    let t = receive_timeout(fd, &mut lock(&LENDING));
     t.tv_sec != 0 || t.tv_usec != 0
 }
 
-/// Accepts what waits on the listener, without blocking.
+/// Accepts what waits on the listener, without blocking. `None` also if others do the same there for long.
 pub fn accept_now(listener: c_int, flags: c_int) -> Option<(c_int, Option<SocketAddr>)> {
     if !sys::is_ready(listener, libc::POLLIN) {
         return None;
     }
-    let option = (libc::SOL_SOCKET, libc::SO_RCVTIMEO);
-    let before = if sys::is_nonblocking(listener) {
-        None
-    } else {
-        // Another thread may be faster, and then we would block. Non-blocking mode would be seen by everybody who shares the
-        // listener. A timeout is seen only by threads that block at this moment, and the hook has them go on when they see it.
-        // Others may lend a timeout, too.
-        let before = receive_timeout(listener);
-        sys::set_option(listener, option.0, option.1, LENT);
-        Some(before)
-    };
+    if sys::is_nonblocking(listener) {
+        return accept(listener, flags);
+    }
+    // Another thread may be faster, and then we would block. Non-blocking mode would be seen by everybody who shares the
+    // listener. A timeout is seen only by threads that block at this moment, and the hook has them go on when they see it.
+    // Who lends one does so alone: another one who takes its own back would have us block for ever.
+    let mut known = lock(&LENDING);
+    let alone = doorbell::Alone::with(listener)?;
+    let before = receive_timeout(listener, &mut known);
+    sys::set_option(listener, libc::SOL_SOCKET, libc::SO_RCVTIMEO, LENT);
+    let new = accept(listener, flags);
+    sys::set_option(listener, libc::SOL_SOCKET, libc::SO_RCVTIMEO, before);
+    drop(alone);
+    new
+}
+
+fn accept(listener: c_int, flags: c_int) -> Option<(c_int, Option<SocketAddr>)> {
     let mut peer = Name::default();
     let (name, size) = peer.parts();
     // SAFETY: the name is live, writable and of the given size.
     let new = unsafe { sys::accept(listener, name, size, flags) };
-    if let Some(before) = before {
-        sys::set_option(listener, option.0, option.1, before);
-    }
     (new >= 0).then(|| (new, peer.address()))
 }

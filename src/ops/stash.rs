@@ -11,6 +11,7 @@ use tcpr_node::channel::wire::RecoveredInfo;
 use tcpr_node::channel::{descriptor_limit, Own};
 
 use super::kept_options::Inherited;
+use super::lent_timeout;
 use crate::locks::{lock, Locked};
 use crate::{sys, table};
 
@@ -128,6 +129,8 @@ fn fetch(queue: &mut Queue, client: &Client, port: u16, most: u32) -> bool {
 
 /// How many sessions this process has descriptors for, up to a batch. Descriptors that it cannot take are lost on their way.
 fn room(listener: c_int) -> u32 {
+    // To close a copy of the listener ends the lock of a thread that lends it a timeout.
+    let _nobody = lent_timeout::hold();
     let lowest = sys::dup(listener);
     if lowest < 0 {
         return 0;

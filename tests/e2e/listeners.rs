@@ -169,6 +169,12 @@ fn go_on(w: &mut World, clients: &mut [Client], faults: &[Fault], server: &Serve
         });
         w.fail_over(fault);
         let when = format!("after {fault:?}");
+        if matches!(fault, Fault::Cut) {
+            // One that was cut off still serves whoever reaches it, until it has heard of the new master. Nobody hears its
+            // answers, and what it has run is run again.
+            let yielded = || w.pair.status(1 - backup).is_ok_and(|status| status["role"] != "master");
+            wait_until(PATIENCE, "the old master has yielded", yielded);
+        }
         let by_process = ask_all(w, clients, &when);
         let master = w.pair.wait_master(PATIENCE).unwrap_or_else(|e| panic!("{e}"));
         let mut status = serde_json::Value::Null;

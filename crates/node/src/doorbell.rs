@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::mem;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
+use crate::channel::client::nap;
 use crate::repair::with_sockaddr;
 
 /// The longest segment that a doorbell takes, and about the shortest that Linux lets anybody ask for (88). Nobody else has
@@ -31,6 +33,48 @@ pub fn is_one(fd: RawFd, local: SocketAddr, peer: SocketAddr) -> bool {
     // SAFETY: the pointers are those of `info` and of its length, which live through the call.
     let result = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut length) };
     result == 0 && info.tcpi_snd_mss <= MSS
+}
+
+/// How often it is looked whether another process has let a listener go, and how long is waited in between.
+const TRIES: usize = 50;
+const NAP: Duration = Duration::from_millis(1);
+
+/// The lock of a listener for one of the processes that share it: who takes doorbells off without blocking changes it for that
+/// moment. It is a record lock of the kernel's, which ends with its process, and if that closes any copy of the descriptor. It
+/// keeps no other thread of the process out.
+pub struct Alone(RawFd);
+
+impl Alone {
+    /// `None`: another process has had the listener for long. Where it cannot be locked at all it is not.
+    #[must_use]
+    pub fn with(listener: RawFd) -> Option<Alone> {
+        for _ in 0..TRIES {
+            if lock(listener, libc::F_WRLCK) == 0 {
+                return Some(Alone(listener));
+            }
+            let held = matches!(io::Error::last_os_error().raw_os_error(), Some(libc::EAGAIN | libc::EACCES));
+            if !held {
+                return Some(Alone(listener));
+            }
+            nap(NAP);
+        }
+        None
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        lock(self.0, libc::F_UNLCK);
+    }
+}
+
+fn lock(fd: RawFd, kind: libc::c_int) -> libc::c_int {
+    // SAFETY: all-zero is a valid flock, and means all of a file.
+    let mut record: libc::flock = unsafe { mem::zeroed() };
+    record.l_type = kind as libc::c_short;
+    record.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the pointer is that of `record`, which lives through the call.
+    unsafe { libc::fcntl(fd, libc::F_SETLK, &raw const record) }
 }
 
 /// Connects from an address of this host to a port of the same, and sends one byte: a listener with TCP_DEFER_ACCEPT wakes

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tcpr_node::doorbell;
 use tcpr_node::nfqueue::{Queue, QueuedPacket};
 use tcpr_node::rawsock::{RawSender, MARK};
 use tcpr_node::repair::{abort_silently, close_silently, read_state, restore, RestoreSpec, SocketState};
@@ -1239,4 +1240,30 @@ fn ack(packet: &[u8]) -> u32 {
 fn field(packet: &[u8], offset: usize) -> u32 {
     let at = header_length(packet) + offset;
     u32::from_be_bytes(packet[at..at + 4].try_into().unwrap())
+}
+
+#[test]
+fn of_processes_that_share_a_listener_one_has_it_alone() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let fd = listener.as_raw_fd();
+    // Another process tells by its exit code whether it had the listener alone.
+    let had_it = || {
+        // SAFETY: the child makes system calls alone, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let had = doorbell::Alone::with(fd).is_some();
+            // SAFETY: takes no pointers; nothing of the parent's is run at its end.
+            unsafe { libc::_exit(libc::c_int::from(had)) };
+        }
+        let mut status = 0;
+        // SAFETY: the pointer is that of `status`, which lives through the call.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        libc::WEXITSTATUS(status) == 1
+    };
+    let alone = doorbell::Alone::with(fd).unwrap();
+    assert!(!had_it());
+    drop(alone);
+    assert!(had_it());
+    // One that has ended has let it go.
+    assert!(doorbell::Alone::with(fd).is_some());
 }

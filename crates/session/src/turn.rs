@@ -552,10 +552,15 @@ impl TurnPolicy {
         }
     }
 
-    /// The process died: what its threads did since their last commit never happened.
+    /// The process died: see [`Self::processes_gone`].
     pub fn process_gone(&mut self, channel: u32) {
+        self.processes_gone(|gone| *gone == channel);
+    }
+
+    /// Processes died: what their threads did since their last commit never happened.
+    pub fn processes_gone(&mut self, gone: impl Fn(&u32) -> bool) {
         let mut dead: Vec<Thread> = self.threads.keys().copied().collect();
-        dead.retain(|t| channel_of(*t) == channel);
+        dead.retain(|t| gone(&channel_of(*t)));
         dead.sort_unstable();
         for t in dead {
             let Some(turn) = self.threads.get(&t) else {
@@ -586,7 +591,7 @@ impl TurnPolicy {
         }
         // What was read in earlier turns and is not done will be read again as well.
         for p in self.sessions.values_mut() {
-            if p.channel == Some(channel) && p.group == NO_GROUP {
+            if p.channel.as_ref().is_some_and(&gone) && p.group == NO_GROUP {
                 p.roll_back();
             }
         }

@@ -606,7 +606,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn nap(duration: Duration) {
+pub(crate) fn nap(duration: Duration) {
     // A futex that nobody wakes, rather than nanosleep, which is a cancellation point.
     sys::futex_wait(&AtomicU32::new(0), 0, Some(duration));
 }

@@ -1,6 +1,6 @@
 //! Channels to the applications' hooks.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -89,13 +89,15 @@ pub(super) struct Apps {
     token: String,
     joined: HashMap<u32, App>,
     strangers: Strangers,
+    /// Processes that were found dead, until all that has happened at the same time was heard.
+    dead: Vec<u32>,
 }
 
 impl Apps {
     pub(super) fn listen(greeting: Greeting) -> io::Result<Apps> {
         let token = greeting.token.clone();
         let channels = ChannelListener::bind(greeting)?;
-        Ok(Apps { channels, token, joined: HashMap::new(), strangers: Strangers::default() })
+        Ok(Apps { channels, token, joined: HashMap::new(), strangers: Strangers::default(), dead: Vec::new() })
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -236,6 +238,10 @@ fn drain(
         let may_follow = program.is_some_and(|program| !program.is_main(app.channel.pid()));
         let drained = app.channel.drain(|event| {
             elsewhere |= may_follow && uses(&event);
+            if ships && matches!(event, HookEvent::Attach { origin: Origin::Inherited, .. }) {
+                // The filter may commit before that what was told before it: the trace of that goes first.
+                standby.ship(now, filter);
+            }
             let ends = matches!(event, HookEvent::Close { .. } | HookEvent::Shutdown { .. } | HookEvent::Exit);
             if !ends || !may_follow || !*crashed.get_or_insert_with(|| has_crashed(program, stop)) {
                 filter.handle(now, id, event);
@@ -536,25 +542,44 @@ impl Manager {
         self.drain_apps();
     }
 
-    /// The process is dead: its last words are in the ring.
+    /// The process is dead. Others may be, too: to bury many costs hardly more than to bury one.
     pub(super) fn app_died(&mut self, id: u32) {
-        self.drain_apps();
-        self.drop_app(id);
+        self.apps.dead.push(id);
+    }
+
+    /// Dead processes are forgotten. Their last words are in their rings.
+    pub(super) fn bury_apps(&mut self) {
+        if !self.apps.dead.is_empty() {
+            self.drain_apps();
+            let dead = std::mem::take(&mut self.apps.dead);
+            self.drop_apps(dead);
+        }
     }
 
     fn drop_app(&mut self, id: u32) {
+        self.drop_apps([id]);
+    }
+
+    fn drop_apps(&mut self, ids: impl IntoIterator<Item = u32>) {
         let now = self.now();
-        let Some(app) = self.apps.joined.remove(&id) else { return };
-        if (app.left || matches!(app.closed, Some(Closed::Exec { .. }))) && self.program_lives() {
-            // It could not say so: its end is that of one child, and the program's business.
-            self.filter.exit(now, id);
+        let mut gone = BTreeSet::new();
+        for id in ids {
+            let Some(app) = self.apps.joined.remove(&id) else { continue };
+            if (app.left || matches!(app.closed, Some(Closed::Exec { .. }))) && self.program_lives() {
+                // It could not say so: its end is that of one child, and the program's business.
+                self.filter.exit(now, id);
+            }
+            self.poller.remove(app.channel.socket_fd().as_raw_fd());
+            for fd in [app.channel.process_fd(), app.channel.kick_fd()].into_iter().flatten() {
+                self.poller.remove(fd.as_raw_fd());
+            }
+            gone.insert(id);
         }
-        self.poller.remove(app.channel.socket_fd().as_raw_fd());
-        for fd in [app.channel.process_fd(), app.channel.kick_fd()].into_iter().flatten() {
-            self.poller.remove(fd.as_raw_fd());
+        if gone.is_empty() {
+            return;
         }
-        self.filter.process_gone(now, id);
-        self.takeover.app_gone(id);
+        self.filter.processes_gone(now, &gone);
+        gone.into_iter().for_each(|id| self.takeover.app_gone(id));
     }
 
     fn program_lives(&self) -> bool {
@@ -566,9 +591,7 @@ impl Manager {
         let _ = now;
         let dead: Vec<u32> =
             self.apps.joined.iter().filter(|(_, a)| !process_lives(a.channel.pid())).map(|(id, _)| *id).collect();
-        for id in dead {
-            self.drop_app(id);
-        }
+        self.drop_apps(dead);
     }
 
     /// How much of a session's input waits in its socket.

@@ -13,6 +13,9 @@ use crate::doorbell;
 pub(super) const RING_AGAIN: Duration = Duration::from_millis(5);
 /// One that accepts all that is there need not be rung for each.
 const RING_SELDOM: Duration = Duration::from_millis(1);
+/// When nobody has accepted for so long one more is rung, whatever waits: whom the others woke has found something else to do, or
+/// has a session and waits with it.
+pub(super) const STUCK: Duration = Duration::from_secs(1);
 /// Most doorbells that wait at once with a listener: fewer than a small accept queue takes.
 const MOST_BELLS: usize = 8;
 
@@ -54,7 +57,8 @@ impl Rhythm {
         if progress > 0 {
             (self.at, self.left) = (now, left);
         }
-        if due > now || waiting >= left.min(most) {
+        let stuck = now >= self.at + STUCK;
+        if due > now || waiting >= left.min(most) && !stuck {
             return Decision::Later(due.max(now + RING_SELDOM));
         }
         let each = self.each || !alone || waiting > 0;
@@ -126,6 +130,21 @@ mod tests {
         assert_eq!(rhythm.decide(ms(20), MOST_BELLS, 100, true, false), Decision::Later(ms(25)));
         // Never more than there are sessions: a program that trusts its epoll would wait in accept for nobody.
         assert_eq!(rhythm.decide(ms(20), 3, 3, true, true), Decision::Later(ms(21)));
+    }
+
+    #[test]
+    fn as_long_as_nobody_accepts_somebody_is_rung_again() {
+        let mut rhythm = rhythm();
+        assert_eq!(rhythm.decide(ms(0), 0, 1, true, false), Decision::Ring { each: false });
+        assert_eq!(rhythm.decide(ms(999), 1, 1, true, false), Decision::Later(ms(1000)));
+        assert_eq!(rhythm.decide(ms(1000), 1, 1, true, false), Decision::Ring { each: true }, "a session takes them all off");
+        assert_eq!(rhythm.decide(ms(1999), 2, 1, true, false), Decision::Later(ms(2000)));
+        assert_eq!(rhythm.decide(ms(2000), 2, 1, true, false), Decision::Ring { each: false });
+        // One that is taken shows that somebody is there.
+        assert_eq!(rhythm.decide(ms(2001), 0, 1, true, false), Decision::Ring { each: false });
+        assert_eq!(rhythm.decide(ms(3000), 1, 1, true, false), Decision::Later(ms(3001)));
+        // There is an end to it.
+        assert_eq!(rhythm.decide(ms(9000), MOST_BELLS, 1, true, false), Decision::Later(ms(9005)));
     }
 
     #[test]

@@ -44,6 +44,7 @@ mod partner;
 mod poller;
 mod program;
 mod reachability;
+mod ready;
 mod replication;
 mod roles;
 mod serving;
@@ -373,6 +374,7 @@ impl Manager {
                 let token = event.token;
                 self.watched(token, |m| m.dispatch(event));
             }
+            self.watched("ends of processes", Manager::bury_apps);
             self.watched("timers", Manager::timers);
         }
     }

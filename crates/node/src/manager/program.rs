@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{
     getpid, kill_process, pidfd_open, pidfd_send_signal, set_child_subreaper, waitid, waitpid, Pid, PidfdFlags, Signal, WaitId,
@@ -27,6 +27,9 @@ const NAP: Duration = Duration::from_millis(1);
 /// Longest that the end of a process is waited for that has lost its memory.
 /// The event loop stands still meanwhile, and the partner waits for heartbeats.
 const ENDING: Duration = Duration::from_millis(20);
+/// How long the end of processes that were killed is waited for. The kernel does not end one that hangs in it (in a file system
+/// that does not answer, say), nor reap one that a debugger holds. Neither does anything any more.
+const KILLED: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(5) };
 /// How deep a tree of processes is killed.
 const GENERATIONS: usize = 100;
 /// A program that ran this long has recovered.
@@ -287,14 +290,17 @@ impl Program {
         self.replaced = false;
         self.signal(Signal::KILL);
         if let Some((mut child, _)) = self.child.take() {
+            let until = Instant::now() + KILLED;
             let status = loop {
                 match child.try_wait() {
-                    Ok(None) => nap(&mut meanwhile),
+                    Ok(None) if Instant::now() < until => nap(&mut meanwhile),
                     other => break other,
                 }
             };
-            if let Err(error) = status {
-                log::warn!(error:%; "waiting for the program's end");
+            match status {
+                Ok(Some(_)) => {}
+                Ok(None) => self.give_up(Pid::from_child(&child)),
+                Err(error) => log::warn!(error:%; "waiting for the program's end"),
             }
         }
         self.kill_the_rest(meanwhile);
@@ -302,6 +308,7 @@ impl Program {
 
     /// Kills what the program, which has ended, left behind: it would hold the port that the next one listens on.
     pub fn kill_the_rest(&mut self, mut meanwhile: impl FnMut()) {
+        let until = Instant::now() + KILLED;
         // Those of one that is killed become ours.
         for _ in 0..GENERATIONS {
             let mut children = children();
@@ -316,10 +323,20 @@ impl Program {
             }
             for pid in children {
                 while matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
+                    if Instant::now() >= until {
+                        self.give_up(pid);
+                        break;
+                    }
                     nap(&mut meanwhile);
                 }
             }
         }
+    }
+
+    /// A process that was killed does not end: it is waited for no more. Who had it is served by somebody else meanwhile.
+    fn give_up(&mut self, pid: Pid) {
+        log::error!(pid = pid.as_raw_nonzero().get(); "a process of the program was killed and does not end; going on without");
+        self.not_ours.push(pid);
     }
 
     /// SIGCHLD: takes the exit status of whatever became ours and has ended. The program's own is [`Program::reap`]'s.
@@ -372,7 +389,15 @@ pub fn exit_code(status: ExitStatus) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
     use super::*;
+
+    /// One kills what another one has started: both are children of the same process.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ONE: Mutex<()> = Mutex::new(());
+        ONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     fn started(command: &[&str]) -> Program {
         let command = command.iter().map(OsString::from).collect();
@@ -388,6 +413,7 @@ mod tests {
 
     #[test]
     fn a_crash_is_known_before_and_after_it_is_reaped() {
+        let _alone = alone();
         let mut program = started(&["sleep", "60"]);
         assert!(!program.has_crashed());
         program.signal(Signal::KILL);
@@ -403,10 +429,61 @@ mod tests {
 
     #[test]
     fn an_end_in_order_is_no_crash() {
+        let _alone = alone();
         let mut program = started(&["true"]);
         wait(&program);
         assert!(!program.has_crashed());
         program.reap().unwrap();
         assert!(!program.has_crashed());
+    }
+
+    /// Who holds processes as a debugger does: the kernel does not let their parent reap them.
+    struct Debugger(Pid);
+
+    impl Debugger {
+        fn of(pid: Pid) -> Debugger {
+            let target = pid.as_raw_nonzero().get();
+            // SAFETY: the child makes system calls alone, and never returns.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                // SAFETY: no pointers.
+                unsafe {
+                    libc::ptrace(libc::PTRACE_SEIZE, target, 0usize, 0usize);
+                    loop {
+                        libc::pause();
+                    }
+                }
+            }
+            let status = format!("/proc/{target}/status");
+            let held = format!("TracerPid:\t{child}\n");
+            while !std::fs::read_to_string(&status).unwrap().contains(&held) {
+                std::thread::sleep(NAP);
+            }
+            Debugger(Pid::from_raw(child).unwrap())
+        }
+    }
+
+    impl Drop for Debugger {
+        fn drop(&mut self) {
+            let _ended = kill_process(self.0, Signal::KILL).is_err();
+            let _reaped = waitpid(Some(self.0), WaitOptions::empty()).is_err();
+        }
+    }
+
+    #[test]
+    fn a_process_that_does_not_end_is_not_waited_for_for_ever() {
+        let _alone = alone();
+        let mut program = started(&["sleep", "60"]);
+        let main = Pid::from_child(&program.child.as_ref().unwrap().0);
+        let debugger = Debugger::of(main);
+        // Those of other tests, and the debugger.
+        program.not_ours = children();
+        program.not_ours.retain(|pid| *pid != main);
+        let mut naps = 0;
+        program.kill(|| naps += 1);
+        assert!(naps > 0 && program.child.is_none() && program.not_ours.contains(&main));
+        // It ends when it can.
+        drop(debugger);
+        assert!(waitpid(Some(main), WaitOptions::empty()).is_ok());
     }
 }

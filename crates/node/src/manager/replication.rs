@@ -231,12 +231,23 @@ impl Replication {
         let left = way.filter.sessions();
         log::info!(sessions = left.len(); "sending a snapshot");
         way.link.send(&Message::SnapshotBegin { epoch: way.epoch, position: way.filter.log_end() });
-        self.shipping = true;
-        self.snapshot = Some(Snapshot { begun: now, position: None, left, catch_up_until: None });
+        self.begin_at(now, way.filter.log_end(), left);
         if !way.link.speaks(SNAPSHOT_IN_STEPS) {
             // To this partner it stands for the log position of its beginning: all of it at once.
             while self.snapshot_step(way, 0) {}
         }
+    }
+
+    /// The snapshot stands for the log up to here: what was stored of another one says nothing.
+    fn begin_at(&mut self, now: Now, position: u64, left: Vec<SessionId>) {
+        self.shipping = true;
+        self.stored = position;
+        self.snapshot = Some(Snapshot { begun: now, position: None, left, catch_up_until: None });
+    }
+
+    /// How much of a log that ends here the replica has yet to store. `acknowledged`: how far it has, once output waits for it.
+    pub(super) fn behind(&self, end: u64, acknowledged: Option<u64>) -> u64 {
+        end.saturating_sub(acknowledged.unwrap_or(self.stored))
     }
 
     /// Goes on with a snapshot where the link has room for it.
@@ -510,6 +521,18 @@ mod tests {
         assert!(replication.follows(epoch));
         replication.unfollow_before(Epoch { number: 4, member: 1 });
         assert!(!replication.follows(epoch));
+    }
+
+    #[test]
+    fn a_new_replica_has_stored_nothing_of_what_is_written_behind_its_snapshot() {
+        let mut replication = Replication::default();
+        // As a backup it had stored more than the log that it writes as a master has.
+        replication.follow(Epoch { number: 3, member: 0 }, 9000);
+        replication.begin_at(ms(0), 500, Vec::new());
+        assert_eq!(replication.behind(700, None), 200);
+        assert!(!replication.caught_up(ms(1), 600, 700), "not all of the snapshot was sent");
+        assert_eq!(replication.behind(700, None), 100);
+        assert_eq!(replication.behind(700, Some(650)), 50);
     }
 
     #[test]

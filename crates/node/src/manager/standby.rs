@@ -450,8 +450,9 @@ impl Manager {
             return;
         }
         self.standby.decide(self.role.role());
-        let behind = self.filter.log_end().saturating_sub(self.filter.replica_position().max(self.replication.stored()));
         if self.ships_trace() {
+            let acknowledged = self.filter.needs_replica().then(|| self.filter.replica_position());
+            let behind = self.replication.behind(self.filter.log_end(), acknowledged);
             self.standby.catch_up(now, &mut self.filter, behind);
         }
         if now < self.standby.due {

@@ -1,6 +1,6 @@
 //! Restoring sessions and handing them over (docs/design.md, "Takeover").
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,8 +13,9 @@ use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
 use super::acceptors::{self, Accepts};
-use super::doorbells::{Decision, Doorbells, RING_AGAIN};
+use super::doorbells::{Decision, Doorbells, RING_AGAIN, STUCK};
 use super::program::Program;
+use super::ready::{Queue, Ready};
 use super::sharing::{Sharing, HOLD};
 use super::Manager;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
@@ -62,17 +63,22 @@ pub struct Report {
     pub done_us: u64,
 }
 
-struct Ready {
-    info: RecoveredInfo,
-    socket: OwnedFd,
-}
-
 /// A session that a process was handed, and that has yet to be accepted there.
 struct Out {
     info: RecoveredInfo,
     channel: u32,
     /// It came with others, and may wait there for an accept: the process has not asked for more since.
     stashed: bool,
+    /// Since when the process is about to accept it.
+    since: Now,
+}
+
+impl Out {
+    /// When somebody is rung for it; `None`: as long as it waits. What was fetched alone is about to be accepted, and nobody else
+    /// can have it. But its process may wait with it for what a doorbell ends.
+    fn rings(&self) -> Option<Now> {
+        (!self.stashed).then(|| self.since + STUCK)
+    }
 }
 
 /// A process that waits for others to ask first.
@@ -93,12 +99,12 @@ pub(super) struct Takeover {
     barrier_until: Option<Now>,
     doorbell_at: Option<Now>,
     listeners: HashMap<u16, HashSet<u32>>,
-    ready: HashMap<u16, VecDeque<Ready>>,
+    ready: HashMap<u16, Queue>,
     /// Sessions whose sockets are made when the application has taken others: a process may have only so many. Whether
     /// their peers answered.
     waiting: BTreeMap<SessionId, bool>,
     /// Those of a program that takes over and has them already.
-    standing: VecDeque<Ready>,
+    standing: Queue,
     /// No socket is made before this.
     files_at: Option<Now>,
     /// A socket with this number is the last: the process has other things to open.
@@ -145,7 +151,7 @@ impl Takeover {
             listeners: HashMap::new(),
             ready: HashMap::new(),
             waiting: BTreeMap::new(),
-            standing: VecDeque::new(),
+            standing: Queue::default(),
             files_at: None,
             most_files: 0,
             most_ready: 0,
@@ -193,7 +199,7 @@ impl Takeover {
 
     /// Sockets that the application has yet to take.
     fn made(&self) -> usize {
-        self.ready.values().map(VecDeque::len).sum::<usize>() + self.standing.len()
+        self.ready.values().map(Queue::len).sum::<usize>() + self.standing.len()
     }
 
     /// The filter wants to know how the program waits that accepts this connection.
@@ -228,7 +234,7 @@ impl Takeover {
     pub(super) fn forget(&mut self, session: SessionId) {
         self.waiting.remove(&session);
         for queue in self.ready.values_mut().chain([&mut self.standing]) {
-            queue.retain(|r| r.info.session != session);
+            queue.take(session);
         }
         self.out.retain(|out| out.info.session != session);
     }
@@ -503,7 +509,7 @@ impl Manager {
         removed.is_ok_and(|removed| removed)
     }
 
-    fn to_hand_out(&self, queue: &VecDeque<Ready>) -> usize {
+    fn to_hand_out(&self, queue: &Queue) -> usize {
         match self.filter.any_later() {
             true => queue.iter().filter(|r| !self.filter.is_later(r.info.session)).count(),
             false => queue.len(),
@@ -546,11 +552,14 @@ impl Manager {
         }
         let t = &mut self.takeover;
         let alone = t.is_alone(port);
-        // What was fetched alone is about to be accepted, and nobody else can have it.
-        let left = ready + t.out.iter().filter(|out| out.info.tuple.local.port() == port && out.stashed).count();
-        if left == 0 || !t.has_listener(port) {
+        let out = || t.out.iter().filter(|out| out.info.tuple.local.port() == port).map(Out::rings);
+        let left = ready + out().filter(|rings| rings.is_none_or(|at| now >= at)).count();
+        if !t.has_listener(port) {
             // A Listen rings.
             return None;
+        }
+        if left == 0 {
+            return out().flatten().min();
         }
         if t.doorbells.listeners(port).is_none() && self.who_accepts(port).around_hooks {
             log::info!(port; "a port is accepted by system calls that no hook sees: its sessions come out of its listener");
@@ -604,7 +613,8 @@ impl Manager {
         let now = self.now();
         let t = &mut self.takeover;
         // A process asks when its stash is empty.
-        t.out.iter_mut().filter(|o| o.channel == channel && o.info.tuple.local.port() == port).for_each(|o| o.stashed = false);
+        let stashed = |o: &&mut Out| o.stashed && o.channel == channel && o.info.tuple.local.port() == port;
+        t.out.iter_mut().filter(stashed).for_each(|o| (o.stashed, o.since) = (false, now));
         if max == 0 || max > 1 && t.is_alone(port) {
             return self.hand_out(now, &Asking { channel, number, port }, max as usize);
         }
@@ -654,23 +664,24 @@ impl Manager {
         let mut alone = self.takeover.gate_until.is_some();
         if alone {
             n = 0;
-        } else if let Some(next) =
-            queue.iter().position(|r| self.filter.hand_out(r.info.session) == HandOut::Alone).filter(|_| n > 0)
-        {
-            alone = true;
-            n = 1;
-            out.extend(queue.remove(next));
+        } else if n > 0 && self.filter.follows() {
+            let next = queue.iter().map(|r| r.info.session).find(|id| self.filter.hand_out(*id) == HandOut::Alone);
+            if let Some(ready) = next.and_then(|next| queue.take(next)) {
+                alone = true;
+                n = 1;
+                out.push(ready);
+            }
         }
         let mut room = OPTIONS_AT_ONCE;
         while out.len() < n {
-            let Some(next) = queue.iter().position(|r| !self.filter.is_later(r.info.session)) else { break };
-            let size = queue[next].info.options.len();
+            let Some(next) = queue.iter().find(|r| !self.filter.is_later(r.info.session)) else { break };
+            let (session, size) = (next.info.session, next.info.options.len());
             // One at least, whatever it has.
             if !out.is_empty() && size > room {
                 break;
             }
             room = room.saturating_sub(size);
-            out.extend(queue.remove(next));
+            out.extend(queue.take(session));
         }
         let n = out.len();
         let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
@@ -690,7 +701,7 @@ impl Manager {
             out.iter().for_each(|r| self.filter.handed_out(now, r.info.session));
             let t = &mut self.takeover;
             t.sharing.entry(port).or_default().took(channel, n);
-            t.out.extend(out.into_iter().map(|Ready { info, .. }| Out { info, channel, stashed: n > 1 }));
+            t.out.extend(out.into_iter().map(|Ready { info, .. }| Out { info, channel, stashed: n > 1, since: now }));
             let most = t.started.map_or(now, |started| started + MOST_BARRIER);
             t.barrier_until = t.barrier_until.map(|until| until.max((now + BARRIER).min(most)));
             self.restore_waiting(now);
@@ -706,7 +717,7 @@ impl Manager {
             return self.apps.reply(channel, number, Reply::Error { errno: libc::EPERM, text });
         }
         let n = self.takeover.standing.len().min(MAX_RECOVERED);
-        let out: Vec<Ready> = self.takeover.standing.drain(..n).collect();
+        let out: Vec<Ready> = (0..n).filter_map(|_| self.takeover.standing.pop_front()).collect();
         let t = &self.takeover;
         let begins = self.host.takeover_is_postponed() || t.probe_until.is_some();
         let more = begins || !t.waiting.is_empty() || !t.standing.is_empty();

@@ -1,5 +1,7 @@
 //! What the hooks tell: descriptors, reads, writes, turns, and processes that end.
 
+use std::collections::BTreeSet;
+
 use super::around;
 use super::live::Live;
 use super::ownership::{Closer, WhyAsked};
@@ -350,16 +352,23 @@ impl Filter {
         for handle in self.processes.handles_of(channel) {
             self.close(now, channel, u32::MAX, handle, false);
         }
-        let mut loose = Vec::new();
-        for (id, live) in &mut self.live {
-            live.ownership.closer_ended(channel);
-            if live.loose() && live.ownership.is_held_by(channel) {
-                loose.push(*id);
-            }
+        self.processes.ended(channel);
+        // Those that have a handle were closed by that.
+        let loose = |l: &Live| l.loose() && l.ownership.is_held_by(channel);
+        if self.processes.is_cut_off(channel) {
+            #[cfg(test)]
+            (self.walks += 1);
+            self.ids_of(loose).into_iter().for_each(|id| self.closed_unasked(now, channel, id));
         }
-        loose.sort_unstable();
-        loose.into_iter().for_each(|id| self.closed_unasked(now, channel, id));
         self.turns_end(now, channel);
+    }
+
+    /// Who closed a session that others may hold.
+    pub(super) fn closer(&self, live: &Live) -> Option<Closer> {
+        match live.ownership.closed_by() {
+            Some(Closer::Process(channel)) if self.processes.has_ended(channel) => Some(Closer::Ended),
+            closer => closer,
+        }
     }
 
     /// What the process of this channel did so far is whole: it has ended, or executes another program.
@@ -524,9 +533,9 @@ impl Filter {
         ids.sort_unstable();
         ids.into_iter().for_each(|id| self.lose(now, id));
         self.counters.cut_off += 1;
-        self.processes.turns.process_gone(channel);
+        self.processes.turns.processes_gone(|gone| *gone == channel);
         self.run_commits(now);
-        self.processes.forget_process(channel);
+        self.processes.cut_off(channel);
     }
 
     /// Whether the process of this channel has connections.
@@ -542,32 +551,49 @@ impl Filter {
         of_it.filter_map(|(id, _)| self.store.get(*id)).map(|s| self.inner(&s.open.tuple)).collect()
     }
 
-    /// The process of this channel is dead: its open turns never happened, and its endings are withheld.
+    /// The process of this channel is dead: see [`Self::processes_gone`].
     pub fn process_gone(&mut self, now: Now, channel: u32) {
+        self.processes_gone(now, &[channel].into());
+    }
+
+    /// The processes of these channels are dead: their open turns never happened, and their endings are withheld. Looks at all
+    /// sessions, once for all of them.
+    pub fn processes_gone(&mut self, now: Now, channels: &BTreeSet<u32>) {
         self.processes.died(now);
-        for (&id, live) in self.live.iter().filter(|(_, live)| live.ownership.is_held_by(channel)) {
-            let Some(s) = self.store.get(id) else { continue };
+        let gone = |channel: &u32| channels.contains(channel);
+        #[cfg(test)]
+        (self.walks += 1);
+        for (&id, live) in &self.live {
             // What another process holds is not read again.
-            let alone = live.ownership.is_alone(channel);
-            if alone
-                && live.ownership.is_attached()
+            if !live.ownership.is_held() || !live.ownership.holders().all(|channel| gone(&channel)) {
+                continue;
+            }
+            let Some(s) = self.store.get(id) else { continue };
+            if live.ownership.is_attached()
                 && self.processes.turns.unanswered(id)
                 && self.processes.turns.in_read(id).is_some_and(|read| read > s.in_done)
             {
                 self.processes.died_of(id, s.in_done);
             }
         }
-        self.processes.turns.process_gone(channel);
-        self.causes.process_gone(channel);
-        // What the policy has to say of turns that the dead one shared with the living comes first.
+        self.processes.turns.processes_gone(gone);
+        self.causes.processes_gone(gone);
+        // What the policy has to say of turns that the dead ones shared with the living comes first.
         self.run_commits(now);
-        self.processes.forget_process(channel);
         let mut orphans = Vec::new();
         for (&id, live) in &mut self.live {
             let s = self.store.get(id).expect("live");
-            let let_go = live.ownership.closed_by() == Some(Closer::Process(channel)) && !s.closed;
-            let held_it = live.ownership.is_held_by(channel) || let_go;
-            live.ownership.left_by(channel);
+            let closer = match live.ownership.closed_by() {
+                Some(Closer::Process(channel)) if gone(&channel) => Some(channel),
+                _ => None,
+            };
+            // What one that ended in order had closed, it meant to close.
+            let meant = closer.is_some_and(|channel| self.processes.has_ended(channel));
+            if meant {
+                live.ownership.closer_ended();
+            }
+            let let_go = closer.is_some() && !meant && !s.closed;
+            let held_it = live.ownership.left_by_all(gone) || let_go;
             // Closed in a turn that never came to its end.
             let unclosed = (live.ownership.fin_asked() && !s.out_fin || live.ownership.is_closed() && !s.closed)
                 && !self.processes.turns.pending(id);
@@ -577,6 +603,7 @@ impl Filter {
                 orphans.push(id);
             }
         }
+        self.processes.gone(channels);
         orphans.sort_unstable();
         for id in orphans {
             // The end of one may be the end of another.
@@ -616,8 +643,9 @@ impl Filter {
         if !self.gate.serves() {
             return;
         }
-        let live = &self.live;
-        let silent = |l: &Live| l.ownership.was_held_by(channel) && l.held.iter().any(|h| l.unasked(h));
+        let (live, ended) = (&self.live, self.processes.has_ended(channel));
+        let closed = |l: &Live| !ended && !l.ownership.is_held() && l.ownership.closed_by() == Some(Closer::Process(channel));
+        let silent = |l: &Live| (l.ownership.is_held_by(channel) || closed(l)) && l.held.iter().any(|h| l.unasked(h));
         for session in self.processes.take_suspects(|id| live.get(&id).is_some_and(|l| silent(l))) {
             self.counters.unhooked_closes += 1;
             self.closed_unasked(now, channel, session);

@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::live::Live;
-use super::processes::thread_key;
+use super::processes::{channel_of, thread_key};
 use super::stage::{LocalHandshake, Stage};
 use super::{Action, Filter, Mode};
 use crate::hook::Origin;
@@ -208,10 +208,11 @@ impl Causes {
         self.processes.values_mut().for_each(|p| p.fresh.clear());
     }
 
-    pub fn process_gone(&mut self, channel: u32) {
-        self.processes.remove(&channel);
+    /// The processes of these channels are dead.
+    pub fn processes_gone(&mut self, gone: impl Fn(&u32) -> bool) {
+        self.processes.retain(|channel, _| !gone(channel));
         self.refused.clear();
-        let of_it = |t: &Thread| (*t >> 32) as u32 == channel;
+        let of_it = |t: &Thread| gone(&channel_of(*t));
         self.workers.retain(|t, _| !of_it(t));
         self.lent.retain(|(_, call)| !of_it(&call.thread));
         for threads in self.own.values_mut() {
@@ -231,7 +232,9 @@ impl Causes {
 }
 
 impl Filter {
-    pub(super) fn follows(&self) -> bool {
+    /// Whether what the application does is watched for whose connections it makes.
+    #[must_use]
+    pub fn follows(&self) -> bool {
         self.config.hooked && !self.config.outgoing.is_empty()
     }
 

@@ -254,6 +254,9 @@ pub struct Filter {
     clock: Now,
     actions: Vec<Action>,
     counters: Counters,
+    /// How often the end of a process had all sessions looked at.
+    #[cfg(test)]
+    walks: usize,
 }
 
 /// The memory of sessions that are no more.
@@ -291,6 +294,8 @@ impl Filter {
             clock: Duration::ZERO,
             actions: Vec::new(),
             counters: Counters::default(),
+            #[cfg(test)]
+            walks: 0,
         }
     }
 

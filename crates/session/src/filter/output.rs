@@ -325,6 +325,7 @@ impl Filter {
     pub(super) fn check_suspicious(&mut self, now: Now) {
         let mut asked = Vec::new();
         while let Some(session) = self.processes.next_suspicious(now) {
+            let closer = self.live.get(&session).and_then(|live| self.closer(live));
             let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { continue };
             if s.closed && live.only_told_closed(s) {
                 self.actions.push(Action::AskClosed(session));
@@ -349,14 +350,14 @@ impl Filter {
                 }
                 continue;
             }
-            if !live.ownership.is_held() && live.ownership.closed_by() == Some(Closer::Ended) {
+            if !live.ownership.is_held() && closer == Some(Closer::Ended) {
                 self.closed_unasked(now, IN_ORDER, session);
                 self.judge_held(now, session);
                 continue;
             }
             self.processes.ask_about(session);
             asked.extend(live.ownership.holders());
-            if let Some(Closer::Process(channel)) = live.ownership.closed_by() {
+            if let Some(Closer::Process(channel)) = closer {
                 asked.push(channel);
             }
         }

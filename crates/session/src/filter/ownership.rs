@@ -108,11 +108,6 @@ impl Ownership {
         self.owners.contains(&channel)
     }
 
-    /// Whether no other process holds it.
-    pub fn is_alone(&self, channel: u32) -> bool {
-        self.owners.iter().all(|c| *c == channel)
-    }
-
     /// The channels of those that hold it.
     pub fn holders(&self) -> impl Iterator<Item = u32> + '_ {
         self.owners.iter().copied()
@@ -138,6 +133,15 @@ impl Ownership {
     /// The process holds it no more.
     pub fn left_by(&mut self, channel: u32) {
         self.owners.retain(|c| *c != channel);
+    }
+
+    /// These processes hold it no more. Returns whether one of them did.
+    pub fn left_by_all(&mut self, gone: impl Fn(&u32) -> bool) -> bool {
+        let held = self.owners.iter().any(&gone);
+        if held {
+            self.owners.retain(|c| !gone(c));
+        }
+        held
     }
 
     pub fn is_attached(&self) -> bool {
@@ -184,21 +188,14 @@ impl Ownership {
         self.closed_by
     }
 
-    /// Whether it was closed by the process of this channel, or is held by it.
-    pub fn was_held_by(&self, channel: u32) -> bool {
-        self.is_held_by(channel) || !self.is_held() && self.closed_by == Some(Closer::Process(channel))
-    }
-
     /// The last process that was known to hold it has closed it.
     pub fn set_closed_by(&mut self, channel: u32) {
         self.closed_by = Some(Closer::Process(channel));
     }
 
-    /// The process of this channel has ended in order: what it closed, it meant to close.
-    pub fn closer_ended(&mut self, channel: u32) {
-        if self.closed_by == Some(Closer::Process(channel)) {
-            self.closed_by = Some(Closer::Ended);
-        }
+    /// The process that closed it has ended in order: what it closed, it meant to close.
+    pub fn closer_ended(&mut self) {
+        self.closed_by = Some(Closer::Ended);
     }
 
     /// The application ends its output.

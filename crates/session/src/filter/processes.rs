@@ -41,7 +41,13 @@ struct Deaths {
 pub(super) struct Processes {
     pub turns: TurnPolicy,
     /// By channel and handle.
-    handles: HashMap<(u32, u32), SessionId>,
+    handles: HashMap<u32, HashMap<u32, SessionId>>,
+    /// How many there are.
+    held: usize,
+    /// Channels of processes that have ended in order and that nobody has found dead yet; and of those whose handles are
+    /// forgotten, for they are not believed.
+    ended: BTreeSet<u32>,
+    cut_off: BTreeSet<u32>,
     /// Writes whose outcome the process has not told yet, by channel and handle.
     intents: Vec<(u32, u32)>,
     /// Threads whose turn is open, for the end of a process ends them all.
@@ -66,6 +72,9 @@ impl Processes {
         Processes {
             turns: TurnPolicy::new(max_turn),
             handles: HashMap::new(),
+            held: 0,
+            ended: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
             intents: Vec::new(),
             in_turn: BTreeSet::new(),
             closing: Vec::new(),
@@ -95,38 +104,70 @@ impl Processes {
         self.deaths.remove(&id);
     }
 
-    /// Forgets what the process of this channel was in the middle of.
-    pub fn forget_process(&mut self, channel: u32) {
-        self.handles.retain(|(c, _), _| *c != channel);
-        self.closing.retain(|(t, _)| channel_of(*t) != channel);
-        self.intents.retain(|(c, _)| *c != channel);
-        self.in_turn.retain(|t| channel_of(*t) != channel);
+    /// Forgets what the processes of these channels were in the middle of.
+    fn forget_processes(&mut self, channels: &BTreeSet<u32>) {
+        for channel in channels {
+            self.held -= self.handles.remove(channel).map_or(0, |handles| handles.len());
+        }
+        self.closing.retain(|(t, _)| !channels.contains(&channel_of(*t)));
+        self.intents.retain(|(c, _)| !channels.contains(c));
+        self.in_turn.retain(|t| !channels.contains(&channel_of(*t)));
+    }
+
+    /// What the process of this channel says is not believed any more.
+    pub fn cut_off(&mut self, channel: u32) {
+        self.forget_processes(&[channel].into());
+        self.cut_off.insert(channel);
+    }
+
+    /// Whether it is so.
+    pub fn is_cut_off(&self, channel: u32) -> bool {
+        self.cut_off.contains(&channel)
+    }
+
+    /// The process of this channel has ended in order. It is not found dead yet.
+    pub fn ended(&mut self, channel: u32) {
+        self.ended.insert(channel);
+    }
+
+    /// Whether it has.
+    pub fn has_ended(&self, channel: u32) -> bool {
+        self.ended.contains(&channel)
+    }
+
+    /// The processes of these channels are dead.
+    pub fn gone(&mut self, channels: &BTreeSet<u32>) {
+        self.forget_processes(channels);
+        self.ended.retain(|channel| !channels.contains(channel));
+        self.cut_off.retain(|channel| !channels.contains(channel));
     }
 
     // ---- handles -------------------------------------------------------------------------------------
 
     /// Whether a process may have one more handle.
     pub fn has_room(&self, channel: u32) -> bool {
-        let of_it = || self.handles.keys().filter(|(c, _)| *c == channel).count();
-        self.handles.len() < MOST_HANDLES || of_it() < MOST_HANDLES
+        self.held < MOST_HANDLES || self.handles.get(&channel).is_none_or(|handles| handles.len() < MOST_HANDLES)
     }
 
     pub fn attach(&mut self, channel: u32, handle: u32, session: SessionId) {
-        self.handles.insert((channel, handle), session);
+        let before = self.handles.entry(channel).or_default().insert(handle, session);
+        self.held += usize::from(before.is_none());
     }
 
     /// What a process names so.
     pub fn session(&self, channel: u32, handle: u32) -> Option<SessionId> {
-        self.handles.get(&(channel, handle)).copied()
+        self.handles.get(&channel)?.get(&handle).copied()
     }
 
     pub fn detach(&mut self, channel: u32, handle: u32) -> Option<SessionId> {
-        self.handles.remove(&(channel, handle))
+        let session = self.handles.get_mut(&channel)?.remove(&handle)?;
+        self.held -= 1;
+        Some(session)
     }
 
     /// All handles of a process, in order.
     pub fn handles_of(&self, channel: u32) -> Vec<u32> {
-        let mut handles: Vec<u32> = self.handles.keys().filter(|(c, _)| *c == channel).map(|(_, h)| *h).collect();
+        let mut handles: Vec<u32> = self.handles.get(&channel).into_iter().flat_map(HashMap::keys).copied().collect();
         handles.sort_unstable();
         handles
     }
@@ -136,12 +177,12 @@ impl Processes {
         let before = std::mem::take(&mut self.intents);
         self.intents.extend(intents);
         let over = before.into_iter().filter(|key| !self.intents.contains(key));
-        over.filter_map(|key| self.handles.get(&key).copied()).collect()
+        over.filter_map(|(channel, handle)| self.session(channel, handle)).collect()
     }
 
     /// Whether a write to this session is under way.
     pub fn is_written(&self, session: SessionId) -> bool {
-        self.intents.iter().any(|key| self.handles.get(key) == Some(&session))
+        self.intents.iter().any(|(channel, handle)| self.session(*channel, *handle) == Some(session))
     }
 
     // ---- turns ---------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ impl Filter {
         self.actions.push(Action::SendPeer(packet));
     }
 
-    fn ids_of(&self, which: impl Fn(&Live) -> bool) -> Vec<SessionId> {
+    pub(super) fn ids_of(&self, which: impl Fn(&Live) -> bool) -> Vec<SessionId> {
         let mut ids: Vec<SessionId> = self.live.iter().filter(|(_, l)| which(l)).map(|(id, _)| *id).collect();
         ids.sort_unstable();
         ids

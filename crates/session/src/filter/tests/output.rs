@@ -641,6 +641,60 @@ fn a_forked_process_may_outlive_a_parent_that_ended_in_order() {
     assert!(r.passes(&actions));
 }
 
+#[test]
+fn what_a_process_had_closed_before_it_ended_in_order_is_ended_before_it_is_found_dead() {
+    let mut r = Rig::open();
+    r.f.close(r.now, CHANNEL, THREAD, HANDLE, true);
+    r.f.exit(r.now, CHANNEL);
+    r.kernel(say(ACK | FIN, 0, 0, b""));
+    r.pass(ms(60));
+    let actions = r.stored();
+    assert!(r.passes(&actions));
+    r.f.process_gone(r.now, CHANNEL);
+    assert!(r.session().closed);
+}
+
+/// Of processes that come to their ends at the same time all sessions are looked at once, and not for each of them.
+#[test]
+fn many_processes_that_end_at_once_cost_hardly_more_than_one() {
+    let mut r = Rig::new();
+    let channels: BTreeSet<u32> = (CHANNEL..CHANNEL + 64).collect();
+    for channel in &channels {
+        r.port += 1;
+        r.handshake(false);
+        r.f.attach(r.now, *channel, HANDLE, Origin::Accepted, &tuple(r.port));
+    }
+    for channel in channels.iter().take(32) {
+        r.f.exit(r.now, *channel);
+    }
+    r.f.run_commits(r.now);
+    assert_eq!(r.f.walks, 0);
+    r.f.processes_gone(r.now, &channels);
+    assert_eq!(r.f.walks, 1);
+    let closed = r.f.store().iter().filter(|s| s.closed).count();
+    assert_eq!(closed, 32, "those of the processes that have ended in order, and no others");
+}
+
+/// A session that several processes hold is orphaned when the last of them dies, be it with the others.
+#[test]
+fn processes_that_hold_a_session_together_and_die_at_once() {
+    for at_once in [true, false] {
+        let mut r = Rig::open();
+        let both = BTreeSet::from([CHANNEL, CHANNEL + 1]);
+        r.f.attach(r.now, CHANNEL + 1, HANDLE, Origin::Inherited, &tuple(r.port));
+        r.peer(say(ACK, 0, 0, b"ping"));
+        r.read(4);
+        r.stored();
+        match at_once {
+            true => r.f.processes_gone(r.now, &both),
+            false => both.iter().for_each(|channel| r.f.process_gone(r.now, *channel)),
+        }
+        let id = r.id;
+        assert_eq!(r.kernel(say(ACK | FIN, 0, 4, b"")), [Action::DropOut(id + 1)], "at once: {at_once}");
+        assert!(!r.session().closed && r.session().in_done == 0);
+    }
+}
+
 /// A process reads a request, hands it to another one that holds the connection too, and dies; the other answers.
 #[test]
 fn a_request_read_by_a_process_that_died_and_answered_by_another_is_not_read_again() {
