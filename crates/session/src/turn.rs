@@ -8,6 +8,7 @@ mod progress;
 #[cfg(test)]
 mod tests;
 
+use crate::data::{self, Change};
 use crate::framing::Framing;
 use crate::tuple::{BySession, SessionId};
 use crate::Now;
@@ -100,6 +101,8 @@ pub struct CommitEntry {
 pub struct Commit {
     /// One entry for each touched session about which there is something new to say.
     pub entries: Vec<CommitEntry>,
+    /// The application's data.
+    pub changes: Vec<Change<Box<[u8]>>>,
 }
 
 /// What has happened so far.
@@ -159,6 +162,8 @@ struct Group {
     /// The process of the threads; `shared` if there is more than one.
     channel: u32,
     shared: bool,
+    /// What the application's data costs that it has given in this turn.
+    data: u64,
 }
 
 /// Decides which input is done and which output may leave.
@@ -178,9 +183,12 @@ pub struct TurnPolicy {
     threads: HashMap<Thread, OpenTurn>,
     groups: Vec<Group>,
     free_groups: Vec<u32>,
-    /// Commits to be polled: all entries in a row, and the number that each commit takes.
+    /// Commits to be polled: all entries and all changes in a row, and the numbers of them that each commit takes.
     entries: VecDeque<CommitEntry>,
-    commits: VecDeque<usize>,
+    changes: VecDeque<Change<Box<[u8]>>>,
+    commits: VecDeque<(usize, usize)>,
+    /// What the application's data costs of which no commit was polled yet.
+    data: u64,
     /// Threads to ask about: see `poll_asked`.
     asked: Vec<Thread>,
     /// When something was heard last.
@@ -205,7 +213,9 @@ impl TurnPolicy {
             groups: Vec::new(),
             free_groups: Vec::new(),
             entries: VecDeque::new(),
+            changes: VecDeque::new(),
             commits: VecDeque::new(),
+            data: 0,
             asked: Vec::new(),
             heard: Duration::ZERO,
             counters: Counters::default(),
@@ -225,6 +235,7 @@ impl TurnPolicy {
         let Some(p) = self.sessions.remove(&s) else {
             return;
         };
+        self.data -= p.checkpoint.map_or(0, |c| data::cost(c.len()));
         self.part(s);
         if p.group != NO_GROUP {
             self.groups[p.group as usize].sessions.retain(|x| *x != s);
@@ -439,6 +450,46 @@ impl TurnPolicy {
         self.bound(t);
     }
 
+    /// The application says what it keeps of the session. That counts with the thread's turn; with it, the input that was read of
+    /// this session until now is done, and from now on nothing is inferred for this session. False: it has given more in this turn
+    /// than one may have.
+    #[must_use]
+    pub fn checkpoint(&mut self, t: Thread, s: SessionId, data: &[u8]) -> bool {
+        if !self.touch(t, s) {
+            return true;
+        }
+        self.look_after(self.heard, t);
+        let cost = data::cost(data.len());
+        let group = self.threads.get(&t).map(|turn| &mut self.groups[turn.group as usize]);
+        let Some(group) = group.filter(|group| group.data + cost <= data::MAX_TURN) else { return false };
+        group.data += cost;
+        if let Some(p) = self.sessions.get_mut(&s) {
+            let before = p.checkpoint(data);
+            self.data = self.data + cost - before.map_or(0, |c| data::cost(c.len()));
+        }
+        self.bound(t);
+        true
+    }
+
+    /// What the application has said that it keeps of a session, if no commit says so yet.
+    #[must_use]
+    pub fn uncommitted_checkpoint(&self, s: SessionId) -> Option<&[u8]> {
+        self.sessions.get(&s)?.checkpoint.as_deref()
+    }
+
+    /// What the application's data costs of which no commit was polled yet.
+    #[must_use]
+    pub fn uncommitted_data(&self) -> u64 {
+        self.data
+    }
+
+    /// A commit has said before what the application keeps of the session: nothing is inferred.
+    pub fn says_itself(&mut self, s: SessionId) {
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.says_itself();
+        }
+    }
+
     /// The thread ends the output of the session. That answers what was read of this one, and of no other: it says
     /// nothing.
     pub fn shutdown(&mut self, now: Now, t: Thread, s: SessionId) {
@@ -575,7 +626,7 @@ impl TurnPolicy {
             } else {
                 for s in &group.sessions {
                     if let Some(p) = self.sessions.get_mut(s) {
-                        p.roll_back();
+                        roll_back(p, &mut self.data);
                     }
                 }
                 for t in &group.threads {
@@ -587,7 +638,7 @@ impl TurnPolicy {
         // What was read in earlier turns and is not done will be read again as well.
         for p in self.sessions.values_mut() {
             if p.channel == Some(channel) && p.group == NO_GROUP {
-                p.roll_back();
+                roll_back(p, &mut self.data);
             }
         }
     }
@@ -676,10 +727,15 @@ impl TurnPolicy {
     /// Takes the oldest commit that was not taken yet into `out`; `false` if there is none.
     pub fn poll_commit(&mut self, out: &mut Commit) -> bool {
         out.entries.clear();
-        let Some(n) = self.commits.pop_front() else {
+        out.changes.clear();
+        let Some((entries, changes)) = self.commits.pop_front() else {
             return false;
         };
-        out.entries.extend(self.entries.drain(..n));
+        out.entries.extend(self.entries.drain(..entries));
+        out.changes.extend(self.changes.drain(..changes));
+        for Change::Checkpoint { data, .. } in &out.changes {
+            self.data -= data::cost(data.len());
+        }
         true
     }
 
@@ -889,6 +945,7 @@ impl TurnPolicy {
         group.several |= from_group.several || group.sessions.len() > 1;
         group.dependent |= from_group.dependent;
         group.shared |= from_group.shared || group.channel != from_group.channel;
+        group.data += from_group.data;
         group.deadline = match (group.deadline, from_group.deadline) {
             (Some(x), Some(y)) => Some(x.min(y)),
             (x, y) => x.or(y),
@@ -921,6 +978,7 @@ impl TurnPolicy {
         }
         group.several = false;
         group.dependent = false;
+        group.data = 0;
     }
 
     /// The group was just committed in mid-turn: nothing ties its threads together any more. Without
@@ -948,7 +1006,7 @@ impl TurnPolicy {
     }
 
     fn commit(&mut self, sessions: &[SessionId], settle: impl Fn(&mut Progress) -> Settled) {
-        let mut entries = 0;
+        let (mut entries, mut changes) = (0, 0);
         let mut open = false;
         for s in sessions {
             let Some(p) = self.sessions.get_mut(s) else {
@@ -961,11 +1019,22 @@ impl TurnPolicy {
                 entries += 1;
                 self.entries.push_back(p.done);
             }
+            if let Some(checkpoint) = p.checkpoint.take_if(|_| settled.whole) {
+                p.explicit = true;
+                changes += 1;
+                self.changes.push_back(Change::Checkpoint { session: *s, data: checkpoint });
+            }
         }
-        if entries > 0 {
+        if entries > 0 || changes > 0 {
             self.counters.commits += 1;
             self.counters.open_commits += u64::from(open);
-            self.commits.push_back(entries);
+            self.commits.push_back((entries, changes));
         }
     }
+}
+
+/// Whoever goes on with the session starts from what is committed.
+fn roll_back(p: &mut Progress, data: &mut u64) {
+    *data -= p.checkpoint.take().map_or(0, |c| data::cost(c.len()));
+    p.roll_back();
 }

@@ -669,6 +669,7 @@ impl Manager {
                 }
             }
             Request::Leave => self.app_leaves(id, number),
+            Request::Checkpoint { .. } | Request::Restore { .. } => self.answer_data(id, number, request),
             Request::Trace => self.give_trace(id, number),
             Request::GetStanding => self.hand_standing(id, number),
             Request::SessionInfo { tuple } => {
