@@ -226,6 +226,13 @@ pub fn gave(gives: impl FnOnce(u32) -> Result<(), ClientError>) -> Result<(), Cl
     given
 }
 
+/// What this thread does from now on may follow from what it asks for.
+pub fn learns<T>(asks: impl FnOnce(u32) -> Result<T, ClientError>) -> Result<T, ClientError> {
+    let told = asks(thread());
+    touched(Dirty::Read);
+    told
+}
+
 /// `tcpr_commit`.
 pub fn commit(client: &Client) {
     client.push(&Event::Commit { thread: thread() });

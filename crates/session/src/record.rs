@@ -11,7 +11,7 @@
 //! | sync (`tcp_recovery_sync`) | 24 | at most once a batch for a session that moved |
 //! | input, output | 12 + payload | bytes of a stream |
 //! | commit | 4 + 18 a session | the end of a turn |
-//! | data | 12 + bytes | data of the application, which counts with the commit behind it (see [`crate::data`]) |
+//! | data | 12 + key and value | data of the application, which counts with the commit behind it (see [`crate::data`]) |
 //! | end | 8 | the session is over |
 //! | options | 8 + 3 and a value for each | the application sets options of a connection's socket |
 //! | cause | 16 | it is known what made the application connect, or that nobody can know |
@@ -23,7 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::data::{Change, MAX_VALUE};
+use crate::data::{Change, MAX_KEY, MAX_VALUE};
 use crate::options;
 use crate::seq::Seq;
 use crate::tuple::{FourTuple, SessionId};
@@ -149,7 +149,7 @@ struct OptionsWire {
 struct DataWire {
     kind: u8,
     what: u8,
-    reserved: U16,
+    key: U16,
     session: U32,
     len: U32,
 }
@@ -171,6 +171,8 @@ const CLOSED: u8 = 4;
 const WITH_DATA: u8 = 1;
 /// Of data: what it is.
 const CHECKPOINT: u8 = 1;
+const PUT: u8 = 2;
+const DELETE: u8 = 3;
 /// Most output bytes that an open response may have released: 40 bits, for a download may be long.
 pub const MAX_OPEN: u64 = (1 << 40) - 1;
 
@@ -585,11 +587,16 @@ pub fn encode_output(session: SessionId, offset: u64, bytes: &[u8], out: &mut Ve
 
 /// Appends data that the commit behind it makes count.
 pub fn encode_data(change: Change<&[u8]>, out: &mut Vec<u8>) {
-    let Change::Checkpoint { session, data } = change;
-    let len = (data.len() as u32).into();
-    let wire = DataWire { kind: DATA, what: CHECKPOINT, reserved: 0.into(), session: session.into(), len };
+    let (what, session, key, value): (_, _, &[u8], &[u8]) = match change {
+        Change::Checkpoint { session, data } => (CHECKPOINT, session, &[], data),
+        Change::Put { key, value } => (PUT, 0, key, value),
+        Change::Delete { key } => (DELETE, 0, key, &[]),
+    };
+    let len = (value.len() as u32).into();
+    let wire = DataWire { kind: DATA, what, key: (key.len() as u16).into(), session: session.into(), len };
     out.extend_from_slice(wire.as_bytes());
-    out.extend_from_slice(data);
+    out.extend_from_slice(key);
+    out.extend_from_slice(value);
 }
 
 /// Appends one commit of at most 65,535 sessions. `with_data`: what [`encode_data`] has appended counts from now on.
@@ -741,11 +748,15 @@ pub fn decode<'a>(bytes: &mut &'a [u8]) -> Result<Option<Record<'a>>, Malformed>
         }
         DATA => {
             let (w, rest) = DataWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
-            let (data, rest) = rest.split_at_checked(w.len.get() as usize).ok_or(Malformed)?;
-            if w.what != CHECKPOINT || data.len() > MAX_VALUE {
-                return Err(Malformed);
-            }
-            (Record::Data(Change::Checkpoint { session: w.session.get(), data }), rest)
+            let (key, rest) = rest.split_at_checked(usize::from(w.key.get())).ok_or(Malformed)?;
+            let (value, rest) = rest.split_at_checked(w.len.get() as usize).ok_or(Malformed)?;
+            let change = match (w.what, key.len(), value.len()) {
+                (CHECKPOINT, 0, ..=MAX_VALUE) => Change::Checkpoint { session: w.session.get(), data: value },
+                (PUT, 1..=MAX_KEY, ..=MAX_VALUE) => Change::Put { key, value },
+                (DELETE, 1..=MAX_KEY, 0) => Change::Delete { key },
+                _ => return Err(Malformed),
+            };
+            (Record::Data(change), rest)
         }
         END => {
             let (w, rest) = EndWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
@@ -863,9 +874,25 @@ mod tests {
             let Ok(Some(Record::Data(Change::Checkpoint { session: 9, data }))) = decode(&mut &out[..]) else { panic!() };
             assert_eq!(data, bytes);
         }
-        let mut out = Vec::new();
-        encode_data(Change::Checkpoint { session: 9, data: &[7; MAX_VALUE + 1] }, &mut out);
-        assert!(decode(&mut &out[..]).is_err());
+        let (long_key, long_value) = (&[7; MAX_KEY + 1][..], &[7; MAX_VALUE + 1][..]);
+        for good in [Change::Put { key: &long_key[1..], value: &long_value[1..] }, Change::Delete { key: &long_key[1..] }] {
+            let mut out = Vec::new();
+            encode_data(good, &mut out);
+            let Ok(Some(Record::Data(back))) = decode(&mut &out[..]) else { panic!() };
+            assert_eq!(back, good);
+        }
+        for bad in [
+            Change::Checkpoint { session: 9, data: long_value },
+            Change::Put { key: b"k", value: long_value },
+            Change::Put { key: long_key, value: b"" },
+            Change::Put { key: b"", value: b"" },
+            Change::Delete { key: long_key },
+            Change::Delete { key: b"" },
+        ] {
+            let mut out = Vec::new();
+            encode_data(bad, &mut out);
+            assert!(decode(&mut &out[..]).is_err());
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Master and replica hold the same type and call the same [`Store::apply`]; the master applies each record as
 //! it appends it. That is guarantee I5 by construction.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 
 use crate::data::{self, Change};
 use crate::filter::Standing;
@@ -241,7 +242,9 @@ pub struct Store {
     options: BySession<Vec<u8>>,
     /// What the application keeps of a session: see [`crate::data`]. Most have nothing.
     data: BySession<Box<[u8]>>,
-    /// What that costs.
+    /// Values of the service as a whole.
+    values: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    /// What all of that costs.
     data_cost: u64,
     /// Data that no commit covers yet.
     staged: Vec<Change<Box<[u8]>>>,
@@ -296,6 +299,7 @@ impl Store {
         self.caused.clear();
         self.options.clear();
         self.data.clear();
+        self.values.clear();
         self.data_cost = 0;
         self.staged.clear();
     }
@@ -304,6 +308,17 @@ impl Store {
     #[must_use]
     pub fn data(&self, id: SessionId) -> Option<&[u8]> {
         self.data.get(&id).map(|data| &**data)
+    }
+
+    /// A value of the service as a whole.
+    #[must_use]
+    pub fn value(&self, key: &[u8]) -> Option<&[u8]> {
+        self.values.get(key).map(|value| &**value)
+    }
+
+    /// Keys behind this one, in the order of their bytes.
+    pub fn keys_after(&self, key: &[u8]) -> impl Iterator<Item = &[u8]> {
+        self.values.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded)).map(|(key, _)| &**key)
     }
 
     /// What the application's data costs: see [`data::cost`].
@@ -422,6 +437,18 @@ impl Store {
                     self.data.insert(session, data);
                 }
             }
+            Change::Put { key, value } => {
+                self.forget_value(&key);
+                self.data_cost += data::cost(key.len() + value.len());
+                self.values.insert(key, value);
+            }
+            Change::Delete { key } => self.forget_value(&key),
+        }
+    }
+
+    fn forget_value(&mut self, key: &[u8]) {
+        if let Some(value) = self.values.remove(key) {
+            self.data_cost -= data::cost(key.len() + value.len());
         }
     }
 

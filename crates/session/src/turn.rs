@@ -5,6 +5,7 @@
 //! So a commit never claims input whose answer is still being written somewhere else.
 
 mod progress;
+mod puts;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use crate::framing::Framing;
 use crate::tuple::{BySession, SessionId};
 use crate::Now;
 use progress::{Progress, Settled, NO_GROUP};
+use puts::Puts;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -164,6 +166,8 @@ struct Group {
     shared: bool,
     /// What the application's data costs that it has given in this turn.
     data: u64,
+    /// There are values of the service among it: the turn is all or nothing, as one over several sessions is.
+    puts: bool,
 }
 
 /// Decides which input is done and which output may leave.
@@ -189,6 +193,8 @@ pub struct TurnPolicy {
     commits: VecDeque<(usize, usize)>,
     /// What the application's data costs of which no commit was polled yet.
     data: u64,
+    /// Values of the service that were put in turns that are not over.
+    puts: Puts,
     /// Threads to ask about: see `poll_asked`.
     asked: Vec<Thread>,
     /// When something was heard last.
@@ -216,6 +222,7 @@ impl TurnPolicy {
             changes: VecDeque::new(),
             commits: VecDeque::new(),
             data: 0,
+            puts: Puts::default(),
             asked: Vec::new(),
             heard: Duration::ZERO,
             counters: Counters::default(),
@@ -471,6 +478,61 @@ impl TurnPolicy {
         true
     }
 
+    /// The application puts a value of the service, or deletes one (None). That counts with the thread's turn. False: it has given
+    /// more in this turn than one may have.
+    #[must_use]
+    pub fn put(&mut self, t: Thread, key: &[u8], value: Option<&[u8]>) -> bool {
+        if !self.threads.contains_key(&t) {
+            let g = self.new_group();
+            self.add_thread(g, t, None);
+        }
+        self.join_put(t, key);
+        self.look_after(self.heard, t);
+        let cost = data::cost(key.len() + value.map_or(0, <[u8]>::len));
+        let Some(g) = self.threads.get(&t).map(|turn| turn.group) else { return false };
+        let group = &mut self.groups[g as usize];
+        if group.data + cost > data::MAX_TURN {
+            return false;
+        }
+        group.data += cost;
+        (group.puts, group.several, group.dependent) = (true, true, true);
+        self.data = self.data + cost - self.puts.put(channel_of(t), g, key, value);
+        self.bound(t);
+        true
+    }
+
+    /// Whether a process has put or deleted a key in a turn that is not over.
+    #[must_use]
+    pub fn has_put(&self, channel: u32, key: &[u8]) -> bool {
+        self.puts.find(channel, key).is_some()
+    }
+
+    /// What the thread's process has put under a key in a turn that is not over (None: it has deleted that). The thread's turn
+    /// then depends on that one, and they commit as one.
+    pub fn find_put(&mut self, t: Thread, key: &[u8]) -> Option<Option<&[u8]>> {
+        if self.puts.find(channel_of(t), key).is_some() && !self.threads.contains_key(&t) {
+            let g = self.new_group();
+            self.add_thread(g, t, None);
+        }
+        self.join_put(t, key);
+        self.puts.find(channel_of(t), key).map(|put| put.value.as_deref())
+    }
+
+    /// The next key behind this one that a process has put in a turn that is not over, and whether it has deleted that.
+    #[must_use]
+    pub fn next_put(&self, channel: u32, after: &[u8]) -> Option<(&[u8], bool)> {
+        self.puts.next(channel, after)
+    }
+
+    /// Turns of threads of one process that touch the same key commit as one.
+    fn join_put(&mut self, t: Thread, key: &[u8]) {
+        let own = self.threads.get(&t).map(|turn| turn.group);
+        let other = self.puts.find(channel_of(t), key).map(|put| put.group);
+        if let Some((own, other)) = own.zip(other).filter(|(own, other)| own != other) {
+            self.merge(own, other);
+        }
+    }
+
     /// What the application has said that it keeps of a session, if no commit says so yet.
     #[must_use]
     pub fn uncommitted_checkpoint(&self, s: SessionId) -> Option<&[u8]> {
@@ -553,7 +615,7 @@ impl TurnPolicy {
     /// Lets the output of a turn go that is not over: its responses are open.
     fn let_go(&mut self, g: u32) {
         self.groups[g as usize].deadline = None;
-        self.settle_group(g, |p| p.settle(true, true));
+        self.settle_group(g, 0, |p| p.settle(true, true));
     }
 
     /// The thread has written, and is about to read: that ends its turn, unless its sessions do not depend on each
@@ -572,7 +634,9 @@ impl TurnPolicy {
         let group = turn.map_or(NO_GROUP, |turn| turn.group);
         if turn.is_some_and(|turn| turn.looked && self.groups[group as usize].dependent) {
             self.thread_gone(t);
-        } else if self.sessions.get(&s).is_some_and(|p| p.independent && (p.group == group || p.group == NO_GROUP)) {
+        } else if self.sessions.get(&s).is_some_and(|p| p.independent && (p.group == group || p.group == NO_GROUP))
+            && (group == NO_GROUP || !self.groups[group as usize].puts)
+        {
             self.commit(&[s], |p| p.settle(true, false));
         }
     }
@@ -605,6 +669,7 @@ impl TurnPolicy {
 
     /// The process died: what its threads did since their last commit never happened.
     pub fn process_gone(&mut self, channel: u32) {
+        self.data -= self.puts.forget_process(channel);
         let mut dead: Vec<Thread> = self.threads.keys().copied().collect();
         dead.retain(|t| channel_of(*t) == channel);
         dead.sort_unstable();
@@ -681,7 +746,7 @@ impl TurnPolicy {
                 continue;
             }
             let sessions = self.groups[g].sessions.iter().filter_map(|s| self.sessions.get(s));
-            if !sessions.clone().any(|p| p.keeps()) {
+            if !self.groups[g].puts && !sessions.clone().any(|p| p.keeps()) {
                 self.groups[g].look = None;
                 continue;
             }
@@ -708,10 +773,10 @@ impl TurnPolicy {
             if group.sessions.is_empty() {
                 continue;
             }
-            let (several, one_thread) = (group.several, group.threads.len() <= 1);
+            let (several, puts, one_thread) = (group.several, group.puts, group.threads.len() <= 1);
             self.counters.timeouts += 1;
             if several && one_thread {
-                self.settle_group(g, |p| match p.independent {
+                self.settle_group(g, 0, |p| match p.independent && !puts {
                     true => p.settle(true, true),
                     false => p.settle_part(),
                 });
@@ -733,9 +798,7 @@ impl TurnPolicy {
         };
         out.entries.extend(self.entries.drain(..entries));
         out.changes.extend(self.changes.drain(..changes));
-        for Change::Checkpoint { data, .. } in &out.changes {
-            self.data -= data::cost(data.len());
-        }
+        self.data -= out.changes.iter().map(Change::cost).sum::<u64>();
         true
     }
 
@@ -939,7 +1002,11 @@ impl TurnPolicy {
                 p.group = into;
             }
         }
+        if from_group.puts {
+            self.puts.merge(into, from);
+        }
         let group = &mut self.groups[into as usize];
+        group.puts |= from_group.puts;
         group.threads.append(&mut from_group.threads);
         group.sessions.append(&mut from_group.sessions);
         group.several |= from_group.several || group.sessions.len() > 1;
@@ -978,6 +1045,7 @@ impl TurnPolicy {
         }
         group.several = false;
         group.dependent = false;
+        group.puts = false;
         group.data = 0;
     }
 
@@ -995,18 +1063,28 @@ impl TurnPolicy {
     }
 
     fn commit_group(&mut self, g: u32, timeout: bool) {
-        let alone = !self.groups[g as usize].several;
-        self.settle_group(g, |p| p.settle(alone || p.independent, timeout || p.stays_open()));
+        let Group { several, puts, .. } = self.groups[g as usize];
+        let before = self.changes.len();
+        if puts {
+            self.changes.extend(self.puts.take(g));
+        }
+        let put = self.changes.len() - before;
+        self.settle_group(g, put, |p| p.settle(!several || p.independent && !puts, timeout || p.stays_open() && !puts));
     }
 
-    fn settle_group(&mut self, g: u32, settle: impl Fn(&mut Progress) -> Settled) {
+    /// The last `put` of the changes are among those of the group's turn.
+    fn settle_group(&mut self, g: u32, put: usize, settle: impl Fn(&mut Progress) -> Settled) {
         let sessions = std::mem::take(&mut self.groups[g as usize].sessions);
-        self.commit(&sessions, settle);
+        self.commit_with(&sessions, put, settle);
         self.groups[g as usize].sessions = sessions;
     }
 
     fn commit(&mut self, sessions: &[SessionId], settle: impl Fn(&mut Progress) -> Settled) {
-        let (mut entries, mut changes) = (0, 0);
+        self.commit_with(sessions, 0, settle);
+    }
+
+    fn commit_with(&mut self, sessions: &[SessionId], mut changes: usize, settle: impl Fn(&mut Progress) -> Settled) {
+        let mut entries = 0;
         let mut open = false;
         for s in sessions {
             let Some(p) = self.sessions.get_mut(s) else {

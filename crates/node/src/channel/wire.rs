@@ -136,6 +136,28 @@ pub enum Request {
         /// At most [`MAX_VALUE`] bytes.
         data: Bytes,
     },
+    /// A value of the service as a whole, from the end of the thread's turn on; `None`: there is none any more. Answered by
+    /// [`Reply::Ok`].
+    Put {
+        /// The thread.
+        thread: u32,
+        /// At most [`tcpr_session::data::MAX_KEY`] bytes.
+        key: Bytes,
+        /// At most [`MAX_VALUE`] bytes.
+        value: Option<Bytes>,
+    },
+    /// Such a value. Answered by [`Reply::Data`].
+    Get {
+        /// The thread.
+        thread: u32,
+        /// As above.
+        key: Bytes,
+    },
+    /// The next key. Answered by [`Reply::Data`].
+    NextKey {
+        /// The one before it; empty: the first one.
+        after: Bytes,
+    },
     /// What the program has said last that it keeps of a session. Answered by [`Reply::Data`].
     Restore {
         /// The connection.
@@ -240,7 +262,7 @@ pub enum Reply {
     },
     /// To [`Request::SessionInfo`].
     Session(SessionFacts),
-    /// To [`Request::Restore`]; `None`: there is nothing.
+    /// To [`Request::Restore`], [`Request::Get`] and [`Request::NextKey`]; `None`: there is nothing.
     Data(Option<Bytes>),
     /// Done.
     Ok,

@@ -1,6 +1,6 @@
 //! What the program gives us to keep: its answers are errno and words.
 
-use tcpr_session::data::{MAX_TURN, MAX_VALUE};
+use tcpr_session::data::{MAX_KEY, MAX_TURN, MAX_VALUE};
 use tcpr_session::filter::Refused;
 
 use super::Manager;
@@ -27,6 +27,12 @@ impl Manager {
                 Reply::Ok
             }
             Request::Restore { handle } => Reply::Data(self.filter.restore_data(id, handle)?.map(|data| Bytes(data.to_vec()))),
+            Request::Put { thread, key, value } => {
+                self.filter.put(id, thread, &key.0, value.as_ref().map(|value| &value.0[..]))?;
+                Reply::Ok
+            }
+            Request::Get { thread, key } => Reply::Data(self.filter.get(id, thread, &key.0).map(|value| Bytes(value.to_vec()))),
+            Request::NextKey { after } => Reply::Data(self.filter.next_key(id, &after.0).map(Bytes)),
             _ => unreachable!("no other request is about data"),
         })
     }
@@ -35,7 +41,8 @@ impl Manager {
         let (errno, text) = match why {
             Refused::NoSession => (libc::ENOTCONN, "the session is over, or torn for good".to_owned()),
             Refused::NotMaster => (libc::EROFS, "this member is not the master".to_owned()),
-            Refused::TooLong => (libc::EMSGSIZE, format!("a value has at most {MAX_VALUE} bytes")),
+            Refused::TooLong => (libc::EMSGSIZE, format!("a key has 1 to {MAX_KEY} bytes, a value at most {MAX_VALUE}")),
+            Refused::NoValue => (libc::ENOENT, "there is no such key".to_owned()),
             Refused::Full => {
                 let room = self.config.service.data_bytes;
                 (libc::ENOSPC, format!("the data of the service has no room for this (data_bytes = {room})"))

@@ -94,6 +94,8 @@ struct Snapshot {
     /// The sessions that are yet to be sent, as they are when their turn comes: the log that was written until then goes
     /// before them, and the replica passes over what it says of sessions that it does not have.
     left: Vec<SessionId>,
+    /// The keys of the program's values, likewise. They come first.
+    values: Vec<Box<[u8]>>,
     /// When the log behind it may be under way no more.
     catch_up_until: Option<Now>,
 }
@@ -232,7 +234,8 @@ impl Replication {
         log::info!(sessions = left.len(); "sending a snapshot");
         way.link.send(&Message::SnapshotBegin { epoch: way.epoch, position: way.filter.log_end() });
         self.shipping = true;
-        self.snapshot = Some(Snapshot { begun: now, position: None, left, catch_up_until: None });
+        let values = way.filter.values();
+        self.snapshot = Some(Snapshot { begun: now, position: None, left, values, catch_up_until: None });
         if !way.link.speaks(SNAPSHOT_IN_STEPS) {
             // To this partner it stands for the log position of its beginning: all of it at once.
             while self.snapshot_step(way, 0) {}
@@ -262,10 +265,14 @@ impl Replication {
             if bytes.len() >= least.max(PIECE) {
                 break;
             }
+            if let Some(key) = snapshot.values.pop() {
+                way.filter.snapshot_value(&key, &mut bytes);
+                continue;
+            }
             let Some(session) = snapshot.left.pop() else { break };
             way.filter.snapshot_session(session, &mut bytes);
         }
-        let more = !snapshot.left.is_empty();
+        let more = !snapshot.left.is_empty() || !snapshot.values.is_empty();
         if !more {
             snapshot.position = Some(position);
         }
@@ -484,7 +491,7 @@ mod tests {
 
     #[test]
     fn a_replica_is_complete_when_it_has_the_snapshot_and_nearly_all_that_was_written_since() {
-        let mut snapshot = Snapshot { begun: ms(0), position: None, left: Vec::new(), catch_up_until: None };
+        let mut snapshot = Snapshot { begun: ms(0), position: None, left: Vec::new(), values: Vec::new(), catch_up_until: None };
         assert!(!snapshot.is_complete(ms(0), 5000, 5000), "not all of it was sent");
         snapshot.position = Some(5000);
         assert!(!snapshot.is_complete(ms(10), 4999, 4999));

@@ -426,7 +426,10 @@ impl Filter {
                 self.write_output(e.session, from, taken as usize);
             }
             // Of one that has ended meanwhile nothing is kept.
-            commit.changes.retain(|Change::Checkpoint { session, .. }| self.live.contains_key(session));
+            commit.changes.retain(|change| match change {
+                Change::Checkpoint { session, .. } => self.live.contains_key(session),
+                Change::Put { .. } | Change::Delete { .. } => true,
+            });
             self.complete(&mut entries, &commit.changes);
             self.write_commit(now, &entries, &commit.changes);
         }
@@ -452,7 +455,8 @@ impl Filter {
 
     /// Each session whose data changes is among the entries, if only for a replica that knows no data.
     fn complete(&self, entries: &mut Vec<Committed>, changes: &[Change<Box<[u8]>>]) {
-        for Change::Checkpoint { session, .. } in changes {
+        for change in changes {
+            let Change::Checkpoint { session, .. } = change else { continue };
             if !entries.iter().any(|e| e.session == *session) {
                 entries.extend(self.store.get(*session).map(|s| s.committed()));
             }
@@ -466,6 +470,9 @@ impl Filter {
             let torn = |e: &Committed| Some(Committed { torn: true, ..self.store.get(e.session)?.committed() });
             let torn: Vec<Committed> = entries.iter().filter_map(torn).collect();
             torn.chunks(MOST_ENTRIES).for_each(|part| self.write_part(now, part, &[]));
+        }
+        if entries.is_empty() && !changes.is_empty() {
+            return self.write_part(now, entries, changes);
         }
         for part in entries.chunks(MOST_ENTRIES) {
             self.write_part(now, part, std::mem::take(&mut changes));

@@ -340,6 +340,14 @@ impl ReplicaGate {
         }
     }
 
+    /// Appends a value's part of a snapshot.
+    pub fn snapshot_value(&self, store: &Store, key: &[u8], out: &mut Vec<u8>) {
+        if let Some(value) = store.value(key).filter(|_| !self.without_data) {
+            record::encode_data(Change::Put { key, value }, out);
+            record::encode_commit(&[], true, out);
+        }
+    }
+
     pub fn set_without_data(&mut self, without: bool) {
         self.without_data = without;
     }

@@ -211,7 +211,19 @@ impl Filter {
     /// As a master: the records from which an empty store computes this one, up to [`Self::log_end`].
     pub fn snapshot(&mut self, out: &mut Vec<u8>) {
         self.write_syncs();
+        self.values().iter().for_each(|key| self.snapshot_value(key, out));
         self.store.iter().for_each(|s| self.snapshot_session(s.open.session, out));
+    }
+
+    /// The keys of all values of the service, for a snapshot in steps.
+    #[must_use]
+    pub fn values(&self) -> Vec<Box<[u8]>> {
+        self.store.keys_after(&[]).map(Box::from).collect()
+    }
+
+    /// A value's part of a snapshot, if there still is one.
+    pub fn snapshot_value(&self, key: &[u8], out: &mut Vec<u8>) {
+        self.gate.snapshot_value(&self.store, key, out);
     }
 
     /// A session's part of that. What is to be said of it beside is to be in the log before.

@@ -1344,3 +1344,79 @@ fn a_turn_has_room_for_so_much_data() {
     p.close(1);
     assert_eq!(p.uncommitted_data(), 0);
 }
+
+fn put(key: &[u8], value: &[u8]) -> Change<Box<[u8]>> {
+    Change::Put { key: key.into(), value: value.into() }
+}
+
+#[test]
+fn what_is_put_commits_with_the_turn() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 4);
+    assert!(p.put(T, b"b", Some(b"1")) && p.put(T, b"a", Some(b"")) && p.put(T, b"c", None));
+    assert!(p.put(T, b"b", Some(b"2")) && p.checkpoint(T, 1, b"kept"));
+    p.write(MS, T, 1, 4, false);
+    assert_eq!(p.find_put(T, b"b"), Some(Some(&b"2"[..])));
+    assert_eq!(p.find_put(T, b"c"), Some(None));
+    assert!(p.find_put(T, b"d").is_none() && p.find_put(U, b"b").is_none());
+    assert!(commits_with_data(&mut p).is_empty() && p.uncommitted_data() > 0);
+    p.turn_end(MS, T);
+    let changes = vec![put(b"a", b""), Change::Delete { key: b"c"[..].into() }, put(b"b", b"2"), kept(1, b"kept")];
+    assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 4, 4, 4)], changes)]);
+    assert_eq!((p.uncommitted_data(), p.find_put(T, b"b")), (0, None));
+    // A turn in which nothing else was done.
+    assert!(p.put(T, b"b", Some(b"3")));
+    p.turn_end(MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![], vec![put(b"b", b"3")])]);
+}
+
+#[test]
+fn what_was_put_in_a_turn_that_never_ended_was_never_put() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 4);
+    assert!(p.put(T, b"a", Some(b"1")) && p.put(U, b"a", Some(b"2")));
+    p.process_gone(0);
+    assert_eq!(p.find_put(T, b"a"), None);
+    assert_eq!(p.find_put(U, b"a"), Some(Some(&b"2"[..])));
+    p.turn_end(MS, U);
+    assert_eq!(commits_with_data(&mut p), [(vec![], vec![put(b"a", b"2")])]);
+    assert!(p.uncommitted_data() == 0 && p.threads.is_empty());
+}
+
+#[test]
+fn a_turn_that_puts_is_all_or_nothing_whatever_its_port_says() {
+    let independent = PortPolicy { independent: true, ..PortPolicy::default() };
+    for port in [PortPolicy::default(), independent] {
+        let mut p = with(port, &[1]);
+        p.read(MS, T, 1, 4);
+        assert!(p.put(T, b"a", Some(b"1")));
+        p.write(MS, T, 1, 3, true);
+        // It takes too long, and then its last write is short: the session is torn meanwhile, and nothing is done twice.
+        p.handle_timeout(60 * MS);
+        assert_eq!(commits_with_data(&mut p), [(vec![torn(entry(1, 0, 3, 3))], vec![])]);
+        p.turn_end(MS, T);
+        assert_eq!(commits_with_data(&mut p), [(vec![torn(entry(1, 4, 3, 3))], vec![put(b"a", b"1")])]);
+        p.write(MS, T, 1, 2, false);
+        p.turn_end(MS, T);
+        assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 4, 5, 5)], vec![])]);
+    }
+}
+
+#[test]
+fn turns_of_a_process_that_touch_one_key_commit_as_one() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.write(MS, T, 1, 1, false);
+    assert!(p.put(T, b"a", Some(b"1")));
+    // What follows from it counts no sooner.
+    assert_eq!(p.find_put(T2, b"a"), Some(Some(&b"1"[..])));
+    p.write(MS, T2, 2, 1, false);
+    p.turn_end(MS, T2);
+    assert!(commits_with_data(&mut p).is_empty());
+    p.turn_end(MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 0, 1, 1), entry(2, 0, 1, 1)], vec![put(b"a", b"1")])]);
+    assert!(p.put(T, b"a", Some(b"2")) && p.put(T2, b"a", Some(b"3")));
+    p.turn_end(MS, T);
+    assert!(commits_with_data(&mut p).is_empty());
+    p.turn_end(MS, T2);
+    assert_eq!(commits_with_data(&mut p), [(vec![], vec![put(b"a", b"3")])]);
+}

@@ -244,7 +244,7 @@ impl World {
             link_delay: rng.range(50, 5000),
             stalls: rng.percent(30),
             service,
-            keeps: service == Service::Echo && matches!(seed % 5, 2 | 3),
+            keeps: matches!(seed % 5, 2 | 3),
             engine,
             setup,
             speaking: service == Service::Echo,

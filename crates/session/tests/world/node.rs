@@ -55,6 +55,10 @@ pub enum Hook {
         handle: u32,
         data: Vec<u8>,
     },
+    Put {
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
     Wait,
 }
 
@@ -153,7 +157,8 @@ pub struct Node {
     /// To whom the application connects, and whether it says something first.
     callees: Vec<SocketAddr>,
     login: bool,
-    /// An echo holds some of what it has read back, and keeps it by checkpoints.
+    /// An echo holds some of what it has read back, and keeps it by checkpoints. Where lines are passed on, how many of each
+    /// sender were is under a key.
     keeps: bool,
     /// SYNs that have left, by port and number.
     called: BTreeSet<(u16, u32)>,
@@ -404,6 +409,17 @@ impl Node {
         self.begin_turn(now, rng, app)
     }
 
+    /// Each line is passed on in the turn in which it is counted, by whichever process: it is the next one of its sender.
+    fn count(&mut self, now: Now, channel: u32, line: &[u8]) {
+        let mut parts = std::str::from_utf8(line).expect("a line").split(':');
+        let (sender, number) = (parts.next().expect("a sender"), parts.next().expect("a number"));
+        self.drain_ring(now, usize::MAX);
+        let counted = self.filter.get(channel, 0, sender.as_bytes()).map_or(0, |n| n.len());
+        assert_eq!(number, counted.to_string(), "the lines of sender {sender} that were passed on");
+        self.kept += u64::from(counted > 0);
+        self.ring.push_back(Hook::Put { key: sender.into(), value: vec![0; counted + 1] });
+    }
+
     /// What a former process kept of a recovered session, which is asked for with all told that there is. It belongs to exactly
     /// the place where the session goes on.
     fn ask(&mut self, now: Now, channel: u32, handle: u32, d: &mut Descriptor) {
@@ -503,7 +519,7 @@ impl Node {
             let bytes = s.read(now, most);
             self.ring.push_back(Hook::Read { handle, n: bytes.len() as u64 });
             self.collect(&tuple);
-            self.serve(app, handle, &bytes);
+            self.serve(now, app, handle, &bytes);
             return true;
         }
         false
@@ -518,7 +534,7 @@ impl Node {
         true
     }
 
-    fn serve(&mut self, app: &mut App, handle: u32, bytes: &[u8]) {
+    fn serve(&mut self, now: Now, app: &mut App, handle: u32, bytes: &[u8]) {
         let keeps = self.keeps;
         let d = app.open.get_mut(&handle).expect("open");
         if bytes.is_empty() {
@@ -552,6 +568,9 @@ impl Node {
                     }
                 }
                 for line in lines {
+                    if keeps {
+                        self.count(now, app.channel, &line);
+                    }
                     for (to, _) in app.open.iter().filter(|(_, d)| !d.called) {
                         app.todo.push_back((*to, line.clone()));
                     }
@@ -594,6 +613,9 @@ impl Node {
                     Ok(()) | Err(Refused::NoSession) => {}
                     Err(why) => panic!("a checkpoint is refused: {why:?}"),
                 },
+                Hook::Put { key, value } => {
+                    self.filter.put(channel, thread, &key, Some(&value)).expect("room");
+                }
                 Hook::Wait => {
                     self.filter.handle(now, channel, HookEvent::Wait { thread, zero_timeout: false });
                 }

@@ -194,3 +194,116 @@ fn a_session_with_data_is_torn_to_whom_does_not_know_it() {
     r.f.recover(r.now);
     assert_eq!(its(&r.f), (Some((4, false)), true));
 }
+
+impl Rig {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Refused> {
+        self.f.put(CHANNEL, THREAD, key, Some(value))
+    }
+
+    fn value(&mut self, channel: u32, key: &[u8]) -> Option<Vec<u8>> {
+        self.f.get(channel, THREAD, key).map(<[u8]>::to_vec)
+    }
+
+    fn keys(&self, channel: u32) -> Vec<Vec<u8>> {
+        std::iter::successors(self.f.next_key(channel, b""), |key| self.f.next_key(channel, key)).collect()
+    }
+}
+
+#[test]
+fn values_are_there_with_their_turn_wherever_the_log_ends() {
+    let mut r = Rig::open();
+    r.put(b"b", b"1").expect("taken");
+    r.put(b"gone", b"1").expect("taken");
+    r.wait();
+    r.stored();
+    let before = r.replica.store().clone();
+    r.peer(say(ACK, 0, 0, b"ping"));
+    r.read(4);
+    r.write(b"pong");
+    r.put(b"a", b"2").expect("taken");
+    r.put(b"b", b"2").expect("taken");
+    r.f.put(CHANNEL, THREAD, b"gone", None).expect("taken");
+    r.checkpoint(b"2").expect("taken");
+    r.wait();
+    let mut log = Vec::new();
+    r.f.take_batch(&mut log);
+    let (mut rest, mut seen) = (&log[..], Vec::new());
+    loop {
+        let mut store = before.clone();
+        store.apply_batch(&log[..log.len() - rest.len()]).expect("the log fits");
+        store.drop_uncommitted();
+        let done = store.get(r.number()).expect("a session").in_done;
+        seen.push((done, [b"a", b"b", &b"gone"[..]].map(|key| store.value(key).map(<[u8]>::to_vec))));
+        if record::decode(&mut rest).expect("records").is_none() {
+            break;
+        }
+    }
+    seen.dedup();
+    let (one, two) = (Some(b"1".to_vec()), Some(b"2".to_vec()));
+    assert_eq!(seen, [(0, [None, one.clone(), one]), (4, [two.clone(), two, None])]);
+}
+
+#[test]
+fn a_process_sees_what_it_puts_and_others_see_it_when_the_turn_is_over() {
+    let mut r = Rig::open();
+    for key in [&b"a"[..], b"b", b"bb", b"c"] {
+        r.put(key, key).expect("taken");
+    }
+    r.wait();
+    let (mine, other) = (CHANNEL, CHANNEL + 1);
+    assert_eq!((r.keys(mine), r.keys(other)), (r.keys(other), r.keys(mine)));
+    assert_eq!(r.keys(other), [&b"a"[..], b"b", b"bb", b"c"]);
+    r.put(b"b", b"new").expect("taken");
+    r.put(b"ba", b"new").expect("taken");
+    r.f.put(mine, THREAD, b"a", None).expect("taken");
+    r.f.put(mine, THREAD, b"c", None).expect("taken");
+    assert_eq!(r.f.put(mine, THREAD, b"c", None), Err(Refused::NoValue));
+    assert_eq!(r.keys(mine), [&b"b"[..], b"ba", b"bb"]);
+    assert_eq!(r.keys(other), [&b"a"[..], b"b", b"bb", b"c"]);
+    assert_eq!((r.value(mine, b"b"), r.value(other, b"b")), (Some(b"new".to_vec()), Some(b"b".to_vec())));
+    assert_eq!((r.value(mine, b"a"), r.value(other, b"a")), (None, Some(b"a".to_vec())));
+    r.wait();
+    assert_eq!(r.keys(other), [&b"b"[..], b"ba", b"bb"]);
+    // A snapshot has them, and so has the process that takes over.
+    r.stored();
+    let mut snapshot = Vec::new();
+    r.f.snapshot(&mut snapshot);
+    let mut new = Filter::new(config());
+    new.replica_apply(&snapshot).expect("a snapshot");
+    assert!(new.store() == r.f.store(), "I5");
+    assert_eq!(new.get(9, 1, b"b"), Some(&b"new"[..]));
+    assert_eq!(new.next_key(9, b""), Some(b"b".to_vec()));
+    assert_eq!(new.put(9, 1, b"b", Some(b"")), Err(Refused::NotMaster));
+    r.put(b"b", b"never").expect("taken");
+    r.f.process_gone(r.now, CHANNEL);
+    r.f.recover(r.now);
+    assert_eq!(r.value(other, b"b"), Some(b"new".to_vec()));
+}
+
+#[test]
+fn values_are_bounded() {
+    let mut r = Rig::open();
+    r.f = Filter::new(FilterConfig { data_bytes: 3 * crate::data::cost(11), ..config() });
+    r.f.activate();
+    let mut put = |key: &[u8], n| r.f.put(CHANNEL, THREAD, key, Some(&vec![0; n]));
+    assert_eq!(
+        (put(b"", 1), put(&[1; 256], 1), put(b"a", 32769)),
+        (Err(Refused::TooLong), Err(Refused::TooLong), Err(Refused::TooLong))
+    );
+    assert_eq!((put(b"a", 10), put(b"b", 10), put(b"c", 10), put(b"d", 0)), (Ok(()), Ok(()), Ok(()), Err(Refused::Full)));
+    assert_eq!((put(b"a", 10), put(b"a", 11), put(b"a", 9)), (Ok(()), Err(Refused::Full), Ok(())));
+    r.wait();
+    assert_eq!(r.f.store().data_cost(), 3 * crate::data::cost(11) - 1);
+    r.f.put(CHANNEL, THREAD, b"b", None).expect("always room");
+    r.wait();
+    r.put(b"d", b"").expect("room");
+    r.wait();
+    assert_eq!(r.keys(CHANNEL), [b"a", b"c", b"d"]);
+    // A turn has so much at most, whatever takes whose place.
+    r.f = Filter::new(FilterConfig { data_bytes: 1 << 30, ..config() });
+    r.f.activate();
+    let fits = (0..100).take_while(|_| r.put(b"a", &[0; 32768]) == Ok(())).count();
+    assert_eq!((fits, r.put(b"b", &[0; 32768])), (31, Err(Refused::TurnFull)));
+    r.wait();
+    r.put(b"b", &[0; 32768]).expect("another turn");
+}
