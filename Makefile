@@ -31,11 +31,11 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-hot -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server rooms_server linked_process_server linked_signal_server keeper)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server rooms_server linked_process_server linked_signal_server keeper room_chat)
 
-$(EXAMPLES)/plain_chat_server $(EXAMPLES)/rooms_server: $(EXAMPLES)/%: examples/%.c
+$(EXAMPLES)/plain_chat_server $(EXAMPLES)/rooms_server: $(EXAMPLES)/%: examples/%.c examples/common.h
 	@mkdir -p $(EXAMPLES)
-	$(CC) $(CFLAGS) -o $@ $<
+	$(CC) $(CFLAGS) -Wpedantic -o $@ $<
 
 # Programs of the tests; here for being built alike.
 $(EXAMPLES)/static_line_server: tests/c/line_server.c
@@ -62,9 +62,9 @@ $(EXAMPLES)/traffic_server $(EXAMPLES)/holder: $(EXAMPLES)/%: benches/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -o $@ $<
 
-$(EXAMPLES)/%: examples/%.c include/tcpr.h
+$(EXAMPLES)/%: examples/%.c examples/common.h include/tcpr.h
 	@mkdir -p $(EXAMPLES)
-	$(CC) $(CFLAGS) -Iinclude -o $@ $< -L$(RELEASE) -ltcpr
+	$(CC) $(CFLAGS) -Wpedantic -Iinclude -o $@ $< -L$(RELEASE) -ltcpr
 
 demo: build
 	$(RELEASE)/tcpr demo
