@@ -25,6 +25,7 @@ mod proxies;
 mod requests;
 mod resets;
 mod responses;
+mod routing;
 mod servers;
 mod slow;
 mod slow_link;

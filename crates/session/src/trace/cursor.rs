@@ -35,10 +35,11 @@ struct Next {
 pub enum Step<'a> {
     /// This is the call's record. When all is done that it says, [`Cursor::executed`] is called.
     Result(Record<'a>),
-    /// First a signal is handled: [`Cursor::executed`], the program's handler, and then the call asks again.
-    Signal(Record<'a>),
-    /// It is another thread's turn.
-    Others,
+    /// Something comes before the call that no call asks for: a signal is handled ([`Cursor::executed`], then the program's
+    /// handler), or a connection has been made ([`Call::Connected`]). Then the call asks again.
+    Before(Record<'a>),
+    /// It is this other thread's turn.
+    Others(u16),
     /// There is no more, as yet.
     End,
     /// The program does something else than the trace says.
@@ -79,9 +80,9 @@ impl Cursor {
             Err(malformed) => return Step::Malformed(malformed),
         };
         if record.thread != thread {
-            Step::Others
-        } else if record.call == Call::Signal {
-            Step::Signal(record)
+            Step::Others(record.thread)
+        } else if matches!(record.call, Call::Signal | Call::Connected) {
+            Step::Before(record)
         } else if (record.call, record.fd) == (call, fd) {
             Step::Result(record)
         } else {
