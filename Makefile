@@ -1,5 +1,5 @@
 # tcpr: make demo, make test. Both install what they need (as root, on Debian or Ubuntu) and build.
-.PHONY: all deps test-deps bench-deps build examples demo lint test soak fuzz bench install clean
+.PHONY: all deps test-deps bench-deps build examples demo lint test soak fuzz bench install install-files clean
 
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr
+TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr pkgconf cmake
 # What the benchmarks compare with; they say what is missing.
 BENCH_PACKAGES := keepalived criu
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
@@ -81,7 +81,7 @@ test: test-deps
 	$(CARGO) test $(UNIT) -p tcpr-session --lib --bins --tests
 	$(CARGO) test $(UNIT) --workspace --exclude tcpr --exclude tcpr-hot --exclude tcpr-session --lib --bins --tests -- --test-threads=1
 	@$(MAKE) --no-print-directory build
-	$(CARGO) test --release --test header
+	$(CARGO) test --release --test header --test install
 	$(CARGO) test --release -p tcpr-hot --test hot -- --test-threads=2
 	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=3
 	@# What does not depend on the engine is not run twice.
@@ -108,11 +108,21 @@ bench: bench-deps build
 	$(RELEASE)/tcpr bench $(ARGS)
 
 install: build
+	@$(MAKE) --no-print-directory install-files
+
+# What is built already; with what pkg-config and CMake's find_package(tcpr) need to find it.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+LIB := $(DESTDIR)$(PREFIX)/lib
+install-files:
 	install -D -m 755 $(RELEASE)/tcpr $(DESTDIR)$(PREFIX)/bin/tcpr
-	install -D -m 755 $(RELEASE)/libtcpr.so $(DESTDIR)$(PREFIX)/lib/libtcpr.so
-	install -D -m 755 $(RELEASE)/libtcpr_hot.so $(DESTDIR)$(PREFIX)/lib/libtcpr_hot.so
+	install -D -m 755 $(RELEASE)/libtcpr.so $(LIB)/libtcpr.so
+	install -D -m 755 $(RELEASE)/libtcpr_hot.so $(LIB)/libtcpr_hot.so
 	install -D -m 644 include/tcpr.h $(DESTDIR)$(PREFIX)/include/tcpr.h
 	install -D -m 644 include/tcpr_compat.h $(DESTDIR)$(PREFIX)/include/tcpr_compat.h
+	install -D -m 644 packaging/tcpr.pc.in $(LIB)/pkgconfig/tcpr.pc
+	install -D -m 644 packaging/tcprConfig.cmake $(LIB)/cmake/tcpr/tcprConfig.cmake
+	install -D -m 644 packaging/tcprConfigVersion.cmake.in $(LIB)/cmake/tcpr/tcprConfigVersion.cmake
+	sed -i 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' $(LIB)/pkgconfig/tcpr.pc $(LIB)/cmake/tcpr/tcprConfigVersion.cmake
 
 clean:
 	$(CARGO) clean
