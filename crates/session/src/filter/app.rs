@@ -1,5 +1,7 @@
 //! What the hooks tell: descriptors, reads, writes, turns, and processes that end.
 
+use std::collections::BTreeSet;
+
 use super::around;
 use super::live::Live;
 use super::ownership::{Closer, WhyAsked};
@@ -9,6 +11,7 @@ use super::{Action, Filter, Mode};
 use crate::data::Change;
 use crate::hook::{HookEvent, Origin};
 use crate::record::{self, Cause, Committed, MAX_OPEN};
+use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Rest, Thread, TurnPolicy};
 use crate::Now;
@@ -455,12 +458,16 @@ impl Filter {
 
     /// Each session whose data changes is among the entries, if only for a replica that knows no data.
     fn complete(&self, entries: &mut Vec<Committed>, changes: &[Change<Box<[u8]>>]) {
-        for change in changes {
-            let Change::Checkpoint { session, .. } = change else { continue };
-            if !entries.iter().any(|e| e.session == *session) {
-                entries.extend(self.store.get(*session).map(|s| s.committed()));
-            }
+        if changes.is_empty() {
+            return;
         }
+        let there: BTreeSet<SessionId> = entries.iter().map(|e| e.session).collect();
+        let kept = changes.iter().filter_map(|change| match change {
+            Change::Checkpoint { session, .. } => Some(*session),
+            Change::Put { .. } | Change::Delete { .. } => None,
+        });
+        let lacking = kept.filter(|session| !there.contains(session));
+        entries.extend(lacking.filter_map(|session| self.store.get(session)).map(Session::committed));
     }
 
     pub(super) fn write_commit(&mut self, now: Now, entries: &[Committed], mut changes: &[Change<Box<[u8]>>]) {

@@ -529,7 +529,7 @@ impl Node {
         let handle = app.next_handle;
         app.next_handle += 1;
         self.ring.push_back(Hook::Attach { handle, origin, tuple });
-        let asks = self.keeps && origin == Origin::Recovered;
+        let asks = self.keeps && self.service == Service::Echo && origin == Origin::Recovered;
         app.open.insert(handle, Descriptor { tuple: Some(tuple), absorb, asks, ..Descriptor::default() });
         true
     }
