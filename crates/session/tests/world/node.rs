@@ -505,11 +505,13 @@ impl Node {
                 return true;
             }
             if s.received.is_empty() && !s.at_end() {
-                if !d.kept.is_empty() && s.room() >= d.kept.len() && rng.percent(30) {
-                    // It answers what it has held back, and reads nothing.
-                    app.in_turn = true;
-                    d.checkpoint = true;
-                    app.todo.push_back((handle, std::mem::take(&mut d.kept)));
+                if !d.kept.is_empty() && s.room() >= d.kept.len() {
+                    // It answers what it has held back, after a while, and reads nothing.
+                    if rng.percent(30) {
+                        app.in_turn = true;
+                        d.checkpoint = true;
+                        app.todo.push_back((handle, std::mem::take(&mut d.kept)));
+                    }
                     return true;
                 }
                 continue;
