@@ -1,5 +1,5 @@
 # tcpr: make demo, make test. Both install what they need (as root, on Debian or Ubuntu) and build.
-.PHONY: all deps test-deps bench-deps build examples demo lint test soak fuzz bench install clean
+.PHONY: all deps test-deps bench-deps build examples demo lint test soak fuzz bench install install-files clean
 
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr
+TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr pkgconf cmake
 # What the benchmarks compare with; they say what is missing.
 BENCH_PACKAGES := keepalived criu
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
@@ -31,11 +31,11 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-hot -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server rooms_server linked_process_server linked_signal_server)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server rooms_server linked_process_server linked_signal_server keeper room_chat)
 
-$(EXAMPLES)/plain_chat_server $(EXAMPLES)/rooms_server: $(EXAMPLES)/%: examples/%.c
+$(EXAMPLES)/plain_chat_server $(EXAMPLES)/rooms_server: $(EXAMPLES)/%: examples/%.c examples/common.h
 	@mkdir -p $(EXAMPLES)
-	$(CC) $(CFLAGS) -o $@ $<
+	$(CC) $(CFLAGS) -Wpedantic -o $@ $<
 
 # Programs of the tests; here for being built alike.
 $(EXAMPLES)/static_line_server: tests/c/line_server.c
@@ -50,6 +50,10 @@ $(EXAMPLES)/linked_caller $(EXAMPLES)/linked_process_server $(EXAMPLES)/linked_s
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -D_GNU_SOURCE -Iinclude -include tcpr_compat.h -pthread -o $@ $< -L$(RELEASE) -ltcpr
 
+$(EXAMPLES)/keeper: tests/c/keeper.c include/tcpr.h
+	@mkdir -p $(EXAMPLES)
+	$(CC) $(CFLAGS) -Wpedantic -Iinclude -o $@ $< -L$(RELEASE) -ltcpr
+
 $(EXAMPLES)/conformance $(EXAMPLES)/line_server $(EXAMPLES)/option_server $(EXAMPLES)/inherit_server $(EXAMPLES)/passer $(EXAMPLES)/process_server $(EXAMPLES)/signal_server $(EXAMPLES)/event_loop $(EXAMPLES)/listeners $(EXAMPLES)/raw_server $(EXAMPLES)/caller $(EXAMPLES)/workers $(EXAMPLES)/splice_server: $(EXAMPLES)/%: tests/c/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -pthread -o $@ $<
@@ -58,9 +62,9 @@ $(EXAMPLES)/traffic_server $(EXAMPLES)/holder: $(EXAMPLES)/%: benches/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -o $@ $<
 
-$(EXAMPLES)/%: examples/%.c include/tcpr.h
+$(EXAMPLES)/%: examples/%.c examples/common.h include/tcpr.h
 	@mkdir -p $(EXAMPLES)
-	$(CC) $(CFLAGS) -Iinclude -o $@ $< -L$(RELEASE) -ltcpr
+	$(CC) $(CFLAGS) -Wpedantic -Iinclude -o $@ $< -L$(RELEASE) -ltcpr
 
 demo: build
 	$(RELEASE)/tcpr demo
@@ -77,7 +81,7 @@ test: test-deps
 	$(CARGO) test $(UNIT) -p tcpr-session --lib --bins --tests
 	$(CARGO) test $(UNIT) --workspace --exclude tcpr --exclude tcpr-hot --exclude tcpr-session --lib --bins --tests -- --test-threads=1
 	@$(MAKE) --no-print-directory build
-	$(CARGO) test --release --test header
+	$(CARGO) test --release --test header --test install
 	$(CARGO) test --release -p tcpr-hot --test hot -- --test-threads=2
 	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=3
 	@# What does not depend on the engine is not run twice.
@@ -104,11 +108,21 @@ bench: bench-deps build
 	$(RELEASE)/tcpr bench $(ARGS)
 
 install: build
+	@$(MAKE) --no-print-directory install-files
+
+# What is built already; with what pkg-config and CMake's find_package(tcpr) need to find it.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+LIB := $(DESTDIR)$(PREFIX)/lib
+install-files:
 	install -D -m 755 $(RELEASE)/tcpr $(DESTDIR)$(PREFIX)/bin/tcpr
-	install -D -m 755 $(RELEASE)/libtcpr.so $(DESTDIR)$(PREFIX)/lib/libtcpr.so
-	install -D -m 755 $(RELEASE)/libtcpr_hot.so $(DESTDIR)$(PREFIX)/lib/libtcpr_hot.so
+	install -D -m 755 $(RELEASE)/libtcpr.so $(LIB)/libtcpr.so
+	install -D -m 755 $(RELEASE)/libtcpr_hot.so $(LIB)/libtcpr_hot.so
 	install -D -m 644 include/tcpr.h $(DESTDIR)$(PREFIX)/include/tcpr.h
 	install -D -m 644 include/tcpr_compat.h $(DESTDIR)$(PREFIX)/include/tcpr_compat.h
+	install -D -m 644 packaging/tcpr.pc.in $(LIB)/pkgconfig/tcpr.pc
+	install -D -m 644 packaging/tcprConfig.cmake $(LIB)/cmake/tcpr/tcprConfig.cmake
+	install -D -m 644 packaging/tcprConfigVersion.cmake.in $(LIB)/cmake/tcpr/tcprConfigVersion.cmake
+	sed -i 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' $(LIB)/pkgconfig/tcpr.pc $(LIB)/cmake/tcpr/tcprConfigVersion.cmake
 
 clean:
 	$(CARGO) clean

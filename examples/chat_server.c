@@ -6,36 +6,28 @@
  * Every line that a client sends is passed on, unchanged, to all other clients. There is no greeting, and
  * the sender gets no echo.
  *
- * The program differs from plain_chat_server.c in two ways:
- * - It calls tcpr_init, and its socket calls have the prefix tcpr_ (tcpr_socket, tcpr_accept4, tcpr_read...).
+ * plain_chat_server.c is the same program without tcpr: compare the two. They differ in two ways:
+ * - This one calls tcpr_init, and its socket calls have the prefix tcpr_ (tcpr_socket, tcpr_accept4, tcpr_read...).
  * - tcpr_consume says how much input of a client is done. Half a line is not done: it is in this program's
  *   memory only, and the process that takes over has to read it again.
- * After a takeover, clients that were connected come out of tcpr_accept like new ones.
+ * After a takeover, clients that were connected come out of tcpr_accept like new ones. The process that takes over knows nothing
+ * else of them; see room_chat.c for a server that does.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <tcpr.h>
+
+#include "common.h"
 
 enum {
     MAX_LINE = 1 << 20,         /* a client that sends a longer line is thrown out */
     MAX_BACKLOG = 64 << 20,     /* and one that does not read what the others say */
     READ_SIZE = 64 << 10,
-};
-
-struct buffer {
-    char *data;
-    size_t start, end, room;    /* bytes start..end of data count */
 };
 
 struct client {
@@ -49,39 +41,6 @@ struct client {
 static struct client **clients;
 static size_t n_clients, room_clients;
 static int epfd;
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static size_t buffer_len(const struct buffer *b)
-{
-    return b->end - b->start;
-}
-
-static void buffer_reserve(struct buffer *b, size_t n)
-{
-    if (b->start > 0 && b->end + n > b->room) {
-        memmove(b->data, b->data + b->start, b->end - b->start);
-        b->end -= b->start;
-        b->start = 0;
-    }
-    if (b->end + n > b->room) {
-        b->room = (b->end + n) * 2;
-        b->data = realloc(b->data, b->room);
-        if (b->data == NULL)
-            die("realloc");
-    }
-}
-
-static void buffer_drop(struct buffer *b, size_t n)
-{
-    b->start += n;
-    if (b->start == b->end)
-        b->start = b->end = 0;
-}
 
 /* Not closed while events that name it may be in hand: main does that between two waits. */
 static void give_up(struct client *c)
@@ -226,51 +185,15 @@ static void farewell(void)
     }
 }
 
-/* The address to listen on, with its length; 0 if it is none. "::" takes connections over IPv4, too. */
-static socklen_t parse(const char *text, int port, struct sockaddr_storage *addr)
-{
-    struct sockaddr_in *four = (struct sockaddr_in *)addr;
-    struct sockaddr_in6 *six = (struct sockaddr_in6 *)addr;
-
-    memset(addr, 0, sizeof *addr);
-    if (inet_pton(AF_INET, text, &four->sin_addr) == 1) {
-        four->sin_family = AF_INET;
-        four->sin_port = htons((uint16_t)port);
-        return sizeof *four;
-    }
-    if (inet_pton(AF_INET6, text, &six->sin6_addr) == 1) {
-        six->sin6_family = AF_INET6;
-        six->sin6_port = htons((uint16_t)port);
-        return sizeof *six;
-    }
-    return 0;
-}
-
 int main(int argc, char **argv)
 {
     struct sockaddr_storage addr;
     struct epoll_event events[64], ev = { .events = EPOLLIN };
-    int one = 1, listener, port;
-    socklen_t length = 0;
+    socklen_t length = address_of(argc, argv, &addr);
+    int listener;
 
-    port = argc >= 2 && argc <= 3 ? atoi(argv[1]) : 0;
-    if (port > 0 && port <= 65535)
-        length = parse(argc == 3 ? argv[2] : "0.0.0.0", port, &addr);
-    if (length == 0) {
-        fprintf(stderr, "usage: chat_server PORT [ADDRESS]\n");
-        return 2;
-    }
     signal(SIGPIPE, SIG_IGN);
-    if (tcpr_init(NULL) < 0)
-        die("tcpr_init");
-    listener = tcpr_socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (listener < 0)
-        die("socket");
-    tcpr_setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (tcpr_bind(listener, (struct sockaddr *)&addr, length) < 0)
-        die("bind");
-    if (tcpr_listen(listener, SOMAXCONN) < 0)
-        die("listen");
+    listener = tcpr_listen_on(&addr, length);
     epfd = epoll_create1(EPOLL_CLOEXEC);
     if (epfd < 0 || epoll_ctl(epfd, EPOLL_CTL_ADD, listener, &ev) < 0)
         die("epoll");

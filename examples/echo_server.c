@@ -8,19 +8,15 @@
  * input is done: the program needs no tcpr_consume.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <tcpr.h>
+
+#include "common.h"
 
 struct client {
     int fd;
@@ -29,12 +25,6 @@ struct client {
 };
 
 static int epfd;
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static void drop(struct client *c)
 {
@@ -125,51 +115,15 @@ static void welcome(int listener)
     }
 }
 
-/* The address to listen on, with its length; 0 if it is none. "::" takes connections over IPv4, too. */
-static socklen_t parse(const char *text, int port, struct sockaddr_storage *addr)
-{
-    struct sockaddr_in *four = (struct sockaddr_in *)addr;
-    struct sockaddr_in6 *six = (struct sockaddr_in6 *)addr;
-
-    memset(addr, 0, sizeof *addr);
-    if (inet_pton(AF_INET, text, &four->sin_addr) == 1) {
-        four->sin_family = AF_INET;
-        four->sin_port = htons((uint16_t)port);
-        return sizeof *four;
-    }
-    if (inet_pton(AF_INET6, text, &six->sin6_addr) == 1) {
-        six->sin6_family = AF_INET6;
-        six->sin6_port = htons((uint16_t)port);
-        return sizeof *six;
-    }
-    return 0;
-}
-
 int main(int argc, char **argv)
 {
     struct sockaddr_storage addr;
     struct epoll_event events[64], ev = { .events = EPOLLIN };
-    int one = 1, listener, port;
-    socklen_t length = 0;
+    socklen_t length = address_of(argc, argv, &addr);
+    int listener;
 
-    port = argc >= 2 && argc <= 3 ? atoi(argv[1]) : 0;
-    if (port > 0 && port <= 65535)
-        length = parse(argc == 3 ? argv[2] : "0.0.0.0", port, &addr);
-    if (length == 0) {
-        fprintf(stderr, "usage: echo_server PORT [ADDRESS]\n");
-        return 2;
-    }
     signal(SIGPIPE, SIG_IGN);
-    if (tcpr_init(NULL) < 0)
-        die("tcpr_init");
-    listener = tcpr_socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (listener < 0)
-        die("socket");
-    tcpr_setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (tcpr_bind(listener, (struct sockaddr *)&addr, length) < 0)
-        die("bind");
-    if (tcpr_listen(listener, SOMAXCONN) < 0)
-        die("listen");
+    listener = tcpr_listen_on(&addr, length);
     epfd = epoll_create1(EPOLL_CLOEXEC);
     if (epfd < 0 || epoll_ctl(epfd, EPOLL_CTL_ADD, listener, &ev) < 0)
         die("epoll");

@@ -7,27 +7,18 @@
  * the sender gets no echo.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <unistd.h>
+
+#include "common.h"
 
 enum {
     MAX_LINE = 1 << 20,         /* a client that sends a longer line is thrown out */
     MAX_BACKLOG = 64 << 20,     /* and one that does not read what the others say */
     READ_SIZE = 64 << 10,
-};
-
-struct buffer {
-    char *data;
-    size_t start, end, room;    /* bytes start..end of data count */
 };
 
 struct client {
@@ -41,39 +32,6 @@ struct client {
 static struct client **clients;
 static size_t n_clients, room_clients;
 static int epfd;
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static size_t buffer_len(const struct buffer *b)
-{
-    return b->end - b->start;
-}
-
-static void buffer_reserve(struct buffer *b, size_t n)
-{
-    if (b->start > 0 && b->end + n > b->room) {
-        memmove(b->data, b->data + b->start, b->end - b->start);
-        b->end -= b->start;
-        b->start = 0;
-    }
-    if (b->end + n > b->room) {
-        b->room = (b->end + n) * 2;
-        b->data = realloc(b->data, b->room);
-        if (b->data == NULL)
-            die("realloc");
-    }
-}
-
-static void buffer_drop(struct buffer *b, size_t n)
-{
-    b->start += n;
-    if (b->start == b->end)
-        b->start = b->end = 0;
-}
 
 /* Not closed while events that name it may be in hand: main does that between two waits. */
 static void give_up(struct client *c)

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use tcpr_node::link::{encode, Continuation, Goodbye, Hello, Message};
+use tcpr_session::data::Change;
 use tcpr_session::record::{self, Adopted, Cause, Committed, EndReason, Open, Sync};
 use tcpr_session::role::Epoch;
 use tcpr_session::segment::{flags, Build};
@@ -73,12 +74,14 @@ fn records() {
     record::encode_input(1, 0, b"hello\n", false, &mut log);
     record::encode_output(1, 0, b"world\n", &mut log);
     let commit = |in_done, out_done| Committed { session: 1, in_done, out_done, open: 0, fin: false, closed: false, torn: false };
-    record::encode_commit(&[commit(6, 6)], &mut log);
+    record::encode_commit(&[commit(6, 6)], false, &mut log);
     write("records", "exchange", &log);
     let mut more = log.clone();
     open(2, tuple("[2001:db8::200]:40000", "[2001:db8::9]:179"), true).encode(&mut more);
     record::encode_cause(2, Some(Cause::Of { session: 1, nth: 1, read: true }), &mut more);
     record::encode_options(1, &[6, 1, 4, 1, 0, 0, 0], &mut more);
+    record::encode_data(Change::Checkpoint { session: 1, data: b"kept" }, &mut more);
+    record::encode_commit(&[commit(6, 6)], true, &mut more);
     record::encode_adopted(&Adopted { session: 1, in_done: 6, out_done: 7, out_base: 7 }, &mut more);
     record::encode_input(1, 6, b"", true, &mut more);
     write("records", "two", &more);

@@ -37,6 +37,12 @@
 #include <sys/uio.h>
 
 
+// The most bytes of a value that tcpr keeps for the program.
+#define TCPR_MAX_VALUE 32768
+
+// The most bytes of a key.
+#define TCPR_MAX_KEY 255
+
 // How a session came to this process.
 enum tcpr_origin {
   // A peer connected, and this process accepted.
@@ -269,6 +275,90 @@ int tcpr_setsockopt(int fd,
                     int name,
                     const void *value,
                     socklen_t length);
+
+// Ties `len` bytes of data to the session behind descriptor `fd`: whatever this program has to know in order to go on with the
+// session. They take the place of what the last checkpoint of this session has said. `len` is at most TCPR_MAX_VALUE; with
+// `len` = 0, `data` may be NULL. The bytes are copied.
+//
+// The data counts when the calling thread's turn ends, together with the output of that turn: after a failure there is all of
+// both, or nothing. (To end the turn at once, call `tcpr_commit`.) The checkpoint says that all input is done which this process
+// had read from this session when it made the call, and no other input. From the first checkpoint on tcpr no longer
+// infers for this session which input is done, and the process that takes over reads what came after the last checkpoint. So
+// call it in each turn in which you have read from a session with checkpoints, when you have dealt with what you read. What a
+// short write has left over is not covered: until it is written, a failover repeats the exchange, or resets the session.
+//
+// A session of an ended connection has no data any more.
+//
+// Returns 0, or -1 with errno EBADF (`fd` is not open), EINVAL (`fd` is no protected connection), EFAULT (`data` is not
+// readable), EMSGSIZE (`len` is more than TCPR_MAX_VALUE), ENOSPC (no room: `data_bytes` in the configuration), ENOBUFS (this
+// turn has given more than a MiB of data), EROFS (this member is not the master), ENOTCONN (the manager does not know the
+// session any more, this process has not joined a manager, or the manager is gone), ENOTSUP (`standby = "hot"`). Nothing has
+// changed then, except after ETIMEDOUT, where that is not known.
+int tcpr_checkpoint(int fd,
+                    const void *data,
+                    size_t len);
+
+// Gives the data of the last checkpoint of the session behind descriptor `fd`, by whichever process: at most `len` bytes of it are
+// put into `buffer`, which is the caller's. With `len` = 0, `buffer` may be NULL: to ask for the size.
+//
+// To be called for a session that `tcpr_accept` or `tcpr_connect` has returned, before anything is read from it. A new session
+// has no data, and a recovered one has what the last checkpoint said that counted.
+//
+// Returns the size of the data in bytes, which may be more than `len` (then the rest was not copied) and may be 0. Or -1 with
+// errno ENODATA (this session has never had a checkpoint), EBADF (`fd` is not open), EINVAL (`fd` is no protected connection),
+// EFAULT (`buffer` is not writable), ENOTCONN (the manager does not know the session any more, this process has not joined a
+// manager, or the manager is gone), ENOTSUP (`standby = "hot"`). `buffer` is as before then.
+ssize_t tcpr_restore(int fd,
+                     void *buffer,
+                     size_t len);
+
+// Puts a value of `len` bytes under a key of `keylen` bytes, for the service as a whole: any process of the program gets it, on
+// whichever member is the master. It takes the place of the value that is there. Key and value may be any bytes; `keylen` is 1
+// to TCPR_MAX_KEY, `len` at most TCPR_MAX_VALUE. With `len` = 0, `value` may be NULL. The bytes are copied.
+//
+// The value counts when the calling thread's turn ends, together with the output of that turn, its checkpoints, and all else that
+// it puts and deletes: after a failure there is all of it, or nothing. (To end the turn at once, call `tcpr_commit`.) Until
+// then `tcpr_get` gives it to this process only. Turns of threads that use the same key end together. If two processes put
+// the same key, the one whose turn ends last wins.
+//
+// Returns 0, or -1 with errno EINVAL (`keylen` is 0), EFAULT (`key` or `value` is not readable), EMSGSIZE (one of them is too long),
+// ENOSPC (no room: `data_bytes` in the configuration), ENOBUFS (this turn has given more than a MiB of data), EROFS (this
+// member is not the master), ENOTCONN (this process has not joined a manager, or the manager is gone), ENOTSUP (`standby =
+// "hot"`). Nothing has changed then, except after ETIMEDOUT, where that is not known.
+int tcpr_put(const void *key,
+             size_t keylen,
+             const void *value,
+             size_t len);
+
+// Gives the value under a key: at most `len` bytes of it are put into `buffer`, which is the caller's. With `len` = 0, `buffer` may
+// be NULL: to ask for the size. On a backup, it is the value that this member has stored so far.
+//
+// Returns the size of the value in bytes, which may be more than `len` (then the rest was not copied) and may be 0. Or -1 with
+// errno ENOENT (there is no such key), EINVAL (`keylen` is 0), EMSGSIZE (`keylen` is more than TCPR_MAX_KEY), EFAULT (`key` is not
+// readable, or `buffer` not writable), ENOTCONN (this process has not joined a manager, or the manager is gone), ENOTSUP
+// (`standby = "hot"`). `buffer` is as before then.
+ssize_t tcpr_get(const void *key,
+                 size_t keylen,
+                 void *buffer,
+                 size_t len);
+
+// Deletes the value under a key, and the key. It counts as `tcpr_put` does.
+//
+// Returns 0, or -1 with errno ENOENT (there is no such key), or as `tcpr_put`.
+int tcpr_delete(const void *key, size_t keylen);
+
+// Gives the next key, in the order of their bytes, behind the key of `afterlen` bytes at `after`, which need not exist. With
+// `afterlen` = 0, `after` may be NULL: the first one. At most `keylen` bytes of it are put into `key`, which is the caller's, and may be
+// the same memory as `after`; TCPR_MAX_KEY are always enough. To visit all keys, begin with `afterlen` = 0, and go on with the
+// key that was given. Keys that are put or deleted meanwhile may be visited or not, and the others are.
+//
+// Returns the length of the key in bytes, which may be more than `keylen` (then the rest was not copied), or 0: there is none. Or -1
+// with errno EMSGSIZE (`afterlen` is more than TCPR_MAX_KEY), EFAULT (`after` is not readable, or `key` not writable), ENOTCONN
+// (this process has not joined a manager, or the manager is gone), ENOTSUP (`standby = "hot"`). `key` is as before then.
+ssize_t tcpr_iterate(const void *after,
+                     size_t afterlen,
+                     void *key,
+                     size_t keylen);
 
 // As `poll`. The calling thread's turn ends.
 int tcpr_poll(struct pollfd *fds, nfds_t n, int timeout);

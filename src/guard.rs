@@ -53,12 +53,19 @@ pub fn boundary(f: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
 pub struct Failure {
     errno: c_int,
     text: String,
+    /// Nothing is wrong.
+    expected: bool,
 }
 
 impl Failure {
     /// An errno and the text for `tcpr_strerror`.
     pub fn new(errno: c_int, text: impl Into<String>) -> Self {
-        Self { errno, text: text.into() }
+        Self { errno, text: text.into(), expected: false }
+    }
+
+    /// The same of what is no mistake: that something is not there.
+    pub fn nothing(errno: c_int, text: impl Into<String>) -> Self {
+        Self { expected: true, ..Self::new(errno, text) }
     }
 
     /// The errno.
@@ -68,7 +75,8 @@ impl Failure {
 
     /// Sets the caller's errno, and keeps the text for `tcpr_strerror`.
     pub fn tell(&self) {
-        log::warn!("{}", self.text);
+        let level = if self.expected { log::Level::Debug } else { log::Level::Warn };
+        log::log!(level, "{}", self.text);
         remember(&self.text);
         errno::set(self.errno);
     }
@@ -76,7 +84,7 @@ impl Failure {
 
 impl From<ClientError> for Failure {
     fn from(e: ClientError) -> Self {
-        Self { errno: e.errno, text: e.text }
+        Self { errno: e.errno, text: e.text, expected: false }
     }
 }
 

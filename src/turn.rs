@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use libc::{c_int, c_void, ssize_t};
-use tcpr_node::channel::client::Client;
+use tcpr_node::channel::client::{Client, ClientError};
 use tcpr_node::channel::ring::{Sent, EASE, STOP};
 use tcpr_node::channel::{Event, Origin};
 use tcpr_session::tuple::FourTuple;
@@ -217,6 +217,20 @@ pub fn unblocked(client: &Client) {
 pub fn output(client: &Client, event: impl FnOnce(u32) -> Event<'static>) {
     client.push(&event(thread()));
     touched(Dirty::Wrote);
+}
+
+/// Something counts with this thread's turn, and the manager has heard of it.
+pub fn gave(gives: impl FnOnce(u32) -> Result<(), ClientError>) -> Result<(), ClientError> {
+    let given = gives(thread());
+    touched(Dirty::Wrote);
+    given
+}
+
+/// What this thread does from now on may follow from what it asks for.
+pub fn learns<T>(asks: impl FnOnce(u32) -> Result<T, ClientError>) -> Result<T, ClientError> {
+    let told = asks(thread());
+    touched(Dirty::Read);
+    told
 }
 
 /// `tcpr_commit`.

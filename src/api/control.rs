@@ -69,12 +69,12 @@ pub struct tcpr_session_info {
     pub torn: c_int,
 }
 
-fn client() -> Result<&'static Client, Failure> {
+pub(super) fn client() -> Result<&'static Client, Failure> {
     manager::client().ok_or_else(|| Failure::new(libc::ENOTCONN, "no manager: call tcpr_init first, or use tcpr run"))
 }
 
 /// Handle, addresses and origin of a protected connection.
-fn connection(fd: c_int) -> Result<(u32, FourTuple, Origin), Failure> {
+pub(super) fn connection(fd: c_int) -> Result<(u32, FourTuple, Origin), Failure> {
     let handle = match ops::connection(fd) {
         Some((_, handle)) => handle,
         None => return Err(Failure::new(libc::EINVAL, "the descriptor is no protected connection")),

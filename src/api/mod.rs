@@ -5,4 +5,5 @@ mod control;
 mod data;
 mod descriptors;
 mod sockets;
+mod state;
 mod waits;

@@ -37,13 +37,13 @@ pub fn follows(w: &World) -> usize {
 }
 
 /// A client of a server that answers lines.
-struct Talker {
-    to: TcpStream,
+pub struct Talker {
+    pub to: TcpStream,
     from: BufReader<TcpStream>,
 }
 
 impl Talker {
-    fn new(w: &World) -> Talker {
+    pub fn new(w: &World) -> Talker {
         let to = w.peer.enter(|| connect(w.pair.addr())).expect("connected");
         to.set_read_timeout(Some(ANSWER)).expect("a timeout");
         to.set_nodelay(true).expect("no delay");
@@ -51,11 +51,11 @@ impl Talker {
         Talker { to, from }
     }
 
-    fn say(&mut self, line: &str) {
+    pub fn say(&mut self, line: &str) {
         self.to.write_all(format!("{line}\r\n").as_bytes()).expect("sent");
     }
 
-    fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         let n = self.from.read_line(&mut line).unwrap_or_else(|e| panic!("no line from the server: {e}"));
         assert!(n > 0, "the server has closed the connection");

@@ -4,6 +4,7 @@
 mod bad_input;
 mod calling;
 mod cost;
+mod data;
 mod durability;
 mod embedded;
 mod endings;

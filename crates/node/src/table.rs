@@ -211,9 +211,9 @@ impl Table {
                 Record::Input { session, .. } | Record::Output { session, .. } | Record::End { session, .. } => {
                     note(session);
                 }
-                Record::Commit(entries) => entries.iter().for_each(|e| note(e.get().session)),
+                Record::Commit { entries, .. } => entries.iter().for_each(|e| note(e.get().session)),
                 // They have no place in the table.
-                Record::Cause { .. } | Record::Options { .. } | Record::Trace { .. } => {}
+                Record::Cause { .. } | Record::Options { .. } | Record::Data(_) | Record::Trace { .. } => {}
             }
         }
         touched.sort_unstable();

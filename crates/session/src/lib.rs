@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bytes;
+pub mod data;
 pub mod filter;
 pub mod framing;
 pub mod hook;

@@ -11,6 +11,7 @@
 //! | sync (`tcp_recovery_sync`) | 24 | at most once a batch for a session that moved |
 //! | input, output | 12 + payload | bytes of a stream |
 //! | commit | 4 + 18 a session | the end of a turn |
+//! | data | 12 + key and value | data of the application, which counts with the commit behind it (see [`crate::data`]) |
 //! | end | 8 | the session is over |
 //! | options | 8 + 3 and a value for each | the application sets options of a connection's socket |
 //! | cause | 16 | it is known what made the application connect, or that nobody can know |
@@ -22,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::data::{Change, MAX_KEY, MAX_VALUE};
 use crate::options;
 use crate::seq::Seq;
 use crate::tuple::{FourTuple, SessionId};
@@ -40,6 +42,7 @@ const ADOPTED: u8 = 8;
 const CAUSE: u8 = 9;
 const OPTIONS: u8 = 10;
 const TRACE: u8 = 11;
+const DATA: u8 = 12;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -143,6 +146,16 @@ struct OptionsWire {
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
+struct DataWire {
+    kind: u8,
+    what: u8,
+    key: U16,
+    session: U32,
+    len: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
 struct TraceWire {
     kind: u8,
     part: u8,
@@ -154,6 +167,12 @@ struct TraceWire {
 const FIN: u8 = 1;
 const TORN: u8 = 2;
 const CLOSED: u8 = 4;
+/// Of a commit: the data before it counts from now on.
+const WITH_DATA: u8 = 1;
+/// Of data: what it is.
+const CHECKPOINT: u8 = 1;
+const PUT: u8 = 2;
+const DELETE: u8 = 3;
 /// Most output bytes that an open response may have released: 40 bits, for a download may be long.
 pub const MAX_OPEN: u64 = (1 << 40) - 1;
 
@@ -288,8 +307,15 @@ pub enum Record<'a> {
         /// The bytes.
         bytes: &'a [u8],
     },
+    /// Data that the application gave in a turn; it counts only with the commit that follows.
+    Data(Change<&'a [u8]>),
     /// The end of a turn, all or nothing.
-    Commit(&'a [CommitWire]),
+    Commit {
+        /// One for each session of which there is something new to say.
+        entries: &'a [CommitWire],
+        /// The data before it is of this turn.
+        with_data: bool,
+    },
     /// A takeover has learnt from the peer what the log did not tell.
     Adopted(Adopted),
     /// What an outgoing session is tied to; of a peer's session: that it may be tied to one of which that is not known.
@@ -559,10 +585,24 @@ pub fn encode_output(session: SessionId, offset: u64, bytes: &[u8], out: &mut Ve
     encode_bytes(OUTPUT, session, offset, bytes, false, out);
 }
 
-/// Appends one commit of at most 65,535 sessions.
-pub fn encode_commit(entries: &[Committed], out: &mut Vec<u8>) {
+/// Appends data that the commit behind it makes count.
+pub fn encode_data(change: Change<&[u8]>, out: &mut Vec<u8>) {
+    let (what, session, key, value): (_, _, &[u8], &[u8]) = match change {
+        Change::Checkpoint { session, data } => (CHECKPOINT, session, &[], data),
+        Change::Put { key, value } => (PUT, 0, key, value),
+        Change::Delete { key } => (DELETE, 0, key, &[]),
+    };
+    let len = (value.len() as u32).into();
+    let wire = DataWire { kind: DATA, what, key: (key.len() as u16).into(), session: session.into(), len };
+    out.extend_from_slice(wire.as_bytes());
+    out.extend_from_slice(key);
+    out.extend_from_slice(value);
+}
+
+/// Appends one commit of at most 65,535 sessions. `with_data`: what [`encode_data`] has appended counts from now on.
+pub fn encode_commit(entries: &[Committed], with_data: bool, out: &mut Vec<u8>) {
     let count = u16::try_from(entries.len()).expect("a commit has at most 65,535 sessions");
-    out.extend_from_slice(CommitHead { kind: COMMIT, flags: 0, count: count.into() }.as_bytes());
+    out.extend_from_slice(CommitHead { kind: COMMIT, flags: flag(with_data, WITH_DATA), count: count.into() }.as_bytes());
     for entry in entries {
         out.extend_from_slice(CommitWire::from(*entry).as_bytes());
     }
@@ -704,7 +744,19 @@ pub fn decode<'a>(bytes: &mut &'a [u8]) -> Result<Option<Record<'a>>, Malformed>
             let (w, rest) = CommitHead::ref_from_prefix(bytes).map_err(|_| Malformed)?;
             let (entries, rest) =
                 <[CommitWire]>::ref_from_prefix_with_elems(rest, usize::from(w.count.get())).map_err(|_| Malformed)?;
-            (Record::Commit(entries), rest)
+            (Record::Commit { entries, with_data: w.flags & WITH_DATA != 0 }, rest)
+        }
+        DATA => {
+            let (w, rest) = DataWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+            let (key, rest) = rest.split_at_checked(usize::from(w.key.get())).ok_or(Malformed)?;
+            let (value, rest) = rest.split_at_checked(w.len.get() as usize).ok_or(Malformed)?;
+            let change = match (w.what, key.len(), value.len()) {
+                (CHECKPOINT, 0, ..=MAX_VALUE) => Change::Checkpoint { session: w.session.get(), data: value },
+                (PUT, 1..=MAX_KEY, ..=MAX_VALUE) => Change::Put { key, value },
+                (DELETE, 1..=MAX_KEY, 0) => Change::Delete { key },
+                _ => return Err(Malformed),
+            };
+            (Record::Data(change), rest)
         }
         END => {
             let (w, rest) = EndWire::ref_from_prefix(bytes).map_err(|_| Malformed)?;
@@ -813,6 +865,37 @@ mod tests {
     }
 
     #[test]
+    fn data_survives_and_is_bounded() {
+        for length in [0, 1, MAX_VALUE] {
+            let bytes = vec![7; length];
+            let mut out = Vec::new();
+            encode_data(Change::Checkpoint { session: 9, data: &bytes }, &mut out);
+            assert!(decode(&mut &out[..out.len() - 1]).is_err());
+            let Ok(Some(Record::Data(Change::Checkpoint { session: 9, data }))) = decode(&mut &out[..]) else { panic!() };
+            assert_eq!(data, bytes);
+        }
+        let (long_key, long_value) = (&[7; MAX_KEY + 1][..], &[7; MAX_VALUE + 1][..]);
+        for good in [Change::Put { key: &long_key[1..], value: &long_value[1..] }, Change::Delete { key: &long_key[1..] }] {
+            let mut out = Vec::new();
+            encode_data(good, &mut out);
+            let Ok(Some(Record::Data(back))) = decode(&mut &out[..]) else { panic!() };
+            assert_eq!(back, good);
+        }
+        for bad in [
+            Change::Checkpoint { session: 9, data: long_value },
+            Change::Put { key: b"k", value: long_value },
+            Change::Put { key: long_key, value: b"" },
+            Change::Put { key: b"", value: b"" },
+            Change::Delete { key: long_key },
+            Change::Delete { key: b"" },
+        ] {
+            let mut out = Vec::new();
+            encode_data(bad, &mut out);
+            assert!(decode(&mut &out[..]).is_err());
+        }
+    }
+
+    #[test]
     fn long_input_is_split_and_the_fin_stands_last() {
         let bytes = vec![5u8; MAX_PAYLOAD + 10];
         let mut out = Vec::new();
@@ -829,7 +912,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_is_an_error_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..11) {
+        fn garbage_is_an_error_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..13) {
             let mut bytes = bytes;
             if let Some(b) = bytes.first_mut() { *b = kind; }
             let mut rest = &bytes[..];
@@ -842,9 +925,11 @@ mod tests {
             let entries: Vec<_> = entries.into_iter().map(|(session, in_done, out_done, open, [fin, torn, closed])|
                 Committed { session, in_done, out_done, open, fin, torn, closed }).collect();
             let mut out = Vec::new();
-            encode_commit(&entries, &mut out);
+            let with = entries.len() % 2 == 0;
+            encode_commit(&entries, with, &mut out);
             let mut rest = &out[..];
-            let Some(Record::Commit(back)) = decode(&mut rest).unwrap() else { panic!() };
+            let Some(Record::Commit { entries: back, with_data }) = decode(&mut rest).unwrap() else { panic!() };
+            prop_assert_eq!(with_data, with);
             prop_assert_eq!(back.iter().map(CommitWire::get).collect::<Vec<_>>(), entries);
         }
     }

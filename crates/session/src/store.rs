@@ -3,8 +3,10 @@
 //! Master and replica hold the same type and call the same [`Store::apply`]; the master applies each record as
 //! it appends it. That is guarantee I5 by construction.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 
+use crate::data::{self, Change};
 use crate::filter::Standing;
 use crate::options;
 use crate::record::{self, Adopted, Cause, Committed, Malformed, Open, Record, Sync, MAX_OPEN};
@@ -155,6 +157,7 @@ impl Session {
                     closed: s.closed && ended,
                     torn: s.torn,
                 }],
+                false,
                 out,
             );
         } else if s.in_edge == s.in_done {
@@ -237,6 +240,14 @@ pub struct Store {
     caused: BySession<Vec<SessionId>>,
     /// Options that the application has set: most sessions have none.
     options: BySession<Vec<u8>>,
+    /// What the application keeps of a session: see [`crate::data`]. Most have nothing.
+    data: BySession<Box<[u8]>>,
+    /// Values of the service as a whole.
+    values: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    /// What all of that costs.
+    data_cost: u64,
+    /// Data that no commit covers yet.
+    staged: Vec<Change<Box<[u8]>>>,
     spare: Spare<VecDeque<u8>>,
 }
 
@@ -287,6 +298,33 @@ impl Store {
         self.by_tuple.clear();
         self.caused.clear();
         self.options.clear();
+        self.data.clear();
+        self.values.clear();
+        self.data_cost = 0;
+        self.staged.clear();
+    }
+
+    /// What the application said last that it keeps of a session.
+    #[must_use]
+    pub fn data(&self, id: SessionId) -> Option<&[u8]> {
+        self.data.get(&id).map(|data| &**data)
+    }
+
+    /// A value of the service as a whole.
+    #[must_use]
+    pub fn value(&self, key: &[u8]) -> Option<&[u8]> {
+        self.values.get(key).map(|value| &**value)
+    }
+
+    /// Keys behind this one, in the order of their bytes.
+    pub fn keys_after(&self, key: &[u8]) -> impl Iterator<Item = &[u8]> {
+        self.values.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded)).map(|(key, _)| &**key)
+    }
+
+    /// What the application's data costs: see [`data::cost`].
+    #[must_use]
+    pub fn data_cost(&self) -> u64 {
+        self.data_cost
     }
 
     /// The options that the application has set on a session's connection: see [`crate::options`].
@@ -342,13 +380,20 @@ impl Store {
                 s.output.lend(&mut self.spare).extend(bytes);
                 Ok(())
             }
-            Record::Commit(entries) => {
+            Record::Data(change) => {
+                self.staged.push(change.to_owned());
+                Ok(())
+            }
+            Record::Commit { entries, with_data } => {
                 // All or nothing: checked before any is applied.
                 for entry in entries {
                     self.check_commit(entry.get())?;
                 }
                 for entry in entries {
                     self.commit(entry.get());
+                }
+                if with_data {
+                    std::mem::take(&mut self.staged).into_iter().for_each(|change| self.change(change));
                 }
                 Ok(())
             }
@@ -368,6 +413,7 @@ impl Store {
             Record::End { session, .. } => {
                 self.set_cause(session, None);
                 self.options.remove(&session);
+                self.forget_data(session);
                 if let Some(s) = self.sessions.remove(&session) {
                     self.by_tuple.remove(&s.open.tuple);
                 }
@@ -379,6 +425,36 @@ impl Store {
                 }
                 Ok(())
             }
+        }
+    }
+
+    fn change(&mut self, change: Change<Box<[u8]>>) {
+        match change {
+            Change::Checkpoint { session, data } => {
+                self.forget_data(session);
+                if self.sessions.contains_key(&session) {
+                    self.data_cost += data::cost(data.len());
+                    self.data.insert(session, data);
+                }
+            }
+            Change::Put { key, value } => {
+                self.forget_value(&key);
+                self.data_cost += data::cost(key.len() + value.len());
+                self.values.insert(key, value);
+            }
+            Change::Delete { key } => self.forget_value(&key),
+        }
+    }
+
+    fn forget_value(&mut self, key: &[u8]) {
+        if let Some(value) = self.values.remove(key) {
+            self.data_cost -= data::cost(key.len() + value.len());
+        }
+    }
+
+    fn forget_data(&mut self, id: SessionId) {
+        if let Some(data) = self.data.remove(&id) {
+            self.data_cost -= data::cost(data.len());
         }
     }
 
@@ -480,8 +556,9 @@ impl Store {
         Ok(())
     }
 
-    /// Drops output that no commit covers: what a crashed master's last turn left in the log.
+    /// Drops output and data that no commit covers: what a crashed master's last turn left in the log.
     pub fn drop_uncommitted(&mut self) {
+        self.staged.clear();
         for s in self.sessions.values_mut() {
             let committed = (s.out_done - s.out_acked.min(s.out_done)) as usize;
             if let Some(output) = s.output.there() {

@@ -5,13 +5,16 @@
 //! So a commit never claims input whose answer is still being written somewhere else.
 
 mod progress;
+mod puts;
 #[cfg(test)]
 mod tests;
 
+use crate::data::{self, Change};
 use crate::framing::Framing;
 use crate::tuple::{BySession, SessionId};
 use crate::Now;
 use progress::{Progress, Settled, NO_GROUP};
+use puts::Puts;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -100,6 +103,8 @@ pub struct CommitEntry {
 pub struct Commit {
     /// One entry for each touched session about which there is something new to say.
     pub entries: Vec<CommitEntry>,
+    /// The application's data.
+    pub changes: Vec<Change<Box<[u8]>>>,
 }
 
 /// What has happened so far.
@@ -159,6 +164,10 @@ struct Group {
     /// The process of the threads; `shared` if there is more than one.
     channel: u32,
     shared: bool,
+    /// What the application's data costs that it has given in this turn.
+    data: u64,
+    /// There are values of the service among it: the turn is all or nothing, as one over several sessions is.
+    puts: bool,
 }
 
 /// Decides which input is done and which output may leave.
@@ -178,9 +187,14 @@ pub struct TurnPolicy {
     threads: HashMap<Thread, OpenTurn>,
     groups: Vec<Group>,
     free_groups: Vec<u32>,
-    /// Commits to be polled: all entries in a row, and the number that each commit takes.
+    /// Commits to be polled: all entries and all changes in a row, and the numbers of them that each commit takes.
     entries: VecDeque<CommitEntry>,
-    commits: VecDeque<usize>,
+    changes: VecDeque<Change<Box<[u8]>>>,
+    commits: VecDeque<(usize, usize)>,
+    /// What the application's data costs of which no commit was polled yet.
+    data: u64,
+    /// Values of the service that were put in turns that are not over.
+    puts: Puts,
     /// Threads to ask about: see `poll_asked`.
     asked: Vec<Thread>,
     /// When something was heard last.
@@ -205,7 +219,10 @@ impl TurnPolicy {
             groups: Vec::new(),
             free_groups: Vec::new(),
             entries: VecDeque::new(),
+            changes: VecDeque::new(),
             commits: VecDeque::new(),
+            data: 0,
+            puts: Puts::default(),
             asked: Vec::new(),
             heard: Duration::ZERO,
             counters: Counters::default(),
@@ -225,6 +242,7 @@ impl TurnPolicy {
         let Some(p) = self.sessions.remove(&s) else {
             return;
         };
+        self.data -= p.checkpoint.map_or(0, |c| data::cost(c.len()));
         self.part(s);
         if p.group != NO_GROUP {
             self.groups[p.group as usize].sessions.retain(|x| *x != s);
@@ -439,6 +457,101 @@ impl TurnPolicy {
         self.bound(t);
     }
 
+    /// The application says what it keeps of the session. That counts with the thread's turn; with it, the input that was read of
+    /// this session until now is done, and from now on nothing is inferred for this session. False: it has given more in this turn
+    /// than one may have.
+    #[must_use]
+    pub fn checkpoint(&mut self, t: Thread, s: SessionId, data: &[u8]) -> bool {
+        if !self.touch(t, s) {
+            return true;
+        }
+        self.look_after(self.heard, t);
+        let cost = data::cost(data.len());
+        let group = self.threads.get(&t).map(|turn| &mut self.groups[turn.group as usize]);
+        let Some(group) = group.filter(|group| group.data + cost <= data::MAX_TURN) else { return false };
+        group.data += cost;
+        if let Some(p) = self.sessions.get_mut(&s) {
+            let before = p.checkpoint(data);
+            self.data = self.data + cost - before.map_or(0, |c| data::cost(c.len()));
+        }
+        self.bound(t);
+        true
+    }
+
+    /// The application puts a value of the service, or deletes one (None). That counts with the thread's turn. False: it has given
+    /// more in this turn than one may have.
+    #[must_use]
+    pub fn put(&mut self, t: Thread, key: &[u8], value: Option<&[u8]>) -> bool {
+        if !self.threads.contains_key(&t) {
+            let g = self.new_group();
+            self.add_thread(g, t, None);
+        }
+        self.join_put(t, key);
+        self.look_after(self.heard, t);
+        let cost = data::cost(key.len() + value.map_or(0, <[u8]>::len));
+        let Some(g) = self.threads.get(&t).map(|turn| turn.group) else { return false };
+        let group = &mut self.groups[g as usize];
+        if group.data + cost > data::MAX_TURN {
+            return false;
+        }
+        group.data += cost;
+        (group.puts, group.several, group.dependent) = (true, true, true);
+        self.data = self.data + cost - self.puts.put(channel_of(t), g, key, value);
+        self.bound(t);
+        true
+    }
+
+    /// Whether a process has put or deleted a key in a turn that is not over.
+    #[must_use]
+    pub fn has_put(&self, channel: u32, key: &[u8]) -> bool {
+        self.puts.find(channel, key).is_some()
+    }
+
+    /// What the thread's process has put under a key in a turn that is not over (None: it has deleted that). The thread's turn
+    /// then depends on that one, and they commit as one.
+    pub fn find_put(&mut self, t: Thread, key: &[u8]) -> Option<Option<&[u8]>> {
+        if self.puts.find(channel_of(t), key).is_some() && !self.threads.contains_key(&t) {
+            let g = self.new_group();
+            self.add_thread(g, t, None);
+        }
+        self.join_put(t, key);
+        self.puts.find(channel_of(t), key).map(|put| put.value.as_deref())
+    }
+
+    /// The next key behind this one that a process has put in a turn that is not over, and whether it has deleted that.
+    #[must_use]
+    pub fn next_put(&self, channel: u32, after: &[u8]) -> Option<(&[u8], bool)> {
+        self.puts.next(channel, after)
+    }
+
+    /// Turns of threads of one process that touch the same key commit as one.
+    fn join_put(&mut self, t: Thread, key: &[u8]) {
+        let own = self.threads.get(&t).map(|turn| turn.group);
+        let other = self.puts.find(channel_of(t), key).map(|put| put.group);
+        if let Some((own, other)) = own.zip(other).filter(|(own, other)| own != other) {
+            self.merge(own, other);
+        }
+    }
+
+    /// What the application has said that it keeps of a session, if no commit says so yet.
+    #[must_use]
+    pub fn uncommitted_checkpoint(&self, s: SessionId) -> Option<&[u8]> {
+        self.sessions.get(&s)?.checkpoint.as_deref()
+    }
+
+    /// What the application's data costs of which no commit was polled yet.
+    #[must_use]
+    pub fn uncommitted_data(&self) -> u64 {
+        self.data
+    }
+
+    /// A commit has said before what the application keeps of the session: nothing is inferred.
+    pub fn says_itself(&mut self, s: SessionId) {
+        if let Some(p) = self.sessions.get_mut(&s) {
+            p.says_itself();
+        }
+    }
+
     /// The thread ends the output of the session. That answers what was read of this one, and of no other: it says
     /// nothing.
     pub fn shutdown(&mut self, now: Now, t: Thread, s: SessionId) {
@@ -502,7 +615,7 @@ impl TurnPolicy {
     /// Lets the output of a turn go that is not over: its responses are open.
     fn let_go(&mut self, g: u32) {
         self.groups[g as usize].deadline = None;
-        self.settle_group(g, |p| p.settle(true, true));
+        self.settle_group(g, 0, |p| p.settle(true, true));
     }
 
     /// The thread has written, and is about to read: that ends its turn, unless its sessions do not depend on each
@@ -521,7 +634,9 @@ impl TurnPolicy {
         let group = turn.map_or(NO_GROUP, |turn| turn.group);
         if turn.is_some_and(|turn| turn.looked && self.groups[group as usize].dependent) {
             self.thread_gone(t);
-        } else if self.sessions.get(&s).is_some_and(|p| p.independent && (p.group == group || p.group == NO_GROUP)) {
+        } else if self.sessions.get(&s).is_some_and(|p| p.independent && (p.group == group || p.group == NO_GROUP))
+            && (group == NO_GROUP || !self.groups[group as usize].puts)
+        {
             self.commit(&[s], |p| p.settle(true, false));
         }
     }
@@ -559,6 +674,7 @@ impl TurnPolicy {
 
     /// Processes died: what their threads did since their last commit never happened.
     pub fn processes_gone(&mut self, gone: impl Fn(&u32) -> bool) {
+        self.data -= self.puts.forget_processes(&gone);
         let mut dead: Vec<Thread> = self.threads.keys().copied().collect();
         dead.retain(|t| gone(&channel_of(*t)));
         dead.sort_unstable();
@@ -580,7 +696,7 @@ impl TurnPolicy {
             } else {
                 for s in &group.sessions {
                     if let Some(p) = self.sessions.get_mut(s) {
-                        p.roll_back();
+                        roll_back(p, &mut self.data);
                     }
                 }
                 for t in &group.threads {
@@ -592,7 +708,7 @@ impl TurnPolicy {
         // What was read in earlier turns and is not done will be read again as well.
         for p in self.sessions.values_mut() {
             if p.channel.as_ref().is_some_and(&gone) && p.group == NO_GROUP {
-                p.roll_back();
+                roll_back(p, &mut self.data);
             }
         }
     }
@@ -635,7 +751,7 @@ impl TurnPolicy {
                 continue;
             }
             let sessions = self.groups[g].sessions.iter().filter_map(|s| self.sessions.get(s));
-            if !sessions.clone().any(|p| p.keeps()) {
+            if !self.groups[g].puts && !sessions.clone().any(|p| p.keeps()) {
                 self.groups[g].look = None;
                 continue;
             }
@@ -662,10 +778,10 @@ impl TurnPolicy {
             if group.sessions.is_empty() {
                 continue;
             }
-            let (several, one_thread) = (group.several, group.threads.len() <= 1);
+            let (several, puts, one_thread) = (group.several, group.puts, group.threads.len() <= 1);
             self.counters.timeouts += 1;
             if several && one_thread {
-                self.settle_group(g, |p| match p.independent {
+                self.settle_group(g, 0, |p| match p.independent && !puts {
                     true => p.settle(true, true),
                     false => p.settle_part(),
                 });
@@ -681,10 +797,13 @@ impl TurnPolicy {
     /// Takes the oldest commit that was not taken yet into `out`; `false` if there is none.
     pub fn poll_commit(&mut self, out: &mut Commit) -> bool {
         out.entries.clear();
-        let Some(n) = self.commits.pop_front() else {
+        out.changes.clear();
+        let Some((entries, changes)) = self.commits.pop_front() else {
             return false;
         };
-        out.entries.extend(self.entries.drain(..n));
+        out.entries.extend(self.entries.drain(..entries));
+        out.changes.extend(self.changes.drain(..changes));
+        self.data -= out.changes.iter().map(Change::cost).sum::<u64>();
         true
     }
 
@@ -888,12 +1007,17 @@ impl TurnPolicy {
                 p.group = into;
             }
         }
+        if from_group.puts {
+            self.puts.merge(into, from);
+        }
         let group = &mut self.groups[into as usize];
+        group.puts |= from_group.puts;
         group.threads.append(&mut from_group.threads);
         group.sessions.append(&mut from_group.sessions);
         group.several |= from_group.several || group.sessions.len() > 1;
         group.dependent |= from_group.dependent;
         group.shared |= from_group.shared || group.channel != from_group.channel;
+        group.data += from_group.data;
         group.deadline = match (group.deadline, from_group.deadline) {
             (Some(x), Some(y)) => Some(x.min(y)),
             (x, y) => x.or(y),
@@ -926,6 +1050,8 @@ impl TurnPolicy {
         }
         group.several = false;
         group.dependent = false;
+        group.puts = false;
+        group.data = 0;
     }
 
     /// The group was just committed in mid-turn: nothing ties its threads together any more. Without
@@ -942,17 +1068,27 @@ impl TurnPolicy {
     }
 
     fn commit_group(&mut self, g: u32, timeout: bool) {
-        let alone = !self.groups[g as usize].several;
-        self.settle_group(g, |p| p.settle(alone || p.independent, timeout || p.stays_open()));
+        let Group { several, puts, .. } = self.groups[g as usize];
+        let before = self.changes.len();
+        if puts {
+            self.changes.extend(self.puts.take(g));
+        }
+        let put = self.changes.len() - before;
+        self.settle_group(g, put, |p| p.settle(!several || p.independent && !puts, timeout || p.stays_open() && !puts));
     }
 
-    fn settle_group(&mut self, g: u32, settle: impl Fn(&mut Progress) -> Settled) {
+    /// The last `put` of the changes are among those of the group's turn.
+    fn settle_group(&mut self, g: u32, put: usize, settle: impl Fn(&mut Progress) -> Settled) {
         let sessions = std::mem::take(&mut self.groups[g as usize].sessions);
-        self.commit(&sessions, settle);
+        self.commit_with(&sessions, put, settle);
         self.groups[g as usize].sessions = sessions;
     }
 
     fn commit(&mut self, sessions: &[SessionId], settle: impl Fn(&mut Progress) -> Settled) {
+        self.commit_with(sessions, 0, settle);
+    }
+
+    fn commit_with(&mut self, sessions: &[SessionId], mut changes: usize, settle: impl Fn(&mut Progress) -> Settled) {
         let mut entries = 0;
         let mut open = false;
         for s in sessions {
@@ -966,11 +1102,22 @@ impl TurnPolicy {
                 entries += 1;
                 self.entries.push_back(p.done);
             }
+            if let Some(checkpoint) = p.checkpoint.take_if(|_| settled.whole) {
+                p.explicit = true;
+                changes += 1;
+                self.changes.push_back(Change::Checkpoint { session: *s, data: checkpoint });
+            }
         }
-        if entries > 0 {
+        if entries > 0 || changes > 0 {
             self.counters.commits += 1;
             self.counters.open_commits += u64::from(open);
-            self.commits.push_back(entries);
+            self.commits.push_back((entries, changes));
         }
     }
+}
+
+/// Whoever goes on with the session starts from what is committed.
+fn roll_back(p: &mut Progress, data: &mut u64) {
+    *data -= p.checkpoint.take().map_or(0, |c| data::cost(c.len()));
+    p.roll_back();
 }

@@ -35,6 +35,7 @@ fn config() -> FilterConfig {
         engine: Engine::Repair,
         hooked: true,
         asynchronous: false,
+        data_bytes: 1 << 20,
     }
 }
 

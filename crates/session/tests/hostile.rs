@@ -95,6 +95,7 @@ impl Case {
             engine,
             hooked,
             asynchronous: rng.percent(30),
+            data_bytes: 1 << 20,
         };
         let mut f = Filter::new(config.clone());
         f.activate();
@@ -709,7 +710,7 @@ fn a_log_that_a_partner_makes_up_reaches_no_assertion() {
                             torn: rng.percent(10),
                         })
                         .collect();
-                    record::encode_commit(&entries, &mut log);
+                    record::encode_commit(&entries, false, &mut log);
                 }
                 6 => {
                     let out_done = near(&mut rng, known.as_ref().map(|s| s.out_done));

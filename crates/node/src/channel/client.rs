@@ -401,6 +401,14 @@ impl Client {
         }
     }
 
+    /// Makes a request that is answered by [`Reply::Data`].
+    pub fn data(&self, request: Request) -> Result<Option<wire::Bytes>, ClientError> {
+        match self.request(request)?.0 {
+            Reply::Data(data) => Ok(data),
+            _ => Err(protocol("an unexpected reply")),
+        }
+    }
+
     /// What the manager knows of a session.
     pub fn session(&self, tuple: tcpr_session::tuple::FourTuple) -> Result<wire::SessionFacts, ClientError> {
         match self.request(Request::SessionInfo { tuple })?.0 {

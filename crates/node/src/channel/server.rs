@@ -178,7 +178,7 @@ impl Channel {
 
     /// Takes one message from the socket. A hello is answered here.
     pub fn receive(&mut self) -> Result<Option<Incoming>, ChannelError> {
-        let mut buffer = [0u8; 8192];
+        let mut buffer = [0u8; wire::MAX_REQUEST];
         let (n, mut fds) = match sys::receive(self.socket.as_fd(), &mut buffer) {
             Ok(received) => received,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),

@@ -5,14 +5,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tcpr_session::data::MAX_VALUE;
 use tcpr_session::tuple::FourTuple;
 
 /// Grows when an older counterpart would misunderstand.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
 
 /// No message is longer. It must hold a [`Reply::Recovered`] of [`MAX_RECOVERED`] sessions.
 pub const MAX_MESSAGE: usize = 64 << 10;
+
+/// No message of a process is longer. It must hold a [`Request::Checkpoint`].
+pub const MAX_REQUEST: usize = MAX_VALUE + 1024;
 
 /// How many sessions, each with a descriptor, one reply may carry (the kernel allows 253 descriptors).
 pub const MAX_RECOVERED: usize = 200;
@@ -122,6 +127,70 @@ pub enum Request {
     Trace,
     /// Hot standby: sessions that were restored for the program that takes over and has them already.
     GetStanding,
+    /// What the program keeps of a session, from the end of the thread's turn on. Answered by [`Reply::Ok`].
+    Checkpoint {
+        /// The thread.
+        thread: u32,
+        /// The connection.
+        handle: u32,
+        /// At most [`MAX_VALUE`] bytes.
+        data: Bytes,
+    },
+    /// A value of the service as a whole, from the end of the thread's turn on; `None`: there is none any more. Answered by
+    /// [`Reply::Ok`].
+    Put {
+        /// The thread.
+        thread: u32,
+        /// At most [`tcpr_session::data::MAX_KEY`] bytes.
+        key: Bytes,
+        /// At most [`MAX_VALUE`] bytes.
+        value: Option<Bytes>,
+    },
+    /// Such a value. Answered by [`Reply::Data`].
+    Get {
+        /// The thread.
+        thread: u32,
+        /// As above.
+        key: Bytes,
+    },
+    /// The next key. Answered by [`Reply::Data`].
+    NextKey {
+        /// The one before it; empty: the first one.
+        after: Bytes,
+    },
+    /// What the program has said last that it keeps of a session. Answered by [`Reply::Data`].
+    Restore {
+        /// The connection.
+        handle: u32,
+    },
+}
+
+/// Bytes, which MessagePack has as they are (and a list of numbers as up to twice as many).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bytes(pub Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Raw;
+        impl Visitor<'_> for Raw {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes(bytes.to_vec()))
+            }
+        }
+        deserializer.deserialize_bytes(Raw)
+    }
 }
 
 /// One restored session; its descriptor travels beside the message, in the same order.
@@ -193,6 +262,8 @@ pub enum Reply {
     },
     /// To [`Request::SessionInfo`].
     Session(SessionFacts),
+    /// To [`Request::Restore`], [`Request::Get`] and [`Request::NextKey`]; `None`: there is nothing.
+    Data(Option<Bytes>),
     /// Done.
     Ok,
     /// Not done.

@@ -10,7 +10,7 @@ use tcpr_session::turn::{PortPolicy, Unanswered};
 use super::mistakes::{no_machine, Mistakes};
 use super::raw;
 use super::types::{Greeting, OnTakeover, Outgoing, Port, Service, Standby, VirtualIp};
-use super::types::{DEFAULT_MAX_UNANSWERED_BYTES, DEFAULT_STANDBY_TRACE_BYTES};
+use super::types::{DEFAULT_DATA_BYTES, DEFAULT_MAX_UNANSWERED_BYTES, DEFAULT_STANDBY_TRACE_BYTES};
 use crate::channel::ring::SLOTS;
 
 pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
@@ -61,6 +61,10 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
         None => DEFAULT_STANDBY_TRACE_BYTES,
         Some(n) => m.number("service.standby_trace_bytes", n, 1 << 20, 1 << 40) as u64,
     };
+    let data_bytes = match r.data_bytes {
+        None => DEFAULT_DATA_BYTES,
+        Some(n) => m.number("service.data_bytes", n, 0, 1 << 30) as u64,
+    };
     let mut seen = BTreeSet::new();
     let ports: Vec<Port> = r.ports.iter().map(|p| port(m, p)).collect();
     for p in &ports {
@@ -87,6 +91,7 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
         run_dir,
         standby,
         standby_trace_bytes,
+        data_bytes,
         ports,
         outgoing,
     }

@@ -70,6 +70,7 @@ fn defaults() {
     assert_eq!(p.greeting, Greeting::Pass);
     assert!(c.service.outgoing.is_empty());
     assert_eq!((c.service.standby, c.service.standby_trace_bytes), (Standby::Warm, 268435456));
+    assert_eq!(c.service.data_bytes, 16777216);
     assert_eq!((c.replication.port, c.replication.durability, c.replication.busy_poll), (7400, Durability::Sync, None));
     let f = &c.failover;
     assert_eq!((f.heartbeat_port, f.misses), (7400, 3));
@@ -102,6 +103,7 @@ state_dir = "/srv/state"
 run_dir = "/srv/run"
 standby = "warm"
 standby_trace_bytes = 2097152
+data_bytes = 1000
 [[service.ports]]
 port = 5555
 framing = "lines"
@@ -146,6 +148,7 @@ endpoints = ["http://192.0.2.10:2379"]
     assert_eq!(c.service.run_dir, Path::new("/srv/run"));
     assert_eq!(c.service.queues, (300, 301));
     assert_eq!((c.service.standby, c.service.standby_trace_bytes), (Standby::Warm, 2 << 20));
+    assert_eq!(c.service.data_bytes, 1000);
     assert_eq!(c.service.virtual_ips.len(), 2);
     let [to] = &c.service.outgoing[..] else { panic!("{:?}", c.service.outgoing) };
     assert_eq!(to.address, "198.51.100.9:179".parse().unwrap());
@@ -345,6 +348,7 @@ fn hot_standby_and_what_it_needs() {
     let key = |k: &str| with("[service]", &format!("[service]\n{k}"));
     says(&key("standby = \"cold\""), &["service.standby", "\"warm\" or \"hot\""]);
     says(&key("standby_trace_bytes = 1000"), &["service.standby_trace_bytes = 1000", "1048576 to 1099511627776"]);
+    says(&key("data_bytes = -1"), &["service.data_bytes = -1", "0 to 1073741824"]);
     let redis = hot.replace("port = 5555", "port = 6379");
     let [warning] = &Config::parse(&redis, None).unwrap().warnings()[..] else { panic!("one") };
     assert!(warning.contains("without the follower") && warning.contains("on_takeover"), "{warning}");

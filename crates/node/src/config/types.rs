@@ -13,6 +13,9 @@ use super::known;
 /// Bytes of unanswered input that are kept for a session before it is torn.
 pub const DEFAULT_MAX_UNANSWERED_BYTES: u64 = 4 << 20;
 
+/// Room for the data that the program gives to tcpr.
+pub const DEFAULT_DATA_BYTES: u64 = 16 << 20;
+
 /// Memory for the trace of a hot standby.
 pub const DEFAULT_STANDBY_TRACE_BYTES: u64 = 256 << 20;
 
@@ -131,6 +134,8 @@ pub struct Service {
     pub standby: Standby,
     /// Most memory for the trace of a hot standby.
     pub standby_trace_bytes: u64,
+    /// Room for the program's data.
+    pub data_bytes: u64,
     /// Ports on which peers connect to the service.
     pub ports: Vec<Port>,
     /// Destinations that the service connects to.

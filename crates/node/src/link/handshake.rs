@@ -18,13 +18,15 @@ use std::time::Duration;
 
 /// The replication protocol that this code speaks; it accepts those before, too. Version 2 has `Alone`, and a snapshot that
 /// comes in steps, with the log between them.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// The first that has records of what made the application connect.
 pub const CAUSES: u16 = 2;
 /// The first that has records of the options that the application sets, and says what is wrong with a program.
 pub const OPTIONS: u16 = 3;
 /// The version since which there are the trace of a hot standby and what is said of it.
 pub const TRACE: u16 = 4;
+/// The first that has records of the application's data.
+pub const DATA: u16 = 5;
 /// The oldest protocol that it speaks.
 const OLDEST: u16 = 1;
 

@@ -692,6 +692,11 @@ impl Manager {
                 }
             }
             Request::Leave => self.app_leaves(id, number),
+            Request::Checkpoint { .. }
+            | Request::Restore { .. }
+            | Request::Put { .. }
+            | Request::Get { .. }
+            | Request::NextKey { .. } => self.answer_data(id, number, request),
             Request::Trace => self.give_trace(id, number),
             Request::GetStanding => self.hand_standing(id, number),
             Request::SessionInfo { tuple } => {

@@ -22,6 +22,7 @@
 //! - `throttle`: what comes again and again has a line in the log now and then
 //! - `sweep`: connections that the kernel has given up
 //! - `control`: `tcpr status` and its like
+//! - `data`: what the program gives us to keep
 //! - `disk`: epoch and lock
 
 mod acceptors;
@@ -30,6 +31,7 @@ mod busy_poll;
 mod cleanup;
 mod clock;
 pub mod control;
+mod data;
 mod disk;
 mod doorbells;
 mod embedded;
@@ -183,7 +185,8 @@ impl Manager {
         let engine = if hooked { config.recovery.engine } else { Engine::Splice };
         let asynchronous = config.replication.durability == Durability::Async;
         let max_turn = config.recovery.max_turn;
-        let filter = Filter::new(FilterConfig { ports, outgoing, max_turn, engine, hooked, asynchronous });
+        let data_bytes = service.data_bytes;
+        let filter = Filter::new(FilterConfig { ports, outgoing, max_turn, engine, hooked, asynchronous, data_bytes });
         let random: [u8; 16] = crate::key::random()?;
         let token: String = random.iter().map(|b| format!("{b:02x}")).collect();
         let apps = apps::Apps::listen(Greeting {

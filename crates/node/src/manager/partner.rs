@@ -19,7 +19,7 @@ use super::Manager;
 use crate::config::{Config, Standby};
 use crate::heartbeat::HeartbeatBody;
 use crate::key;
-use crate::link::{Goodbye, Hello, Message, CAUSES, OPTIONS, PROTOCOL};
+use crate::link::{Goodbye, Hello, Message, CAUSES, DATA, OPTIONS, PROTOCOL};
 
 /// So much of what the partner says of its program is kept.
 const MOST_SAID: usize = 1000;
@@ -266,6 +266,7 @@ impl Manager {
         let protocol = self.link.version().unwrap_or(PROTOCOL);
         self.filter.set_plain_log(protocol < CAUSES);
         self.filter.set_log_without_options(protocol < OPTIONS);
+        self.filter.set_log_without_data(protocol < DATA);
         let hello = self.partner.hello(self.now(), protocol, self.role.view());
         self.link.send(&Message::Hello(hello));
         self.replication.tell_alone(&mut self.link);

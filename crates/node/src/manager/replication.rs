@@ -94,6 +94,8 @@ struct Snapshot {
     /// The sessions that are yet to be sent, as they are when their turn comes: the log that was written until then goes
     /// before them, and the replica passes over what it says of sessions that it does not have.
     left: Vec<SessionId>,
+    /// The keys of the program's values, likewise. They come first.
+    values: Vec<Box<[u8]>>,
     /// When the log behind it may be under way no more.
     catch_up_until: Option<Now>,
 }
@@ -231,7 +233,7 @@ impl Replication {
         let left = way.filter.sessions();
         log::info!(sessions = left.len(); "sending a snapshot");
         way.link.send(&Message::SnapshotBegin { epoch: way.epoch, position: way.filter.log_end() });
-        self.begin_at(now, way.filter.log_end(), left);
+        self.begin_at(now, way.filter.log_end(), left, way.filter.values());
         if !way.link.speaks(SNAPSHOT_IN_STEPS) {
             // To this partner it stands for the log position of its beginning: all of it at once.
             while self.snapshot_step(way, 0) {}
@@ -239,10 +241,10 @@ impl Replication {
     }
 
     /// The snapshot stands for the log up to here: what was stored of another one says nothing.
-    fn begin_at(&mut self, now: Now, position: u64, left: Vec<SessionId>) {
+    fn begin_at(&mut self, now: Now, position: u64, left: Vec<SessionId>, values: Vec<Box<[u8]>>) {
         self.shipping = true;
         self.stored = position;
-        self.snapshot = Some(Snapshot { begun: now, position: None, left, catch_up_until: None });
+        self.snapshot = Some(Snapshot { begun: now, position: None, left, values, catch_up_until: None });
     }
 
     /// How much of a log that ends here the replica has yet to store. `acknowledged`: how far it has, once output waits for it.
@@ -273,10 +275,14 @@ impl Replication {
             if bytes.len() >= least.max(PIECE) {
                 break;
             }
+            if let Some(key) = snapshot.values.pop() {
+                way.filter.snapshot_value(&key, &mut bytes);
+                continue;
+            }
             let Some(session) = snapshot.left.pop() else { break };
             way.filter.snapshot_session(session, &mut bytes);
         }
-        let more = !snapshot.left.is_empty();
+        let more = !snapshot.left.is_empty() || !snapshot.values.is_empty();
         if !more {
             snapshot.position = Some(position);
         }
@@ -495,7 +501,7 @@ mod tests {
 
     #[test]
     fn a_replica_is_complete_when_it_has_the_snapshot_and_nearly_all_that_was_written_since() {
-        let mut snapshot = Snapshot { begun: ms(0), position: None, left: Vec::new(), catch_up_until: None };
+        let mut snapshot = Snapshot { begun: ms(0), position: None, left: Vec::new(), values: Vec::new(), catch_up_until: None };
         assert!(!snapshot.is_complete(ms(0), 5000, 5000), "not all of it was sent");
         snapshot.position = Some(5000);
         assert!(!snapshot.is_complete(ms(10), 4999, 4999));
@@ -528,7 +534,7 @@ mod tests {
         let mut replication = Replication::default();
         // As a backup it had stored more than the log that it writes as a master has.
         replication.follow(Epoch { number: 3, member: 0 }, 9000);
-        replication.begin_at(ms(0), 500, Vec::new());
+        replication.begin_at(ms(0), 500, Vec::new(), Vec::new());
         assert_eq!(replication.behind(700, None), 200);
         assert!(!replication.caught_up(ms(1), 600, 700), "not all of the snapshot was sent");
         assert_eq!(replication.behind(700, None), 100);

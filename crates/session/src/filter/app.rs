@@ -8,8 +8,10 @@ use super::ownership::{Closer, WhyAsked};
 use super::processes::{thread_key, SUSPICIOUS};
 use super::stage::{LocalHandshake, Stage};
 use super::{Action, Filter, Mode};
+use crate::data::Change;
 use crate::hook::{HookEvent, Origin};
 use crate::record::{self, Cause, Committed, MAX_OPEN};
+use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
 use crate::turn::{Rest, Thread, TurnPolicy};
 use crate::Now;
@@ -109,6 +111,9 @@ impl Filter {
         if self.live.get(&session).is_some_and(|l| l.outgoing) {
             self.processes.turns.called(session);
         }
+        if self.store.data(session).is_some() {
+            self.processes.turns.says_itself(session);
+        }
         self.pair_turns(session);
         self.input_again(session);
     }
@@ -152,7 +157,7 @@ impl Filter {
         self.live.get(&id)?.ownership.is_attached().then_some(id)
     }
 
-    fn turn_of(&mut self, channel: u32, thread: u32) -> Thread {
+    pub(super) fn turn_of(&mut self, channel: u32, thread: u32) -> Thread {
         self.processes.in_turn(channel, thread)
     }
 
@@ -430,7 +435,13 @@ impl Filter {
                 });
                 self.write_output(e.session, from, taken as usize);
             }
-            self.write_commit(now, &entries);
+            // Of one that has ended meanwhile nothing is kept.
+            commit.changes.retain(|change| match change {
+                Change::Checkpoint { session, .. } => self.live.contains_key(session),
+                Change::Put { .. } | Change::Delete { .. } => true,
+            });
+            self.complete(&mut entries, &commit.changes);
+            self.write_commit(now, &entries, &commit.changes);
         }
         self.commit = commit;
         self.entries = entries;
@@ -439,7 +450,7 @@ impl Filter {
             let (Some(s), Some(live)) = (self.store.get(session), self.live.get(&session)) else { continue };
             if live.ownership.is_closed() && s.out_fin && !s.closed {
                 let entry = Committed { closed: true, ..s.committed() };
-                self.write_commit(now, &[entry]);
+                self.write_commit(now, &[entry], &[]);
             }
         }
     }
@@ -449,22 +460,41 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         self.live.get_mut(&session).expect("live").ownership.lose();
         let entry = Committed { torn: true, ..s.committed() };
-        self.write_commit(now, &[entry]);
+        self.write_commit(now, &[entry], &[]);
     }
 
-    pub(super) fn write_commit(&mut self, now: Now, entries: &[Committed]) {
+    /// Each session whose data changes is among the entries, if only for a replica that knows no data.
+    fn complete(&self, entries: &mut Vec<Committed>, changes: &[Change<Box<[u8]>>]) {
+        if changes.is_empty() {
+            return;
+        }
+        let there: BTreeSet<SessionId> = entries.iter().map(|e| e.session).collect();
+        let kept = changes.iter().filter_map(|change| match change {
+            Change::Checkpoint { session, .. } => Some(*session),
+            Change::Put { .. } | Change::Delete { .. } => None,
+        });
+        let lacking = kept.filter(|session| !there.contains(session));
+        entries.extend(lacking.filter_map(|session| self.store.get(session)).map(Session::committed));
+    }
+
+    pub(super) fn write_commit(&mut self, now: Now, entries: &[Committed], mut changes: &[Change<Box<[u8]>>]) {
         if entries.len() > MOST_ENTRIES {
             // More than one record tells of. Whatever the replica gets of them, none of these sessions goes on as if it had got
             // all: each is torn until its own part is there.
             let torn = |e: &Committed| Some(Committed { torn: true, ..self.store.get(e.session)?.committed() });
             let torn: Vec<Committed> = entries.iter().filter_map(torn).collect();
-            torn.chunks(MOST_ENTRIES).for_each(|part| self.write_part(now, part));
+            torn.chunks(MOST_ENTRIES).for_each(|part| self.write_part(now, part, &[]));
         }
-        entries.chunks(MOST_ENTRIES).for_each(|part| self.write_part(now, part));
+        if entries.is_empty() && !changes.is_empty() {
+            return self.write_part(now, entries, changes);
+        }
+        for part in entries.chunks(MOST_ENTRIES) {
+            self.write_part(now, part, std::mem::take(&mut changes));
+        }
     }
 
-    fn write_part(&mut self, now: Now, entries: &[Committed]) {
-        let position = self.write(0, |out| record::encode_commit(entries, out));
+    fn write_part(&mut self, now: Now, entries: &[Committed], changes: &[Change<Box<[u8]>>]) {
+        let position = self.gate.append_commit(self.clock, &mut self.store, entries, changes);
         for e in entries {
             if let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get_mut(&e.session)) {
                 live.out_marks.wrote(s.out_sendable(), position, &mut self.spares.marks);
@@ -499,7 +529,7 @@ impl Filter {
         };
         self.write_output(session, from, pending);
         let torn = self.still_around(session, in_done, from + pending as u64);
-        self.write_commit(now, &[Committed { torn: torn || entry.torn, ..entry }]);
+        self.write_commit(now, &[Committed { torn: torn || entry.torn, ..entry }], &[]);
     }
 
     /// Writes the first `n` announced bytes to the log.

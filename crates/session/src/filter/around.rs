@@ -105,7 +105,7 @@ impl Filter {
     fn tear_for_now(&mut self, now: Now, id: SessionId) {
         let Some(s) = self.store.get(id) else { return };
         let entry = Committed { torn: true, ..s.committed() };
-        self.write_commit(now, &[entry]);
+        self.write_commit(now, &[entry], &[]);
     }
 
     /// Takes the place of input up to `taken` that only the local TCP has seen. What arrived early is known.
@@ -148,7 +148,7 @@ impl Filter {
         if over {
             self.around.remove(&id);
         }
-        self.write_commit(now, &[entry]);
+        self.write_commit(now, &[entry], &[]);
     }
 
     /// Whether the commit of a session leaves it torn because packets went around the queues.

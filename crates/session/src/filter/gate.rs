@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::packets::Held;
 use super::solo::Solo;
 use super::Mode;
-use crate::record::{self, Cause, Record};
+use crate::data::Change;
+use crate::record::{self, Cause, Committed, Record};
 use crate::segment::Segment;
 use crate::store::{Session, Store};
 use crate::tuple::SessionId;
@@ -118,9 +119,10 @@ pub(super) struct ReplicaGate {
     /// When what is in the batch goes to the replica at the latest; that was before now.
     batch_due: Option<Now>,
     batch_late: bool,
-    /// The replica knows no records of causes; none of options.
+    /// The replica knows no records of causes; none of options; none of the application's data.
     without_causes: bool,
     without_options: bool,
+    without_data: bool,
     /// The log is too far ahead of the replica to grow: see [`super::Filter::set_overloaded`].
     overloaded: bool,
     trickle: Trickle,
@@ -153,6 +155,7 @@ impl ReplicaGate {
             batch_late: false,
             without_causes: false,
             without_options: false,
+            without_data: false,
             overloaded: false,
             trickle: Trickle::default(),
             deferred: Vec::new(),
@@ -253,16 +256,48 @@ impl ReplicaGate {
     /// Appends records to the log and applies them: master and replica compute the same store (I5). Returns the position
     /// behind them.
     pub fn append(&mut self, now: Now, store: &mut Store, payload: usize, encode: impl FnOnce(&mut Vec<u8>)) -> LogPosition {
+        let from = self.log(now, payload, encode);
+        apply(store, &self.batch[from..]);
+        self.end
+    }
+
+    /// Writes records to the log. Returns where they begin in the batch.
+    fn log(&mut self, now: Now, payload: usize, encode: impl FnOnce(&mut Vec<u8>)) -> usize {
         let from = self.batch.len();
         encode(&mut self.batch);
         let written = (self.batch.len() - from) as u64;
-        let applied = store.apply_batch(&self.batch[from..]);
-        assert!(applied.is_ok(), "I5: a record that we wrote does not fit our own store: {applied:?}");
         self.counters.records += 1;
         self.counters.log_bytes += written;
         self.counters.payload_bytes += payload as u64;
         self.end.0 += written;
         self.batch_due.get_or_insert(now + SYNC_DELAY);
+        from
+    }
+
+    /// Appends a commit, and the application's data of its turn. To a replica of a version that knows no data, a session that has
+    /// some is torn: without it nobody could go on with the session.
+    pub fn append_commit(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        entries: &[Committed],
+        changes: &[Change<Box<[u8]>>],
+    ) -> LogPosition {
+        let encode_data = |out: &mut Vec<u8>| changes.iter().for_each(|change| record::encode_data(change.borrow(), out));
+        let with_data = !changes.is_empty();
+        let keeps = |store: &Store, e: &Committed| store.data(e.session).is_some();
+        if !self.without_data || !with_data && !entries.iter().any(|e| keeps(store, e)) {
+            return self.append(now, store, 0, |out| {
+                encode_data(out);
+                record::encode_commit(entries, with_data, out);
+            });
+        }
+        let mut own = Vec::new();
+        encode_data(&mut own);
+        record::encode_commit(entries, with_data, &mut own);
+        apply(store, &own);
+        let torn: Vec<_> = entries.iter().map(|e| Committed { torn: e.torn || keeps(store, e), ..*e }).collect();
+        self.log(now, 0, |out| record::encode_commit(&torn, false, out));
         self.end
     }
 
@@ -294,6 +329,27 @@ impl ReplicaGate {
         if !options.is_empty() && !self.without_options {
             record::encode_options(id, options, out);
         }
+        if let Some(data) = store.data(id) {
+            if self.without_data {
+                let torn = store.get(id).map(|s| Committed { torn: true, ..s.committed() });
+                record::encode_commit(torn.as_slice(), false, out);
+            } else {
+                record::encode_data(Change::Checkpoint { session: id, data }, out);
+                record::encode_commit(&[], true, out);
+            }
+        }
+    }
+
+    /// Appends a value's part of a snapshot.
+    pub fn snapshot_value(&self, store: &Store, key: &[u8], out: &mut Vec<u8>) {
+        if let Some(value) = store.value(key).filter(|_| !self.without_data) {
+            record::encode_data(Change::Put { key, value }, out);
+            record::encode_commit(&[], true, out);
+        }
+    }
+
+    pub fn set_without_data(&mut self, without: bool) {
+        self.without_data = without;
     }
 
     pub fn set_without_causes(&mut self, without: bool) {
@@ -506,4 +562,9 @@ impl ReplicaGate {
         self.batch_late |= sync;
         sync
     }
+}
+
+fn apply(store: &mut Store, records: &[u8]) {
+    let applied = store.apply_batch(records);
+    assert!(applied.is_ok(), "I5: a record that we wrote does not fit our own store: {applied:?}");
 }

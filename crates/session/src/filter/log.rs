@@ -2,6 +2,7 @@
 
 use super::gate::LogPosition;
 use super::{Filter, Mode};
+use crate::data::Change;
 use crate::options;
 use crate::record::{self, Cause, EndReason, Sync};
 use crate::store::StoreError;
@@ -97,6 +98,11 @@ impl Filter {
     /// Whether the replica is of a version that knows no options.
     pub fn set_log_without_options(&mut self, without: bool) {
         self.gate.set_without_options(without);
+    }
+
+    /// Whether the replica is of a version that knows no data of the application.
+    pub fn set_log_without_data(&mut self, without: bool) {
+        self.gate.set_without_data(without);
     }
 
     /// The application has set an option of a connection's socket.
@@ -205,7 +211,19 @@ impl Filter {
     /// As a master: the records from which an empty store computes this one, up to [`Self::log_end`].
     pub fn snapshot(&mut self, out: &mut Vec<u8>) {
         self.write_syncs();
+        self.values().iter().for_each(|key| self.snapshot_value(key, out));
         self.store.iter().for_each(|s| self.snapshot_session(s.open.session, out));
+    }
+
+    /// The keys of all values of the service, for a snapshot in steps.
+    #[must_use]
+    pub fn values(&self) -> Vec<Box<[u8]>> {
+        self.store.keys_after(&[]).map(Box::from).collect()
+    }
+
+    /// A value's part of a snapshot, if there still is one.
+    pub fn snapshot_value(&self, key: &[u8], out: &mut Vec<u8>) {
+        self.gate.snapshot_value(&self.store, key, out);
     }
 
     /// A session's part of that. What is to be said of it beside is to be in the log before.
@@ -219,10 +237,15 @@ impl Filter {
         let with_causes = [&[id], self.store.caused_by(id)].concat();
         let causes: Vec<_> = with_causes.iter().filter_map(|id| Some((*id, self.store.get(*id)?.cause))).collect();
         let options = self.store.options(id).to_vec();
+        let data = self.store.data(id).map(|data| Change::Checkpoint { session: id, data: data.into() });
         self.write(0, |out| {
             record::encode_end(id, EndReason::Swept, out);
             out.extend_from_slice(records);
         });
+        if let Some((data, s)) = data.zip(self.store.get(id)) {
+            let entry = s.committed();
+            self.gate.append_commit(self.clock, &mut self.store, &[entry], &[data]);
+        }
         if !options.is_empty() {
             self.gate.append_options(self.clock, &mut self.store, id, &options);
         }

@@ -25,6 +25,7 @@ mod around;
 mod astray;
 mod calling;
 mod causes;
+mod data;
 mod early;
 mod gate;
 mod handshakes;
@@ -72,6 +73,7 @@ use splicing::Splices;
 use unseen::Unseen;
 
 pub use causes::HandOut;
+pub use data::Refused;
 pub use recovery::RestoreSpec;
 pub use splicing::{Engine, Waits};
 pub use standing::Standing;
@@ -217,6 +219,8 @@ pub struct FilterConfig {
     pub hooked: bool,
     /// `durability = "async"`: nothing waits for the replica while it is in contact.
     pub asynchronous: bool,
+    /// Room for the application's data: see [`crate::data::cost`].
+    pub data_bytes: u64,
 }
 
 /// See the module's description.

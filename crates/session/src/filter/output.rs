@@ -88,7 +88,7 @@ impl Filter {
             let need = if refuses && self.gate.needs_replica() {
                 // The next master may know it. Only what the replica says after the stranger came proves that there
                 // is none yet.
-                self.write(0, |out| record::encode_commit(&[], out))
+                self.write(0, |out| record::encode_commit(&[], false, out))
             } else {
                 // The last words of a connection that has just ended, or is in TIME_WAIT: they may acknowledge what
                 // the replica has yet to store.
@@ -115,7 +115,8 @@ impl Filter {
         self.actions.push(Action::Inject(to_kernel));
         self.counters.unrecorded += u64::from(!segment.payload().is_empty());
         // The next master may know it, see above.
-        let need = if self.gate.needs_replica() { self.write(0, |out| record::encode_commit(&[], out)) } else { self.gate.end() };
+        let need =
+            if self.gate.needs_replica() { self.write(0, |out| record::encode_commit(&[], false, out)) } else { self.gate.end() };
         self.gate.defer_reset(need, segments::reset(segment.source(), segment.destination(), segment.seq(), segment.ack()));
         self.release_stored(now);
     }

@@ -116,6 +116,10 @@ impl Filter {
             return self.restore_failed(now, id);
         }
         let adopted = adopt(s, &proof, whole, ahead);
+        if adopted.is_some_and(|a| a.in_done > s.in_done) && self.store.data(id).is_some() {
+            // What the application keeps is of before what was lost.
+            return self.restore_failed(now, id);
+        }
         if let Some(adopted) = adopted {
             self.counters.adopted_sessions += 1;
             self.write(0, |out| record::encode_adopted(&adopted, out));

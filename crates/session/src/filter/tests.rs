@@ -3,6 +3,7 @@
 mod around;
 mod calling;
 mod causes;
+mod data;
 mod input;
 mod opening;
 mod output;
@@ -35,6 +36,7 @@ fn config() -> FilterConfig {
         engine: Engine::Repair,
         hooked: true,
         asynchronous: false,
+        data_bytes: 1 << 20,
     }
 }
 

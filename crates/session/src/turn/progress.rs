@@ -29,6 +29,10 @@ pub(super) struct Progress {
     answered: u64,
     /// Where `tcpr_consume` has come to, once it was used.
     consumed: Option<u64>,
+    /// What the application keeps of the session; no commit says so yet.
+    pub checkpoint: Option<Box<[u8]>>,
+    /// A commit has said before what it keeps: nothing is inferred, whichever process goes on.
+    pub explicit: bool,
     /// Output offset up to which the application has written, absorbed bytes included.
     written: u64,
     fin_asked: bool,
@@ -69,6 +73,8 @@ struct Dead {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Settled {
     pub changed: bool,
+    /// The turn counts, with all that it was: what the application keeps since then is what it has said last.
+    pub whole: bool,
     pub open: bool,
     pub newly_torn: bool,
 }
@@ -87,6 +93,8 @@ impl Progress {
             before: in_done,
             answered: in_done,
             consumed: None,
+            checkpoint: None,
+            explicit: false,
             written: out_base,
             fin_asked: false,
             again: out_base < out_done,
@@ -192,6 +200,19 @@ impl Progress {
         self.consumed = Some(from.saturating_add(n).min(self.in_read));
     }
 
+    /// The application says what it keeps of the session: with that, all that it has read is done. Returns what it had said
+    /// before, if no commit has.
+    pub fn checkpoint(&mut self, data: &[u8]) -> Option<Box<[u8]>> {
+        self.consumed = Some(self.told.min(self.in_read).max(self.done.in_done));
+        self.checkpoint.replace(data.into())
+    }
+
+    /// What the application keeps is known already: as after [`Self::checkpoint`].
+    pub fn says_itself(&mut self) {
+        self.explicit = true;
+        self.consumed.get_or_insert(self.done.in_done);
+    }
+
     pub fn shutdown(&mut self) {
         self.fin_asked = true;
         // Whatever was left over will never be written: what is out is the whole answer.
@@ -217,7 +238,7 @@ impl Progress {
 
     /// The end of the turn would say anything at all.
     pub fn keeps(&self) -> bool {
-        self.keeps_answer() || self.target() > self.done.in_done
+        self.keeps_answer() || self.target() > self.done.in_done || self.checkpoint.is_some()
     }
 
     pub fn quiescent(&self) -> bool {
@@ -234,7 +255,7 @@ impl Progress {
         self.in_read = self.done.in_done;
         self.told = self.done.in_done;
         self.answered = self.done.in_done;
-        self.consumed = None;
+        self.consumed = self.explicit.then_some(self.done.in_done);
         self.written = self.done.out_base;
         self.again = self.done.out_base < self.done.out_done;
         self.fin_asked = self.done.fin;
@@ -323,7 +344,7 @@ impl Progress {
             done.out_base = self.written;
             done.torn = self.short;
         }
-        self.settled(before, open)
+        Settled { whole: !open, ..self.settled(before, open) }
     }
 
     /// Lets the output of a turn over several sessions go before the turn is over. What a crash leaves of the
@@ -354,6 +375,7 @@ impl Progress {
         }
         Settled {
             changed: self.done != before,
+            whole: false,
             open: open && !self.lost && !self.over,
             newly_torn: self.done.torn && !before.torn,
         }

@@ -625,7 +625,7 @@ fn bookkeeping_does_not_grow() {
         p.turn_end(MS, t);
     }
     assert!(p.threads.is_empty() && p.free_groups.len() == p.groups.len());
-    assert!(p.entries.len() == p.commits.iter().sum::<usize>());
+    assert!(p.entries.len() == p.commits.iter().map(|(entries, _)| entries).sum::<usize>());
 
     for t in 0..2 * MAX_OPEN_TURNS as u64 {
         p.write(MS, t, 1, 1, false);
@@ -1221,4 +1221,202 @@ fn what_comes_of_no_request_leaves_nothing_open() {
     p.consume(T, 3, 10);
     p.turn_end(MS, T);
     assert_eq!(one(&mut p), vec![entry(3, 10, 5, 5)]);
+}
+
+fn kept(session: SessionId, data: &[u8]) -> Change<Box<[u8]>> {
+    Change::Checkpoint { session, data: data.into() }
+}
+
+type WithData = (Vec<CommitEntry>, Vec<Change<Box<[u8]>>>);
+
+/// All commits, each with the data of its turn.
+fn commits_with_data(p: &mut TurnPolicy) -> Vec<WithData> {
+    let mut out = Commit::default();
+    let mut all = Vec::new();
+    while p.poll_commit(&mut out) {
+        all.push((out.entries.clone(), out.changes.clone()));
+    }
+    all
+}
+
+#[test]
+fn the_input_of_a_checkpoint_is_done_with_its_turn_and_only_it() {
+    for port in [PortPolicy::default(), lines(), discard(), PortPolicy { independent: true, ..PortPolicy::default() }] {
+        let mut p = with(port, &[1, 2]);
+        p.read(MS, T, 2, 3);
+        p.turn_end(MS, T);
+        let _ = commits(&mut p);
+        p.read(MS, T, 1, 7);
+        assert!(p.checkpoint(T, 1, b"half a message"));
+        assert_eq!((commits(&mut p), p.uncommitted_checkpoint(1)), (vec![], Some(&b"half a message"[..])));
+        p.turn_end(MS, T);
+        assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 7, 0, 0)], vec![kept(1, b"half a message")])]);
+        assert_eq!((p.uncommitted_checkpoint(1), p.uncommitted_data()), (None, 0));
+        // What is read after it is not done, whatever is written.
+        p.read(MS, T, 1, 5);
+        p.write(MS, T, 1, 2, false);
+        p.turn_end(MS, T);
+        assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 7, 2, 2)], vec![])]);
+        // The next one covers it.
+        assert!(p.checkpoint(T, 1, b""));
+        p.turn_end(MS, T);
+        assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 12, 2, 2)], vec![kept(1, b"")])]);
+    }
+}
+
+#[test]
+fn a_checkpoint_covers_what_was_read_before_it_and_the_last_of_a_turn_counts() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 4);
+    assert!(p.checkpoint(T, 1, b"one"));
+    p.read(MS, T, 1, 4);
+    assert!(p.checkpoint(T, 1, b"two"));
+    p.read(MS, T, 1, 4);
+    p.turn_end(MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 8, 0, 0)], vec![kept(1, b"two")])]);
+    assert_eq!(p.in_read(1), Some(12));
+}
+
+#[test]
+fn a_checkpoint_of_a_turn_that_never_ended_was_never_made() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 4);
+    assert!(p.checkpoint(T, 1, b"one"));
+    p.process_gone(0);
+    assert!(commits_with_data(&mut p).is_empty() && p.uncommitted_data() == 0 && p.uncommitted_checkpoint(1).is_none());
+    // Of whoever goes on it is inferred what is done, unless a commit has told of a checkpoint before.
+    p.open(1, PortPolicy::default(), 0, 0, 0);
+    p.read(MS, U, 1, 4);
+    p.write(MS, U, 1, 4, false);
+    p.turn_end(MS, U);
+    assert_eq!(one(&mut p), [entry(1, 4, 4, 4)]);
+    p.says_itself(1);
+    for (thread, written) in [(U, 8), (T, 12)] {
+        p.read(MS, thread, 1, 4);
+        p.write(MS, thread, 1, 4, false);
+        p.turn_end(MS, thread);
+        assert_eq!(one(&mut p), [entry(1, 4, written, written)]);
+        p.process_gone(1);
+    }
+}
+
+#[test]
+fn a_checkpoint_waits_for_the_rest_of_its_answer() {
+    // The request is read again by whoever takes over, with what was kept before it; its answer is absorbed.
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 4);
+    p.write(MS, T, 1, 3, true);
+    assert!(p.checkpoint(T, 1, b"after"));
+    p.turn_end(MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 0, 3, 0)], vec![])]);
+    p.write(MS, T, 1, 5, false);
+    p.turn_end(MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 4, 8, 8)], vec![kept(1, b"after")])]);
+}
+
+#[test]
+fn checkpoints_of_several_sessions_commit_as_one() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.read(MS, T, 1, 4);
+    p.write(MS, T, 2, 4, false);
+    assert!(p.checkpoint(T, 1, b"one") && p.checkpoint(T, 2, b"two"));
+    // The turn takes too long: its output is let go, and what is kept is as it was.
+    p.handle_timeout(60 * MS);
+    assert_eq!(commits_with_data(&mut p), [(vec![torn(entry(2, 0, 4, 4))], vec![])]);
+    p.turn_end(MS, T);
+    let all = commits_with_data(&mut p);
+    assert_eq!(all, [(vec![entry(1, 4, 0, 0), entry(2, 0, 4, 4)], vec![kept(1, b"one"), kept(2, b"two")])]);
+}
+
+#[test]
+fn a_turn_has_room_for_so_much_data() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    let value = vec![7; data::MAX_VALUE];
+    let fits = data::MAX_TURN / data::cost(value.len());
+    for _ in 0..fits {
+        assert!(p.checkpoint(T, 1, &value));
+        assert_eq!(p.uncommitted_data(), data::cost(value.len()));
+    }
+    assert!(!p.checkpoint(T, 1, &value));
+    p.turn_end(MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![], vec![kept(1, &value)])]);
+    assert!(p.checkpoint(T, 1, &value));
+    p.close(1);
+    assert_eq!(p.uncommitted_data(), 0);
+}
+
+fn put(key: &[u8], value: &[u8]) -> Change<Box<[u8]>> {
+    Change::Put { key: key.into(), value: value.into() }
+}
+
+#[test]
+fn what_is_put_commits_with_the_turn() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 4);
+    assert!(p.put(T, b"b", Some(b"1")) && p.put(T, b"a", Some(b"")) && p.put(T, b"c", None));
+    assert!(p.put(T, b"b", Some(b"2")) && p.checkpoint(T, 1, b"kept"));
+    p.write(MS, T, 1, 4, false);
+    assert_eq!(p.find_put(T, b"b"), Some(Some(&b"2"[..])));
+    assert_eq!(p.find_put(T, b"c"), Some(None));
+    assert!(p.find_put(T, b"d").is_none() && p.find_put(U, b"b").is_none());
+    assert!(commits_with_data(&mut p).is_empty() && p.uncommitted_data() > 0);
+    p.turn_end(MS, T);
+    let changes = vec![put(b"a", b""), Change::Delete { key: b"c"[..].into() }, put(b"b", b"2"), kept(1, b"kept")];
+    assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 4, 4, 4)], changes)]);
+    assert_eq!((p.uncommitted_data(), p.find_put(T, b"b")), (0, None));
+    // A turn in which nothing else was done.
+    assert!(p.put(T, b"b", Some(b"3")));
+    p.turn_end(MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![], vec![put(b"b", b"3")])]);
+}
+
+#[test]
+fn what_was_put_in_a_turn_that_never_ended_was_never_put() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 4);
+    assert!(p.put(T, b"a", Some(b"1")) && p.put(U, b"a", Some(b"2")));
+    p.process_gone(0);
+    assert_eq!(p.find_put(T, b"a"), None);
+    assert_eq!(p.find_put(U, b"a"), Some(Some(&b"2"[..])));
+    p.turn_end(MS, U);
+    assert_eq!(commits_with_data(&mut p), [(vec![], vec![put(b"a", b"2")])]);
+    assert!(p.uncommitted_data() == 0 && p.threads.is_empty());
+}
+
+#[test]
+fn a_turn_that_puts_is_all_or_nothing_whatever_its_port_says() {
+    let independent = PortPolicy { independent: true, ..PortPolicy::default() };
+    for port in [PortPolicy::default(), independent] {
+        let mut p = with(port, &[1]);
+        p.read(MS, T, 1, 4);
+        assert!(p.put(T, b"a", Some(b"1")));
+        p.write(MS, T, 1, 3, true);
+        // It takes too long, and then its last write is short: the session is torn meanwhile, and nothing is done twice.
+        p.handle_timeout(60 * MS);
+        assert_eq!(commits_with_data(&mut p), [(vec![torn(entry(1, 0, 3, 3))], vec![])]);
+        p.turn_end(MS, T);
+        assert_eq!(commits_with_data(&mut p), [(vec![torn(entry(1, 4, 3, 3))], vec![put(b"a", b"1")])]);
+        p.write(MS, T, 1, 2, false);
+        p.turn_end(MS, T);
+        assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 4, 5, 5)], vec![])]);
+    }
+}
+
+#[test]
+fn turns_of_a_process_that_touch_one_key_commit_as_one() {
+    let mut p = with(PortPolicy::default(), &[1, 2]);
+    p.write(MS, T, 1, 1, false);
+    assert!(p.put(T, b"a", Some(b"1")));
+    // What follows from it counts no sooner.
+    assert_eq!(p.find_put(T2, b"a"), Some(Some(&b"1"[..])));
+    p.write(MS, T2, 2, 1, false);
+    p.turn_end(MS, T2);
+    assert!(commits_with_data(&mut p).is_empty());
+    p.turn_end(MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 0, 1, 1), entry(2, 0, 1, 1)], vec![put(b"a", b"1")])]);
+    assert!(p.put(T, b"a", Some(b"2")) && p.put(T2, b"a", Some(b"3")));
+    p.turn_end(MS, T);
+    assert!(commits_with_data(&mut p).is_empty());
+    p.turn_end(MS, T2);
+    assert_eq!(commits_with_data(&mut p), [(vec![], vec![put(b"a", b"3")])]);
 }

@@ -39,6 +39,7 @@ pub struct Sums {
     pub zombies: u64,
     pub restored: u64,
     pub had_back: u64,
+    pub kept: u64,
     pub surplus: u64,
     pub unpaired: u64,
     pub open_commits: u64,
@@ -55,6 +56,7 @@ impl Sums {
         self.zombies += o.zombies;
         self.restored += o.restored;
         self.had_back += o.had_back;
+        self.kept += o.kept;
         self.surplus += o.surplus;
         self.unpaired += o.unpaired;
         self.open_commits += o.open_commits;
@@ -180,6 +182,8 @@ pub struct World {
     link_delay: u64,
     stalls: bool,
     service: Service,
+    /// The application keeps what it has not answered.
+    keeps: bool,
     engine: Engine,
     setup: Setup,
     speaking: bool,
@@ -240,6 +244,7 @@ impl World {
             link_delay: rng.range(50, 5000),
             stalls: rng.percent(30),
             service,
+            keeps: matches!(seed % 5, 2 | 3),
             engine,
             setup,
             speaking: service == Service::Echo,
@@ -292,7 +297,7 @@ impl World {
     fn add_node(&mut self) -> usize {
         let isn = self.rng.next() as u32;
         let callees = self.callees.iter().map(|c| c.me).collect();
-        let mut node = Node::new(self.service, self.engine, self.setup, isn, callees, self.login);
+        let mut node = Node::new(self.service, self.engine, self.setup, isn, callees, self.login, self.keeps);
         node.trace = self.trace;
         self.nodes.push(node);
         if !self.callees.is_empty() {
@@ -889,6 +894,7 @@ impl World {
             self.sums.restored += n.filter.counters().restored;
             self.sums.held += n.filter.counters().held;
             self.sums.had_back += n.had_back;
+            self.sums.kept += n.kept;
         }
         self.sums.surplus = self.callees.iter().map(|c| c.surplus).sum();
         self.sums.open_commits = m.filter.turns().counters().open_commits;

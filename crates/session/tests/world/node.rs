@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, Waits};
+use tcpr_session::filter::{Action, Engine, Filter, FilterConfig, Mode, Refused, Waits};
 use tcpr_session::hook::{HookEvent, Origin};
 use tcpr_session::segment::{flags, Segment};
 use tcpr_session::seq::Seq;
@@ -51,6 +51,14 @@ pub enum Hook {
     Close {
         handle: u32,
     },
+    Checkpoint {
+        handle: u32,
+        data: Vec<u8>,
+    },
+    Put {
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
     Wait,
 }
 
@@ -72,6 +80,12 @@ struct Descriptor {
     closing: bool,
     /// The application made the connection.
     called: bool,
+    /// Where it keeps what it has not answered yet: how much it has read, and the last bytes of that.
+    total: u64,
+    kept: Vec<u8>,
+    /// It is a recovered one, of which it has yet to ask for that; it has changed in this turn.
+    asks: bool,
+    checkpoint: bool,
 }
 
 /// A single-threaded server over hooked calls. One micro-step at a time, so that it can die in between.
@@ -143,12 +157,17 @@ pub struct Node {
     /// To whom the application connects, and whether it says something first.
     callees: Vec<SocketAddr>,
     login: bool,
+    /// An echo holds some of what it has read back, and keeps it by checkpoints. Where lines are passed on, how many of each
+    /// sender were is under a key.
+    keeps: bool,
     /// SYNs that have left, by port and number.
     called: BTreeSet<(u16, u32)>,
     /// Records without a socket, at the last sweep.
     missing: Vec<SessionId>,
     /// Sessions that the application had back by calling.
     pub had_back: u64,
+    /// Sessions of which it had back what it kept.
+    pub kept: u64,
     pub trace: bool,
 }
 
@@ -162,11 +181,20 @@ fn config(service: Service, engine: Engine, callees: &[SocketAddr]) -> FilterCon
         engine,
         hooked: true,
         asynchronous: false,
+        data_bytes: 1 << 20,
     }
 }
 
 impl Node {
-    pub fn new(service: Service, engine: Engine, setup: Setup, isn: u32, callees: Vec<SocketAddr>, login: bool) -> Node {
+    pub fn new(
+        service: Service,
+        engine: Engine,
+        setup: Setup,
+        isn: u32,
+        callees: Vec<SocketAddr>,
+        login: bool,
+        keeps: bool,
+    ) -> Node {
         Node {
             filter: Filter::new(config(service, engine, &callees)),
             service,
@@ -191,9 +219,11 @@ impl Node {
             isn,
             callees,
             login,
+            keeps,
             called: BTreeSet::new(),
             missing: Vec::new(),
             had_back: 0,
+            kept: 0,
             trace: false,
         }
     }
@@ -348,6 +378,16 @@ impl Node {
             self.offer(app, handle, bytes);
             return true;
         }
+        if let Some((handle, d)) = app.open.iter_mut().find(|(_, d)| d.asks) {
+            self.ask(now, app.channel, *handle, d);
+            return true;
+        }
+        if let Some((handle, d)) = app.open.iter_mut().find(|(_, d)| d.checkpoint) {
+            d.checkpoint = false;
+            let data = [&d.total.to_le_bytes()[..], &d.kept].concat();
+            self.ring.push_back(Hook::Checkpoint { handle: *handle, data });
+            return true;
+        }
         if app.in_turn {
             // Close what is to be closed in this turn, then wait.
             let done = |d: &Descriptor| d.closing && d.backlog.is_empty();
@@ -367,6 +407,33 @@ impl Node {
             return true;
         }
         self.begin_turn(now, rng, app)
+    }
+
+    /// Each line is passed on in the turn in which it is counted, by whichever process: it is the next one of its sender.
+    fn count(&mut self, now: Now, channel: u32, line: &[u8]) {
+        let mut parts = std::str::from_utf8(line).expect("a line").split(':');
+        let (sender, number) = (parts.next().expect("a sender"), parts.next().expect("a number"));
+        self.drain_ring(now, usize::MAX);
+        let counted = self.filter.get(channel, 0, sender.as_bytes()).map_or(0, |n| n.len());
+        assert_eq!(number, counted.to_string(), "the lines of sender {sender} that were passed on");
+        self.kept += u64::from(counted > 0);
+        self.ring.push_back(Hook::Put { key: sender.into(), value: vec![0; counted + 1] });
+    }
+
+    /// What a former process kept of a recovered session, which is asked for with all told that there is. It belongs to exactly
+    /// the place where the session goes on.
+    fn ask(&mut self, now: Now, channel: u32, handle: u32, d: &mut Descriptor) {
+        d.asks = false;
+        self.drain_ring(now, usize::MAX);
+        let Ok(data) = self.filter.restore_data(channel, handle) else { return };
+        if let Some((total, kept)) = data.and_then(|data| data.split_first_chunk()) {
+            (d.total, d.kept) = (u64::from_le_bytes(*total), kept.to_vec());
+            self.kept += 1;
+        }
+        let id = self.filter.store().find(&d.tuple.expect("attached")).expect("a session");
+        let s = self.filter.store().get(id).expect("a session");
+        assert_eq!(d.total, s.in_done, "what is kept is of another place of the input");
+        assert_eq!(d.total - d.kept.len() as u64, s.out_base, "what is kept is of another place of the output");
     }
 
     fn offer(&mut self, app: &mut App, handle: u32, mut bytes: Vec<u8>) {
@@ -438,6 +505,15 @@ impl Node {
                 return true;
             }
             if s.received.is_empty() && !s.at_end() {
+                if !d.kept.is_empty() && s.room() >= d.kept.len() {
+                    // It answers what it has held back, after a while, and reads nothing.
+                    if rng.percent(30) {
+                        app.in_turn = true;
+                        d.checkpoint = true;
+                        app.todo.push_back((handle, std::mem::take(&mut d.kept)));
+                    }
+                    return true;
+                }
                 continue;
             }
             app.in_turn = true;
@@ -445,7 +521,7 @@ impl Node {
             let bytes = s.read(now, most);
             self.ring.push_back(Hook::Read { handle, n: bytes.len() as u64 });
             self.collect(&tuple);
-            self.serve(app, handle, &bytes);
+            self.serve(now, app, handle, &bytes);
             return true;
         }
         false
@@ -455,20 +531,35 @@ impl Node {
         let handle = app.next_handle;
         app.next_handle += 1;
         self.ring.push_back(Hook::Attach { handle, origin, tuple });
-        app.open.insert(handle, Descriptor { tuple: Some(tuple), absorb, ..Descriptor::default() });
+        let asks = self.keeps && self.service == Service::Echo && origin == Origin::Recovered;
+        app.open.insert(handle, Descriptor { tuple: Some(tuple), absorb, asks, ..Descriptor::default() });
         true
     }
 
-    fn serve(&mut self, app: &mut App, handle: u32, bytes: &[u8]) {
+    fn serve(&mut self, now: Now, app: &mut App, handle: u32, bytes: &[u8]) {
+        let keeps = self.keeps;
         let d = app.open.get_mut(&handle).expect("open");
         if bytes.is_empty() {
             d.closing = true;
+            if !d.kept.is_empty() {
+                app.todo.push_back((handle, std::mem::take(&mut d.kept)));
+            }
             return;
         }
         match if d.called { Service::Echo } else { self.service } {
             Service::Echo => {
                 d.closing |= bytes.contains(&CLOSE_MARK);
-                app.todo.push_back((handle, bytes.to_vec()));
+                if !keeps || d.called {
+                    return app.todo.push_back((handle, bytes.to_vec()));
+                }
+                d.total += bytes.len() as u64;
+                d.kept.extend(bytes);
+                d.checkpoint = true;
+                let held = if d.closing { 0 } else { d.kept.len().min(d.total as usize % 7) };
+                let answer: Vec<u8> = d.kept.drain(..d.kept.len() - held).collect();
+                if !answer.is_empty() {
+                    app.todo.push_back((handle, answer));
+                }
             }
             Service::Lines => {
                 let mut lines = Vec::new();
@@ -479,6 +570,9 @@ impl Node {
                     }
                 }
                 for line in lines {
+                    if keeps {
+                        self.count(now, app.channel, &line);
+                    }
                     for (to, _) in app.open.iter().filter(|(_, d)| !d.called) {
                         app.todo.push_back((*to, line.clone()));
                     }
@@ -516,6 +610,13 @@ impl Node {
                 Hook::Absorbed { handle, n } => self.filter.handle(now, channel, HookEvent::Absorbed { thread, handle, n }),
                 Hook::Close { handle } => {
                     self.filter.handle(now, channel, HookEvent::Close { thread, handle, shared: false });
+                }
+                Hook::Checkpoint { handle, data } => match self.filter.checkpoint(channel, thread, handle, &data) {
+                    Ok(()) | Err(Refused::NoSession) => {}
+                    Err(why) => panic!("a checkpoint is refused: {why:?}"),
+                },
+                Hook::Put { key, value } => {
+                    self.filter.put(channel, thread, &key, Some(&value)).expect("room");
                 }
                 Hook::Wait => {
                     self.filter.handle(now, channel, HookEvent::Wait { thread, zero_timeout: false });

@@ -202,7 +202,12 @@ impl Tcp {
     }
 
     pub fn writable(&self) -> bool {
-        self.buf.len() < self.setup.send_buffer
+        self.room() > 0
+    }
+
+    /// How much a write would take.
+    pub fn room(&self) -> usize {
+        self.setup.send_buffer.saturating_sub(self.buf.len())
     }
 
     pub fn read(&mut self, now: Now, most: usize) -> Vec<u8> {

@@ -10,7 +10,8 @@ const NOW: Now = Duration::ZERO;
 
 fn filter() -> Filter {
     let (ports, outgoing, engine) = (Vec::new(), Vec::new(), Engine::Repair);
-    let mut filter = Filter::new(FilterConfig { ports, outgoing, max_turn: EVERY, engine, hooked: true, asynchronous: false });
+    let mut filter =
+        Filter::new(FilterConfig { ports, outgoing, max_turn: EVERY, engine, hooked: true, asynchronous: false, data_bytes: 0 });
     filter.activate();
     filter
 }
