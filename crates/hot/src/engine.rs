@@ -223,7 +223,7 @@ impl Inner {
     /// What comes next for a thread that makes a call, and where the trace ends.
     fn look(&mut self, me: i32, call: Call, fd: i32) -> (Step<'static>, u64) {
         let head = header().head.load(Ordering::Acquire);
-        let step = self.cursor.step(memory::trace(head), me.max(0) as u16, call, fd);
+        let step = self.cursor.step(memory::trace(self.cursor.position(), head), me.max(0) as u16, call, fd);
         self.tell();
         if !matches!(step, Step::Others | Step::End) && self.runs_for(ALONE_NS) {
             return (Step::Others, head);
