@@ -126,20 +126,57 @@ unsafe impl Sync for Log {}
 
 struct Inner {
     cursor: Cursor,
-    /// In the follower: the thread that has executed the last record and has not come to its next one, and since when it runs.
-    running: Option<(i32, i64)>,
+    /// In the follower: the thread that has executed the last record and has not come to its next one.
+    running: Option<i32>,
 }
 
 /// Programs tell threads things without a lock, too: a clock's hand, a flag. So each thread of the follower runs alone, from
-/// one record of its own to the next, but no longer than this.
+/// one record of its own to the next. The thread whose turn is next waits for it, but no longer than this.
 const ALONE_NS: i64 = 1_000_000;
 /// At the end of the trace, so long is waited for the thread that still runs: sockets take their places when all wait.
 const LAST_NS: i64 = 100_000_000;
+/// After this time, a thread whose turn was not yet looks again though nobody has woken it.
+const AGAIN_NS: i64 = 10_000_000;
+/// A turn is short as a rule: so often a thread looks for its own before it sleeps.
+const SPINS: u32 = 20;
 
 static LOG: Log = Log { lock: AtomicU32::new(0), inner: UnsafeCell::new(None) };
-/// Goes on with each record that is executed, for threads whose turn was not yet.
-static TURN: AtomicU32 = AtomicU32::new(0);
-static WAITING: AtomicU32 = AtomicU32::new(0);
+/// Some thread waits for the trace to grow; it wakes the one whose turn is next.
+static WATCHED: AtomicBool = AtomicBool::new(false);
+
+/// Where a thread sleeps until it is its turn. Nobody else is woken: with each record, all threads would be.
+struct Bed {
+    called: AtomicU32,
+    sleeping: AtomicU32,
+}
+
+const BEDS: usize = 256;
+static ALL_BEDS: [Bed; BEDS] = [const { Bed { called: AtomicU32::new(0), sleeping: AtomicU32::new(0) } }; BEDS];
+
+impl Bed {
+    /// Threads whose numbers are far apart share one.
+    fn of(thread: u16) -> &'static Bed {
+        &ALL_BEDS[usize::from(thread) % BEDS]
+    }
+
+    /// What [`Bed::sleep`] is given. Between this and that, the thread looks whether it is its turn.
+    fn calls(&self) -> u32 {
+        self.called.load(Ordering::SeqCst)
+    }
+
+    fn sleep(&self, calls: u32, ns: i64) {
+        self.sleeping.fetch_add(1, Ordering::SeqCst);
+        raw::futex_wait(self.called.as_ptr(), calls, ns);
+        self.sleeping.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn wake(&self) {
+        self.called.fetch_add(1, Ordering::SeqCst);
+        if self.sleeping.load(Ordering::SeqCst) != 0 {
+            raw::futex_wake(self.called.as_ptr());
+        }
+    }
+}
 
 fn with_log<T>(f: impl FnOnce(&mut Inner) -> T) -> T {
     while LOG.lock.swap(1, Ordering::Acquire) != 0 {
@@ -165,8 +202,7 @@ pub fn append(call: Call, fd: i32, result: i64, parts: &[&[u8]]) -> u64 {
     if !records() {
         return 0;
     }
-    let number = thread::id().max(0) as u16;
-    let appended = with_log(|log| write_record(log, &Record { thread: number, call, fd, result, data: &[] }, parts));
+    let appended = with_log(|log| write_record(log, &Record { thread: me(), call, fd, result, data: &[] }, parts));
     match appended {
         Some(head) => {
             if header().mode.load(Ordering::Relaxed) == mode::OFF {
@@ -219,26 +255,41 @@ fn give_up(why: Option<u32>, reason: &str) {
 /// A record that is this thread's, and not executed until [`Taken::done`].
 pub struct Taken(pub Record<'static>);
 
+/// How long the thread whose turn is next has waited for the one that still runs: after which record, and since when.
+type Patience = Option<(u64, i64)>;
+
 impl Inner {
     /// What comes next for a thread that makes a call, and where the trace ends.
-    fn look(&mut self, me: i32, call: Call, fd: i32) -> (Step<'static>, u64) {
+    fn look(&mut self, me: u16, call: Call, fd: i32, patience: &mut Patience) -> (Step<'static>, u64) {
         let head = header().head.load(Ordering::Acquire);
-        let step = self.cursor.step(memory::trace(self.cursor.position(), head), me.max(0) as u16, call, fd);
+        let step = self.cursor.step(memory::trace(self.cursor.position(), head), me, call, fd);
         self.tell();
-        if !matches!(step, Step::Others | Step::End) && self.runs_for(ALONE_NS) {
-            return (Step::Others, head);
+        if !matches!(step, Step::Others(_) | Step::End) && self.runs_on(patience, ALONE_NS) {
+            return (Step::Others(me), head);
         }
         (step, head)
     }
 
-    /// Whether the last record's thread still runs, and does so for no longer than this.
-    fn runs_for(&self, ns: i64) -> bool {
-        self.running.is_some_and(|(_, since)| raw::clock_ns(libc::CLOCK_MONOTONIC) - since < ns)
+    /// Whether the last record's thread still runs, and was not waited for so long.
+    fn runs_on(&self, patience: &mut Patience, ns: i64) -> bool {
+        if self.running.is_none() {
+            return false;
+        }
+        let (after, now) = (self.cursor.records(), raw::clock_ns(libc::CLOCK_MONOTONIC));
+        match *patience {
+            Some((record, since)) if record == after => now - since < ns,
+            _ => {
+                *patience = Some((after, now));
+                true
+            }
+        }
     }
 
-    /// A thread has come to its next record. True: others may wait for that.
-    fn arrived(&mut self, me: i32) -> bool {
-        self.running.take_if(|(thread, _)| *thread == me).is_some()
+    /// Whose turn is next, if it is not this thread's.
+    fn others_turn(&mut self, me: u16) -> Option<u16> {
+        let head = header().head.load(Ordering::Acquire);
+        let next = self.cursor.peek(memory::trace(self.cursor.position(), head)).ok()??.thread;
+        (next != me).then_some(next)
     }
 
     /// Tells the manager where we are.
@@ -287,66 +338,75 @@ impl Taken {
 
     /// The record is executed: the next one's turn.
     pub fn done(self) {
-        with_log(|log| {
+        let next = with_log(|log| {
             log.cursor.executed();
             log.tell();
-            if is_threaded() {
-                log.running = Some((thread::id(), raw::clock_ns(libc::CLOCK_MONOTONIC)));
+            if !is_threaded() {
+                return None;
             }
+            log.running = Some(thread::id());
+            log.others_turn(me())
         });
-        wake_others();
+        wake(next);
     }
 }
 
-fn wake_others() {
-    TURN.fetch_add(1, Ordering::Release);
-    if WAITING.load(Ordering::Acquire) != 0 {
-        raw::futex_wake(TURN.as_ptr());
+/// This thread's number in the trace.
+fn me() -> u16 {
+    thread::id().max(0) as u16
+}
+
+fn wake(thread: Option<u16>) {
+    if let Some(thread) = thread {
+        Bed::of(thread).wake();
     }
 }
 
 /// This thread has come to its next record, or makes no more.
 pub fn leave() {
-    if with_log(|log| log.arrived(thread::id())) {
-        wake_others();
-    }
+    wake(with_log(|log| {
+        log.running.take_if(|thread| *thread == thread::id())?;
+        log.others_turn(me())
+    }));
 }
 
 /// The next record of this thread, which must be of this call. `None`: the trace has ended, and the program is live.
 pub fn take(call: Call, fd: i32) -> Option<Taken> {
-    let me = thread::id();
-    let (mut spins, mut idle) = (0, 0);
+    let (me, mut patience, mut spins, mut idle) = (me(), None, 0, 0);
+    let bed = Bed::of(me);
     leave();
     loop {
-        let turn = TURN.load(Ordering::Acquire);
+        let calls = bed.calls();
         if !follows() {
             return None;
         }
-        let (step, head) = with_log(|log| log.look(me, call, fd));
+        let (step, head) = with_log(|log| log.look(me, call, fd, &mut patience));
         match step {
             Step::Result(record) => return Some(Taken(record)),
             Step::Signal(record) => {
                 signals::replay(Taken(record));
                 leave();
             }
-            Step::Others if spins < 100 => {
-                spins += 1;
-                raw::yield_now();
+            Step::Others(next) => {
+                if next != me {
+                    wake(Some(next));
+                }
+                if spins < SPINS {
+                    spins += 1;
+                    raw::yield_now();
+                } else {
+                    bed.sleep(calls, if next == me { ALONE_NS } else { AGAIN_NS });
+                }
             }
-            Step::Others => {
-                WAITING.fetch_add(1, Ordering::AcqRel);
-                raw::futex_wait(TURN.as_ptr(), turn, 1_000_000);
-                WAITING.fetch_sub(1, Ordering::AcqRel);
-            }
-            Step::End => wait_for_more(head, &mut idle),
+            Step::End => wait_for_more(head, &mut idle, &mut patience, || bed.sleep(calls, AGAIN_NS)),
             Step::Diverged(divergence) => diverge(format_args!("{divergence}")),
             Step::Malformed(malformed) => diverge(format_args!("{malformed}")),
         }
     }
 }
 
-/// At the end of the trace, as it is now.
-fn wait_for_more(seen: u64, idle: &mut i64) {
+/// At the end of the trace, as it is now. One thread watches it; the others sleep until it is their turn.
+fn wait_for_more(seen: u64, idle: &mut i64, patience: &mut Patience, sleep: impl FnOnce()) {
     // The mode is read before the head is read again: nothing is appended after PROMOTE.
     let told = header().mode.load(Ordering::Acquire);
     if header().head.load(Ordering::Acquire) != seen {
@@ -354,14 +414,16 @@ fn wait_for_more(seen: u64, idle: &mut i64) {
     }
     match told {
         _ if is_offline() => go_live(),
-        mode::PROMOTE if with_log(|log| log.runs_for(LAST_NS)) => raw::sleep_ns(20_000),
+        mode::PROMOTE if with_log(|log| log.runs_on(patience, LAST_NS)) => raw::sleep_ns(20_000),
         mode::PROMOTE => go_live(),
         mode::OFF => diverge(format_args!("the manager has ended it")),
         _ if !start::manager_lives() => diverge(format_args!("the manager is gone")),
+        _ if WATCHED.swap(true, Ordering::AcqRel) => sleep(),
         _ => {
             *idle = (*idle * 2).clamp(20_000, 5_000_000);
             // The low half, as a futex: whoever appends may wake us.
             raw::futex_wait(header().head.as_ptr().cast(), seen as u32, *idle);
+            WATCHED.store(false, Ordering::Release);
         }
     }
 }
@@ -389,6 +451,7 @@ fn go_live() {
     mark(Marker::Promoted);
     header().state.store(state::LIVE, Ordering::Release);
     BEGUN.store(false, Ordering::Release);
+    ALL_BEDS.iter().for_each(Bed::wake);
 }
 
 /// The program does something else than the trace says: it is of no use any more.

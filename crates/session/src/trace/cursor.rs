@@ -38,8 +38,8 @@ pub enum Step<'a> {
     Result(Record<'a>),
     /// First a signal is handled: [`Cursor::executed`], the program's handler, and then the call asks again.
     Signal(Record<'a>),
-    /// It is another thread's turn.
-    Others,
+    /// It is this other thread's turn.
+    Others(u16),
     /// There is no more, as yet.
     End,
     /// The program does something else than the trace says.
@@ -80,7 +80,7 @@ impl Cursor {
             Err(malformed) => return Step::Malformed(malformed),
         };
         if record.thread != thread {
-            Step::Others
+            Step::Others(record.thread)
         } else if record.call == Call::Signal {
             Step::Signal(record)
         } else if (record.call, record.fd) == (call, fd) {

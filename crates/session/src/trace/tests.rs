@@ -266,14 +266,14 @@ fn threads_take_their_records_in_turn() {
     ];
     let (trace, leader) = trace_of(&records);
     let mut cursor = Cursor::default();
-    assert_eq!(step(&mut cursor, &trace, 1, Call::Read, 5), Step::Others);
+    assert_eq!(step(&mut cursor, &trace, 1, Call::Read, 5), Step::Others(0));
     assert_eq!(step(&mut cursor, &trace, 0, Call::Thread, 0), Step::Result(records[0].record()));
     assert_eq!(step(&mut cursor, &trace, 0, Call::Thread, 0), Step::Result(records[0].record()), "not executed yet");
     cursor.executed();
-    assert_eq!(step(&mut cursor, &trace, 0, Call::Clock, 1), Step::Others);
+    assert_eq!(step(&mut cursor, &trace, 0, Call::Clock, 1), Step::Others(1));
     assert_eq!(step(&mut cursor, &trace, 1, Call::Read, 5), Step::Result(records[2].record()));
     cursor.executed();
-    assert_eq!(step(&mut cursor, &trace, 1, Call::Read, 5), Step::Others);
+    assert_eq!(step(&mut cursor, &trace, 1, Call::Read, 5), Step::Others(0));
     assert_eq!(step(&mut cursor, &trace, 0, Call::Clock, 1), Step::Signal(records[3].record()));
     cursor.executed();
     assert_eq!(step(&mut cursor, &trace, 0, Call::Clock, 1), Step::Result(records[4].record()));
@@ -368,7 +368,7 @@ proptest! {
                 }
                 Step::Signal(_) => cursor.executed(),
                 Step::Diverged(divergence) => prop_assert!(divergence.to_string().starts_with("record ")),
-                Step::Others | Step::End | Step::Malformed(_) => {}
+                Step::Others(_) | Step::End | Step::Malformed(_) => {}
             }
             prop_assert!(cursor.position() >= before && cursor.position() <= trace.len() as u64);
         }

@@ -294,10 +294,10 @@ pub fn follow(mut process: Process, mut cursor: Cursor, trace: &[u8], rng: &mut 
                 continue;
             }
             // Whose turn it is may have ended, if the trace was changed: nobody goes on.
-            Step::Others if computing.is_empty() && !turn_is_of(&mut cursor, trace, &threads) => {
+            Step::Others(_) if computing.is_empty() && !turn_is_of(&mut cursor, trace, &threads) => {
                 return (process, cursor, Ended::Diverged("a thread that is not there".into()));
             }
-            Step::Others => continue,
+            Step::Others(_) => continue,
             Step::End => {
                 computing.into_iter().for_each(|thread| process.compute(thread));
                 return (process, cursor, Ended::AtEnd);

@@ -249,7 +249,7 @@ fn long_trace() -> (Standby, Standby, Filter) {
     catches_up(&mut leader, &mut filter);
     let mut all = 0u64;
     for piece in 0..100u64 {
-        let bytes: Vec<u8> = (0..50_001).map(|i| ((i + piece) * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..50_001).map(|i| (((i + piece) * 7) >> 3) as u8).collect();
         records(&leader, &bytes);
         leader.ship(NOW, &mut filter);
         assert!(!deliver(&mut filter, &mut follower));
