@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs
+TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr
 # What the benchmarks compare with; they say what is missing.
 BENCH_PACKAGES := keepalived criu
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.

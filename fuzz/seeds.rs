@@ -174,7 +174,7 @@ fn traces() {
     let address = [2, 0, 3, 232, 192, 0, 2, 9, 0, 0, 0, 0, 0, 0, 0, 0];
     let len = Accepted { address: &address, session: Some(session) }.encode(&mut accepted);
     let now = 1_700_000_000_123_456_789;
-    let records: [(u16, Call, i32, i64, &[u8]); 14] = [
+    let records: [(u16, Call, i32, i64, &[u8]); 15] = [
         (0, Call::Accept, 4, 7, &accepted[..len]),
         (0, Call::Marker, 0, Marker::Promoted as i64, b""),
         (0, Call::Clock, 0, now, b""),
@@ -187,6 +187,7 @@ fn traces() {
         (0, Call::Thread, 0, 1, b""),
         (1, Call::Lock, 0, 0, b""),
         (0, Call::Signal, -1, 15, &[15; 128]),
+        (0, Call::Connected, 8, 0, &[2; SESSION]),
         (0, Call::EpollWait, 5, 1, &[1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]),
         (1, Call::Tsc, 0, -1, b""),
     ];

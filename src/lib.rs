@@ -15,6 +15,7 @@
 //! - `table`: which descriptors are protected; `diag`: the library's own log
 //! - `guard`, `locks`: the border between the application and our bookkeeping
 //! - `memory`, `sys`: the application's memory, system calls by number
+//! - `heap`: where this library's memory is
 //! - `real`: the C library's own functions; `errno`
 
 mod api;
@@ -24,6 +25,7 @@ mod embedded;
 mod environment;
 mod errno;
 mod guard;
+mod heap;
 mod hook_list;
 mod hooks;
 mod locks;

@@ -5,7 +5,7 @@ use tcpr_session::trace::SESSION;
 
 use crate::guard::inside;
 use crate::ops;
-use crate::ops::standing::{self, HotConnection};
+use crate::ops::standing::{self, HotConnection, Session};
 
 /// A descriptor of the trace's memory; -1: this process neither leads nor follows; -2: this library is just beginning.
 #[no_mangle]
@@ -16,16 +16,21 @@ pub extern "C" fn tcpr_hot_memory() -> c_int {
     })
 }
 
-/// Whether a descriptor is a protected connection; if so, which one.
+/// Whether a descriptor is a protected connection: 1, and which one; 2: it is connecting to a protected destination; 0: neither.
 ///
 /// # Safety
 /// `session` points to room for [`SESSION`] bytes.
 #[no_mangle]
 pub unsafe extern "C" fn tcpr_hot_session(fd: c_int, session: *mut u8) -> c_int {
-    let Some(found) = inside(None, || standing::session(fd)) else { return 0 };
-    // SAFETY: the caller's promise.
-    unsafe { std::ptr::copy_nonoverlapping(found.as_ptr(), session, SESSION) };
-    1
+    match inside(Session::None, || standing::session(fd)) {
+        Session::None => 0,
+        Session::Coming => 2,
+        Session::Is(found) => {
+            // SAFETY: the caller's promise.
+            unsafe { std::ptr::copy_nonoverlapping(found.as_ptr(), session, SESSION) };
+            1
+        }
+    }
 }
 
 /// The program takes over: hands over where it stands with its connections, and puts their sockets under their numbers. Returns

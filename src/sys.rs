@@ -5,6 +5,7 @@
 
 use std::ffi::c_void;
 use std::mem;
+use std::sync::atomic::AtomicU32;
 
 use libc::{c_int, c_long, c_uint, msghdr, off64_t, size_t, sockaddr, socklen_t, ssize_t};
 
@@ -107,6 +108,17 @@ pub fn pread(fd: c_int, to: &mut [u8], position: i64) -> ssize_t {
 /// Makes pages present as `madvise` can. False: the kernel does not do it.
 pub fn advise(from: usize, bytes: usize, advice: c_int) -> bool {
     raw!(libc::SYS_madvise, from, bytes, advice) == 0
+}
+
+/// Waits while the word is `value`, or until somebody wakes us.
+pub fn futex_wait(word: &AtomicU32, value: u32) {
+    let wait = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    raw!(libc::SYS_futex, word.as_ptr(), wait, value, std::ptr::null::<libc::timespec>());
+}
+
+/// Wakes one who waits for the word.
+pub fn futex_wake_one(word: &AtomicU32) {
+    raw!(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1);
 }
 
 /// Whether the kernel cannot read this page: it looks at a word of it, without waiting.

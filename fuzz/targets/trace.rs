@@ -21,7 +21,7 @@ fuzz_target!(|trace: &[u8]| {
         let len = writer.append(&record, &[record.data], &mut again[at..]).expect("there is room");
         again.truncate(at + len);
         match cursor.step(rest(&cursor, trace), thread, call, fd) {
-            Step::Result(same) | Step::Signal(same) => assert_eq!(same, record),
+            Step::Result(same) | Step::Before(same) => assert_eq!(same, record),
             other => panic!("{other:?}"),
         }
         // What another program would do.

@@ -13,7 +13,7 @@ use crate::guard::inside;
 use crate::locks::Locked;
 use crate::memory::Checked;
 use crate::table::{self, Entry};
-use crate::{connections, diag, manager, real, turn};
+use crate::{connections, diag, heap, manager, real, turn};
 
 /// Our locks, held over a fork. They are taken in this order.
 struct Held {
@@ -44,11 +44,13 @@ pub extern "C" fn before() {
             _log: diag::hold(),
         };
         HELD.with(|h| *h.borrow_mut() = Some(held));
+        heap::hold();
     });
 }
 
 /// After a fork, and after one that failed.
 pub extern "C" fn after_in_parent() {
+    heap::release();
     inside((), || {
         if let Some(mut held) = HELD.with(|h| h.borrow_mut().take()) {
             held.connections.share();
@@ -61,6 +63,7 @@ pub extern "C" fn after_in_parent() {
 
 /// In the child: what the parent told is not this process's.
 pub extern "C" fn after_in_child() {
+    heap::release();
     inside((), || {
         if let Some(mut held) = HELD.with(|h| h.borrow_mut().take()) {
             // Recovered connections that the parent has not handed out are the parent's.

@@ -56,10 +56,26 @@ pub fn memory() -> Result<c_int, ClientError> {
     Ok(memory.into_raw_fd())
 }
 
-/// The addresses of a protected connection, and how much of its input and output there had been before this process got it.
-pub fn session(fd: c_int) -> Option<[u8; SESSION]> {
+/// Whether a descriptor is a protected connection.
+pub enum Session {
+    None,
+    /// Its addresses, and how much of its input and output there had been before this process got it.
+    Is([u8; SESSION]),
+    /// It is connecting.
+    Coming,
+}
+
+/// Whether a descriptor is a protected connection; if so, which one.
+pub fn session(fd: c_int) -> Session {
     attach::arrive(fd);
-    let Entry::Connection { handle } = table::get(fd)? else { return None };
+    match table::get(fd) {
+        Some(Entry::Connection { handle }) => facts(handle).map_or(Session::None, Session::Is),
+        Some(Entry::Connecting | Entry::Attaching) => Session::Coming,
+        _ => Session::None,
+    }
+}
+
+fn facts(handle: u32) -> Option<[u8; SESSION]> {
     let (tuple, _) = connections::facts(handle)?;
     let mut session = [0; SESSION];
     let (addresses, numbers) = session.split_first_chunk_mut()?;

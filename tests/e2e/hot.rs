@@ -1,8 +1,8 @@
 //! Hot standby: the program's state survives. Every client here checks state, and not only bytes.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::world::{built, Fault, Stop, World, PATIENCE, PORT};
 /// How long a client waits for an answer. A restarted kernel timer alone takes seconds on a machine that stands still.
 const ANSWER: Duration = Duration::from_secs(60);
 
-fn hot(name: &str) -> Service {
+pub fn hot(name: &str) -> Service {
     Service::new(name, PORT).set("service", "standby", "\"hot\"").set("recovery", "engine", "\"repair\"")
 }
 
@@ -25,7 +25,7 @@ fn standby(w: &World, member: usize) -> Value {
 }
 
 /// Waits until the backup's program follows the master's.
-fn follows(w: &World) -> usize {
+pub fn follows(w: &World) -> usize {
     let mut last = Value::Null;
     let follows = wait_for(PATIENCE, || {
         let master = w.protected();
@@ -458,6 +458,305 @@ fn coroutines_of_python_go_on() {
         for t in &mut talkers {
             assert_eq!(t.line(), format!("{n} wait"), "{fault:?}");
         }
+    }
+    w.no_reset();
+}
+
+/// A server that is no member: it answers each line with the number of its connection, and the line.
+fn serve_numbered_lines(w: &World) {
+    let listener = w.peer.enter(|| TcpListener::bind("192.0.2.9:7000")).expect("a listener");
+    std::thread::spawn(move || {
+        for (n, stream) in listener.incoming().flatten().enumerate() {
+            std::thread::spawn(move || {
+                let mut lines = BufReader::new(stream.try_clone().expect("cloned")).lines();
+                while let Some(Ok(line)) = lines.next() {
+                    (&stream).write_all(format!("{n} {line}\n").as_bytes()).expect("answered");
+                }
+            });
+        }
+    });
+}
+
+/// A proxy keeps each client with the connection that it has made for it, to a server that is no member.
+#[test]
+fn haproxy_goes_on_with_its_pairs_of_connections() {
+    let text = "global\n nbthread 1\ndefaults\n mode tcp\n timeout connect 60s\n timeout client 600s\n timeout server 600s\n\
+        listen proxy\n bind *:5555\n server one 192.0.2.9:7000\n";
+    let service = hot("proxy").extra("[[service.outgoing]]\naddress = \"192.0.2.9:7000\"\n");
+    let mut w = World::new("hotproxy", service, &["haproxy", "-db", "-f", &written("haproxy", text)]);
+    serve_numbered_lines(&w);
+    follows(&w);
+    let mut talkers: Vec<(Talker, String)> = (0..6).map(|_| (Talker::new(&w), String::new())).collect();
+    for (t, who) in &mut talkers {
+        rooms_ask(t, "hello").split(' ').next().unwrap_or_default().clone_into(who);
+    }
+    for (round, fault) in w.faults(5).into_iter().enumerate() {
+        follows(&w);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            let _stop = Stop(&stop);
+            for (t, who) in &mut talkers {
+                let stop = &stop;
+                threads.spawn(move || {
+                    for n in 0.. {
+                        assert_eq!(rooms_ask(t, &format!("{round} {n}")), format!("{who} {round} {n}"), "{fault:?}");
+                        if stop.load(Relaxed) {
+                            break;
+                        }
+                    }
+                });
+            }
+            w.fail_over(fault);
+        });
+    }
+    w.no_reset();
+}
+
+fn written(name: &str, text: &str) -> String {
+    let path = std::env::temp_dir().join(format!("tcpr-hot-{name}-{}", std::process::id()));
+    std::fs::write(&path, text).expect("written");
+    path.display().to_string()
+}
+
+/// A key and a certificate for it, in one file.
+fn certificate() -> String {
+    let path = written("certificate", "");
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=example.net", "-keyout", &path, "-out"])
+        .arg(format!("{path}.crt"))
+        .output()
+        .expect("openssl (apt-get install openssl)");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let whole = [&path, &format!("{path}.crt")].map(|file| std::fs::read_to_string(file).expect("read")).concat();
+    std::fs::write(&path, whole).expect("written");
+    path
+}
+
+/// A client of TLS that says lines on one connection, as many as it is asked for, and checks the answers.
+const TLS_CLIENT: &str = "
+import socket, ssl, sys
+context = ssl.create_default_context()
+context.check_hostname = False
+context.verify_mode = ssl.CERT_NONE
+context.minimum_version = context.maximum_version = getattr(ssl.TLSVersion, sys.argv[2])
+stream = context.wrap_socket(socket.create_connection((sys.argv[1], 5555)))
+stream.settimeout(60)
+answers = stream.makefile('rb')
+print(stream.version(), flush=True)
+for line in sys.stdin:
+    stream.sendall(eval(sys.argv[3]) % line.strip().encode())
+    print(eval(sys.argv[4])(answers).decode().strip(), flush=True)
+";
+
+/// A running TLS client.
+struct TlsTalker {
+    process: std::process::Child,
+    from: BufReader<std::process::ChildStdout>,
+}
+
+impl TlsTalker {
+    /// `request` makes a request of a line, `answer` reads an answer: both are Python.
+    fn new(w: &World, version: &str, request: &str, answer: &str) -> TlsTalker {
+        let mut command = Command::new("/usr/bin/python3");
+        let address = w.pair.addr().ip().to_string();
+        command.args(["-c", TLS_CLIENT, &address, version, request, answer]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = w.peer.enter(|| command.spawn()).expect("python3");
+        let from = BufReader::new(process.stdout.take().expect("piped"));
+        let mut talker = TlsTalker { process, from };
+        assert_eq!(talker.line().replace('.', "_"), version, "the version of TLS");
+        talker
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        let n = self.from.read_line(&mut line).expect("a line");
+        assert!(n > 0, "the client has failed");
+        line.trim_end().to_owned()
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        writeln!(self.process.stdin.as_mut().expect("piped"), "{line}").expect("told");
+        self.line()
+    }
+}
+
+impl Drop for TlsTalker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The keys of TLS 1.2 and 1.3 are kept, and a download goes on.
+#[test]
+fn nginx_goes_on_with_its_tls_sessions() {
+    let certificate = certificate();
+    let text = format!(
+        "daemon off;\nmaster_process off;\nerror_log stderr;\npid /dev/null;\nevents {{}}\nhttp {{\n access_log off;\n \
+         keepalive_requests 1000000;\n keepalive_timeout 600;\n server {{\n listen 5555 ssl;\n ssl_certificate {certificate};\n \
+         ssl_certificate_key {certificate};\n ssl_protocols TLSv1.2 TLSv1.3;\n location / {{ return 200 \"$connection $connection_requests $uri\\n\"; }}\n }}\n}}\n"
+    );
+    let mut w = World::new("hotnginx", hot("tls"), &["nginx", "-c", &written("nginx", &text)]);
+    follows(&w);
+    let answer =
+        "lambda f: f.read([int(l.split()[1]) for l in iter(f.readline, b'\\r\\n') if l.startswith(b'Content-Length')][0])";
+    let request = "b'GET /%s HTTP/1.1\\r\\nHost: example.net\\r\\n\\r\\n'";
+    let mut talkers: Vec<(TlsTalker, String)> =
+        ["TLSv1_2", "TLSv1_3", "TLSv1_3"].map(|version| (TlsTalker::new(&w, version, request, answer), String::new())).into();
+    let mut requests = 1;
+    for (t, who) in &mut talkers {
+        let first = t.ask("first");
+        assert!(first.ends_with(" 1 /first"), "{first}");
+        first.split(' ').next().unwrap_or_default().clone_into(who);
+    }
+    for (round, fault) in w.faults(5).into_iter().enumerate() {
+        follows(&w);
+        w.fail_over(fault);
+        requests += 1;
+        for (t, who) in &mut talkers {
+            assert_eq!(t.ask(&format!("round{round}")), format!("{who} {requests} /round{round}"), "{fault:?}");
+        }
+    }
+    w.no_reset();
+}
+
+/// stunnel has a thread for each connection, and a connection of its own to the server behind it.
+#[test]
+fn stunnel_goes_on_with_its_tls_sessions() {
+    let text = format!(
+        "foreground = yes\npid =\n[lines]\naccept = 5555\nconnect = 192.0.2.9:7000\ncert = {}\nTIMEOUTclose = 0\n",
+        certificate()
+    );
+    let service = hot("stunnel").extra("[[service.outgoing]]\naddress = \"192.0.2.9:7000\"\n");
+    let mut w = World::new("stunnel", service, &["stunnel4", &written("stunnel", &text)]);
+    serve_numbered_lines(&w);
+    follows(&w);
+    let mut talkers: Vec<TlsTalker> =
+        (0..4).map(|_| TlsTalker::new(&w, "TLSv1_3", "b'%s\\n'", "lambda f: f.readline()")).collect();
+    for (n, t) in talkers.iter_mut().enumerate() {
+        assert_eq!(t.ask("hello"), format!("{n} hello"));
+    }
+    for (round, fault) in w.faults(5).into_iter().enumerate() {
+        follows(&w);
+        w.fail_over(fault);
+        for (n, t) in talkers.iter_mut().enumerate() {
+            assert_eq!(t.ask(&format!("round{round}")), format!("{n} round{round}"), "{fault:?}");
+        }
+    }
+    w.no_reset();
+}
+
+/// Reserved jobs stay reserved, and the tubes that were chosen stay chosen.
+#[test]
+fn beanstalkd_goes_on_with_its_reservations() {
+    let mut w = World::new("beanstalkd", hot("jobs"), &["beanstalkd", "-p", "5555"]);
+    follows(&w);
+    let ask = |t: &mut Talker, command: &str| {
+        t.say(command);
+        t.line()
+    };
+    // Of each pair, one has a job, and the other one waits for one.
+    let mut pairs: Vec<[Talker; 2]> = (0..3).map(|_| [Talker::new(&w), Talker::new(&w)]).collect();
+    for (n, pair) in pairs.iter_mut().enumerate() {
+        for t in pair {
+            assert_eq!(ask(t, &format!("use tube{n}")), format!("USING tube{n}"));
+            assert_eq!(ask(t, &format!("watch tube{n}")), "WATCHING 2");
+            assert_eq!(ask(t, "ignore default"), "WATCHING 1");
+        }
+    }
+    let put = |t: &mut Talker, body: &str| {
+        let answer = ask(t, &format!("put 0 0 600 {}\r\n{body}", body.len()));
+        answer.strip_prefix("INSERTED ").unwrap_or_else(|| panic!("{answer}")).to_owned()
+    };
+    for (round, fault) in w.faults(5).into_iter().enumerate() {
+        follows(&w);
+        let body = format!("job of round {round}");
+        let mut jobs = Vec::new();
+        for [holder, waiter] in &mut pairs {
+            let id = put(holder, &body);
+            assert_eq!(ask(holder, "reserve"), format!("RESERVED {id} {}", body.len()));
+            assert_eq!(holder.line(), body);
+            waiter.say("reserve");
+            jobs.push(id);
+        }
+        w.fail_over(fault);
+        for ([holder, waiter], first) in pairs.iter_mut().zip(&jobs) {
+            let second = put(holder, "again");
+            assert_eq!(waiter.line(), format!("RESERVED {second} 5"), "{fault:?}");
+            assert_eq!(waiter.line(), "again");
+            assert_eq!(ask(holder, &format!("delete {first}")), "DELETED", "{fault:?}");
+            assert_eq!(ask(waiter, &format!("delete {second}")), "DELETED", "{fault:?}");
+        }
+    }
+    w.no_reset();
+}
+
+/// A client of MQTT, as far as it is needed here.
+struct Mqtt(Talker);
+
+impl Mqtt {
+    fn new(w: &World, name: &str) -> Mqtt {
+        let mut client = Mqtt(Talker::new(w));
+        let mut body = b"\0\x04MQTT\x04\x02\0\0".to_vec();
+        body.extend(Mqtt::text(name));
+        client.send(0x10, &body);
+        assert_eq!(client.packet(), (0x20, vec![0, 0]));
+        client
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u16).to_be_bytes()[..], text.as_bytes()].concat()
+    }
+
+    fn send(&mut self, kind: u8, body: &[u8]) {
+        self.0.to.write_all(&[&[kind, body.len() as u8], body].concat()).expect("sent");
+    }
+
+    fn packet(&mut self) -> (u8, Vec<u8>) {
+        let mut head = [0; 2];
+        self.0.from.read_exact(&mut head).expect("a packet");
+        let mut body = vec![0; head[1].into()];
+        self.0.from.read_exact(&mut body).expect("a packet");
+        (head[0], body)
+    }
+
+    fn publish(&mut self, kind: u8, topic: &str, id: u16, payload: &str) {
+        self.send(kind, &[&Mqtt::text(topic)[..], &id.to_be_bytes(), payload.as_bytes()].concat());
+    }
+}
+
+/// Subscriptions, retained messages, and messages of quality 1 and 2 that are under way.
+#[test]
+fn mosquitto_goes_on_with_its_sessions() {
+    let config = written("mosquitto", "listener 5555\nallow_anonymous true\npersistence false\n");
+    let mut w = World::new("mosquitto", hot("mqtt"), &["mosquitto", "-c", &config]);
+    follows(&w);
+    let (mut publisher, mut subscriber) = (Mqtt::new(&w, "publisher"), Mqtt::new(&w, "subscriber"));
+    subscriber.send(0x82, &[&[0, 1][..], &Mqtt::text("news"), &[2]].concat());
+    assert_eq!(subscriber.packet(), (0x90, vec![0, 1, 2]));
+    let mut received = 0u16;
+    for (round, fault) in w.faults(5).into_iter().enumerate() {
+        follows(&w);
+        let id = 100 + round as u16;
+        let said = format!("round {round}");
+        publisher.publish(0x34, "news", id, &said);
+        assert_eq!(publisher.packet(), (0x50, id.to_be_bytes().to_vec()), "PUBREC");
+        publisher.publish(0x33, "kept", 200, &said);
+        assert_eq!(publisher.packet(), (0x40, vec![0, 200]), "PUBACK");
+        w.fail_over(fault);
+        publisher.send(0x62, &id.to_be_bytes());
+        assert_eq!(publisher.packet(), (0x70, id.to_be_bytes().to_vec()), "PUBCOMP, {fault:?}");
+        received += 1;
+        let number = received.to_be_bytes();
+        assert_eq!(subscriber.packet(), (0x34, [&Mqtt::text("news")[..], &number, said.as_bytes()].concat()), "{fault:?}");
+        subscriber.send(0x50, &number);
+        assert_eq!(subscriber.packet(), (0x62, number.to_vec()), "PUBREL");
+        subscriber.send(0x70, &number);
+        let mut late = Mqtt::new(&w, &format!("late{round}"));
+        late.send(0x82, &[&[0, 1][..], &Mqtt::text("kept"), &[0]].concat());
+        assert_eq!(late.packet(), (0x90, vec![0, 1, 0]));
+        assert_eq!(late.packet(), (0x31, [&Mqtt::text("kept")[..], said.as_bytes()].concat()), "the retained message");
     }
     w.no_reset();
 }

@@ -24,6 +24,7 @@ mod proxies;
 mod requests;
 mod resets;
 mod responses;
+mod routing;
 mod servers;
 mod slow;
 mod slow_link;

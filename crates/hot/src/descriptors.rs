@@ -41,6 +41,9 @@ pub const BIND_FAILED: u8 = 1;
 /// Calls wait. What the program sets, as far as hooks see it.
 pub const BLOCKING: u8 = 2;
 
+/// It is connecting to a protected destination.
+pub const CONNECTING: u8 = 4;
+
 struct Entry {
     kind: AtomicU8,
     flags: AtomicU8,
@@ -69,7 +72,8 @@ pub struct Connection {
     tuple: UnsafeCell<[u8; FourTuple::BYTES]>,
 }
 
-// SAFETY: the tuple is written by the thread that gets the descriptor, before others know its number.
+// SAFETY: the tuple is written by the thread that gets the descriptor, before others know its number, or by the first that does
+// something with a connection that was under way; nobody reads it before `protected` is set, and nobody writes it after.
 unsafe impl Sync for Connection {}
 
 static CONNECTIONS: [Connection; MOST] = [const {
@@ -242,6 +246,21 @@ pub fn set_connection(fd: i32, session: Option<[u8; SESSION]>) {
             return;
         }
     }
+}
+
+/// The connection that was under way is there, and is this session.
+pub fn protect(fd: i32, session: &[u8; SESSION]) {
+    let (Some(c), Some((addresses, numbers))) = (connection(fd), session.split_first_chunk()) else { return };
+    if c.protected.load(Ordering::Acquire) != 0 {
+        return;
+    }
+    let before = |n: usize| numbers[8 * n..8 * n + 8].try_into().map_or(0, u64::from_ne_bytes);
+    c.read.fetch_add(before(0), Ordering::Relaxed);
+    c.written.fetch_add(before(1), Ordering::Relaxed);
+    c.since.store(engine::position(), Ordering::Relaxed);
+    // SAFETY: see `Sync`.
+    unsafe { *c.tuple.get() = *addresses };
+    c.protected.store(1, Ordering::Release);
 }
 
 /// The connection behind a descriptor.

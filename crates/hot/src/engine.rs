@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
 use tcpr_session::trace::memory::{mode, state};
 use tcpr_session::trace::{Call, Cursor, Divergence, Marker, Program, Record, Step};
 
+use crate::descriptors::{self, CONNECTING};
 use crate::memory::{self, header, Text};
+use crate::partner::{self, Session};
 use crate::{promotion, raw, signals, start, thread};
 
 /// Nothing is decided: the first hooked call does that.
@@ -202,6 +204,27 @@ pub fn append(call: Call, fd: i32, result: i64, parts: &[&[u8]]) -> u64 {
     if !records() {
         return 0;
     }
+    if descriptors::has(fd, CONNECTING) && call.is_of_connections() {
+        look_for_connection(fd);
+    }
+    append_one(call, fd, result, parts)
+}
+
+/// A protected connection that was under way at the last call is looked at before the next one is recorded: the kernel tells
+/// nobody when it is made.
+fn look_for_connection(fd: i32) {
+    match partner::session(fd) {
+        Session::Coming => return,
+        Session::Is(session) => {
+            descriptors::protect(fd, &session);
+            append_one(Call::Connected, fd, 0, &[&session]);
+        }
+        Session::None => {}
+    }
+    descriptors::set_flag(fd, CONNECTING, false);
+}
+
+fn append_one(call: Call, fd: i32, result: i64, parts: &[&[u8]]) -> u64 {
     let appended = with_log(|log| write_record(log, &Record { thread: me(), call, fd, result, data: &[] }, parts));
     match appended {
         Some(head) => {
@@ -383,8 +406,11 @@ pub fn take(call: Call, fd: i32) -> Option<Taken> {
         let (step, head) = with_log(|log| log.look(me, call, fd, &mut patience));
         match step {
             Step::Result(record) => return Some(Taken(record)),
-            Step::Signal(record) => {
-                signals::replay(Taken(record));
+            Step::Before(record) => {
+                match record.call {
+                    Call::Signal => signals::replay(Taken(record)),
+                    _ => connected(Taken(record)),
+                }
                 leave();
             }
             Step::Others(next) => {
@@ -403,6 +429,15 @@ pub fn take(call: Call, fd: i32) -> Option<Taken> {
             Step::Malformed(malformed) => diverge(format_args!("{malformed}")),
         }
     }
+}
+
+/// The connection of the record has been made.
+fn connected(taken: Taken) {
+    match taken.data().try_into() {
+        Ok(session) => descriptors::protect(taken.0.fd, &session),
+        Err(_) => taken.diverges_in(format_args!("cannot read the addresses")),
+    }
+    taken.done();
 }
 
 /// At the end of the trace, as it is now. One thread watches it; the others sleep until it is their turn.

@@ -70,11 +70,34 @@ pub fn memory() -> i32 {
     ask!(c"tcpr_hot_memory", fn() -> i32,).unwrap_or(-1)
 }
 
-/// Which session a descriptor is, and what there had been of it before.
-pub fn session(fd: i32) -> Option<[u8; SESSION]> {
+/// Which session a descriptor is.
+pub enum Session {
+    /// No protected connection.
+    None,
+    /// This one, with what there had been of it before.
+    Is([u8; SESSION]),
+    /// It is connecting to a protected destination.
+    Coming,
+}
+
+impl Session {
+    /// The session, if it is there.
+    pub fn there(self) -> Option<[u8; SESSION]> {
+        match self {
+            Session::Is(session) => Some(session),
+            Session::None | Session::Coming => None,
+        }
+    }
+}
+
+/// Which session a descriptor is.
+pub fn session(fd: i32) -> Session {
     let mut session = [0; SESSION];
-    let found = ask!(c"tcpr_hot_session", fn(i32, *mut [u8; SESSION]) -> i32, fd, &raw mut session);
-    (found == Some(1)).then_some(session)
+    match ask!(c"tcpr_hot_session", fn(i32, *mut [u8; SESSION]) -> i32, fd, &raw mut session) {
+        Some(1) => Session::Is(session),
+        Some(2) => Session::Coming,
+        _ => Session::None,
+    }
 }
 
 /// Puts the sessions' sockets in the places of their stand-ins. False: the manager does not give them.

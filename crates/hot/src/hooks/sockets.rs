@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use libc::{sockaddr, sockaddr_storage, socklen_t};
 use tcpr_session::trace::{Accepted, Call, Program, ACCEPTED_MAX};
 
-use crate::descriptors::{self, Kind, BIND_FAILED};
+use crate::descriptors::{self, Kind, BIND_FAILED, CONNECTING};
 use crate::engine::{append, diverge, follows, take};
 use crate::forms::{hooks, live, slice, told};
+use crate::partner::Session;
 use crate::raw::raw;
 use crate::{errno, next, partner, raw, signals};
 
@@ -77,7 +78,7 @@ unsafe fn accept_any(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, 
     }
     // SAFETY: live, and so much was written at most.
     let bytes = unsafe { slice((&raw const own).cast(), (own_length as usize).min(size_of::<sockaddr_storage>())) };
-    let session = partner::session(result as i32);
+    let session = partner::session(result as i32).there();
     descriptors::set(result as i32, Kind::Connection, blocking);
     descriptors::set_connection(result as i32, session);
     // SAFETY: as the caller says.
@@ -106,15 +107,18 @@ unsafe fn connect_to(fd: c_int, address: *const sockaddr, length: socklen_t, mut
         }
     }
     let result = connect();
-    let mut session = None;
+    let (mut session, mut connecting) = (None, false);
     if is_stream && began(result) {
-        session = partner::session(fd);
+        let found = partner::session(fd);
+        connecting = matches!(found, Session::Coming);
+        session = found.there();
         descriptors::set_connection(fd, session);
     }
     match &session {
         Some(session) => append(Call::Connect, fd, result, &[session]),
         None => append(Call::Connect, fd, result, &[]),
     };
+    descriptors::set_flag(fd, CONNECTING, connecting);
     result
 }
 

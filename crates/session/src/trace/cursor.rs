@@ -36,8 +36,9 @@ struct Next {
 pub enum Step<'a> {
     /// This is the call's record. When all is done that it says, [`Cursor::executed`] is called.
     Result(Record<'a>),
-    /// First a signal is handled: [`Cursor::executed`], the program's handler, and then the call asks again.
-    Signal(Record<'a>),
+    /// Something comes before the call that no call asks for: a signal is handled ([`Cursor::executed`], then the program's
+    /// handler), or a connection has been made ([`Call::Connected`]). Then the call asks again.
+    Before(Record<'a>),
     /// It is this other thread's turn.
     Others(u16),
     /// There is no more, as yet.
@@ -81,8 +82,8 @@ impl Cursor {
         };
         if record.thread != thread {
             Step::Others(record.thread)
-        } else if record.call == Call::Signal {
-            Step::Signal(record)
+        } else if matches!(record.call, Call::Signal | Call::Connected) {
+            Step::Before(record)
         } else if (record.call, record.fd) == (call, fd) {
             Step::Result(record)
         } else {

@@ -32,6 +32,13 @@ macro_rules! calls {
             /// All kinds, in the order of their numbers. New ones go to the end.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
+            /// Whether it is made with a connection that is there.
+            #[must_use]
+            pub const fn is_of_connections(self) -> bool {
+                use Call::{GetSockOpt, Ioctl, Name, Read, RecvMsg, SendFile, SocketCall, Write};
+                matches!(self, Read | Write | SocketCall | Ioctl | Name | GetSockOpt | SendFile | RecvMsg)
+            }
+
             /// The kind in plain words.
             #[must_use]
             pub const fn words(self) -> &'static str {
@@ -117,6 +124,8 @@ calls! {
     Exit "exit",
     /// Not a call: the result is a [`Marker`].
     Marker "marker",
+    /// Not a call: a connection that was under way has been made, before the thread's next call. Data: its [`SESSION`].
+    Connected "connection",
 }
 
 /// Numbers of clocks beside the kernel's own, which are below 12 (and dynamic ones, which are negative).
@@ -236,15 +245,13 @@ impl fmt::Display for Told<'_, '_> {
         match call {
             Call::Marker => return f.write_str(marker_words(result)),
             Call::Signal => return write!(f, "signal {}", Signal(result)),
+            Call::Connected => return write_connected(f, fd, data),
             Call::Exit => return write!(f, "exit with status {result}"),
             Call::Thread => return write!(f, "start of thread {result}"),
             Call::ThreadEnd => return f.write_str("end of the thread"),
             Call::Connect if result == 0 || result == -EINPROGRESS => {
                 write!(f, "{} {}", Place { call, fd }, if result == 0 { "is done" } else { "is under way" })?;
-                return match tuple_of(data) {
-                    Some(tuple) => write!(f, ", protected: {} -> {}", tuple.local, tuple.peer),
-                    None => Ok(()),
-                };
+                return write_protected(f, data);
             }
             _ => write!(f, "{}", Place { call, fd })?,
         }
@@ -354,6 +361,18 @@ fn marker_words(result: i64) -> &'static str {
         Some(Marker::Promoted) => "marker: the follower went live",
         None => "marker of unknown kind",
     }
+}
+
+fn write_protected(f: &mut fmt::Formatter<'_>, session: &[u8]) -> fmt::Result {
+    match tuple_of(session) {
+        Some(tuple) => write!(f, ", protected: {} -> {}", tuple.local, tuple.peer),
+        None => Ok(()),
+    }
+}
+
+fn write_connected(f: &mut fmt::Formatter<'_>, fd: i32, session: &[u8]) -> fmt::Result {
+    write!(f, "the connection of descriptor {fd} has been made")?;
+    write_protected(f, session)
 }
 
 fn write_accepted(f: &mut fmt::Formatter<'_>, result: i64, data: &[u8]) -> fmt::Result {

@@ -199,6 +199,10 @@ fn records_are_told_in_plain_words() {
             one(Call::Connect, 8, -115, &session),
             "connect of descriptor 8 is under way, protected: 192.0.2.200:6667 -> 192.0.2.9:1000",
         ),
+        (
+            one(Call::Connected, 8, 0, &session),
+            "the connection of descriptor 8 has been made, protected: 192.0.2.200:6667 -> 192.0.2.9:1000",
+        ),
         (one(Call::Name, 7, 0, &name), "name of descriptor 7 is 192.0.2.9:1000"),
         (one(Call::Clock, 0, 1_709_251_199_000_000_001, b""), "clock realtime was 2024-02-29T23:59:59.000000001Z"),
         (one(Call::Clock, clock::TIME, 951_868_800_000_000_000, b""), "time was 2000-03-01T00:00:00.000000000Z"),
@@ -274,7 +278,7 @@ fn threads_take_their_records_in_turn() {
     assert_eq!(step(&mut cursor, &trace, 1, Call::Read, 5), Step::Result(records[2].record()));
     cursor.executed();
     assert_eq!(step(&mut cursor, &trace, 1, Call::Read, 5), Step::Others(0));
-    assert_eq!(step(&mut cursor, &trace, 0, Call::Clock, 1), Step::Signal(records[3].record()));
+    assert_eq!(step(&mut cursor, &trace, 0, Call::Clock, 1), Step::Before(records[3].record()));
     cursor.executed();
     assert_eq!(step(&mut cursor, &trace, 0, Call::Clock, 1), Step::Result(records[4].record()));
     cursor.executed();
@@ -366,7 +370,7 @@ proptest! {
                     let _ = cursor.check_output(record, [trace.as_slice()].into_iter()).map_err(|divergence| divergence.to_string());
                     cursor.executed();
                 }
-                Step::Signal(_) => cursor.executed(),
+                Step::Before(_) => cursor.executed(),
                 Step::Diverged(divergence) => prop_assert!(divergence.to_string().starts_with("record ")),
                 Step::Others(_) | Step::End | Step::Malformed(_) => {}
             }

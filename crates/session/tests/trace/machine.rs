@@ -288,7 +288,7 @@ pub fn follow(mut process: Process, mut cursor: Cursor, trace: &[u8], rng: &mut 
         let (call, fd) = ask.in_trace();
         let record = match cursor.step(rest(&cursor, trace), thread as u16, call, fd) {
             Step::Result(record) => record,
-            Step::Signal(record) => {
+            Step::Before(record) => {
                 cursor.executed();
                 process.handle(thread, record.result);
                 continue;
