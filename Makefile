@@ -9,9 +9,11 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr pkgconf cmake
+TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr mosquitto beanstalkd stunnel4 openssl pkgconf cmake
 # What the benchmarks compare with; they say what is missing.
 BENCH_PACKAGES := keepalived criu
+# What does not depend on the engine is not run twice.
+ENGINELESS := --skip bad_input --skip unhooked --skip hot:: --skip routing:: --skip joined:: --skip options:: --skip strangers::
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
 UNIT := --release $(foreach p,tcpr tcpr-session tcpr-node tcpr-cli tcpr-lab,--config profile.release.package.$(p).opt-level=0)
 
@@ -83,9 +85,8 @@ test: test-deps
 	@$(MAKE) --no-print-directory build
 	$(CARGO) test --release --test header --test install
 	$(CARGO) test --release -p tcpr-hot --test hot -- --test-threads=2
-	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=3
-	@# What does not depend on the engine is not run twice.
-	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=3 --skip bad_input --skip unhooked --skip hot::
+	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=4
+	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=4 $(ENGINELESS)
 	$(RELEASE)/tcpr demo
 
 # End-to-end tests in random order, with each engine and fresh seeds, on a machine that is kept busy.

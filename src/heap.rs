@@ -16,8 +16,8 @@ use crate::{errno, sys};
 #[global_allocator]
 static HEAP: Heap = Heap;
 
-/// Away from what the kernel gives a program that asks for no address.
-const AREA: usize = 0x5200_0000_0000;
+/// Away from what the kernel gives a program that asks for no address, and from the trace, which may take 2 TiB of addresses.
+const AREA: usize = 0x5400_0000_0000;
 const END: usize = AREA + (1 << 40);
 
 const UNKNOWN: u8 = 0;

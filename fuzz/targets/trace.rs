@@ -5,22 +5,27 @@
 use libfuzzer_sys::fuzz_target;
 use tcpr_session::trace::{longest, Cursor, Step};
 
+/// The trace from where the cursor is.
+fn rest<'a>(cursor: &Cursor, trace: &'a [u8]) -> &'a [u8] {
+    &trace[cursor.position() as usize..]
+}
+
 fuzz_target!(|trace: &[u8]| {
     let (mut cursor, mut writer) = (Cursor::default(), Cursor::default());
     let mut again = Vec::new();
-    while let Ok(Some(record)) = cursor.peek(trace) {
+    while let Ok(Some(record)) = cursor.peek(rest(&cursor, trace)) {
         assert!(record.to_string().starts_with("thread "));
         let (thread, call, fd) = (record.thread, record.call, record.fd);
         let at = again.len();
         again.resize(at + longest(record.data.len()), 0);
         let len = writer.append(&record, &[record.data], &mut again[at..]).expect("there is room");
         again.truncate(at + len);
-        match cursor.step(trace, thread, call, fd) {
+        match cursor.step(rest(&cursor, trace), thread, call, fd) {
             Step::Result(same) | Step::Before(same) => assert_eq!(same, record),
             other => panic!("{other:?}"),
         }
         // What another program would do.
-        if let Step::Diverged(divergence) = cursor.step(trace, thread, call, fd ^ 1) {
+        if let Step::Diverged(divergence) = cursor.step(rest(&cursor, trace), thread, call, fd ^ 1) {
             assert!(divergence.to_string().starts_with("record "));
         }
         let _ = cursor.check_output(record, [trace].into_iter()).map_err(|divergence| divergence.to_string());
@@ -32,7 +37,7 @@ fuzz_target!(|trace: &[u8]| {
     assert!(again.len() <= trace.len());
     let (mut first, mut second) = (Cursor::default(), Cursor::default());
     loop {
-        let records = (first.peek(trace), second.peek(&again));
+        let records = (first.peek(rest(&first, trace)), second.peek(rest(&second, &again)));
         match records {
             (Ok(Some(one)), Ok(Some(other))) => assert_eq!(one, other),
             (_, end) => {

@@ -153,6 +153,34 @@ fn a_server_that_selects_goes_on_with_its_state() {
     rooms("select", 4, 5);
 }
 
+/// The trace goes through a memory that is much smaller. Who is behind it all the time takes over; who comes later cannot begin.
+#[test]
+fn a_trace_longer_than_its_memory_is_followed_to_its_end() {
+    const ROOM: u64 = 1 << 20;
+    let service = hot("long").set("service", "standby_trace_bytes", &ROOM.to_string());
+    let mut w = World::new("long-trace", service, &[&built("rooms_server"), "5555"]);
+    follows(&w);
+    let mut member = Member::new(&w, 0);
+    let text = "x".repeat(3900);
+    for _ in 0..1000 {
+        member.lines += 1;
+        assert_eq!(rooms_ask(&mut member.talker, &format!("say {text}")), format!("room0 member0: {text}"));
+    }
+    let told = standby(&w, follows(&w));
+    assert!(told["trace_bytes"].as_u64().is_some_and(|n| (ROOM / 2..=ROOM).contains(&n)), "{told}");
+    w.fail_over(Fault::KillAll);
+    member.check();
+    let mut last = Value::Null;
+    let full = wait_for(PATIENCE, || {
+        last = standby(&w, w.protected());
+        last["state"] == "full"
+    });
+    assert!(full && last["promotions"] == 1, "{last}");
+    assert!(last["reason"].as_str().is_some_and(|why| why.contains("not kept from its beginning")), "{last}");
+    member.check();
+    w.no_reset();
+}
+
 /// A program that does something else on either member: that is noticed and said, and nobody's connection is lost.
 #[test]
 fn a_program_that_differs_is_dropped_and_named() {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tcpr_session::trace::memory::{
-    state, HEAD_AT, LIMIT_AT, MAGIC, MAGIC_AT, REASON_AT, REASON_LEN_AT, REASON_MAX, STATE_AT, TRACE_AT, VERSION, VERSION_AT,
+    state, HEAD_AT, KEPT_AT, LIMIT_AT, MAGIC, MAGIC_AT, REASON_AT, REASON_LEN_AT, REASON_MAX, STATE_AT, TRACE_AT, VERSION,
+    VERSION_AT,
 };
 use tcpr_session::trace::{decode, Deltas, Malformed, Record};
 
@@ -64,6 +65,9 @@ fn read(path: &Path) -> Result<Trace, Failure> {
     }
     if word(VERSION_AT) != VERSION {
         return Err(bad(&format!("it has version {}, and this command reads version {VERSION}", word(VERSION_AT))));
+    }
+    if long(KEPT_AT) > 0 {
+        return Err(bad("its beginning is not there any more, and it can only be read from there"));
     }
     let mut bytes = Vec::new();
     // A file has room for more than was recorded.

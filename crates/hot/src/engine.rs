@@ -286,7 +286,7 @@ impl Inner {
     /// What comes next for a thread that makes a call, and where the trace ends.
     fn look(&mut self, me: u16, call: Call, fd: i32, patience: &mut Patience) -> (Step<'static>, u64) {
         let head = header().head.load(Ordering::Acquire);
-        let step = self.cursor.step(memory::trace(head), me, call, fd);
+        let step = self.cursor.step(memory::trace(self.cursor.position(), head), me, call, fd);
         self.tell();
         if !matches!(step, Step::Others(_) | Step::End) && self.runs_on(patience, ALONE_NS) {
             return (Step::Others(me), head);
@@ -312,7 +312,7 @@ impl Inner {
     /// Whose turn is next, if it is not this thread's.
     fn others_turn(&mut self, me: u16) -> Option<u16> {
         let head = header().head.load(Ordering::Acquire);
-        let next = self.cursor.peek(memory::trace(head)).ok()??.thread;
+        let next = self.cursor.peek(memory::trace(self.cursor.position(), head)).ok()??.thread;
         (next != me).then_some(next)
     }
 

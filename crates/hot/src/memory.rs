@@ -4,8 +4,8 @@ use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use tcpr_session::trace::memory::{
-    EXECUTED_AT, HEAD_AT, LIMIT_AT, LOG_ADDR, MAGIC, MAGIC_AT, MODE_AT, REASON_AT, REASON_LEN_AT, REASON_MAX, RECORDS_AT,
-    STATE_AT, TRACE_AT, VERSION, VERSION_AT,
+    EXECUTED_AT, HEAD_AT, KEPT_AT, LIMIT_AT, LOG_ADDR, MAGIC, MAGIC_AT, MODE_AT, REASON_AT, REASON_LEN_AT, REASON_MAX,
+    RECORDS_AT, ROOM_UNIT, STATE_AT, TRACE_AT, VERSION, VERSION_AT,
 };
 
 use crate::raw::raw;
@@ -27,6 +27,7 @@ pub struct Header {
     /// Whose file this is; offline only.
     pub owner: AtomicU32,
     reason: [AtomicU8; REASON_MAX],
+    pub kept: AtomicU64,
 }
 
 const _: () = {
@@ -36,6 +37,7 @@ const _: () = {
     assert!(offset_of!(Header, records) == RECORDS_AT && offset_of!(Header, state) == STATE_AT);
     assert!(offset_of!(Header, limit) == LIMIT_AT);
     assert!(offset_of!(Header, reason_len) == REASON_LEN_AT && offset_of!(Header, reason) == REASON_AT);
+    assert!(offset_of!(Header, kept) == KEPT_AT);
     assert!(size_of::<Header>() <= TRACE_AT);
 };
 
@@ -45,12 +47,16 @@ pub fn header() -> &'static Header {
     unsafe { &*(LOG_ADDR as *const Header) }
 }
 
-/// Maps the memory. False: it is not what it should be, or its place is taken.
-pub fn map(fd: i32, limit: u64) -> bool {
+/// Maps the memory. False: it is not what it should be, or its place is taken. `again`: the room for the trace is used again, so
+/// it lies a second time behind itself.
+pub fn map(fd: i32, limit: u64, again: bool) -> bool {
     let (flags, protection) =
         (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE, libc::PROT_READ | libc::PROT_WRITE);
-    let at = raw!(SYS_mmap, LOG_ADDR, TRACE_AT as u64 + limit, protection, flags, fd, 0);
-    at == LOG_ADDR as i64
+    let map = |at: usize, bytes: u64, from: usize| raw!(SYS_mmap, at, bytes, protection, flags, fd, from) == at as i64;
+    if again && (limit == 0 || !limit.is_multiple_of(ROOM_UNIT)) {
+        return false;
+    }
+    map(LOG_ADDR, TRACE_AT as u64 + limit, 0) && (!again || map(LOG_ADDR + TRACE_AT + limit as usize, limit, TRACE_AT))
 }
 
 /// Whether what is mapped has the layout that we know.
@@ -58,10 +64,17 @@ pub fn is_known() -> bool {
     header().magic.load(Ordering::Relaxed) == MAGIC && header().version.load(Ordering::Relaxed) == VERSION
 }
 
-/// The trace up to its head.
-pub fn trace(head: u64) -> &'static [u8] {
-    // SAFETY: what is before the head never changes, and is never unmapped.
-    unsafe { std::slice::from_raw_parts((LOG_ADDR + TRACE_AT) as *const u8, head as usize) }
+/// Where a position of the trace lies.
+fn place(at: u64) -> usize {
+    LOG_ADDR + TRACE_AT + (at % header().limit.load(Ordering::Relaxed).max(1)) as usize
+}
+
+/// The trace from a position that is kept up to its head.
+pub fn trace(from: u64, head: u64) -> &'static [u8] {
+    let length = head.saturating_sub(from).min(header().limit.load(Ordering::Relaxed));
+    // SAFETY: mapped for good, twice in a row where it is used again. The manager keeps what we have not executed, so these bytes
+    // do not change before that.
+    unsafe { std::slice::from_raw_parts(place(from) as *const u8, length as usize) }
 }
 
 /// The room behind the head.
@@ -70,9 +83,9 @@ pub fn trace(head: u64) -> &'static [u8] {
 /// Only for whoever appends, under the lock of the log, one at a time.
 pub unsafe fn room() -> &'static mut [u8] {
     let (head, limit) = (header().head.load(Ordering::Relaxed), header().limit.load(Ordering::Relaxed));
-    let length = limit.saturating_sub(head) as usize;
-    // SAFETY: mapped and nobody else's, says the caller.
-    unsafe { std::slice::from_raw_parts_mut((LOG_ADDR + TRACE_AT + head as usize) as *mut u8, length) }
+    let used = head.saturating_sub(header().kept.load(Ordering::Acquire));
+    // SAFETY: mapped, twice in a row where it is used again, and nobody else's, says the caller.
+    unsafe { std::slice::from_raw_parts_mut(place(head) as *mut u8, limit.saturating_sub(used) as usize) }
 }
 
 /// Says why; the state is set after that.

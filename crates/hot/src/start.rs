@@ -68,7 +68,7 @@ fn offline() -> bool {
     }
     let asked = variable(c"TCPR_HOT_LIMIT").and_then(|text| text.to_str().ok()?.parse().ok());
     let limit = if records { asked.unwrap_or(OFFLINE_LIMIT) } else { limit_of(fd) };
-    if records && raw!(SYS_ftruncate, fd, TRACE_AT as u64 + limit) < 0 || !memory::map(fd, limit) {
+    if records && raw!(SYS_ftruncate, fd, TRACE_AT as u64 + limit) < 0 || !memory::map(fd, limit, false) {
         say(format_args!("cannot map TCPR_HOT_FILE"));
         engine::turn_off();
         return true;
@@ -129,7 +129,7 @@ fn online() -> bool {
     // Behind the trace lies what is the manager's alone.
     let mut limit = 0u64;
     let known = raw!(SYS_pread64, fd, &raw mut limit, size_of::<u64>(), LIMIT_AT) == 8 && limit <= limit_of(fd);
-    let mapped = known && memory::map(fd, limit) && memory::is_known();
+    let mapped = known && memory::map(fd, limit, true) && memory::is_known();
     raw!(SYS_close, fd);
     if !mapped {
         engine::turn_off();

@@ -7,7 +7,7 @@ use crate::raw::raw;
 
 /// Where it is kept: away from the program's own mappings, and of two halves the one that is written is emptied when the other
 /// is full.
-const AT: usize = 0x5100_0000_0000;
+const AT: usize = 0x5300_0000_0000;
 const HALF: usize = 16 << 20;
 /// Before each piece: the connection's serial number and the length, u32 each.
 const HEAD: usize = 8;

@@ -46,6 +46,8 @@ pub struct TraceMemory {
     fd: OwnedFd,
     base: NonNull<u8>,
     limit: u64,
+    /// The first byte of the trace that is kept. The program is told, and not believed.
+    kept: AtomicU64,
 }
 
 // SAFETY: the memory is shared with another process anyway: all of it is accessed through atomics, or copied as bytes.
@@ -54,11 +56,12 @@ unsafe impl Send for TraceMemory {}
 unsafe impl Sync for TraceMemory {}
 
 impl TraceMemory {
-    /// Makes the memory for a trace of at most so many bytes. Nothing of it is taken before it is written to.
+    /// Makes the memory for so many bytes of a trace, and a few more. Nothing of it is taken before it is written to.
     ///
     /// # Errors
     /// The kernel refuses it.
     pub fn create(limit: u64) -> io::Result<TraceMemory> {
+        let limit = limit.next_multiple_of(memory::ROOM_UNIT);
         // SAFETY: the name is a C string; the call takes nothing else.
         let fd = unsafe { libc::memfd_create(c"tcpr-trace".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
         if fd < 0 {
@@ -87,6 +90,7 @@ impl TraceMemory {
     pub fn open(fd: OwnedFd) -> io::Result<TraceMemory> {
         let length = rustix::fs::fstat(&fd)?.st_size as u64;
         let limit = length.checked_sub(size(0) as u64);
+        let limit = limit.filter(|limit| *limit > 0);
         let limit = limit.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a trace memory of a foreign size"))?;
         Self::map(fd, limit)
     }
@@ -99,7 +103,12 @@ impl TraceMemory {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(TraceMemory { fd, base: NonNull::new(base.cast()).expect("mmap does not return null"), limit })
+        Ok(TraceMemory {
+            fd,
+            base: NonNull::new(base.cast()).expect("mmap does not return null"),
+            limit,
+            kept: AtomicU64::new(0),
+        })
     }
 
     fn word(&self, at: usize) -> &AtomicU32 {
@@ -112,12 +121,27 @@ impl TraceMemory {
         unsafe { self.base.add(at).cast::<AtomicU64>().as_ref() }
     }
 
-    /// How many bytes of trace there are.
+    /// Where the trace ends.
     pub fn head(&self) -> u64 {
-        self.long(memory::HEAD_AT).load(Ordering::Acquire).min(self.limit)
+        let kept = self.kept();
+        self.long(memory::HEAD_AT).load(Ordering::Acquire).clamp(kept, kept + self.limit)
     }
 
-    /// The most that there may be.
+    /// Where what is kept of it begins.
+    pub fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Gives up what is before a position: it may be written over.
+    pub fn give_up(&self, before: u64) {
+        let before = before.min(self.head());
+        if before > self.kept() {
+            self.kept.store(before, Ordering::Relaxed);
+            self.long(memory::KEPT_AT).store(before, Ordering::Release);
+        }
+    }
+
+    /// The most bytes of it that are kept.
     pub fn limit(&self) -> u64 {
         self.limit
     }
@@ -151,6 +175,12 @@ impl TraceMemory {
         self.word(memory::STATE_AT).store(state, Ordering::Release);
     }
 
+    /// As the program's library does.
+    #[cfg(test)]
+    pub fn set_executed(&self, executed: u64) {
+        self.long(memory::EXECUTED_AT).store(executed, Ordering::Release);
+    }
+
     /// How far the follower has come.
     pub fn executed(&self) -> u64 {
         self.long(memory::EXECUTED_AT).load(Ordering::Acquire)
@@ -181,21 +211,35 @@ impl TraceMemory {
     #[must_use]
     pub fn append(&self, at: u64, bytes: &[u8]) -> bool {
         let end = at.saturating_add(bytes.len() as u64);
-        if at != self.head() || end > self.limit {
+        if at != self.head() || end - self.kept() > self.limit {
             return false;
         }
-        self.copy_in(memory::TRACE_AT + at as usize, bytes);
+        let (first, second) = bytes.split_at(bytes.len().min(self.up_to_the_end(at)));
+        self.copy_in(self.place(at), first);
+        self.copy_in(memory::TRACE_AT, second);
         self.long(memory::HEAD_AT).store(end, Ordering::Release);
         self.wake_follower();
         true
     }
 
-    /// Copies the trace from `from` to `to`, which is not beyond [`Self::head`], behind `out`.
+    /// Copies the trace from `from`, which is kept, to `to`, which is not beyond [`Self::head`], behind `out`.
     pub fn copy(&self, from: u64, to: u64, out: &mut Vec<u8>) {
-        let to = to.min(self.limit);
         let start = out.len();
-        out.resize(start + to.saturating_sub(from) as usize, 0);
-        self.copy_out(memory::TRACE_AT + from as usize, &mut out[start..]);
+        out.resize(start + to.saturating_sub(from).min(self.limit) as usize, 0);
+        let bytes = &mut out[start..];
+        let (first, second) = bytes.split_at_mut(bytes.len().min(self.up_to_the_end(from)));
+        self.copy_out(self.place(from), first);
+        self.copy_out(memory::TRACE_AT, second);
+    }
+
+    /// Where a byte of the trace lies.
+    fn place(&self, at: u64) -> usize {
+        memory::TRACE_AT + (at % self.limit) as usize
+    }
+
+    /// How many bytes of the trace lie behind it before it goes on at the beginning of its room.
+    fn up_to_the_end(&self, at: u64) -> usize {
+        (self.limit - at % self.limit) as usize
     }
 
     /// The program that takes over tells where it stands with its connections: each with the end of its output. False: they are

@@ -13,7 +13,7 @@ mod program;
 
 use std::rc::Rc;
 
-use machine::{follow, Ended, Leader, World};
+use machine::{follow, rest, Ended, Leader, World};
 use program::{Process, Program, Tricks};
 use rng::Rng;
 use tcpr_session::trace::{Call, Cursor, Record};
@@ -72,7 +72,7 @@ fn a_promoted_program_goes_on_as_if_nothing_had_failed() {
             }
             // Of the next record a piece may have arrived.
             let mut next = dying.cursor.clone();
-            let torn = match next.peek(&whole.trace) {
+            let torn = match next.peek(rest(&next, &whole.trace)) {
                 Ok(Some(_)) => {
                     next.executed();
                     rng.below(next.position() - boundary as u64) as usize

@@ -17,7 +17,8 @@ const MODE: u64 = 16;
 const EXECUTED: u64 = 24;
 const STATE: u64 = 40;
 const LIMIT: u64 = 48;
-const TRACE: u64 = 4096;
+const TRACE: u64 = 64 << 10;
+const KEPT: u64 = 1024;
 const LIMIT_BYTES: u64 = 16 << 20;
 
 const RECORD: u32 = 1;
@@ -39,6 +40,11 @@ struct Standby {
 
 impl Standby {
     fn begin(name: &str, command: Vec<String>) -> Self {
+        Self::begin_with(name, command, LIMIT_BYTES)
+    }
+
+    /// With room for so many bytes of trace.
+    fn begin_with(name: &str, command: Vec<String>, limit: u64) -> Self {
         let place = Place::new(name);
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hot/partner.c");
         let built = Command::new("cc")
@@ -48,10 +54,10 @@ impl Standby {
             .status();
         assert!(built.expect("cc is there").success(), "partner.c cannot be built");
         let memory = OpenOptions::new().read(true).write(true).create_new(true).open(place.file("memory")).expect("memory");
-        memory.set_len(TRACE + LIMIT_BYTES).expect("room");
+        memory.set_len(TRACE + limit).expect("room");
         memory.write_all_at(b"TCPT", 0).expect("written");
-        memory.write_all_at(&1u32.to_ne_bytes(), 4).expect("written");
-        memory.write_all_at(&LIMIT_BYTES.to_ne_bytes(), LIMIT).expect("written");
+        memory.write_all_at(&2u32.to_ne_bytes(), 4).expect("written");
+        memory.write_all_at(&limit.to_ne_bytes(), LIMIT).expect("written");
         let mut started = 0;
         set(&memory, MODE, RECORD);
         let leader = start(&place, &command, &mut started);
@@ -85,6 +91,12 @@ impl Standby {
 
     fn caught_up(&self) {
         self.until("the follower has executed all", |s| s.long(EXECUTED) == s.long(HEAD));
+    }
+
+    /// What the follower has executed is given up.
+    fn give_up(&self) {
+        let executed = self.long(EXECUTED);
+        self.memory.write_all_at(&executed.to_ne_bytes(), KEPT).expect("written");
     }
 
     /// The same program, behind the leader.
@@ -305,4 +317,28 @@ fn members_of_a_channel_stay_in_it() {
     a.send("NAMES #x");
     let names = a.until("353");
     assert!(names.contains("ann") && names.contains("bob"), "{names}");
+}
+
+/// The room for the trace is used many times over: records go on at its beginning, some of them in the middle.
+#[test]
+fn a_follower_stays_behind_a_trace_that_is_longer_than_its_memory() {
+    const ROOM: u64 = 256 << 10;
+    let port = free_port();
+    let mut hot = Standby::begin_with("long-trace", redis(port), ROOM);
+    let mut client = Client::new(port);
+    hot.follow();
+    let value = |k: usize| format!("{k}{}", "x".repeat(7 * (k % 300)));
+    for k in 0..1500 {
+        assert_eq!(client.ask(&format!("SET key{} {}", k % 100, value(k))), "+OK");
+        if k % 20 == 0 {
+            hot.caught_up();
+            hot.give_up();
+        }
+    }
+    assert!(hot.long(HEAD) > 5 * ROOM, "{} bytes of trace", hot.long(HEAD));
+    hot.promote();
+    for k in 1400..1500 {
+        client.send(&format!("GET key{}", k % 100));
+        assert_eq!(client.lines(2)[1], value(k));
+    }
 }

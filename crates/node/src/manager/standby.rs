@@ -50,6 +50,45 @@ struct Report {
     caught_up: Option<Now>,
 }
 
+/// Of that what the leader was told last: life, end of the trace, how far it is executed, state.
+type Told = (u64, u64, u64, u32);
+
+/// Why a life of the program cannot be followed: [`state::DIVERGED`] or [`state::FULL`], and in words.
+#[derive(Clone, Debug)]
+struct Broken {
+    state: u32,
+    why: String,
+}
+
+impl Broken {
+    fn diverged(why: impl Into<String>) -> Broken {
+        Broken { state: state::DIVERGED, why: why.into() }
+    }
+
+    fn full(why: impl Into<String>) -> Broken {
+        Broken { state: state::FULL, why: why.into() }
+    }
+
+    /// In the words of the program's library.
+    fn by(memory: &TraceMemory) -> Broken {
+        match memory.state() {
+            state::FULL => Broken::full(memory.reason()),
+            _ => Broken::diverged(memory.reason()),
+        }
+    }
+}
+
+/// Whether a program does not follow any more, or does not record.
+fn is_ill(state: u32) -> bool {
+    matches!(state, state::DIVERGED | state::FULL | state::REFUSED)
+}
+
+/// So much of the trace is kept for a follower that begins with it, as long as it is all that there is: the rest of the memory is
+/// for what a follower has yet to execute.
+fn most_kept(memory: &TraceMemory) -> u64 {
+    memory.limit() / 4 * 3
+}
+
 /// The hot standby of one member.
 pub(super) struct Standby {
     hot: bool,
@@ -74,10 +113,10 @@ pub(super) struct Standby {
     /// Where the trace ended when a session began, of those that began behind the snapshot.
     opened: BySession<u64>,
     /// Why it cannot be followed any more, and the leader's life of which that is so.
-    broken: Option<String>,
+    broken: Option<Broken>,
     given_up: u64,
     due: Now,
-    told: Option<(u64, u64, u32)>,
+    told: Option<Told>,
     /// The program stands with these connections: what the takeover begins with.
     standing: Option<Vec<Standing>>,
     promotions: u64,
@@ -126,6 +165,11 @@ impl Standby {
         if role != Role::Backup {
             self.broken = None;
         }
+        // Whoever begins to follow begins with the first record.
+        let lacks = self.memory.as_ref().is_some_and(|m| m.mode() == mode::FOLLOW && m.kept() > 0);
+        if lacks && self.broken.is_none() {
+            self.broken = Some(Broken::full("the program was started again, and the trace is not kept from its beginning"));
+        }
         self.note_divergence();
         let follows = self.memory.as_ref().is_some_and(|m| m.mode() == mode::FOLLOW) && self.broken.is_none();
         if role == Role::Backup && follows {
@@ -138,8 +182,8 @@ impl Standby {
     /// The program here could not follow the leader's.
     fn note_divergence(&mut self) {
         let Some(memory) = self.memory.as_ref().filter(|m| m.mode() == mode::FOLLOW) else { return };
-        if self.broken.is_none() && matches!(memory.state(), state::DIVERGED | state::FULL | state::REFUSED) {
-            self.broken = Some(memory.reason());
+        if self.broken.is_none() && is_ill(memory.state()) {
+            self.broken = Some(Broken::by(memory));
         }
         if self.broken.is_some() {
             self.given_up = self.life;
@@ -202,7 +246,7 @@ impl Standby {
     pub(super) fn begin_shipping(&mut self) {
         // It may have some of it from before.
         let there = self.partner.as_ref().filter(|p| p.life == self.life).map_or(0, |p| p.head);
-        (self.shipped, self.complete) = (self.memory.as_ref().map_or(0, |m| m.head().min(there)), false);
+        (self.shipped, self.complete) = (self.memory.as_ref().map_or(0, |m| m.head().min(there).max(m.kept())), false);
         (self.said_complete, self.named, self.said_end) = (false, false, false);
     }
 
@@ -213,7 +257,7 @@ impl Standby {
             return;
         }
         if self.elsewhere && self.leads() {
-            return self.end(now, filter, "another process of the program has connections, too".to_owned());
+            return self.end(now, filter, Broken::diverged("another process of the program has connections, too"));
         }
         if self.complete && self.leads() {
             self.ship_to(now, filter, u64::MAX);
@@ -225,7 +269,7 @@ impl Standby {
     fn note_end(&mut self, now: Now, filter: &mut Filter) {
         let Some(memory) = &self.memory else { return };
         if matches!(memory.state(), state::FULL | state::REFUSED) {
-            let why = memory.reason();
+            let why = Broken::by(memory);
             self.end(now, filter, why);
         }
     }
@@ -252,10 +296,12 @@ impl Standby {
         let to = memory.head().min(to);
         if to < self.shipped {
             // Its program has written over what it must not touch.
-            return self.end(now, filter, format!("the trace became shorter: {to} bytes after {}", self.shipped));
+            let why = format!("the trace became shorter: {to} bytes after {}", self.shipped);
+            return self.end(now, filter, Broken::diverged(why));
         }
         if self.complete && to - self.shipped > MOST {
-            return self.end(now, filter, format!("the trace grew by {} bytes at once", to - self.shipped));
+            let why = format!("the trace grew by {} bytes at once", to - self.shipped);
+            return self.end(now, filter, Broken::diverged(why));
         }
         if to == self.shipped && self.said_complete == self.complete && self.named {
             return;
@@ -269,23 +315,33 @@ impl Standby {
     }
 
     /// Nothing more is recorded in this life of the program, and nobody can follow it.
-    fn end(&mut self, now: Now, filter: &mut Filter, why: String) {
+    fn end(&mut self, now: Now, filter: &mut Filter, broken: Broken) {
         if self.broken.is_some() {
             return;
         }
-        log::error!(why = why.as_str(); "the program's state does not survive any more, its connections do");
+        log::error!(why = broken.why.as_str(); "the program's state does not survive any more, its connections do");
         self.memory.iter().for_each(|m| m.set_mode(mode::OFF));
-        self.broken = Some(why);
+        self.broken = Some(broken);
         self.say_end(now, filter);
     }
 
     /// Tells a partner that nobody can follow, once in each log. Returns whether that is so.
     fn say_end(&mut self, now: Now, filter: &mut Filter) -> bool {
-        let Some(why) = self.broken.as_ref() else { return false };
+        let Some(broken) = self.broken.as_ref() else { return false };
         if !std::mem::replace(&mut self.said_end, true) {
-            filter.write_trace(now, self.life, self.shipped, why.as_bytes(), TracePart::End);
+            filter.write_trace(now, self.life, self.shipped, broken.why.as_bytes(), TracePart::End);
         }
         true
+    }
+
+    /// The beginning of the trace is given up when the memory fills, if the partner has it and its program follows. Without a
+    /// follower the trace ends there: nobody could use the rest of it.
+    fn give_up_the_beginning(&self) {
+        let (Some(memory), Some(partner)) = (self.memory.as_ref().filter(|_| self.leads()), &self.partner) else { return };
+        if partner.life == self.life && !is_ill(partner.state) {
+            let end = memory.head().saturating_sub(most_kept(memory));
+            memory.give_up(end.min(partner.head).min(self.shipped));
+        }
     }
 
     /// A connection is held by another process than the one that records.
@@ -297,8 +353,8 @@ impl Standby {
     pub(super) fn hear(&mut self, now: Now, message: &Message<'_>) {
         let Message::Standby { life, head, executed, records, state, reason } = message else { return };
         let before = self.partner.as_ref().map_or(state::STARTING, |p| p.state);
-        if *life == self.life && *state == state::DIVERGED && before != state::DIVERGED {
-            log::error!(why = reason.as_ref(); "the program on the partner does something else than ours: connections survive, its state does not");
+        if *life == self.life && is_ill(*state) && !is_ill(before) {
+            log::error!(why = reason.as_ref(); "the program on the partner does not follow ours any more: connections survive, its state does not");
         }
         if *life == self.life && !self.complete && self.shipped < *head {
             // It has this much from before.
@@ -344,7 +400,7 @@ impl Standby {
             (self.life, self.broken, self.exact) = (life, None, false);
         }
         if part == TracePart::End {
-            self.broken.get_or_insert_with(|| String::from_utf8_lossy(bytes).into_owned());
+            self.broken.get_or_insert_with(|| Broken::diverged(String::from_utf8_lossy(bytes)));
             return again;
         }
         let Some(memory) = &self.memory else { return again };
@@ -352,12 +408,20 @@ impl Standby {
         let end = at.saturating_add(bytes.len() as u64);
         // The link was lost, and it begins again.
         let fresh = &bytes[(head.saturating_sub(at) as usize).min(bytes.len())..];
+        memory.give_up(memory.executed().min(end.saturating_sub(most_kept(memory))));
         if self.broken.is_none() && (at > head || !fresh.is_empty() && !memory.append(head, fresh)) {
-            self.broken = Some(match at > head {
-                true => format!("a gap in the trace: {head} bytes are here, byte {at} came"),
-                false => "the memory for the trace is full: see standby_trace_bytes".to_owned(),
-            });
-            log::error!(why = self.broken.as_deref(); "the program cannot be followed any more");
+            let behind = head.saturating_sub(memory.executed());
+            let broken = match at > head {
+                true if head == 0 => Broken::full(format!(
+                    "the trace is not kept from its beginning any more, but from byte {at} on: nobody can begin to follow this program"
+                )),
+                true => Broken::diverged(format!("a gap in the trace: {head} bytes are here, byte {at} came")),
+                false => Broken::full(format!(
+                    "the memory for the trace is full: {behind} bytes of it are not executed; see standby_trace_bytes"
+                )),
+            };
+            log::error!(why = broken.why.as_str(); "the program cannot be followed any more");
+            self.broken = Some(broken);
         }
         self.exact |= part == TracePart::Complete && end <= memory.head();
         again
@@ -393,7 +457,7 @@ impl Standby {
         if !self.follows() {
             return false;
         }
-        self.broken.get_or_insert_with(|| "the master's program has ended".to_owned());
+        self.broken.get_or_insert_with(|| Broken::diverged("the master's program has ended"));
         self.given_up = self.life;
         true
     }
@@ -402,22 +466,21 @@ impl Standby {
     fn cannot_promote(&self) -> Option<String> {
         let Some(memory) = self.memory.as_ref().filter(|_| self.follows()) else { return Some("nobody follows".to_owned()) };
         match memory.state() {
-            _ if self.broken.is_some() => self.broken.clone(),
-            state::DIVERGED | state::FULL | state::REFUSED => Some(memory.reason()),
+            _ if self.broken.is_some() => self.broken.as_ref().map(|broken| broken.why.clone()),
+            state if is_ill(state) => Some(memory.reason()),
             state::FOLLOWING if self.exact && self.taken => None,
             _ => Some("the program has yet to catch up".to_owned()),
         }
     }
 
     fn state(&self) -> (u32, String) {
-        match &self.memory {
-            Some(_) if self.broken.is_some() => (state::DIVERGED, self.broken.clone().unwrap_or_default()),
-            Some(memory) => {
+        match (&self.memory, &self.broken) {
+            (Some(_), Some(broken)) => (broken.state, broken.why.clone()),
+            (Some(memory), None) => {
                 let state = memory.state();
-                let ill = matches!(state, state::DIVERGED | state::FULL | state::REFUSED);
-                (state, if ill { memory.reason() } else { String::new() })
+                (state, if is_ill(state) { memory.reason() } else { String::new() })
             }
-            None => (state::STARTING, String::new()),
+            (None, _) => (state::STARTING, String::new()),
         }
     }
 
@@ -434,12 +497,13 @@ impl Standby {
         let Some(memory) = &self.memory else { return };
         let (state, reason) = self.state();
         let life = if self.follows() { self.life } else { self.given_up };
-        let now = (life, memory.executed(), state);
+        let (head, records) = if self.follows() { (memory.head(), memory.records()) } else { (0, 0) };
+        let executed = memory.executed();
+        let now = (life, head, executed, state);
         if self.told.replace(now) == Some(now) {
             return;
         }
-        let (head, records) = if self.follows() { (memory.head(), memory.records()) } else { (0, 0) };
-        link.send(&Message::Standby { life, head, executed: now.1, records, state, reason: reason.into() });
+        link.send(&Message::Standby { life, head, executed, records, state, reason: reason.into() });
     }
 }
 
@@ -465,6 +529,7 @@ impl Manager {
             // Of a program that only waits and looks at the clock.
             self.drain_apps();
         }
+        self.standby.give_up_the_beginning();
         self.standby_health();
     }
 
@@ -478,16 +543,13 @@ impl Manager {
     /// A follower that has diverged makes room for a program that can take the connections over by the warm rules.
     fn standby_health(&mut self) {
         let standby = &mut self.standby;
-        let ill = standby.follows() && standby.taken && {
-            let (state, _) = standby.state();
-            matches!(state, state::DIVERGED | state::FULL | state::REFUSED)
-        };
+        let ill = standby.follows() && standby.taken && { is_ill(standby.state().0) };
         if !ill || self.role.role() != Role::Backup {
             return;
         }
         standby.note_divergence();
-        let why = standby.broken.as_deref();
-        log::error!(why; "the program here does something else than the master's: it is started anew, without its state");
+        let why = standby.broken.as_ref().map(|broken| broken.why.as_str());
+        log::error!(why; "the program here does not follow the master's any more: it is started anew, without its state");
         standby.report(&mut self.link);
         if let Some(program) = &mut self.program {
             program.replace();
@@ -598,7 +660,7 @@ impl Manager {
             lag_records: behind,
             lag_ms: behind.map(|n| if n == 0 { 0.0 } else { now.saturating_sub(since).as_micros() as f64 / 1000.0 }),
             reason: Some(reason).filter(|reason| !reason.is_empty()),
-            trace_bytes: memory.map_or(0, TraceMemory::head),
+            trace_bytes: memory.map_or(0, |m| m.head().saturating_sub(m.kept())),
             promotions: standby.promotions,
         }
     }

@@ -9,7 +9,8 @@ use super::record::{Bytes, Call, Errno, Place, Quoted, Record};
 /// A place in a trace. A leader appends at its end ([`Cursor::append`]); a follower takes one record after another
 /// ([`Cursor::step`], [`Cursor::executed`]). A follower that is promoted appends from where it is.
 ///
-/// The trace itself is the caller's: all bytes of it, from its beginning, are given to each call.
+/// The trace itself is the caller's: each call is given the bytes of it from [`Cursor::position`] on. What is before that is
+/// not looked at again.
 #[derive(Clone, Default, Debug)]
 pub struct Cursor {
     deltas: Deltas,
@@ -26,8 +27,8 @@ struct Next {
     call: Call,
     fd: i32,
     result: i64,
+    /// Where its data are behind its first byte: to its end.
     data: Range<usize>,
-    end: u64,
 }
 
 /// What a thread of a follower finds when it makes a call.
@@ -73,8 +74,8 @@ impl Cursor {
     }
 
     /// What comes next for a thread that makes this call.
-    pub fn step<'a>(&mut self, trace: &'a [u8], thread: u16, call: Call, fd: i32) -> Step<'a> {
-        let record = match self.peek(trace) {
+    pub fn step<'a>(&mut self, rest: &'a [u8], thread: u16, call: Call, fd: i32) -> Step<'a> {
+        let record = match self.peek(rest) {
             Ok(Some(record)) => record,
             Ok(None) => return Step::End,
             Err(malformed) => return Step::Malformed(malformed),
@@ -91,24 +92,24 @@ impl Cursor {
     }
 
     /// The next record, whoever's it is. Markers are nobody's: they are passed over.
-    pub fn peek<'a>(&mut self, trace: &'a [u8]) -> Result<Option<Record<'a>>, Malformed> {
+    pub fn peek<'a>(&mut self, mut rest: &'a [u8]) -> Result<Option<Record<'a>>, Malformed> {
         loop {
             if self.next.is_none() {
-                let at = usize::try_from(self.position).unwrap_or(usize::MAX);
-                let Some(rest) = trace.get(at..) else { return Ok(None) };
                 let Some((record, len)) = decode(rest, &mut self.deltas)? else { return Ok(None) };
                 let Record { thread, call, fd, result, data } = record;
-                let end = at + len;
-                self.next = Some(Next { thread, call, fd, result, data: end - data.len()..end, end: end as u64 });
+                self.next = Some(Next { thread, call, fd, result, data: len - data.len()..len });
             }
             match &self.next {
                 Some(next) if next.call != Call::Marker => {
                     let Next { thread, call, fd, result, .. } = *next;
                     // The bytes that were decoded are there, or the caller has given another trace.
-                    let data = trace.get(next.data.clone()).unwrap_or_default();
+                    let data = rest.get(next.data.clone()).unwrap_or_default();
                     return Ok(Some(Record { thread, call, fd, result, data }));
                 }
-                _ => self.executed(),
+                next => {
+                    rest = rest.get(next.as_ref().map_or(0, |next| next.data.end)..).unwrap_or_default();
+                    self.executed();
+                }
             }
         }
     }
@@ -117,7 +118,7 @@ impl Cursor {
     pub fn executed(&mut self) {
         if let Some(next) = self.next.take() {
             self.records += 1;
-            self.position = next.end;
+            self.position += next.data.end as u64;
         }
     }
 

@@ -1,11 +1,14 @@
 //! Layout of the memory that holds a trace. The manager makes it and the library maps it; offline it is a file.
 //!
+//! The room for the trace is used again and again: the byte at position `p` of the trace lies at `p % limit` in it. What is
+//! before the position at [`KEPT_AT`] may be written over. A file is never written over.
+//!
 //! All numbers are in the machine's own byte order.
 
 /// First four bytes of the memory: "TCPT".
 pub const MAGIC: u32 = u32::from_ne_bytes(*b"TCPT");
 /// Version of this layout and of the records' encoding.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Where programs map the memory, so that their own mappings lie alike in leader and follower.
 pub const LOG_ADDR: usize = 0x5000_0000_0000;
 
@@ -13,7 +16,7 @@ pub const LOG_ADDR: usize = 0x5000_0000_0000;
 pub const MAGIC_AT: usize = 0;
 /// Offset of [`VERSION`], u32.
 pub const VERSION_AT: usize = 4;
-/// Offset of the number of bytes of trace that are valid, u64. Whoever appends stores it, with release ordering.
+/// Offset of the position where the trace ends, u64. Whoever appends stores it, with release ordering.
 pub const HEAD_AT: usize = 8;
 /// Offset of the [`mode`], u32, a futex. The manager writes it.
 pub const MODE_AT: usize = 16;
@@ -23,7 +26,7 @@ pub const EXECUTED_AT: usize = 24;
 pub const RECORDS_AT: usize = 32;
 /// Offset of the [`state`], u32. The library writes it.
 pub const STATE_AT: usize = 40;
-/// Offset of the number of bytes that are there for the trace, u64.
+/// Offset of the number of bytes that there is room for, u64.
 pub const LIMIT_AT: usize = 48;
 /// Offset of the length of the reason, u32.
 pub const REASON_LEN_AT: usize = 56;
@@ -31,8 +34,13 @@ pub const REASON_LEN_AT: usize = 56;
 pub const REASON_AT: usize = 64;
 /// Most bytes of a reason.
 pub const REASON_MAX: usize = 960;
-/// Offset of the trace.
-pub const TRACE_AT: usize = 4096;
+/// Offset of the position of the first byte of the trace that is kept, u64. The manager writes it; it never goes back.
+pub const KEPT_AT: usize = 1024;
+/// Offset of the trace, a multiple of every page size.
+pub const TRACE_AT: usize = 64 << 10;
+/// The room for a trace is a multiple of this, so that it can be mapped a second time behind itself: then what goes on at its
+/// beginning lies in one piece.
+pub const ROOM_UNIT: u64 = 64 << 10;
 
 /// What the manager tells the library to do.
 pub mod mode {

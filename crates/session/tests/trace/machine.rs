@@ -278,7 +278,7 @@ pub fn follow(mut process: Process, mut cursor: Cursor, trace: &[u8], rng: &mut 
         if threads.is_empty() {
             if computing.is_empty() {
                 // Markers may stand behind the last call.
-                let _ = cursor.peek(trace);
+                let _ = cursor.peek(rest(&cursor, trace));
                 return (process, cursor, Ended::AtEnd);
             }
             continue;
@@ -286,7 +286,7 @@ pub fn follow(mut process: Process, mut cursor: Cursor, trace: &[u8], rng: &mut 
         let thread = threads[rng.below(threads.len() as u64) as usize];
         let ask = process.ask(thread);
         let (call, fd) = ask.in_trace();
-        let record = match cursor.step(trace, thread as u16, call, fd) {
+        let record = match cursor.step(rest(&cursor, trace), thread as u16, call, fd) {
             Step::Result(record) => record,
             Step::Before(record) => {
                 cursor.executed();
@@ -339,6 +339,11 @@ pub fn follow(mut process: Process, mut cursor: Cursor, trace: &[u8], rng: &mut 
     }
 }
 
+/// The trace from where it goes on.
+pub fn rest<'a>(cursor: &Cursor, trace: &'a [u8]) -> &'a [u8] {
+    &trace[cursor.position() as usize..]
+}
+
 fn turn_is_of(cursor: &mut Cursor, trace: &[u8], threads: &[usize]) -> bool {
-    matches!(cursor.peek(trace), Ok(Some(record)) if threads.contains(&usize::from(record.thread)))
+    matches!(cursor.peek(rest(cursor, trace)), Ok(Some(record)) if threads.contains(&usize::from(record.thread)))
 }

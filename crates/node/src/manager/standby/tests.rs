@@ -49,7 +49,7 @@ fn trace(standby: &Standby) -> Vec<u8> {
 }
 
 fn catches_up(leader: &mut Standby, filter: &mut Filter) {
-    (0..3).for_each(|_| leader.catch_up(NOW, filter, 0));
+    (0..8).for_each(|_| leader.catch_up(NOW, filter, 0));
     assert!(leader.complete);
 }
 
@@ -165,7 +165,7 @@ fn what_a_leader_cannot_record_nobody_follows() {
     assert!(follower.cannot_promote().unwrap().contains("another process"));
     assert!(!leader.leads());
     // A program that was started anew for that reason does not follow the same life again, but another one.
-    (follower.given_up, follower.broken) = (follower.life, Some("why".to_owned()));
+    (follower.given_up, follower.broken) = (follower.life, Some(Broken::diverged("why")));
     follower.program_starts(Role::Backup);
     assert!(follower.take_memory(Role::Backup).is_some() && follower.leads());
     assert!(!follower.follow(follower.given_up, 0, b"", TracePart::Complete) && follower.leads());
@@ -231,6 +231,101 @@ fn a_gap_and_a_memory_that_is_full_are_said() {
     let mut follower = self::follower();
     let _ = follower.follow(7, 0, &vec![0; LIMIT as usize + 1], TracePart::Complete);
     assert!(follower.cannot_promote().unwrap().contains("full"));
+}
+
+/// What the follower has executed, and what its manager tells the leader.
+fn executes(follower: &Standby, leader: &mut Standby) {
+    let memory = follower.memory.as_ref().unwrap();
+    memory.set_executed(memory.head());
+    memory.set_state(state::FOLLOWING);
+    let (state, reason) = follower.state();
+    let (head, executed, records) = (memory.head(), memory.executed(), 0);
+    leader.hear(NOW, &Message::Standby { life: follower.life, head, executed, records, state, reason: reason.into() });
+}
+
+/// A trace many times as long as the memory, behind which a follower stays.
+fn long_trace() -> (Standby, Standby, Filter) {
+    let (mut leader, mut follower, mut filter) = (leader(), follower(), filter());
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    let mut all = 0u64;
+    for piece in 0..100u64 {
+        let bytes: Vec<u8> = (0..50_001).map(|i| (((i + piece) * 7) >> 3) as u8).collect();
+        records(&leader, &bytes);
+        leader.ship(NOW, &mut filter);
+        assert!(!deliver(&mut filter, &mut follower));
+        let (mine, theirs) = (leader.memory.as_ref().unwrap(), follower.memory.as_ref().unwrap());
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        mine.copy(all, mine.head(), &mut here);
+        theirs.copy(all, theirs.head(), &mut there);
+        assert!(here == bytes && there == bytes, "piece {piece}");
+        all += bytes.len() as u64;
+        assert_eq!(theirs.head(), all);
+        executes(&follower, &mut leader);
+        leader.give_up_the_beginning();
+    }
+    (leader, follower, filter)
+}
+
+#[test]
+fn a_trace_goes_on_for_as_long_as_somebody_follows() {
+    let (leader, mut follower, _) = long_trace();
+    for one in [&leader, &follower] {
+        let memory = one.memory.as_ref().unwrap();
+        let kept = memory.head() - memory.kept();
+        assert!((LIMIT / 2..=LIMIT / 4 * 3 + 50_001).contains(&kept), "{kept} bytes are kept");
+    }
+    assert!(follower.exact && follower.cannot_promote().is_none());
+    // It leads, with what it has.
+    let memory = follower.memory.as_ref().unwrap();
+    memory.set_mode(mode::RECORD);
+    memory.set_state(state::LIVE);
+    follower.begin_shipping();
+    assert_eq!(follower.shipped, follower.memory.as_ref().unwrap().kept());
+}
+
+#[test]
+fn after_a_lost_link_a_follower_goes_on_with_a_trace_whose_beginning_is_gone() {
+    let (mut leader, mut follower, mut filter) = long_trace();
+    leader.forget_partner();
+    records(&leader, b"and then");
+    leader.begin_shipping();
+    follower.snapshot_begins();
+    catches_up(&mut leader, &mut filter);
+    assert!(!deliver(&mut filter, &mut follower) && follower.exact && follower.broken.is_none());
+    assert_eq!(follower.memory.as_ref().unwrap().head(), leader.memory.as_ref().unwrap().head());
+}
+
+#[test]
+fn nobody_begins_to_follow_a_trace_without_its_beginning() {
+    let (mut leader, mut follower, mut filter) = long_trace();
+    let mut late = self::follower();
+    leader.forget_partner();
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    assert!(!deliver(&mut filter, &mut late));
+    assert!(late.cannot_promote().unwrap().contains("beginning"));
+    assert_eq!(late.state().0, state::FULL);
+    // The program behind the leader dies: another one in its place would begin with the first record, too.
+    follower.program_starts(Role::Backup);
+    assert_eq!((follower.state().0, follower.given_up), (state::FULL, leader.life));
+    assert!(follower.take_memory(Role::Backup).is_some() && follower.leads());
+}
+
+#[test]
+fn without_a_follower_the_trace_is_kept_until_the_memory_is_full() {
+    let mut leader = leader();
+    records(&leader, &vec![0; LIMIT as usize]);
+    for state in [None, Some(state::DIVERGED)] {
+        if let Some(state) = state {
+            let (life, head, reason) = (leader.life, LIMIT, "".into());
+            leader.shipped = LIMIT;
+            leader.hear(NOW, &Message::Standby { life, head, executed: head, records: 1, state, reason });
+        }
+        leader.give_up_the_beginning();
+        let memory = leader.memory.as_ref().unwrap();
+        assert!(memory.kept() == 0 && !memory.append(memory.head(), b"x"));
+    }
 }
 
 #[test]
