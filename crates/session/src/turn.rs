@@ -536,7 +536,7 @@ impl TurnPolicy {
     /// What the application has said that it keeps of a session, if no commit says so yet.
     #[must_use]
     pub fn uncommitted_checkpoint(&self, s: SessionId) -> Option<&[u8]> {
-        self.sessions.get(&s)?.checkpoint.as_deref()
+        self.sessions.get(&s)?.checkpoint.as_deref().map(Box::as_ref)
     }
 
     /// What the application's data costs of which no commit was polled yet.
@@ -1105,7 +1105,7 @@ impl TurnPolicy {
             if let Some(checkpoint) = p.checkpoint.take_if(|_| settled.whole) {
                 p.explicit = true;
                 changes += 1;
-                self.changes.push_back(Change::Checkpoint { session: *s, data: checkpoint });
+                self.changes.push_back(Change::Checkpoint { session: *s, data: *checkpoint });
             }
         }
         if entries > 0 || changes > 0 {

@@ -29,8 +29,8 @@ pub(super) struct Progress {
     answered: u64,
     /// Where `tcpr_consume` has come to, once it was used.
     consumed: Option<u64>,
-    /// What the application keeps of the session; no commit says so yet.
-    pub checkpoint: Option<Box<[u8]>>,
+    /// What the application keeps of the session; no commit says so yet. As a rule there is none: then it takes one word.
+    pub checkpoint: Option<Box<Box<[u8]>>>,
     /// A commit has said before what it keeps: nothing is inferred, whichever process goes on.
     pub explicit: bool,
     /// Output offset up to which the application has written, absorbed bytes included.
@@ -204,7 +204,7 @@ impl Progress {
     /// before, if no commit has.
     pub fn checkpoint(&mut self, data: &[u8]) -> Option<Box<[u8]>> {
         self.consumed = Some(self.told.min(self.in_read).max(self.done.in_done));
-        self.checkpoint.replace(data.into())
+        self.checkpoint.replace(Box::new(data.into())).map(|before| *before)
     }
 
     /// What the application keeps is known already: as after [`Self::checkpoint`].
