@@ -21,7 +21,7 @@
  *
  * Three things make this simple:
  *
- * - A turn is all that the program does between two calls of tcpr_epoll_wait. What it has written, put and checkpointed in a turn
+ * - A turn is all that the program does between two waits, or between a read and the next one. What it has written, put and checkpointed in a turn
  *   counts as a whole. A crash in the middle of a turn leaves nothing of it: the next process reads the same lines again.
  * - The input of a checkpoint is done. Because the unfinished line is in the checkpoint, "all that I have read" is always right,
  *   and the port needs no framing in the configuration.
@@ -235,6 +235,7 @@ static void greet(int fd)
 static void welcome(int listener, int epfd)
 {
     int fd, one = 1;
+    ssize_t n;
 
     while ((fd = tcpr_accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
         struct epoll_event ev = { .events = EPOLLIN, .data.fd = fd };
@@ -248,8 +249,11 @@ static void welcome(int listener, int epfd)
             die("epoll_ctl");
         /* After a takeover the connections that were there come first, each with what its last checkpoint has said. One
          * that had no checkpoint was not greeted either: greeting and checkpoint are of one turn. */
-        if (tcpr_restore(fd, clients[fd], sizeof *clients[fd]) != sizeof *clients[fd])
+        n = tcpr_restore(fd, clients[fd], sizeof *clients[fd]);
+        if (n < 0 && errno == ENODATA)
             greet(fd);
+        else if (n != (ssize_t)sizeof *clients[fd] || clients[fd]->have >= LINE)
+            broken[fd] = 1;     /* of another version of this program, or the connection is over */
     }
     if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
         perror("accept");

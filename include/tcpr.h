@@ -281,7 +281,7 @@ int tcpr_setsockopt(int fd,
 // `len` = 0, `data` may be NULL. The bytes are copied.
 //
 // The data counts when the calling thread's turn ends, together with the output of that turn: after a failure there is all of
-// both, or nothing. (To end the turn at once, call `tcpr_commit`.) The checkpoint says that all input is done which this process
+// both, or nothing. (To end the turn at once, call `tcpr_commit`. A read or accept that follows ends it, too, as after a write.) The checkpoint says that all input is done which this process
 // had read from this session when it made the call, and no other input. From the first checkpoint on tcpr no longer
 // infers for this session which input is done, and the process that takes over reads what came after the last checkpoint. So
 // call it in each turn in which you have read from a session with checkpoints, when you have dealt with what you read. What a

@@ -36,12 +36,13 @@ struct Pages {
 // SAFETY: memory is given once, and as much as is said.
 unsafe impl Allocator for Pages {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
-        for _ in 0..1000 {
+        for tries in 0..1000_usize {
             if self.next.get() + size > END {
                 self.next.set(AREA);
             }
             let at = self.next.get();
-            self.next.set(at + size);
+            // What is taken is stepped over ever faster.
+            self.next.set(at + size.max(tries << 16));
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
             // SAFETY: replaces nothing.
@@ -168,21 +169,28 @@ fn is_in_area(at: *mut u8) -> bool {
 // SAFETY: both allocators keep this contract, and each gets back what it has given.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match is_own() {
+        if is_own() {
             // SAFETY: the caller's layout.
-            true => OWN_HEAP.with(|heap| unsafe { heap.malloc(layout.size(), layout.align()) }),
-            // SAFETY: as above.
-            false => unsafe { System.alloc(layout) },
+            let at = OWN_HEAP.with(|heap| unsafe { heap.malloc(layout.size(), layout.align()) });
+            if !at.is_null() {
+                return at;
+            }
         }
+        // Where the area cannot be had: the memory of the two members may differ, but the program lives.
+        // SAFETY: the caller's layout.
+        unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        match is_own() {
+        if is_own() {
             // SAFETY: the caller's layout.
-            true => OWN_HEAP.with(|heap| unsafe { heap.calloc(layout.size(), layout.align()) }),
-            // SAFETY: as above.
-            false => unsafe { System.alloc_zeroed(layout) },
+            let at = OWN_HEAP.with(|heap| unsafe { heap.calloc(layout.size(), layout.align()) });
+            if !at.is_null() {
+                return at;
+            }
         }
+        // SAFETY: the caller's layout.
+        unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
@@ -195,11 +203,24 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        match is_in_area(at) {
+        if !is_in_area(at) {
             // SAFETY: it was given for this layout.
-            true => OWN_HEAP.with(|heap| unsafe { heap.realloc(at, layout.size(), layout.align(), size) }),
-            // SAFETY: as above.
-            false => unsafe { System.realloc(at, layout, size) },
+            return unsafe { System.realloc(at, layout, size) };
         }
+        // SAFETY: as above.
+        let to = OWN_HEAP.with(|heap| unsafe { heap.realloc(at, layout.size(), layout.align(), size) });
+        if !to.is_null() {
+            return to;
+        }
+        // SAFETY: the caller keeps `GlobalAlloc`'s contract: this layout is valid.
+        let to = unsafe { System.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
+        if !to.is_null() {
+            // SAFETY: both have so many bytes, and are apart; the old one was given for this layout.
+            unsafe {
+                ptr::copy_nonoverlapping(at, to, layout.size().min(size));
+                self.dealloc(at, layout);
+            }
+        }
+        to
     }
 }

@@ -212,8 +212,11 @@ pub fn has(fd: i32, flag: u8) -> bool {
 /// Sets or clears a flag.
 pub fn set_flag(fd: i32, flag: u8, on: bool) {
     if let Some(e) = entry(fd) {
-        let flags = e.flags.load(Ordering::Relaxed);
-        e.flags.store(if on { flags | flag } else { flags & !flag }, Ordering::Relaxed);
+        if on {
+            e.flags.fetch_or(flag, Ordering::Relaxed);
+        } else {
+            e.flags.fetch_and(!flag, Ordering::Relaxed);
+        }
     }
 }
 

@@ -33,7 +33,10 @@ static THREADED: AtomicBool = AtomicBool::new(false);
 #[inline]
 pub fn passes() -> bool {
     match MODE.load(Ordering::Relaxed) {
-        OFF => true,
+        OFF => {
+            signals::settle();
+            true
+        }
         UNKNOWN => {
             start::begin();
             !is_on() || passes_unless_own()
@@ -153,7 +156,8 @@ struct Bed {
     sleeping: AtomicU32,
 }
 
-const BEDS: usize = 256;
+/// One for each of the most threads that there are at a time.
+const BEDS: usize = 8192;
 static ALL_BEDS: [Bed; BEDS] = [const { Bed { called: AtomicU32::new(0), sleeping: AtomicU32::new(0) } }; BEDS];
 
 impl Bed {
@@ -471,6 +475,7 @@ fn go_live() {
         start::say(format_args!("the trace ends here, after {records} records"));
         raw::exit_group(0);
     }
+    // It is done once: a program that is live never follows again.
     if BEGUN.swap(true, Ordering::AcqRel) {
         // Another thread does it.
         raw::sleep_ns(100_000);
@@ -486,7 +491,6 @@ fn go_live() {
     MODE.store(RECORD, Ordering::Release);
     mark(Marker::Promoted);
     header().state.store(state::LIVE, Ordering::Release);
-    BEGUN.store(false, Ordering::Release);
     ALL_BEDS.iter().for_each(Bed::wake);
 }
 

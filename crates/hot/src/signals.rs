@@ -5,7 +5,7 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
 
 use libc::{sigaction as SigAction, sighandler_t, siginfo_t, sigset_t};
 use tcpr_session::trace::Call;
@@ -163,39 +163,40 @@ pub fn window(fd: c_int, events: i16) -> bool {
 }
 
 /// How long the first thread waits for other threads until it lets signals in: no call does both.
-const SLICE_NS: i64 = 20_000_000;
-/// How many handlers have run.
-static RAN: AtomicU64 = AtomicU64::new(0);
+const SLICE_NS: i64 = 50_000_000;
 
-/// A wait for other threads, made in slices if this thread has handlers to run: `wait` gets the time of the monotonic clock at which
-/// its slice ends, and says whether it is over. After a handler has run, `ended_by` says whether that ends the wait; it is told whether the
-/// handler interrupts calls.
-pub fn in_slices<T>(mut wait: impl FnMut(&libc::timespec) -> Option<T>, ended_by: impl Fn(bool) -> bool) -> Sliced<T> {
-    let Some(mask) = mask_of_wait(std::ptr::null()).filter(|_| !follows()) else { return Sliced::Not };
-    loop {
-        let until = raw::clock_ns(libc::CLOCK_MONOTONIC) + SLICE_NS;
-        let until = libc::timespec { tv_sec: until / 1_000_000_000, tv_nsec: until % 1_000_000_000 };
-        if let Some(result) = thread::outside(|| wait(&until)) {
-            return Sliced::Over(result);
-        }
-        raw_mask(libc::SIG_SETMASK, Some(mask));
-        apply();
-        let ran = RAN.load(Ordering::Relaxed);
-        let interrupts = thread::in_program(|| deliver_unless(mask));
-        if RAN.load(Ordering::Relaxed) != ran && ended_by(interrupts) {
-            return Sliced::Ended;
-        }
+/// Whether waits of this thread for other threads are made in slices, for it has handlers to run. So it is in both members.
+pub fn waits_in_slices() -> bool {
+    static ABLE: AtomicU8 = AtomicU8::new(0);
+    if mask_of_wait(std::ptr::null()).is_none() {
+        return false;
     }
+    if ABLE.load(Ordering::Relaxed) == 0 {
+        // The newest of the calls that are made so (glibc 2.31).
+        let able = !next::find("pthread_clockjoin_np\0").is_null();
+        ABLE.store(1 + u8::from(able), Ordering::Relaxed);
+    }
+    ABLE.load(Ordering::Relaxed) == 2
 }
 
-/// How [`in_slices`] has ended.
-pub enum Sliced<T> {
-    /// What was waited for is there.
-    Over(T),
-    /// By a handler.
-    Ended,
-    /// It was not made: there are no handlers to run.
-    Not,
+/// When a slice of a wait ends that ends at `until` by this clock of the kernel's, or never. `None`: the wait is made in one.
+pub fn slice(clock: c_int, until: Option<libc::timespec>) -> Option<libc::timespec> {
+    if follows() || !waits_in_slices() {
+        return None;
+    }
+    let end = raw::clock_ns(clock) + SLICE_NS;
+    if until.is_some_and(|until| until.tv_sec.saturating_mul(1_000_000_000).saturating_add(until.tv_nsec) <= end) {
+        return None;
+    }
+    Some(libc::timespec { tv_sec: end / 1_000_000_000, tv_nsec: end % 1_000_000_000 })
+}
+
+/// Between two waits for other threads: handlers of signals that have come run. True: one ran that interrupts calls.
+pub fn let_in() -> bool {
+    let Some(mask) = mask_of_wait(std::ptr::null()).filter(|_| !follows()) else { return false };
+    raw_mask(libc::SIG_SETMASK, Some(mask));
+    apply();
+    thread::in_program(|| deliver_unless(mask))
 }
 
 /// True: a handler ran that interrupts calls.
@@ -217,7 +218,6 @@ fn deliver_unless(blocked: u64) -> bool {
         // SAFETY: plain data.
         let bytes = unsafe { crate::forms::slice((&raw const info).cast(), size_of::<siginfo_t>()) };
         append(Call::Signal, -1, i64::from(signal), &[bytes]);
-        RAN.fetch_add(1, Ordering::Relaxed);
         interrupts |= wanted(signal).flags & libc::SA_RESTART == 0;
         run(signal, &mut info);
     }
@@ -299,13 +299,41 @@ pub fn give_back() {
         let Wanted { handler, flags, mask } = *wanted(signal);
         act(signal, handler, flags, mask);
     }
-    if thread::id() == 0 && handled != 0 {
-        raw_mask(libc::SIG_SETMASK, Some(MASK.load(Ordering::Relaxed)));
+    if handled != 0 {
+        OWED.store(true, Ordering::Release);
+        settle();
     }
     let pending = PENDING.swap(0, Ordering::AcqRel);
     for signal in (1..=64).filter(|&s| pending & bit(s) != 0) {
-        raw!(SYS_tgkill, raw!(SYS_getpid), raw!(SYS_gettid), signal);
+        raw!(SYS_kill, raw!(SYS_getpid), signal);
     }
+}
+
+/// The first thread has yet to get its mask back, which another thread cannot give it.
+static OWED: AtomicBool = AtomicBool::new(false);
+
+/// The first thread gets its mask back.
+#[inline]
+pub fn settle() {
+    if OWED.load(Ordering::Relaxed) && thread::id() == 0 && OWED.swap(false, Ordering::AcqRel) {
+        restore_mask();
+    }
+}
+
+/// This thread gets the mask that the program's first thread has.
+pub fn restore_mask() {
+    raw_mask(libc::SIG_SETMASK, Some(MASK.load(Ordering::Relaxed)));
+}
+
+/// Makes a call that makes a process, with the mask of the program's: the process has the same.
+pub fn with_the_programs_mask<T>(f: impl FnOnce() -> T) -> T {
+    if thread::id() != 0 || HANDLED.load(Ordering::Relaxed) == 0 {
+        return f();
+    }
+    restore_mask();
+    let result = f();
+    apply();
+    result
 }
 
 /// For new threads of the program: all signals go to the first one.

@@ -12,7 +12,6 @@ use tcpr_session::trace::{Call, Program};
 use crate::engine::{append, follows, is_threaded, passes, set_threaded, take};
 use crate::forms::{hooks, with_caller};
 use crate::hooks::to_kernel;
-use crate::signals::Sliced;
 use crate::{engine, errno, next, raw, signals, thread};
 
 /// Most threads at a time.
@@ -172,7 +171,12 @@ fn lock(next: impl Fn() -> i64) -> i64 {
 
 /// A lock that was tried. What was got in the trace is waited for by the follower.
 fn attempt(call: Call, live: impl Fn() -> i64, wait: impl Fn() -> i64) -> i64 {
-    if !is_threaded() {
+    attempt_if(is_threaded(), call, live, wait)
+}
+
+/// The same of a lock that may be left out of the trace.
+fn attempt_if(traced: bool, call: Call, live: impl Fn() -> i64, wait: impl Fn() -> i64) -> i64 {
+    if !traced {
         return thread::outside(live);
     }
     if follows() {
@@ -195,7 +199,7 @@ fn attempt(call: Call, live: impl Fn() -> i64, wait: impl Fn() -> i64) -> i64 {
 /// # Safety
 /// The mutex is the caller's, which has locked it.
 unsafe fn wait(mutex: *mut c_void, live: impl FnOnce() -> c_int) -> c_int {
-    if !is_threaded() {
+    if !is_threaded() && !signals::waits_in_slices() {
         return thread::outside(live);
     }
     if follows() {
@@ -214,20 +218,52 @@ unsafe fn wait(mutex: *mut c_void, live: impl FnOnce() -> c_int) -> c_int {
         return result as c_int;
     }
     let result = thread::outside(live);
+    signals::let_in();
     append(Call::CondWait, 0, result.into(), &[]);
     result
 }
 
+/// A wait for a condition until this time, or for ever, by a clock of the kernel's. The first thread's ends early, for no reason, as
+/// such waits may: it is not known whether it was woken while it did not wait.
+fn condition(clock: c_int, until: Option<timespec>, wait: impl FnOnce(Option<(c_int, &timespec)>) -> c_int) -> c_int {
+    match signals::slice(clock, until) {
+        None => wait(until.as_ref().map(|until| (clock, until))),
+        Some(slice) => match wait(Some((clock, &slice))) {
+            libc::ETIMEDOUT => 0,
+            result => result,
+        },
+    }
+}
+
+/// A wait for a semaphore, likewise. It counts, so one may wait again.
+fn semaphore(clock: c_int, until: Option<timespec>, wait: impl Fn(Option<(c_int, &timespec)>) -> c_int) -> i64 {
+    const LATE: i64 = -(libc::ETIMEDOUT as i64);
+    loop {
+        let slice = signals::slice(clock, until);
+        let until = slice.or(until);
+        let result = errno::kernel(wait(until.as_ref().map(|until| (clock, until))).into());
+        if result != LATE {
+            return result;
+        }
+        if signals::let_in() {
+            return -i64::from(libc::EINTR);
+        }
+        if slice.is_none() {
+            return LATE;
+        }
+    }
+}
+
 /// A time by the program's clock as the kernel has it. Which clock a lock goes by is not known here; times of the calendar
 /// lie far above those that count from a machine's start.
-fn until(clock: Option<c_int>, time: *const timespec) -> timespec {
+fn until(clock: Option<c_int>, time: *const timespec) -> (c_int, timespec) {
     // SAFETY: the program's time, which the C library is about to read.
-    let Some(&time) = (unsafe { time.as_ref() }) else { return timespec { tv_sec: 0, tv_nsec: 0 } };
+    let time = unsafe { time.as_ref() }.copied().unwrap_or(timespec { tv_sec: 0, tv_nsec: 0 });
     let monotonic = clock.map_or(time.tv_sec < 1_000_000_000, |clock| clock == libc::CLOCK_MONOTONIC);
     if monotonic {
-        to_kernel(libc::CLOCK_MONOTONIC, time)
+        (libc::CLOCK_MONOTONIC, to_kernel(libc::CLOCK_MONOTONIC, time))
     } else {
-        time
+        (libc::CLOCK_REALTIME, time)
     }
 }
 
@@ -250,7 +286,7 @@ with_caller! {
 
     "rcx" "x3" fn pthread_mutex_clocklock(mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by mutex_clocklock {
         attempt(Call::TryLock, || {
-            let until = until(Some(clock), time);
+            let (_, until) = until(Some(clock), time);
             next(mutex, clock, &raw const until).into()
         }, || next::pthread_mutex_lock(mutex).into()) as c_int
     }
@@ -280,17 +316,12 @@ with_caller! {
     }
 
     "rsi" "x1" fn sem_wait(it: *mut c_void) -> c_int; by semaphore_wait {
-        errno::c(attempt(Call::Lock, || {
-            let slice = |until: &timespec| match errno::kernel(next::sem_clockwait(it, libc::CLOCK_MONOTONIC, until).into()) {
-                late if late == -i64::from(libc::ETIMEDOUT) => None,
-                result => Some(result),
-            };
-            match signals::in_slices(slice, |interrupts| interrupts) {
-                Sliced::Over(result) => result,
-                Sliced::Ended => -i64::from(libc::EINTR),
-                Sliced::Not => errno::kernel(next(it).into()),
-            }
-        }, || errno::kernel(next(it).into()))) as c_int
+        let live = || semaphore(libc::CLOCK_MONOTONIC, None, |until| match until {
+            None => next(it),
+            Some((clock, until)) => next::sem_clockwait(it, clock, until),
+        });
+        let traced = is_threaded() || signals::waits_in_slices();
+        errno::c(attempt_if(traced, Call::Lock, live, || errno::kernel(next(it).into()))) as c_int
     }
 
     "rsi" "x1" fn sem_trywait(it: *mut c_void) -> c_int; by semaphore_trywait {
@@ -298,43 +329,48 @@ with_caller! {
     }
 
     "rdx" "x2" fn sem_timedwait(it: *mut c_void, time: *const timespec) -> c_int; by semaphore_timedwait {
-        errno::c(attempt(Call::TryLock, || errno::kernel(next(it, time).into()), || next::sem_wait(it).into())) as c_int
+        let live = || semaphore(libc::CLOCK_REALTIME, time.as_ref().copied(), |until| match until {
+            None => next(it, time),
+            Some((_, until)) => next(it, until),
+        });
+        errno::c(attempt(Call::TryLock, live, || next::sem_wait(it).into())) as c_int
     }
 
     "rcx" "x3" fn sem_clockwait(it: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by semaphore_clockwait {
         let live = || {
-            let until = until(Some(clock), time);
-            errno::kernel(next(it, clock, &raw const until).into())
+            let (clock, until) = until(Some(clock), time);
+            semaphore(clock, Some(until), |until| match until {
+                None => next(it, clock, time),
+                Some((clock, until)) => next(it, clock, until),
+            })
         };
         errno::c(attempt(Call::TryLock, live, || next::sem_wait(it).into())) as c_int
     }
 
-    "rdx" "x2" fn pthread_cond_wait(condition: *mut c_void, mutex: *mut c_void) -> c_int; by condition_wait {
+    "rdx" "x2" fn pthread_cond_wait(it: *mut c_void, mutex: *mut c_void) -> c_int; by condition_wait {
+        wait(mutex, || condition(libc::CLOCK_MONOTONIC, None, |until| match until {
+            None => next(it, mutex),
+            Some((clock, until)) => next::pthread_cond_clockwait(it, mutex, clock, until),
+        }))
+    }
+
+    "rcx" "x3" fn pthread_cond_timedwait(it: *mut c_void, mutex: *mut c_void, time: *const timespec) -> c_int; by condition_timedwait {
         wait(mutex, || {
-            let slice = |until: &timespec| {
-                let result = next::pthread_cond_clockwait(condition, mutex, libc::CLOCK_MONOTONIC, until);
-                (result != libc::ETIMEDOUT).then_some(result)
-            };
-            // A wait may end for no reason: the handler may have told what was waited for.
-            match signals::in_slices(slice, |_| true) {
-                Sliced::Over(result) => result,
-                Sliced::Ended => 0,
-                Sliced::Not => next(condition, mutex),
-            }
+            let (clock, until) = until(None, time);
+            condition(clock, Some(until), |until| match until {
+                None => next(it, mutex, time),
+                Some((_, until)) => next(it, mutex, until),
+            })
         })
     }
 
-    "rcx" "x3" fn pthread_cond_timedwait(condition: *mut c_void, mutex: *mut c_void, time: *const timespec) -> c_int; by condition_timedwait {
+    "r8" "x4" fn pthread_cond_clockwait(it: *mut c_void, mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by condition_clockwait {
         wait(mutex, || {
-            let until = until(None, time);
-            next(condition, mutex, &raw const until)
-        })
-    }
-
-    "r8" "x4" fn pthread_cond_clockwait(condition: *mut c_void, mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by condition_clockwait {
-        wait(mutex, || {
-            let until = until(Some(clock), time);
-            next(condition, mutex, clock, &raw const until)
+            let (clock, until) = until(Some(clock), time);
+            condition(clock, Some(until), |until| match until {
+                None => next(it, mutex, clock, time),
+                Some((clock, until)) => next(it, mutex, clock, until),
+            })
         })
     }
 }
@@ -354,13 +390,15 @@ hooks! {
                 return error;
             }
         }
-        let slice = |until: &timespec| {
-            let error = next::pthread_clockjoin_np(thread, result, libc::CLOCK_MONOTONIC, until);
-            (error != libc::ETIMEDOUT).then_some(error)
-        };
-        let error = match signals::in_slices(slice, |_| false) {
-            Sliced::Over(error) => error,
-            Sliced::Ended | Sliced::Not => crate::thread::outside(|| next(thread, result)),
+        let error = loop {
+            let Some(until) = signals::slice(libc::CLOCK_MONOTONIC, None) else {
+                break crate::thread::outside(|| next(thread, result));
+            };
+            let clock = libc::CLOCK_MONOTONIC;
+            match crate::thread::outside(|| next::pthread_clockjoin_np(thread, result, clock, &raw const until)) {
+                libc::ETIMEDOUT => signals::let_in(),
+                error => break error,
+            };
         };
         append(Call::Join, 0, error.into(), &[]);
         error

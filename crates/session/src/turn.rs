@@ -21,6 +21,8 @@ use std::time::Duration;
 /// A thread of a hooked application: `channel << 32 | thread`.
 pub type Thread = u64;
 
+/// So many times `max_turn` longer may a turn last whose output would tear a session that could not be torn.
+const PUT_OFF: u32 = 9;
 /// How long a turn that keeps something back goes on before it is asked whether its threads sleep; then less and less often.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_millis(64);
@@ -154,6 +156,8 @@ struct Group {
     threads: Vec<Thread>,
     sessions: Vec<SessionId>,
     deadline: Option<Now>,
+    /// It was put off.
+    late: bool,
     /// When to ask whether its threads sleep, and how long it was until then.
     look: Option<Now>,
     nap: Duration,
@@ -487,7 +491,7 @@ impl TurnPolicy {
             self.add_thread(g, t, None);
         }
         self.join_put(t, key);
-        self.look_after(self.heard, t);
+        self.start_clock(self.heard, t);
         let cost = data::cost(key.len() + value.map_or(0, <[u8]>::len));
         let Some(g) = self.threads.get(&t).map(|turn| turn.group) else { return false };
         let group = &mut self.groups[g as usize];
@@ -510,7 +514,8 @@ impl TurnPolicy {
     /// What the thread's process has put under a key in a turn that is not over (None: it has deleted that). The thread's turn
     /// then depends on that one, and they commit as one.
     pub fn find_put(&mut self, t: Thread, key: &[u8]) -> Option<Option<&[u8]>> {
-        if self.puts.find(channel_of(t), key).is_some() && !self.threads.contains_key(&t) {
+        let has_room = self.threads.len() < MAX_OPEN_TURNS;
+        if has_room && self.puts.find(channel_of(t), key).is_some() && !self.threads.contains_key(&t) {
             let g = self.new_group();
             self.add_thread(g, t, None);
         }
@@ -537,6 +542,30 @@ impl TurnPolicy {
     #[must_use]
     pub fn uncommitted_checkpoint(&self, s: SessionId) -> Option<&[u8]> {
         self.sessions.get(&s)?.checkpoint.as_deref().map(Box::as_ref)
+    }
+
+    /// What a turn that is over has put under a key (None: it has deleted that), if its commit was not taken yet.
+    #[must_use]
+    pub fn queued_value(&self, key: &[u8]) -> Option<Option<&[u8]>> {
+        self.changes.iter().rev().find_map(|change| match change {
+            Change::Put { key: of, value } if **of == *key => Some(Some(&**value)),
+            Change::Delete { key: of } if **of == *key => Some(None),
+            _ => None,
+        })
+    }
+
+    /// What a turn that is over keeps of a session, if its commit was not taken yet.
+    #[must_use]
+    pub fn queued_checkpoint(&self, s: SessionId) -> Option<&[u8]> {
+        self.changes.iter().rev().find_map(|change| match change {
+            Change::Checkpoint { session, data } if *session == s => Some(&**data),
+            _ => None,
+        })
+    }
+
+    /// It is this time, though nothing was heard of any thread.
+    pub fn at(&mut self, now: Now) {
+        self.heard = self.heard.max(now);
     }
 
     /// What the application's data costs of which no commit was polled yet.
@@ -586,6 +615,9 @@ impl TurnPolicy {
             self.thread_gone(t);
             return true;
         }
+        if self.is_ahead_of_what_it_keeps(g) {
+            return false;
+        }
         self.let_go(g);
         if let Some(turn) = self.threads.get_mut(&t) {
             turn.looked = true;
@@ -610,6 +642,11 @@ impl TurnPolicy {
     /// It waits no more, and its write ends as it is.
     pub fn unblocked(&mut self, t: Thread) {
         self.look_after(self.heard, t);
+    }
+
+    fn is_ahead_of_what_it_keeps(&self, g: u32) -> bool {
+        let sessions = self.groups[g as usize].sessions.iter().filter_map(|s| self.sessions.get(s));
+        sessions.into_iter().any(|p| p.is_ahead_of_what_it_keeps())
     }
 
     /// Lets the output of a turn go that is not over: its responses are open.
@@ -775,7 +812,14 @@ impl TurnPolicy {
                 continue;
             }
             group.deadline = None;
-            if group.sessions.is_empty() {
+            if !std::mem::replace(&mut group.late, true) && self.is_ahead_of_what_it_keeps(g) {
+                // It may end yet, and then nothing is torn.
+                self.groups[g as usize].deadline = Some(now.saturating_add(self.max_turn * PUT_OFF));
+                continue;
+            }
+            let group = &mut self.groups[g as usize];
+            // Threads that put values of the same keys might overlap for ever, too.
+            if group.sessions.is_empty() && !(group.puts && group.threads.len() > 1) {
                 continue;
             }
             let (several, puts, one_thread) = (group.several, group.puts, group.threads.len() <= 1);
@@ -1052,6 +1096,7 @@ impl TurnPolicy {
         group.dependent = false;
         group.puts = false;
         group.data = 0;
+        group.late = false;
     }
 
     /// The group was just committed in mid-turn: nothing ties its threads together any more. Without
@@ -1104,6 +1149,9 @@ impl TurnPolicy {
             }
             if let Some(checkpoint) = p.checkpoint.take_if(|_| settled.whole) {
                 p.explicit = true;
+                if let Some(group) = self.groups.get_mut(p.group as usize) {
+                    group.data = group.data.saturating_sub(data::cost(checkpoint.len()));
+                }
                 changes += 1;
                 self.changes.push_back(Change::Checkpoint { session: *s, data: *checkpoint });
             }

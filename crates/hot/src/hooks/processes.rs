@@ -25,6 +25,7 @@ fn fork_any() -> pid_t {
     if result == 0 {
         engine::reset_in_child();
         signals::give_back();
+        signals::restore_mask();
         return 0;
     }
     super::names::note_own_child(result as pid_t);
@@ -63,7 +64,7 @@ unsafe fn spawn(pid: *mut pid_t, live: impl FnOnce(*mut pid_t) -> c_int) -> c_in
     let mut child: pid_t = 0;
     let follower = follows();
     let result = told(Call::Fork, 0, || {
-        let error = thread::outside(|| live(&raw mut child));
+        let error = signals::with_the_programs_mask(|| thread::outside(|| live(&raw mut child)));
         if error == 0 {
             super::names::note_own_child(child);
             i64::from(child)
@@ -142,7 +143,7 @@ hooks! {
                 return result as c_int;
             }
         }
-        let result = thread::outside(|| next(command));
+        let result = signals::with_the_programs_mask(|| thread::outside(|| next(command)));
         append(Call::Wait, SYSTEM, result.into(), &[]);
         result
     }

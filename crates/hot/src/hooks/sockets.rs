@@ -118,7 +118,10 @@ unsafe fn connect_to(fd: c_int, address: *const sockaddr, length: socklen_t, mut
         Some(session) => append(Call::Connect, fd, result, &[session]),
         None => append(Call::Connect, fd, result, &[]),
     };
-    descriptors::set_flag(fd, CONNECTING, connecting);
+    // Asked again while it is under way, or when it is made: nothing has changed.
+    if !matches!(-result as c_int, libc::EALREADY | libc::EISCONN) {
+        descriptors::set_flag(fd, CONNECTING, connecting);
+    }
     result
 }
 

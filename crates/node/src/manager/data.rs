@@ -11,6 +11,7 @@ impl Manager {
     pub(super) fn answer_data(&mut self, id: u32, number: u32, request: Request) {
         // It counts with what the process did before.
         self.drain_apps();
+        self.filter.at(self.now());
         let reply = if self.standby.is_hot() {
             let text = "a program with standby = \"hot\" keeps its memory: tcpr takes no data from it";
             Reply::Error { errno: libc::ENOTSUP, text: text.to_owned() }

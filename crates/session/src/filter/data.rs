@@ -3,6 +3,7 @@
 use super::{Filter, Mode};
 use crate::data;
 use crate::tuple::SessionId;
+use crate::Now;
 
 /// Why data is not taken, or not there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,7 +88,11 @@ impl Filter {
             let thread = self.turn_of(channel, thread);
             return self.processes.turns.find_put(thread, key).flatten();
         }
-        self.store.value(key)
+        match self.processes.turns.queued_value(key) {
+            // The commits of a member that hands over wait.
+            Some(queued) => queued,
+            None => self.store.value(key),
+        }
     }
 
     /// `tcpr_iterate`: the next key behind this one that [`Self::get`] finds.
@@ -106,8 +111,16 @@ impl Filter {
         }
     }
 
+    /// It is this time: the application's data may be all that is heard of it.
+    pub fn at(&mut self, now: Now) {
+        self.processes.turns.at(now);
+    }
+
     /// Whether data of this cost has room where it takes the place of what costs so much.
     fn has_room(&self, cost: u64, before: u64) -> Result<(), Refused> {
+        if cost <= before {
+            return Ok(());
+        }
         let all = self.store.data_cost() + self.processes.turns.uncommitted_data();
         match all + cost - before <= self.config.data_bytes {
             true => Ok(()),
@@ -116,6 +129,7 @@ impl Filter {
     }
 
     fn kept(&self, session: SessionId) -> Option<&[u8]> {
-        self.processes.turns.uncommitted_checkpoint(session).or_else(|| self.store.data(session))
+        let turns = &self.processes.turns;
+        turns.uncommitted_checkpoint(session).or_else(|| turns.queued_checkpoint(session)).or_else(|| self.store.data(session))
     }
 }

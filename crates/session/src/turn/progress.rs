@@ -317,6 +317,24 @@ impl Progress {
         }
     }
 
+    /// Whether what the turn answers comes again if nothing is committed, and the answer with it.
+    fn comes_again(&self) -> bool {
+        let input = match self.consumed {
+            Some(_) => self.in_read > self.done.in_done,
+            None => self.target() > self.done.in_done,
+        };
+        input || (self.done.in_done == 0 && self.done.out_base == 0)
+    }
+
+    /// It has written what nothing makes come again, and what the application keeps is of another place of the stream until the turn
+    /// ends: to let the output go before that is to tear the session.
+    pub fn is_ahead_of_what_it_keeps(&self) -> bool {
+        (self.explicit || self.checkpoint.is_some())
+            && !self.fin_asked
+            && self.written > self.done.out_done
+            && !self.comes_again()
+    }
+
     /// Commits: `alone` if the turn touched no other session, `timeout` if it is not over yet.
     pub fn settle(&mut self, alone: bool, timeout: bool) -> Settled {
         let before = self.done;
@@ -330,12 +348,12 @@ impl Progress {
         let unfinished = self.short || (timeout && alone && !self.fin_asked);
         // An open response counts on being written again, because its input is read again, or because
         // the application greets whoever connects.
-        let comes_again = match self.consumed {
-            Some(_) => self.in_read > before.in_done,
-            None => target > before.in_done,
-        } || (before.in_done == 0 && before.out_base == 0);
-        let open = (unfinished && alone && comes_again || self.catches_up()) && !before.torn && !self.lost;
+        let open = (unfinished && alone && self.comes_again() || self.catches_up()) && !before.torn && !self.lost;
 
+        if timeout && alone && !open && !self.fin_asked && (self.explicit || self.checkpoint.is_some()) {
+            // See `is_ahead_of_what_it_keeps`.
+            return self.settle_part();
+        }
         let done = &mut self.done;
         done.out_done = done.out_done.max(self.written);
         done.fin = self.fin_asked;

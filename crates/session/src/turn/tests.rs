@@ -1315,6 +1315,50 @@ fn a_checkpoint_waits_for_the_rest_of_its_answer() {
 }
 
 #[test]
+fn what_is_pushed_is_not_let_go_beside_what_is_kept_of_another_place() {
+    let mut p = with(PortPolicy::default(), &[1]);
+    p.read(MS, T, 1, 4);
+    assert!(p.checkpoint(T, 1, b"one"));
+    p.turn_end(MS, T);
+    let _ = commits(&mut p);
+    // No input makes it come again. The program looks for events, and takes long.
+    assert!(p.checkpoint(T, 1, b"two"));
+    p.write(100 * MS, T, 1, 5, false);
+    assert!(!p.look(T));
+    p.handle_timeout(160 * MS);
+    assert!(commits_with_data(&mut p).is_empty());
+    p.write(160 * MS, T, 1, 2, false);
+    p.turn_end(170 * MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 4, 7, 7)], vec![kept(1, b"two")])]);
+    // It takes very long, and the checkpoint comes at its end.
+    p.write(200 * MS, T, 1, 3, false);
+    p.handle_timeout(260 * MS);
+    assert!(commits_with_data(&mut p).is_empty());
+    p.handle_timeout(800 * MS);
+    assert_eq!(commits_with_data(&mut p), [(vec![torn(entry(1, 4, 10, 10))], vec![])]);
+    assert!(p.checkpoint(T, 1, b"three"));
+    p.turn_end(MS, T);
+    assert_eq!(commits_with_data(&mut p), [(vec![entry(1, 4, 10, 10)], vec![kept(1, b"three")])]);
+    // A write that waits for the peer has to let it go.
+    assert!(p.checkpoint(T, 1, b"four"));
+    p.write(900 * MS, T, 1, 3, false);
+    p.blocked(T);
+    assert_eq!(commits_with_data(&mut p), [(vec![torn(entry(1, 4, 13, 13))], vec![])]);
+}
+
+#[test]
+fn threads_that_put_the_same_key_for_ever_are_cut() {
+    let mut p = with(PortPolicy::default(), &[]);
+    p.at(100 * MS);
+    assert!(p.put(T, b"n", Some(b"1")) && p.put(U, b"n", Some(b"2")));
+    p.handle_timeout(120 * MS);
+    assert!(commits_with_data(&mut p).is_empty());
+    p.handle_timeout(160 * MS);
+    let n = Change::Put { key: b"n"[..].into(), value: b"2"[..].into() };
+    assert_eq!(commits_with_data(&mut p), [(vec![], vec![n])]);
+}
+
+#[test]
 fn checkpoints_of_several_sessions_commit_as_one() {
     let mut p = with(PortPolicy::default(), &[1, 2]);
     p.read(MS, T, 1, 4);
