@@ -1350,7 +1350,7 @@ fn what_is_pushed_is_not_let_go_beside_what_is_kept_of_another_place() {
 fn threads_that_put_the_same_key_for_ever_are_cut() {
     let mut p = with(PortPolicy::default(), &[]);
     p.at(100 * MS);
-    assert!(p.put(T, b"n", Some(b"1")) && p.put(U, b"n", Some(b"2")));
+    assert!(p.put(T, b"n", Some(b"1")) && p.put(T + 1, b"n", Some(b"2")));
     p.handle_timeout(120 * MS);
     assert!(commits_with_data(&mut p).is_empty());
     p.handle_timeout(160 * MS);
