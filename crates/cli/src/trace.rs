@@ -219,7 +219,8 @@ mod tests {
         };
         says(file("short", |bytes| bytes.truncate(100)), "too short");
         says(file("other", |bytes| bytes[MAGIC_AT] ^= 1), "does not begin as one");
-        says(file("version", |bytes| bytes[VERSION_AT] ^= 2), "it has version 3");
+        says(file("version", |bytes| bytes[VERSION_AT] = 99), "it has version 99");
+        says(file("given-up", |bytes| bytes[KEPT_AT] = 1), "its beginning is not there any more");
         says(file("cut", |bytes| bytes.truncate(TRACE_AT + 10)), "10 of its 25 bytes");
         let broken = file("broken", |bytes| bytes[TRACE_AT] = 0xff);
         assert!(printed(&broken, 0, None, false).expect("what is there").ends_with("a record of unknown form"));
