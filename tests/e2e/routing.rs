@@ -11,10 +11,11 @@ use tcpr_lab::{wait_for, Host, Process};
 use crate::hot::{follows, hot};
 use crate::world::{World, PATIENCE};
 
+/// The members' kernels are not alike but for these routes: one of them has the virtual address.
 const BIRD: &str = "log stderr all;
 router id 192.0.2.200;
 protocol device { scan time 10; }
-protocol kernel { learn; scan time 1; ipv4 { import all; export none; }; }
+protocol kernel { learn; scan time 1; ipv4 { import where net ~ [ 198.51.100.0/24+ ]; export none; }; }
 template bgp speaker {
     local 192.0.2.200 port 5555 as 65000; multihop; hold time 9; connect delay time 1;
     ipv4 { import all; export all; next hop self; };
