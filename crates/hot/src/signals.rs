@@ -103,6 +103,12 @@ pub fn set_of(mask: u64) -> sigset_t {
 }
 
 extern "C" fn note(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
+    let process = raw!(SYS_getpid);
+    if raw!(SYS_gettid) != process {
+        // It met a thread that was making a process: it is for the first one, which has the process's number.
+        raw!(SYS_rt_tgsigqueueinfo, process, process, signal, info);
+        return;
+    }
     // SAFETY: see Table.
     unsafe { (&mut *TABLE.info.get())[signal.clamp(0, 64) as usize].as_mut_ptr().write(*info) };
     PENDING.fetch_or(bit(signal), Ordering::AcqRel);
@@ -327,12 +333,9 @@ pub fn restore_mask() {
 
 /// Makes a call that makes a process, with the mask of the program's: the process has the same.
 pub fn with_the_programs_mask<T>(f: impl FnOnce() -> T) -> T {
-    if thread::id() != 0 || HANDLED.load(Ordering::Relaxed) == 0 {
-        return f();
-    }
-    restore_mask();
+    let before = raw_mask(libc::SIG_SETMASK, Some(MASK.load(Ordering::Relaxed)));
     let result = f();
-    apply();
+    raw_mask(libc::SIG_SETMASK, Some(before));
     result
 }
 

@@ -32,18 +32,17 @@ pub fn is_left_out() -> bool {
 
 /// Runs code of the program, in the middle of a call.
 pub fn in_program<T>(f: impl FnOnce() -> T) -> T {
-    ME.with(|me| {
-        let before = me.inside.replace(false);
-        let result = f();
-        me.inside.set(before);
-        result
-    })
+    with_inside(false, f)
 }
 
 /// Makes a call of the next library. Hooks that it reaches are not the program's.
 pub fn outside<T>(f: impl FnOnce() -> T) -> T {
+    with_inside(true, f)
+}
+
+fn with_inside<T>(inside: bool, f: impl FnOnce() -> T) -> T {
     ME.with(|me| {
-        let before = me.inside.replace(true);
+        let before = me.inside.replace(inside);
         let result = f();
         me.inside.set(before);
         result

@@ -218,30 +218,29 @@ unsafe fn wait(mutex: *mut c_void, live: impl FnOnce() -> c_int) -> c_int {
         return result as c_int;
     }
     let result = thread::outside(live);
-    signals::let_in();
+    signals::deliver_in(std::ptr::null());
     append(Call::CondWait, 0, result.into(), &[]);
     result
 }
 
-/// A wait for a condition until this time, or for ever, by a clock of the kernel's. The first thread's ends early, for no reason, as
-/// such waits may: it is not known whether it was woken while it did not wait.
-fn condition(clock: c_int, until: Option<timespec>, wait: impl FnOnce(Option<(c_int, &timespec)>) -> c_int) -> c_int {
-    match signals::slice(clock, until) {
-        None => wait(until.as_ref().map(|until| (clock, until))),
-        Some(slice) => match wait(Some((clock, &slice))) {
-            libc::ETIMEDOUT => 0,
-            result => result,
-        },
+/// A wait for a condition that ends by a clock of the kernel's at this time, or never. The first thread's ends early, for no reason,
+/// as such waits may: it is not known whether it was woken while it did not wait. `wait` gets the time of that.
+fn condition(clock: c_int, until: Option<timespec>, wait: impl FnOnce(Option<&timespec>) -> c_int) -> c_int {
+    let slice = signals::slice(clock, until);
+    let result = wait(slice.or(until).as_ref());
+    if slice.is_some() && result == libc::ETIMEDOUT {
+        signals::let_in();
+        return 0;
     }
+    result
 }
 
 /// A wait for a semaphore, likewise. It counts, so one may wait again.
-fn semaphore(clock: c_int, until: Option<timespec>, wait: impl Fn(Option<(c_int, &timespec)>) -> c_int) -> i64 {
+fn semaphore(clock: c_int, until: Option<timespec>, wait: impl Fn(Option<&timespec>) -> c_int) -> i64 {
     const LATE: i64 = -(libc::ETIMEDOUT as i64);
     loop {
         let slice = signals::slice(clock, until);
-        let until = slice.or(until);
-        let result = errno::kernel(wait(until.as_ref().map(|until| (clock, until))).into());
+        let result = errno::kernel(wait(slice.or(until).as_ref()).into());
         if result != LATE {
             return result;
         }
@@ -254,17 +253,27 @@ fn semaphore(clock: c_int, until: Option<timespec>, wait: impl Fn(Option<(c_int,
     }
 }
 
-/// A time by the program's clock as the kernel has it. Which clock a lock goes by is not known here; times of the calendar
-/// lie far above those that count from a machine's start.
-fn until(clock: Option<c_int>, time: *const timespec) -> (c_int, timespec) {
+/// The clock that a lock goes by of which that is not known here: times of the calendar lie far above those that count from a
+/// machine's start.
+fn clock_of(time: *const timespec) -> c_int {
     // SAFETY: the program's time, which the C library is about to read.
-    let time = unsafe { time.as_ref() }.copied().unwrap_or(timespec { tv_sec: 0, tv_nsec: 0 });
-    let monotonic = clock.map_or(time.tv_sec < 1_000_000_000, |clock| clock == libc::CLOCK_MONOTONIC);
-    if monotonic {
-        (libc::CLOCK_MONOTONIC, to_kernel(libc::CLOCK_MONOTONIC, time))
-    } else {
-        (libc::CLOCK_REALTIME, time)
+    match unsafe { time.as_ref() } {
+        Some(time) if time.tv_sec < 1_000_000_000 => libc::CLOCK_MONOTONIC,
+        _ => libc::CLOCK_REALTIME,
     }
+}
+
+/// A time by the program's clock as the kernel has it.
+fn until(clock: Option<c_int>, time: *const timespec) -> Option<timespec> {
+    // SAFETY: as above.
+    let time = unsafe { time.as_ref() }.copied()?;
+    let clock = clock.unwrap_or_else(|| clock_of(&raw const time));
+    Some(if clock == libc::CLOCK_MONOTONIC { to_kernel(clock, time) } else { time })
+}
+
+/// As the C library takes it.
+fn pointer(time: Option<&timespec>) -> *const timespec {
+    time.map_or(std::ptr::null(), std::ptr::from_ref)
 }
 
 with_caller! {
@@ -286,8 +295,8 @@ with_caller! {
 
     "rcx" "x3" fn pthread_mutex_clocklock(mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by mutex_clocklock {
         attempt(Call::TryLock, || {
-            let (_, until) = until(Some(clock), time);
-            next(mutex, clock, &raw const until).into()
+            let until = until(Some(clock), time);
+            next(mutex, clock, pointer(until.as_ref())).into()
         }, || next::pthread_mutex_lock(mutex).into()) as c_int
     }
 
@@ -316,10 +325,8 @@ with_caller! {
     }
 
     "rsi" "x1" fn sem_wait(it: *mut c_void) -> c_int; by semaphore_wait {
-        let live = || semaphore(libc::CLOCK_MONOTONIC, None, |until| match until {
-            None => next(it),
-            Some((clock, until)) => next::sem_clockwait(it, clock, until),
-        });
+        const CLOCK: c_int = libc::CLOCK_MONOTONIC;
+        let live = || semaphore(CLOCK, None, |until| until.map_or_else(|| next(it), |until| next::sem_clockwait(it, CLOCK, until)));
         let traced = is_threaded() || signals::waits_in_slices();
         errno::c(attempt_if(traced, Call::Lock, live, || errno::kernel(next(it).into()))) as c_int
     }
@@ -329,49 +336,28 @@ with_caller! {
     }
 
     "rdx" "x2" fn sem_timedwait(it: *mut c_void, time: *const timespec) -> c_int; by semaphore_timedwait {
-        let live = || semaphore(libc::CLOCK_REALTIME, time.as_ref().copied(), |until| match until {
-            None => next(it, time),
-            Some((_, until)) => next(it, until),
-        });
+        let live = || semaphore(libc::CLOCK_REALTIME, time.as_ref().copied(), |until| next(it, pointer(until)));
         errno::c(attempt(Call::TryLock, live, || next::sem_wait(it).into())) as c_int
     }
 
     "rcx" "x3" fn sem_clockwait(it: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by semaphore_clockwait {
-        let live = || {
-            let (clock, until) = until(Some(clock), time);
-            semaphore(clock, Some(until), |until| match until {
-                None => next(it, clock, time),
-                Some((clock, until)) => next(it, clock, until),
-            })
-        };
+        let live = || semaphore(clock, until(Some(clock), time), |until| next(it, clock, pointer(until)));
         errno::c(attempt(Call::TryLock, live, || next::sem_wait(it).into())) as c_int
     }
 
     "rdx" "x2" fn pthread_cond_wait(it: *mut c_void, mutex: *mut c_void) -> c_int; by condition_wait {
-        wait(mutex, || condition(libc::CLOCK_MONOTONIC, None, |until| match until {
-            None => next(it, mutex),
-            Some((clock, until)) => next::pthread_cond_clockwait(it, mutex, clock, until),
+        const CLOCK: c_int = libc::CLOCK_MONOTONIC;
+        wait(mutex, || condition(CLOCK, None, |until| {
+            until.map_or_else(|| next(it, mutex), |until| next::pthread_cond_clockwait(it, mutex, CLOCK, until))
         }))
     }
 
     "rcx" "x3" fn pthread_cond_timedwait(it: *mut c_void, mutex: *mut c_void, time: *const timespec) -> c_int; by condition_timedwait {
-        wait(mutex, || {
-            let (clock, until) = until(None, time);
-            condition(clock, Some(until), |until| match until {
-                None => next(it, mutex, time),
-                Some((_, until)) => next(it, mutex, until),
-            })
-        })
+        wait(mutex, || condition(clock_of(time), until(None, time), |until| next(it, mutex, pointer(until))))
     }
 
     "r8" "x4" fn pthread_cond_clockwait(it: *mut c_void, mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by condition_clockwait {
-        wait(mutex, || {
-            let (clock, until) = until(Some(clock), time);
-            condition(clock, Some(until), |until| match until {
-                None => next(it, mutex, clock, time),
-                Some((clock, until)) => next(it, mutex, clock, until),
-            })
-        })
+        wait(mutex, || condition(clock, until(Some(clock), time), |until| next(it, mutex, clock, pointer(until))))
     }
 }
 
