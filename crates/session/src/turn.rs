@@ -711,7 +711,10 @@ impl TurnPolicy {
 
     /// Processes died: what their threads did since their last commit never happened.
     pub fn processes_gone(&mut self, gone: impl Fn(&u32) -> bool) {
-        self.data -= self.puts.forget_processes(&gone);
+        // What was put in a turn that is over, and that waits for another process's, counts with that one.
+        let groups = &self.groups;
+        let waits = |group: &Group| group.shared && !group.threads.iter().any(|t| gone(&channel_of(*t)));
+        self.data -= self.puts.forget(|of, group| gone(of) && !waits(&groups[group as usize]));
         let mut dead: Vec<Thread> = self.threads.keys().copied().collect();
         dead.retain(|t| gone(&channel_of(*t)));
         dead.sort_unstable();

@@ -118,10 +118,12 @@ impl Filter {
 
     /// Whether data of this cost has room where it takes the place of what costs so much.
     fn has_room(&self, cost: u64, before: u64) -> Result<(), Refused> {
-        if cost <= before {
+        let uncommitted = self.processes.turns.uncommitted_data();
+        // What takes no more room than before is taken, though the room was made smaller. What is not committed has a bound, too.
+        if cost <= before && uncommitted + cost <= self.config.data_bytes.max(data::MAX_TURN) {
             return Ok(());
         }
-        let all = self.store.data_cost() + self.processes.turns.uncommitted_data();
+        let all = self.store.data_cost() + uncommitted;
         match all + cost - before <= self.config.data_bytes {
             true => Ok(()),
             false => Err(Refused::Full),

@@ -65,12 +65,13 @@ impl Puts {
         })
     }
 
-    /// What processes have put and not committed was never put. Returns what it cost.
-    pub fn forget_processes(&mut self, gone: impl Fn(&u32) -> bool) -> u64 {
+    /// What a process has put in the turn of a group was never put, of those for which `never` says so. Returns what it cost.
+    pub fn forget(&mut self, never: impl Fn(&u32, u32) -> bool) -> u64 {
         let mut freed = 0;
         self.by_key.retain(|(of, key), put| {
-            freed += if gone(of) { cost(key, put) } else { 0 };
-            !gone(of)
+            let never = never(of, put.group);
+            freed += if never { cost(key, put) } else { 0 };
+            !never
         });
         freed
     }

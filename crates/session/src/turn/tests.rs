@@ -1347,6 +1347,24 @@ fn what_is_pushed_is_not_let_go_beside_what_is_kept_of_another_place() {
 }
 
 #[test]
+fn what_was_put_in_a_turn_that_is_over_counts_though_its_process_dies_before_the_turn_that_it_waits_for() {
+    for over in [true, false] {
+        let mut p = with(PortPolicy::default(), &[1]);
+        p.write(MS, T, 1, 4, false);
+        p.write(MS, U, 1, 4, false);
+        assert!(p.put(T, b"n", Some(b"1")));
+        if over {
+            p.turn_end(MS, T);
+        }
+        p.process_gone(0);
+        p.turn_end(MS, U);
+        let put: Vec<_> = commits_with_data(&mut p).into_iter().flat_map(|(_, changes)| changes).collect();
+        let n = Change::Put { key: b"n"[..].into(), value: b"1"[..].into() };
+        assert_eq!((put, p.uncommitted_data()), (if over { vec![n] } else { vec![] }, 0));
+    }
+}
+
+#[test]
 fn threads_that_put_the_same_key_for_ever_are_cut() {
     let mut p = with(PortPolicy::default(), &[]);
     p.at(100 * MS);
