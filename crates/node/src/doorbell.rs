@@ -40,8 +40,8 @@ const TRIES: usize = 50;
 const NAP: Duration = Duration::from_millis(1);
 
 /// The lock of a listener for one of the processes that share it: who takes doorbells off without blocking changes it for that
-/// moment. It is a record lock of the kernel's, which ends with its process, and if that closes any copy of the descriptor. It
-/// keeps no other thread of the process out.
+/// moment. It is a record lock of the kernel's, which ends with its process (an exec does not end it), and if that closes any copy
+/// of the descriptor. It keeps no other thread of the process out.
 pub struct Alone(RawFd);
 
 impl Alone {
@@ -52,7 +52,8 @@ impl Alone {
             if lock(listener, libc::F_WRLCK) == 0 {
                 return Some(Alone(listener));
             }
-            let held = matches!(io::Error::last_os_error().raw_os_error(), Some(libc::EAGAIN | libc::EACCES));
+            // Linux says nothing else of a lock that is held. EACCES is a security module's.
+            let held = io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
             if !held {
                 return Some(Alone(listener));
             }

@@ -1251,7 +1251,9 @@ fn of_processes_that_share_a_listener_one_has_it_alone() {
         // SAFETY: the child makes system calls alone, and ends.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            let had = doorbell::Alone::with(fd).is_some();
+            let alone = doorbell::Alone::with(fd);
+            let had = alone.is_some();
+            std::mem::forget(alone);
             // SAFETY: takes no pointers; nothing of the parent's is run at its end.
             unsafe { libc::_exit(libc::c_int::from(had)) };
         }

@@ -239,7 +239,10 @@ fn drain(
         let drained = app.channel.drain(|event| {
             elsewhere |= may_follow && uses(&event);
             if ships && matches!(event, HookEvent::Attach { origin: Origin::Inherited, .. }) {
-                // The filter may commit before that what was told before it: the trace of that goes first.
+                // The filter may commit before that what was told before it: the trace of that goes first, if there is one.
+                if elsewhere {
+                    standby.held_elsewhere();
+                }
                 standby.ship(now, filter);
             }
             let ends = matches!(event, HookEvent::Close { .. } | HookEvent::Shutdown { .. } | HookEvent::Exit);
@@ -587,8 +590,7 @@ impl Manager {
     }
 
     /// The program that we started crashed: so did what it told through its channels.
-    pub(super) fn apps_of_dead_program(&mut self, now: Now) {
-        let _ = now;
+    pub(super) fn apps_of_dead_program(&mut self) {
         let dead: Vec<u32> =
             self.apps.joined.iter().filter(|(_, a)| !process_lives(a.channel.pid())).map(|(id, _)| *id).collect();
         self.drop_apps(dead);

@@ -54,8 +54,8 @@ impl Manager {
         // goes on, here and there.
         let ended = status.code() == Some(0);
         let followed = ended && self.standby.is_hot() && !self.stop.is_under_way() && {
-            let replaced = self.program.as_ref().is_some_and(Program::is_replaced);
-            self.standby.note_follower_ended() || replaced
+            // Whoever has replaced it has told the standby what that means.
+            self.program.as_ref().is_some_and(Program::is_replaced) || self.standby.note_follower_ended()
         };
         let in_order = ended && !followed;
         // Its descriptors are closed by now; what it left unsaid, it meant only if it ended in order.
@@ -72,7 +72,7 @@ impl Manager {
         self.note_program_trouble(format!("the program ended: {status}"));
         self.kill_the_rest();
         self.drain_apps();
-        self.apps_of_dead_program(now);
+        self.apps_of_dead_program();
         self.filter.process_gone(now, PROGRAM);
         if self.stop.is_under_way() {
             self.leave(program::exit_code(status));

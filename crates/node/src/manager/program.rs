@@ -285,7 +285,8 @@ impl Program {
         }
     }
 
-    /// Kills it with all its processes and waits for their end: with many connections that may take a while.
+    /// Kills it with all its processes and waits for their end, which may take a while with many connections, but for no longer than
+    /// [`KILLED`] for it, and as long for the rest.
     pub fn kill(&mut self, mut meanwhile: impl FnMut()) {
         self.replaced = false;
         self.signal(Signal::KILL);
@@ -456,10 +457,14 @@ mod tests {
             }
             let status = format!("/proc/{target}/status");
             let held = format!("TracerPid:\t{child}\n");
-            while !std::fs::read_to_string(&status).unwrap().contains(&held) {
+            let debugger = Debugger(Pid::from_raw(child).unwrap());
+            let is_held = || std::fs::read_to_string(&status).unwrap().contains(&held);
+            let until = Instant::now() + Duration::from_secs(30);
+            while !is_held() {
+                assert!(Instant::now() < until, "this test needs ptrace: see /proc/sys/kernel/yama/ptrace_scope");
                 std::thread::sleep(NAP);
             }
-            Debugger(Pid::from_raw(child).unwrap())
+            debugger
         }
     }
 

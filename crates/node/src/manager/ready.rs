@@ -1,5 +1,5 @@
 //! Restored sessions that wait for a process, in the order in which they are handed out. Each may end at any time, and tens of
-//! thousands may wait: none is looked for by going through the others.
+//! thousands may wait: one that ends is not looked for by going through the others.
 
 use std::collections::{btree_map, BTreeMap};
 use std::os::fd::OwnedFd;

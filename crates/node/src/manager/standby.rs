@@ -69,6 +69,21 @@ impl Broken {
         Broken { state: state::FULL, why: why.into() }
     }
 
+    /// What the log says of it: the state, and the words. Partners of old said the words alone.
+    fn encode(&self) -> Vec<u8> {
+        [&[self.state as u8], self.why.as_bytes()].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Broken {
+        const FULL: u8 = state::FULL as u8;
+        let words = |bytes| String::from_utf8_lossy(bytes);
+        match bytes {
+            [FULL, why @ ..] => Broken::full(words(why)),
+            [0..32, why @ ..] => Broken::diverged(words(why)),
+            why => Broken::diverged(words(why)),
+        }
+    }
+
     /// In the words of the program's library.
     fn by(memory: &TraceMemory) -> Broken {
         match memory.state() {
@@ -329,7 +344,7 @@ impl Standby {
     fn say_end(&mut self, now: Now, filter: &mut Filter) -> bool {
         let Some(broken) = self.broken.as_ref() else { return false };
         if !std::mem::replace(&mut self.said_end, true) {
-            filter.write_trace(now, self.life, self.shipped, broken.why.as_bytes(), TracePart::End);
+            filter.write_trace(now, self.life, self.shipped, &broken.encode(), TracePart::End);
         }
         true
     }
@@ -400,7 +415,7 @@ impl Standby {
             (self.life, self.broken, self.exact) = (life, None, false);
         }
         if part == TracePart::End {
-            self.broken.get_or_insert_with(|| Broken::diverged(String::from_utf8_lossy(bytes)));
+            self.broken.get_or_insert_with(|| Broken::decode(bytes));
             return again;
         }
         let Some(memory) = &self.memory else { return again };

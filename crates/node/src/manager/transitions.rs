@@ -222,7 +222,7 @@ impl Manager {
             }
         }
         self.cleanup.begin();
-        self.apps_of_dead_program(now);
+        self.apps_of_dead_program();
     }
 
     pub(super) fn serves(&self) -> bool {
