@@ -14,7 +14,7 @@ use tcpr_session::tuple::FourTuple;
 use super::address::{local_name, tuple, Name};
 use super::adopt::unseen_listener;
 use super::attach::take_back;
-use super::lent_timeout::{accept_now, has_receive_timeout};
+use super::lent_timeout::{self, accept_now, has_receive_timeout};
 use super::{kept_options, stash};
 use crate::guard::inside;
 use crate::memory::Checked;
@@ -110,7 +110,12 @@ unsafe fn take(fd: c_int, to: *mut sockaddr, length: *mut socklen_t, flags: c_in
             return -1;
         }
         match inside(Accepted::Connection, || classify(client, new, peer.address())) {
-            Accepted::Connection => break new,
+            Accepted::Connection => {
+                if blocking {
+                    inside((), || lent_timeout::mend(new));
+                }
+                break new;
+            }
             Accepted::Doorbell => {
                 inside((), || {
                     sys::close(new);

@@ -19,7 +19,7 @@ use crate::{connections, diag, heap, manager, real, turn};
 struct Held {
     _joining: manager::JoiningGuard,
     stash: stash::StashGuard,
-    _lending: lent_timeout::LendingGuard,
+    _lending: Locked<'static, libc::timeval>,
     _streams: streams::StreamsGuard,
     connections: connections::ConnectionsGuard,
     _log: Locked<'static, Option<Own>>,

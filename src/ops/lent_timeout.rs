@@ -15,12 +15,10 @@ static LENDING: Mutex<libc::timeval> = Mutex::new(libc::timeval { tv_sec: 0, tv_
 /// For the moment in which nobody waits for long on a listener: see `accept_now`.
 const LENT: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 1000 };
 
-/// Keeps the threads of this process from lending.
-pub struct LendingGuard(#[allow(dead_code)] Locked<'static, libc::timeval>);
-
-/// Held over a fork, and where a copy of a listener's descriptor is closed: that would end a loan's lock.
-pub fn hold() -> LendingGuard {
-    LendingGuard(lock(&LENDING))
+/// Keeps the threads of this process from lending: over a fork, and where a copy of a listener's descriptor is closed, which would
+/// end a loan's lock.
+pub fn hold() -> Locked<'static, libc::timeval> {
+    lock(&LENDING)
 }
 
 /// The receive timeout that the program has set on a listener, and not one that a thread of this or another process has lent
@@ -62,12 +60,30 @@ pub fn accept_now(listener: c_int, flags: c_int) -> Option<(c_int, Option<Socket
     // Who lends one does so alone: another one who takes its own back would have us block for ever.
     let mut known = lock(&LENDING);
     let alone = doorbell::Alone::with(listener)?;
+    // Those before us may have left nothing.
+    if !sys::is_ready(listener, libc::POLLIN) {
+        return None;
+    }
     let before = receive_timeout(listener, &mut known);
     sys::set_option(listener, libc::SOL_SOCKET, libc::SO_RCVTIMEO, LENT);
     let new = accept(listener, flags);
     sys::set_option(listener, libc::SOL_SOCKET, libc::SO_RCVTIMEO, before);
     drop(alone);
+    new.iter().for_each(|(new, _)| give_back(*new, before));
     new
+}
+
+/// A connection that was made while its listener was lent a timeout has that, too.
+pub fn mend(new: c_int) {
+    if is_lent_to(new) {
+        give_back(new, *lock(&LENDING));
+    }
+}
+
+fn give_back(new: c_int, timeout: libc::timeval) {
+    if is_lent_to(new) {
+        sys::set_option(new, libc::SOL_SOCKET, libc::SO_RCVTIMEO, timeout);
+    }
 }
 
 fn accept(listener: c_int, flags: c_int) -> Option<(c_int, Option<SocketAddr>)> {

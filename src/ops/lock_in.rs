@@ -44,6 +44,7 @@ const CALLS: &[(c_long, [u64; 6])] = &[
     (libc::SYS_fcntl, [3, libc::F_GETFD as u64, 0, 0, 0, 0]),
     (libc::SYS_fcntl, [3, libc::F_SETFD as u64, 0, 0, 0, 0]),
     (libc::SYS_fcntl, [3, libc::F_DUPFD_CLOEXEC as u64, 0, 0, 0, 0]),
+    (libc::SYS_fcntl, [3, libc::F_SETLK as u64, 0, 0, 0, 0]),
     (libc::SYS_getsockopt, [3, libc::SOL_SOCKET as u64, libc::SO_RCVTIMEO as u64, 0, 0, 0]),
     (libc::SYS_setsockopt, [3, libc::SOL_SOCKET as u64, libc::SO_RCVTIMEO as u64, 0, 0, 0]),
     (libc::SYS_getsockname, [3, 0, 0, 0, 0, 0]),
