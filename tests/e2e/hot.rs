@@ -11,7 +11,7 @@ use tcpr_lab::member::Service;
 use tcpr_lab::{wait_for, wait_until};
 
 use crate::requests::connect;
-use crate::world::{built, Fault, Stop, World, PATIENCE, PORT};
+use crate::world::{built, Dir, Fault, Stop, World, PATIENCE, PORT};
 
 /// How long a client waits for an answer. A restarted kernel timer alone takes seconds on a machine that stands still.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -303,9 +303,8 @@ fn redis_goes_on_with_its_counters_transactions_and_subscribers() {
 /// A server that forks to save what it has: the child has its connections, too, and does nothing with them.
 #[test]
 fn a_child_that_only_saves_ends_nothing() {
-    let place = std::env::temp_dir().join(format!("tcpr-redis-{}", std::process::id()));
-    std::fs::create_dir_all(&place).expect("a directory");
-    let path = place.display().to_string();
+    let place = Dir::new("redis");
+    let path = place.0.display().to_string();
     let program =
         ["redis-server", "--port", "5555", "--bind", "*", "-::*", "--protected-mode", "no", "--save", "", "--dir", &path];
     let mut w = World::new("saves", hot("saves"), &program);
@@ -317,7 +316,7 @@ fn a_child_that_only_saves_ends_nothing() {
     };
     assert_eq!(ask("incr counter"), ":1");
     assert_eq!(ask("bgsave"), "+Background saving started");
-    let saved = place.join("dump.rdb");
+    let saved = place.0.join("dump.rdb");
     wait_until(PATIENCE, "the child has saved", || saved.exists());
     assert_eq!(ask("incr counter"), ":2");
     std::thread::sleep(Duration::from_millis(500));
@@ -327,19 +326,16 @@ fn a_child_that_only_saves_ends_nothing() {
     w.fail_over(Fault::KillServer);
     assert_eq!(ask("incr counter"), ":3");
     follows(&w);
-    let _ = std::fs::remove_dir_all(place);
     w.no_reset();
 }
 
 /// Everybody is still in the channel, with their names and rights.
 #[test]
 fn ngircd_goes_on_with_its_channels() {
-    let config = std::env::temp_dir().join(format!("tcpr-ngircd-{}", std::process::id()));
+    let place = Dir::new("ngircd");
     let text = "[Global]\nName = irc.example.net\nPorts = 5555\nMotdPhrase = hello\nServerUID = nobody\nServerGID = nogroup\n\
         [Limits]\nMaxConnectionsIP = 0\nMaxPenaltyTime = 0\nPingTimeout = 3600\n[Options]\nDNS = no\nIdent = no\nPAM = no\n";
-    std::fs::write(&config, text).expect("a configuration");
-    let path = config.display().to_string();
-    let mut w = World::new("ngircd", hot("irc"), &["ngircd", "-n", "-f", &path]);
+    let mut w = World::new("ngircd", hot("irc"), &["ngircd", "-n", "-f", &place.file("config", text)]);
     follows(&w);
     let until = |t: &mut Talker, what: &str| loop {
         let line = t.line();
@@ -374,7 +370,6 @@ fn ngircd_goes_on_with_its_channels() {
         }
         until(&mut people[0], " 366 ");
     }
-    let _ = std::fs::remove_file(config);
     w.no_reset();
 }
 
@@ -480,10 +475,11 @@ fn serve_numbered_lines(w: &World) {
 /// A proxy keeps each client with the connection that it has made for it, to a server that is no member.
 #[test]
 fn haproxy_goes_on_with_its_pairs_of_connections() {
+    let place = Dir::new("hot-haproxy");
     let text = "global\n nbthread 1\ndefaults\n mode tcp\n timeout connect 60s\n timeout client 600s\n timeout server 600s\n\
         listen proxy\n bind *:5555\n server one 192.0.2.9:7000\n";
     let service = hot("proxy").extra("[[service.outgoing]]\naddress = \"192.0.2.9:7000\"\n");
-    let mut w = World::new("hotproxy", service, &["haproxy", "-db", "-f", &written("haproxy", text)]);
+    let mut w = World::new("hotproxy", service, &["haproxy", "-db", "-f", &place.file("haproxy", text)]);
     serve_numbered_lines(&w);
     follows(&w);
     let mut talkers: Vec<(Talker, String)> = (0..6).map(|_| (Talker::new(&w), String::new())).collect();
@@ -512,15 +508,9 @@ fn haproxy_goes_on_with_its_pairs_of_connections() {
     w.no_reset();
 }
 
-fn written(name: &str, text: &str) -> String {
-    let path = std::env::temp_dir().join(format!("tcpr-hot-{name}-{}", std::process::id()));
-    std::fs::write(&path, text).expect("written");
-    path.display().to_string()
-}
-
 /// A key and a certificate for it, in one file.
-fn certificate() -> String {
-    let path = written("certificate", "");
+fn certificate(place: &Dir) -> String {
+    let path = place.file("certificate", "");
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
         .args(["-subj", "/CN=example.net", "-keyout", &path, "-out"])
@@ -588,16 +578,17 @@ impl Drop for TlsTalker {
     }
 }
 
-/// The keys of TLS 1.2 and 1.3 are kept, and a download goes on.
+/// The keys of TLS 1.2 and 1.3 are kept, and nginx knows which connection it is, and its how manieth request this is.
 #[test]
 fn nginx_goes_on_with_its_tls_sessions() {
-    let certificate = certificate();
+    let place = Dir::new("hot-nginx");
+    let certificate = certificate(&place);
     let text = format!(
         "daemon off;\nmaster_process off;\nerror_log stderr;\npid /dev/null;\nevents {{}}\nhttp {{\n access_log off;\n \
          keepalive_requests 1000000;\n keepalive_timeout 600;\n server {{\n listen 5555 ssl;\n ssl_certificate {certificate};\n \
          ssl_certificate_key {certificate};\n ssl_protocols TLSv1.2 TLSv1.3;\n location / {{ return 200 \"$connection $connection_requests $uri\\n\"; }}\n }}\n}}\n"
     );
-    let mut w = World::new("hotnginx", hot("tls"), &["nginx", "-c", &written("nginx", &text)]);
+    let mut w = World::new("hotnginx", hot("tls"), &["nginx", "-c", &place.file("nginx", &text)]);
     follows(&w);
     let answer =
         "lambda f: f.read([int(l.split()[1]) for l in iter(f.readline, b'\\r\\n') if l.startswith(b'Content-Length')][0])";
@@ -624,12 +615,13 @@ fn nginx_goes_on_with_its_tls_sessions() {
 /// stunnel has a thread for each connection, and a connection of its own to the server behind it.
 #[test]
 fn stunnel_goes_on_with_its_tls_sessions() {
+    let place = Dir::new("hot-stunnel");
     let text = format!(
         "foreground = yes\npid =\n[lines]\naccept = 5555\nconnect = 192.0.2.9:7000\ncert = {}\nTIMEOUTclose = 0\n",
-        certificate()
+        certificate(&place)
     );
     let service = hot("stunnel").extra("[[service.outgoing]]\naddress = \"192.0.2.9:7000\"\n");
-    let mut w = World::new("stunnel", service, &["stunnel4", &written("stunnel", &text)]);
+    let mut w = World::new("stunnel", service, &["stunnel4", &place.file("stunnel", &text)]);
     serve_numbered_lines(&w);
     follows(&w);
     let mut talkers: Vec<TlsTalker> =
@@ -729,7 +721,8 @@ impl Mqtt {
 /// Subscriptions, retained messages, and messages of quality 1 and 2 that are under way.
 #[test]
 fn mosquitto_goes_on_with_its_sessions() {
-    let config = written("mosquitto", "listener 5555\nallow_anonymous true\npersistence false\n");
+    let place = Dir::new("hot-mosquitto");
+    let config = place.file("mosquitto", "listener 5555\nallow_anonymous true\npersistence false\n");
     let mut w = World::new("mosquitto", hot("mqtt"), &["mosquitto", "-c", &config]);
     follows(&w);
     let (mut publisher, mut subscriber) = (Mqtt::new(&w, "publisher"), Mqtt::new(&w, "subscriber"));

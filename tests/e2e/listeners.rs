@@ -10,10 +10,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tcpr_lab::member::Service;
-use tcpr_lab::{seed_from_env, wait_for, wait_until};
+use tcpr_lab::{wait_for, wait_until};
 
 use crate::requests::connect;
-use crate::world::{built, engine, Fault, World, PATIENCE, PORT};
+use crate::world::{built, engine, Dir, Fault, World, PATIENCE, PORT};
 
 /// Recovered connections are accepted in this time; the barrier falls after three seconds.
 const SOON: Duration = Duration::from_millis(2500);
@@ -275,29 +275,6 @@ fn a_listener_of_multipath_tcp() {
 #[test]
 fn a_listener_that_io_uring_accepts_from() {
     lines_go_on("uring", &ONE);
-}
-
-/// A file that a server reads or writes.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Dir {
-        let dir = std::env::temp_dir().join(format!("tcpr-{name}-{}-{}", std::process::id(), seed_from_env()));
-        fs::create_dir_all(&dir).expect("a directory");
-        Dir(dir)
-    }
-
-    fn file(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, text).expect("written");
-        path.display().to_string()
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Sends a signal to a server of the backup, and waits until that has happened.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tcpr_lab::{wait_for, Host, Process};
 
 use crate::hot::{follows, hot};
-use crate::world::{World, PATIENCE};
+use crate::world::{Dir, World, PATIENCE};
 
 /// The members' kernels are not alike but for these routes: one of them has the virtual address.
 const BIRD: &str = "log stderr all;
@@ -126,10 +126,8 @@ impl Speakers {
 
 #[test]
 fn bgp_sessions_stay_established_through_ten_failovers() {
-    let config = std::env::temp_dir().join(format!("tcpr-bird-{}.conf", std::process::id()));
-    let control = config.with_extension("ctl");
-    std::fs::write(&config, BIRD).expect("a configuration");
-    let program = ["bird", "-f", "-c", &config.display().to_string(), "-s", &control.display().to_string()];
+    let place = Dir::new("bird");
+    let program = ["bird", "-f", "-c", &place.file("conf", BIRD), "-s", &place.0.join("ctl").display().to_string()];
     let mut w = World::new("bird", hot("bgp").extra("[[service.outgoing]]\naddress = \"192.0.2.9:1790\"\n"), &program);
     let speakers = Speakers::start(&w);
     let learnt = |w: &World, prefix: &str| {
@@ -158,6 +156,4 @@ fn bgp_sessions_stay_established_through_ten_failovers() {
         eprintln!("round {round}: {fault:?}");
     }
     w.no_reset();
-    let _ = std::fs::remove_file(config);
-    let _ = std::fs::remove_file(control);
 }

@@ -28,6 +28,30 @@ impl Drop for Stop<'_> {
     }
 }
 
+/// Files that a server reads or writes. They go with the test.
+pub struct Dir(pub PathBuf);
+
+impl Dir {
+    pub fn new(name: &str) -> Dir {
+        let dir = std::env::temp_dir().join(format!("tcpr-{name}-{}-{}", std::process::id(), seed_from_env()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        Dir(dir)
+    }
+
+    /// Its path.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).expect("written");
+        path.display().to_string()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// How the master is lost.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
