@@ -15,6 +15,7 @@ pub mod role;
 pub mod segment;
 pub mod seq;
 pub mod splice;
+pub mod standing;
 pub mod store;
 pub mod trace;
 pub mod tuple;

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use crate::data::{self, Change};
-use crate::filter::Standing;
 use crate::options;
 use crate::pooled::{Pool, Pooled};
 use crate::record::{self, Adopted, Cause, Committed, Malformed, Open, Record, Sync, MAX_OPEN};
 use crate::seq::{self, Seq};
+use crate::standing::Standing;
 use crate::tuple::{BySession, ByTuple, FourTuple, SessionId};
 
 /// Everything a new master needs to go on with a session.

@@ -76,7 +76,6 @@ pub use causes::HandOut;
 pub use data::Refused;
 pub use recovery::RestoreSpec;
 pub use splicing::{Engine, Waits};
-pub use standing::Standing;
 pub use unhooked::PROGRAM;
 
 /// What the filter is for at the moment.
