@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tcpr_lab::member::Service;
 
 use crate::hot::{follows, hot};
@@ -134,7 +135,9 @@ fn tried(program: &Program, is_hot: bool) {
     for (round, fault) in faults.into_iter().enumerate() {
         let when = format!("{}, round {round}, {fault:?}", program.name);
         if is_hot {
-            follows(&w);
+            let master = follows(&w);
+            let trace = w.pair.status(master).map_or(Value::Null, |status| status["standby"]["trace_bytes"].clone());
+            eprintln!("{when}: {trace} bytes of trace");
         }
         w.fail_over(fault);
         match after {
@@ -225,7 +228,8 @@ programs! {
             LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so\n\
             DefaultRuntimeDir {dir}\nMutex pthread\nUser www-data\nGroup www-data\nDocumentRoot {dir}\nKeepAliveTimeout 1000\n\
             MaxKeepAliveRequests 0\n")],
-        command: &["/usr/sbin/apache2", "-D", "FOREGROUND", "-f", "{dir}/conf"],
+        // A file that names a process of its own number keeps it from starting.
+        command: &["/bin/sh", "-c", "rm -f {dir}/pid-$TCPR_MEMBER; exec /usr/sbin/apache2 -D FOREGROUND -f {dir}/conf"],
         independent: true,
         before: GET,
         after: GET,
