@@ -97,7 +97,8 @@ impl Client {
         for (sent, answer) in talk {
             self.0.write_all(sent).unwrap_or_else(|e| panic!("{when}: {e}"));
             let heard = self.hears(answer, when);
-            assert!(heard, "{when}: the connection has ended, and not answered \"{}\"", answer.escape_ascii());
+            let (said, wanted) = (self.1.escape_ascii(), answer.escape_ascii());
+            assert!(heard, "{when}: the connection has ended with \"{said}\", and not \"{wanted}\"");
         }
     }
 }

@@ -101,7 +101,7 @@ impl Host {
         }
     }
 
-    /// The takeover begins when the rules are in force again.
+    /// The takeover begins when the rules are in force again, or the follower is ready.
     pub(super) fn postpone_takeover(&mut self) {
         self.takeover_waits = true;
     }
@@ -192,7 +192,7 @@ impl Manager {
 
     /// What has waited for the rules.
     pub(super) fn go_on(&mut self, now: Now) {
-        if self.role.role() != Role::Master {
+        if self.role.role() != Role::Master || self.standby.is_promoting() {
             return;
         }
         let takeover = std::mem::take(&mut self.host.takeover_waits);
@@ -201,9 +201,7 @@ impl Manager {
         }
         if takeover {
             self.begin_takeover(now);
-            if self.replication.was_postponed() {
-                self.start_pairing();
-            }
+            self.pair_if_postponed();
         } else if self.takeover.has_died() {
             self.recover_here(now);
         }

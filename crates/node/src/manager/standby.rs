@@ -38,6 +38,8 @@ const EVERY: Duration = Duration::from_millis(20);
 /// How long a follower that takes over has to come to the end of the trace.
 const CATCH_UP: Duration = Duration::from_secs(5);
 const NAP: Duration = Duration::from_micros(100);
+/// For so long nothing else is done meanwhile.
+const AT_ONCE: Duration = Duration::from_millis(5);
 
 /// What is known of the partner's follower.
 struct Report {
@@ -133,6 +135,8 @@ pub(super) struct Standby {
     given_up: u64,
     due: Now,
     told: Option<Told>,
+    /// Since when the follower comes to the end of the trace, to take over.
+    promoting: Option<Now>,
     /// The program stands with these connections: what the takeover begins with.
     standing: Option<Vec<Standing>>,
     promotions: u64,
@@ -159,6 +163,7 @@ impl Standby {
             given_up: 0,
             due: Duration::ZERO,
             told: None,
+            promoting: None,
             standing: None,
             promotions: 0,
         }
@@ -169,7 +174,18 @@ impl Standby {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Now> {
-        self.memory.is_some().then_some(self.due)
+        let promotion = self.promoting.map(|_| Duration::ZERO);
+        promotion.or_else(|| self.memory.is_some().then_some(self.due))
+    }
+
+    /// The takeover waits for the follower.
+    pub(super) fn is_promoting(&self) -> bool {
+        self.promoting.is_some()
+    }
+
+    /// This member takes nothing over any more.
+    pub(super) fn forget_promotion(&mut self) {
+        self.promoting = None;
     }
 
     /// The program is about to be started: what the one before it has left is of no use to it, unless it follows.
@@ -530,6 +546,7 @@ impl Manager {
             return;
         }
         self.standby.decide(self.role.role());
+        self.go_on_promoting(now);
         if self.ships_trace() {
             let acknowledged = self.filter.needs_replica().then(|| self.filter.replica_position());
             let behind = self.replication.behind(self.filter.log_end(), acknowledged);
@@ -582,8 +599,8 @@ impl Manager {
         }
     }
 
-    /// This member takes over. The program comes to the end of the trace first, if it follows; else it is started anew, and the
-    /// sessions wait for it.
+    /// This member takes over. The program comes to the end of the trace first, if it follows ([`Standby::is_promoting`]); else it
+    /// is started anew, and the sessions wait for it.
     pub(super) fn promote_program(&mut self) {
         if !self.standby.hot {
             return;
@@ -598,25 +615,49 @@ impl Manager {
         }
         let began = self.now();
         self.standby.memory.iter().for_each(|m| m.set_mode(mode::PROMOTE));
-        loop {
-            let now = self.now();
-            let state = self.standby.memory.as_ref().map_or(state::REFUSED, TraceMemory::state);
-            if state == state::STANDING {
-                break;
-            }
-            let lives = || self.program.as_ref().is_some_and(Program::lives);
-            if !matches!(state, state::FOLLOWING | state::AT_END) || now > began + CATCH_UP || !lives() {
-                let (head, executed) = self.standby.memory.as_ref().map_or((0, 0), |m| (m.head(), m.executed()));
-                log::error!(state, head, executed, why = self.standby.state().1.as_str(); "the program did not come to the end of the trace: it is started anew");
-                return self.replace_follower();
-            }
-            self.stay_alive();
+        self.standby.promoting = Some(began);
+        // As a rule it is there at once. Else it may be asking us for something, and the event loop goes on.
+        while !self.has_promoted() && self.now() < began + AT_ONCE {
             std::thread::sleep(NAP);
         }
+    }
+
+    /// Whether the program goes on with its state, or will never do so.
+    fn has_promoted(&mut self) -> bool {
+        let Some(began) = self.standby.promoting else { return true };
+        let now = self.now();
+        let state = self.standby.memory.as_ref().map_or(state::REFUSED, TraceMemory::state);
+        let lives = || self.program.as_ref().is_some_and(Program::lives);
+        if state == state::STANDING {
+            self.standby.promoting = None;
+            self.leads_with_state(now - began);
+        } else if !matches!(state, state::FOLLOWING | state::AT_END) || now > began + CATCH_UP || !lives() {
+            self.standby.promoting = None;
+            let (head, executed) = self.standby.memory.as_ref().map_or((0, 0), |m| (m.head(), m.executed()));
+            log::error!(state, head, executed, why = self.standby.state().1.as_str(); "the program did not come to the end of the trace: it is started anew");
+            self.replace_follower();
+        }
+        self.standby.promoting.is_none()
+    }
+
+    /// A takeover that waits for the follower.
+    fn go_on_promoting(&mut self, now: Now) {
+        if !self.standby.is_promoting() {
+            return;
+        }
+        if self.has_promoted() {
+            self.host.forget_takeover();
+            self.take_office(now, true);
+            self.pair_if_postponed();
+        } else {
+            std::thread::sleep(NAP);
+        }
+    }
+
+    fn leads_with_state(&mut self, took: Duration) {
         let mut standing = self.standby.memory.as_ref().map(TraceMemory::read_standing).unwrap_or_default();
         self.standby.drop_old_names(&self.filter, &mut standing);
-        let us = (self.now() - began).as_micros() as u64;
-        log::info!(connections = standing.len(), us; "the program goes on with its state");
+        log::info!(connections = standing.len(), us = took.as_micros() as u64; "the program goes on with its state");
         self.standby.standing = Some(standing);
         self.standby.promotions += 1;
         // It records from here on, behind what it has followed.

@@ -29,6 +29,15 @@ impl Manager {
         } else {
             self.lead_without_state();
         }
+        if self.standby.is_promoting() {
+            self.host.postpone_takeover();
+        } else {
+            self.take_office(now, take_over);
+        }
+    }
+
+    /// A new master whose program is ready.
+    pub(super) fn take_office(&mut self, now: Now, take_over: bool) {
         // A peer that came in around the rules would be reset.
         self.host.look_before_takeover();
         self.take_address(now);
@@ -64,6 +73,7 @@ impl Manager {
     fn step_down(&mut self, now: Now) {
         let handed_over = self.handover.end();
         self.standby.forget_partner();
+        self.standby.forget_promotion();
         self.stop_shipping();
         self.host.forget_takeover();
         if handed_over && self.link.is_some() {
@@ -82,6 +92,13 @@ impl Manager {
         if self.host.takeover_is_postponed() {
             self.replication.postpone();
         } else {
+            self.start_pairing();
+        }
+    }
+
+    /// The takeover that the pairing has waited for has begun.
+    pub(super) fn pair_if_postponed(&mut self) {
+        if !self.host.takeover_is_postponed() && self.replication.was_postponed() {
             self.start_pairing();
         }
     }
