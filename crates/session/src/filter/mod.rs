@@ -479,7 +479,7 @@ impl Filter {
         if self.live.get(&id).is_some_and(|l| l.alone) {
             self.gate.solo.ended(&open);
         }
-        let partners = self.partners(id);
+        let partners = self.known().partners(id);
         self.write(0, |out| record::encode_end(id, reason, out));
         self.processes.turns.close(id);
         self.forget_early(id);
@@ -490,7 +490,9 @@ impl Filter {
             }
             self.probing -= usize::from(live.probing());
             self.awaited -= usize::from(live.awaited());
-            self.causes.later -= usize::from(live.later);
+            if live.later {
+                self.causes.later_one_ended();
+            }
             live.announced.truncate(0, &mut self.pools.announced);
             for h in live.held.take() {
                 self.actions.push(Action::DropOut(h.id));
