@@ -63,7 +63,6 @@ use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, TurnPolicy};
 use crate::Now;
 use causes::Causes;
-use gate::ReplicaGate;
 use handshakes::Handshakes;
 use live::{Live, Pools};
 use outgoing::Calls;
@@ -74,6 +73,7 @@ use unseen::Unseen;
 
 pub use causes::HandOut;
 pub use data::Refused;
+pub use gate::{ReplicaGate, ReplicaLacks};
 pub use recovery::RestoreSpec;
 pub use splicing::{Engine, Waits};
 pub use unhooked::PROGRAM;

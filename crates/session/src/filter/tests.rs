@@ -227,7 +227,7 @@ impl Rig {
         self.f.take_batch(&mut batch);
         self.replica.replica_apply(&batch).expect("the log fits");
         assert!(self.f.store() == self.replica.store(), "I5");
-        self.f.replica_stored(self.now, self.f.log_end());
+        self.f.replica_stored(self.now, self.f.log().written());
         self.drain()
     }
 
