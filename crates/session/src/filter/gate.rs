@@ -102,7 +102,7 @@ pub struct ReplicaLacks {
     pub data: bool,
 }
 
-/// See the module's description.
+/// The log as its writer sees it: what is written, what the replica has stored of it, and what waits for that.
 #[derive(Debug)]
 pub struct ReplicaGate {
     mode: Mode,
