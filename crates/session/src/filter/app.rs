@@ -202,7 +202,7 @@ impl Filter {
             if n > there.saturating_add(around::MOST) {
                 return self.lose(now, session);
             }
-            self.claims_more(session, told.saturating_add(n));
+            self.around.claims(session, told.saturating_add(n));
         }
         if self.processes.turns.in_read(session) > Some(told) && self.config.hooked {
             // Either the kernel had counted this one before it was told, or it had counted one that is told by nobody.
@@ -419,9 +419,9 @@ impl Filter {
                 }
                 let (lost, in_end) = (live.ownership.is_lost(), s.in_end());
                 if e.in_done > in_end {
-                    self.claims_more(e.session, e.in_done);
+                    self.around.claims(e.session, e.in_done);
                 }
-                let around = self.still_around(e.session, in_done, out_done);
+                let around = self.around.outlasts(e.session, in_done, out_done);
                 let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get(&e.session)) else { continue };
                 entries.push(Committed {
                     session: e.session,
@@ -528,7 +528,7 @@ impl Filter {
             torn: live.ownership.is_lost(),
         };
         self.write_output(session, from, pending);
-        let torn = self.still_around(session, in_done, from + pending as u64);
+        let torn = self.around.outlasts(session, in_done, from + pending as u64);
         self.write_commit(now, &[Committed { torn: torn || entry.torn, ..entry }], &[]);
     }
 

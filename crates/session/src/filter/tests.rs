@@ -21,6 +21,7 @@ use crate::seq::{self, Seq};
 use crate::store::Session;
 use crate::turn::PortPolicy;
 use flags::{ACK, FIN, RST, SYN};
+use std::collections::BTreeSet;
 
 const ISN_IN: Seq = Seq(u32::MAX - 5);
 const ISN_OUT: Seq = Seq(u32::MAX - 20);

@@ -1,7 +1,5 @@
 //! What is read and written: it shows whose an outgoing session is.
 
-use std::cmp::Reverse;
-
 use super::doubts::Shown;
 use super::readers::Sources;
 use super::{Among, Known};
@@ -30,8 +28,9 @@ impl Filter {
         self.causes.readers.holds(thread_key(channel, thread), session, origin == Origin::Inherited, &owner);
         let now = self.clock;
         if origin == Origin::Accepted && self.is_anybody_uncalled(now) {
-            let until = self.causes.one_by_one.newcomer(now);
-            self.timers.extend(until.map(|until| Reverse((until, session))));
+            if let Some(until) = self.causes.one_by_one.newcomer(now) {
+                self.timers.set(until, session);
+            }
         }
     }
 

@@ -1,7 +1,5 @@
 //! How recovered sessions are handed to a program that connects for them.
 
-use std::cmp::Reverse;
-
 use super::Known;
 use crate::filter::live::Live;
 use crate::filter::stage::{LocalHandshake, Stage};
@@ -82,7 +80,7 @@ impl Filter {
     pub fn handed_out(&mut self, now: Now, id: SessionId) {
         if self.follows() && self.known().has_waiting(id) {
             let until = self.causes.one_by_one.handed_out(now, id);
-            self.timers.push(Reverse((until, id)));
+            self.timers.set(until, id);
         }
     }
 
