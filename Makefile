@@ -9,11 +9,11 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr mosquitto beanstalkd stunnel4 openssl pkgconf cmake
+TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr mosquitto beanstalkd stunnel4 openssl pkgconf cmake lighttpd webfs apache2-bin dnsmasq-base unbound inspircd slapd dropbear-bin rsync pgbouncer prosody
 # What the benchmarks compare with; they say what is missing.
 BENCH_PACKAGES := keepalived criu
 # What does not depend on the engine is not run twice.
-ENGINELESS := --skip bad_input --skip unhooked --skip hot:: --skip routing:: --skip joined:: --skip options:: --skip strangers:: --skip workers::
+ENGINELESS := --skip bad_input --skip unhooked --skip hot:: --skip routing:: --skip joined:: --skip options:: --skip strangers:: --skip workers:: --skip ::hot
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
 UNIT := --release $(foreach p,tcpr tcpr-session tcpr-node tcpr-cli tcpr-lab,--config profile.release.package.$(p).opt-level=0)
 
@@ -33,7 +33,7 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-hot -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server rooms_server linked_process_server linked_signal_server keeper room_chat)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server rooms_server linked_process_server linked_signal_server keeper room_chat wakers)
 
 $(EXAMPLES)/plain_chat_server $(EXAMPLES)/rooms_server: $(EXAMPLES)/%: examples/%.c examples/common.h
 	@mkdir -p $(EXAMPLES)
@@ -56,7 +56,7 @@ $(EXAMPLES)/keeper: tests/c/keeper.c include/tcpr.h
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -Wpedantic -Iinclude -o $@ $< -L$(RELEASE) -ltcpr
 
-$(EXAMPLES)/conformance $(EXAMPLES)/line_server $(EXAMPLES)/option_server $(EXAMPLES)/inherit_server $(EXAMPLES)/passer $(EXAMPLES)/process_server $(EXAMPLES)/signal_server $(EXAMPLES)/event_loop $(EXAMPLES)/listeners $(EXAMPLES)/raw_server $(EXAMPLES)/caller $(EXAMPLES)/workers $(EXAMPLES)/splice_server: $(EXAMPLES)/%: tests/c/%.c
+$(EXAMPLES)/conformance $(EXAMPLES)/line_server $(EXAMPLES)/option_server $(EXAMPLES)/inherit_server $(EXAMPLES)/passer $(EXAMPLES)/process_server $(EXAMPLES)/signal_server $(EXAMPLES)/event_loop $(EXAMPLES)/listeners $(EXAMPLES)/raw_server $(EXAMPLES)/caller $(EXAMPLES)/workers $(EXAMPLES)/splice_server $(EXAMPLES)/wakers: $(EXAMPLES)/%: tests/c/%.c
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -pthread -o $@ $<
 

@@ -18,6 +18,7 @@
 //! Nothing here allocates memory, and nothing writes but to the trace's memory (offline also to standard error): the
 //! program's own memory shall be alike in both members.
 
+mod conditions;
 mod descriptors;
 mod engine;
 mod errno;
@@ -28,6 +29,7 @@ mod next;
 mod partner;
 mod promotion;
 mod raw;
+mod setup;
 mod signals;
 mod start;
 mod tails;

@@ -173,10 +173,12 @@ const SLICE_NS: i64 = 50_000_000;
 
 /// Whether waits of this thread for other threads are made in slices, for it has handlers to run. So it is in both members.
 pub fn waits_in_slices() -> bool {
+    mask_of_wait(std::ptr::null()).is_some() && can_slice()
+}
+
+/// Whether the C library has all calls that slices need.
+pub fn can_slice() -> bool {
     static ABLE: AtomicU8 = AtomicU8::new(0);
-    if mask_of_wait(std::ptr::null()).is_none() {
-        return false;
-    }
     if ABLE.load(Ordering::Relaxed) == 0 {
         // The newest of the calls that are made so (glibc 2.31).
         let able = !next::find("pthread_clockjoin_np\0").is_null();
@@ -190,7 +192,12 @@ pub fn slice(clock: c_int, until: Option<libc::timespec>) -> Option<libc::timesp
     if follows() || !waits_in_slices() {
         return None;
     }
-    let end = raw::clock_ns(clock) + SLICE_NS;
+    slice_of(clock, until, SLICE_NS)
+}
+
+/// The same of a slice of this length.
+pub fn slice_of(clock: c_int, until: Option<libc::timespec>, ns: i64) -> Option<libc::timespec> {
+    let end = raw::clock_ns(clock) + ns;
     if until.is_some_and(|until| until.tv_sec.saturating_mul(1_000_000_000).saturating_add(until.tv_nsec) <= end) {
         return None;
     }

@@ -12,10 +12,10 @@ use tcpr_session::trace::{Call, Program};
 use crate::engine::{append, follows, is_threaded, passes, set_threaded, take};
 use crate::forms::{hooks, with_caller};
 use crate::hooks::to_kernel;
-use crate::{engine, errno, next, raw, signals, thread};
+use crate::{conditions, engine, errno, next, raw, signals, thread};
 
 /// Most threads at a time.
-const MOST: usize = 8192;
+pub const MOST: usize = 8192;
 
 const FREE: u32 = 0;
 const MADE: u32 = 1;
@@ -194,48 +194,76 @@ fn attempt_if(traced: bool, call: Call, live: impl Fn() -> i64, wait: impl Fn() 
     result
 }
 
-/// A wait for a condition variable.
+/// A wait for a condition variable that ends at `until` by this clock of the kernel's, or never. `wait` waits in fact, until then.
 ///
 /// # Safety
 /// The mutex is the caller's, which has locked it.
-unsafe fn wait(mutex: *mut c_void, live: impl FnOnce() -> c_int) -> c_int {
+unsafe fn wait(
+    condition: *mut c_void,
+    mutex: *mut c_void,
+    (clock, until): (c_int, Option<timespec>),
+    wait: impl Fn(Option<&timespec>) -> c_int,
+) -> c_int {
     if !is_threaded() && !signals::waits_in_slices() {
-        return thread::outside(live);
+        return thread::outside(|| wait(until.as_ref()));
     }
-    if follows() {
+    let follows = follows();
+    if follows {
+        conditions::enter(condition);
         // SAFETY: as the caller says.
         thread::outside(|| unsafe { next::pthread_mutex_unlock(mutex) });
         let taken = take(Call::CondWait, 0);
         // SAFETY: as above.
         thread::outside(|| unsafe { next::pthread_mutex_lock(mutex) });
-        let Some(taken) = taken else {
-            // After a promotion it has woken up for no reason: programs look again. So do those of the next followers.
-            append(Call::CondWait, 0, 0, &[]);
-            return 0;
-        };
-        let result = taken.result();
-        taken.done();
-        return result as c_int;
+        if let Some(taken) = taken {
+            let result = taken.result() as c_int;
+            match result {
+                0 => conditions::leave_woken(condition),
+                _ => drop(conditions::leave()),
+            }
+            taken.done();
+            return result;
+        }
     }
-    let result = thread::outside(live);
+    let result = wait_in_slices(condition, follows, (clock, until), wait);
     signals::deliver_in(std::ptr::null());
     append(Call::CondWait, 0, result.into(), &[]);
     result
 }
 
-/// A wait for a condition that ends by a clock of the kernel's at this time, or never. The first thread's ends early, for no reason,
-/// as such waits may: it is not known whether it was woken while it did not wait. `wait` gets the time of that.
-fn condition(clock: c_int, until: Option<timespec>, wait: impl FnOnce(Option<&timespec>) -> c_int) -> c_int {
-    let slice = signals::slice(clock, until);
-    let result = wait(slice.or(until).as_ref());
-    if slice.is_some() && result == libc::ETIMEDOUT {
-        signals::let_in();
-        return 0;
+/// How long a thread that waited at a promotion waits at a time: whoever signals without the mutex may do so just before it waits.
+const RESUMED_NS: i64 = 1_000_000_000;
+
+/// In slices, where that has a reason: the first thread's signals, or that the wait began in a follower (`entered`).
+fn wait_in_slices(
+    condition: *mut c_void,
+    mut entered: bool,
+    (clock, until): (c_int, Option<timespec>),
+    wait: impl Fn(Option<&timespec>) -> c_int,
+) -> c_int {
+    loop {
+        if entered && conditions::is_woken() {
+            conditions::leave();
+            return 0;
+        }
+        let resumed = || if entered && signals::can_slice() { signals::slice_of(clock, until, RESUMED_NS) } else { None };
+        let slice = signals::slice(clock, until).or_else(resumed);
+        if slice.is_some() && !entered {
+            conditions::enter(condition);
+            entered = true;
+        }
+        let result = thread::outside(|| wait(slice.or(until).as_ref()));
+        let sliced = slice.is_some() && result == libc::ETIMEDOUT;
+        if sliced && !signals::let_in() {
+            continue;
+        }
+        // Where a handler has run, the program is woken: it may wait for what that does.
+        let woken = entered && conditions::leave();
+        return if woken || sliced { 0 } else { result };
     }
-    result
 }
 
-/// A wait for a semaphore, likewise. It counts, so one may wait again.
+/// A wait for a semaphore, likewise. It counts: nobody who gives it is missed.
 fn semaphore(clock: c_int, until: Option<timespec>, wait: impl Fn(Option<&timespec>) -> c_int) -> i64 {
     const LATE: i64 = -(libc::ETIMEDOUT as i64);
     loop {
@@ -347,21 +375,31 @@ with_caller! {
 
     "rdx" "x2" fn pthread_cond_wait(it: *mut c_void, mutex: *mut c_void) -> c_int; by condition_wait {
         const CLOCK: c_int = libc::CLOCK_MONOTONIC;
-        wait(mutex, || condition(CLOCK, None, |until| {
+        wait(it, mutex, (CLOCK, None), |until| {
             until.map_or_else(|| next(it, mutex), |until| next::pthread_cond_clockwait(it, mutex, CLOCK, until))
-        }))
+        })
     }
 
     "rcx" "x3" fn pthread_cond_timedwait(it: *mut c_void, mutex: *mut c_void, time: *const timespec) -> c_int; by condition_timedwait {
-        wait(mutex, || condition(clock_of(time), until(None, time), |until| next(it, mutex, pointer(until))))
+        wait(it, mutex, (clock_of(time), until(None, time)), |until| next(it, mutex, pointer(until)))
     }
 
     "r8" "x4" fn pthread_cond_clockwait(it: *mut c_void, mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by condition_clockwait {
-        wait(mutex, || condition(clock, until(Some(clock), time), |until| next(it, mutex, clock, pointer(until))))
+        wait(it, mutex, (clock, until(Some(clock), time)), |until| next(it, mutex, clock, pointer(until)))
     }
 }
 
 hooks! {
+    fn pthread_cond_signal(it: *mut c_void) -> c_int {
+        conditions::signalled(it, false);
+        next(it)
+    }
+
+    fn pthread_cond_broadcast(it: *mut c_void) -> c_int {
+        conditions::signalled(it, true);
+        next(it)
+    }
+
     fn pthread_join(thread: pthread_t, result: *mut *mut c_void) -> c_int {
         if !is_threaded() {
             return next(thread, result);

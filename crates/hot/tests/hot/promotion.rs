@@ -9,7 +9,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use crate::program::{connect, free_port, installed, library, ngircd, redis, signal, start_with, words, Place, PATIENCE};
+use tcpr_session::trace::memory::VERSION;
+
+use crate::program::{
+    connect, example, free_port, installed, library, ngircd, redis, signal, start_with, words, Place, PATIENCE,
+};
 
 // As in `tcpr_session::trace::memory`.
 const HEAD: u64 = 8;
@@ -56,7 +60,7 @@ impl Standby {
         let memory = OpenOptions::new().read(true).write(true).create_new(true).open(place.file("memory")).expect("memory");
         memory.set_len(TRACE + limit).expect("room");
         memory.write_all_at(b"TCPT", 0).expect("written");
-        memory.write_all_at(&2u32.to_ne_bytes(), 4).expect("written");
+        memory.write_all_at(&VERSION.to_ne_bytes(), 4).expect("written");
         memory.write_all_at(&limit.to_ne_bytes(), LIMIT).expect("written");
         let mut started = 0;
         set(&memory, MODE, RECORD);
@@ -341,4 +345,43 @@ fn a_follower_stays_behind_a_trace_that_is_longer_than_its_memory() {
         client.send(&format!("GET key{}", k % 100));
         assert_eq!(client.lines(2)[1], value(k));
     }
+}
+
+/// Nobody is woken by a promotion, and nobody who was woken before it is forgotten.
+#[test]
+fn threads_wait_on_for_their_conditions() {
+    let port = free_port();
+    let mut hot = Standby::begin("wakers", vec![example("wakers"), port.to_string()]);
+    let mut client = Client::new(port);
+    // So it stays: who was woken for no reason would have counted that soon.
+    let counts = |client: &mut Client, expected: &str| {
+        let begun = Instant::now();
+        while client.ask("count") != expected && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(client.ask("count"), expected);
+    };
+    let (mut first, mut second) = (0, 0);
+    for round in 0..6 {
+        hot.follow();
+        counts(&mut client, &format!("{first} {second}"));
+        for command in ["one", "all", "late"] {
+            client.ask(command);
+            match command {
+                "one" => first += 1,
+                "all" => first += 2,
+                _ => second += 1,
+            }
+            counts(&mut client, &format!("{first} {second}"));
+        }
+        if round % 2 == 1 {
+            // Woken a moment before.
+            client.ask("all");
+            client.ask("late");
+            (first, second) = (first + 2, second + 1);
+        }
+        hot.promote();
+    }
+    counts(&mut client, &format!("{first} {second}"));
 }

@@ -40,6 +40,7 @@ pub(super) struct Service {
     pub run_dir: Option<String>,
     pub standby: Option<String>,
     pub standby_trace_bytes: Option<i64>,
+    pub standby_files: Option<Vec<String>>,
     pub data_bytes: Option<i64>,
     #[serde(default)]
     pub ports: Vec<Port>,

@@ -13,6 +13,9 @@ use super::types::{Greeting, OnTakeover, Outgoing, Port, Service, Standby, Virtu
 use super::types::{DEFAULT_DATA_BYTES, DEFAULT_MAX_UNANSWERED_BYTES, DEFAULT_STANDBY_TRACE_BYTES};
 use crate::channel::ring::SLOTS;
 
+/// Most files that members compare.
+const MAX_STANDBY_FILES: usize = 64;
+
 pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     let name = r.name.clone().unwrap_or_else(|| "default".into());
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -61,6 +64,7 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
         None => DEFAULT_STANDBY_TRACE_BYTES,
         Some(n) => m.number("service.standby_trace_bytes", n, 1 << 20, 1 << 40) as u64,
     };
+    let standby_files = standby_files(m, r.standby_files.as_deref().unwrap_or_default(), standby);
     let data_bytes = match r.data_bytes {
         None => DEFAULT_DATA_BYTES,
         Some(n) => m.number("service.data_bytes", n, 0, 1 << 30) as u64,
@@ -91,10 +95,29 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
         run_dir,
         standby,
         standby_trace_bytes,
+        standby_files,
         data_bytes,
         ports,
         outgoing,
     }
+}
+
+fn standby_files(m: &mut Mistakes, files: &[String], standby: Standby) -> Vec<PathBuf> {
+    const KEY: &str = "service.standby_files";
+    if standby == Standby::Warm && !files.is_empty() {
+        m.add(format!("{KEY} is for standby = \"hot\": a program that starts afresh needs no equal files; leave it out"));
+    }
+    if files.len() > MAX_STANDBY_FILES {
+        m.add(format!("{KEY} names {} files; name at most {MAX_STANDBY_FILES}", files.len()));
+    }
+    for file in files {
+        if !file.starts_with('/') {
+            m.add(format!("{KEY}: \"{file}\" is not an absolute path; start it with /"));
+        } else if file.contains(['\n', '\0']) {
+            m.add(format!("{KEY}: {file:?} has a line break or a NUL byte in it; give the file another name"));
+        }
+    }
+    files.iter().map(PathBuf::from).collect()
 }
 
 fn virtual_ips(m: &mut Mistakes, value: Option<&toml::Value>) -> Vec<VirtualIp> {

@@ -132,6 +132,8 @@ pub struct Service {
     pub standby: Standby,
     /// Most memory for the trace of a hot standby.
     pub standby_trace_bytes: u64,
+    /// Files that must be alike on both members of a hot standby.
+    pub standby_files: Vec<PathBuf>,
     /// Room for the program's data.
     pub data_bytes: u64,
     /// Ports on which peers connect to the service.

@@ -249,6 +249,10 @@ impl Manager {
             if let Some(path) = &hosting.config_path {
                 environment.push(("TCPR_CONFIG".to_owned(), path.display().to_string()));
             }
+            if !service.standby_files.is_empty() {
+                let list: Vec<String> = service.standby_files.iter().map(|path| path.display().to_string()).collect();
+                environment.push(("TCPR_STANDBY_FILES".to_owned(), list.join("\n")));
+            }
             program::Program::new(spec, environment, now)
         });
         let key = match &config.replication.key_file {
