@@ -364,7 +364,7 @@ pub enum TracePart {
     End = 2,
 }
 
-/// What made the application open a connection (see `filter/causes.rs`). After a takeover the same cause, and nothing else,
+/// What made the application open a connection (see `filter/causes/`). After a takeover the same cause, and nothing else,
 /// has it back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {

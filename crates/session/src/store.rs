@@ -287,6 +287,12 @@ impl Store {
         self.by_tuple.get(tuple)
     }
 
+    /// The numbers of all sessions, in no order.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<SessionId> {
+        self.sessions.keys().copied().collect()
+    }
+
     /// All sessions, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Session> {
         self.sessions.values().map(|s| &**s)

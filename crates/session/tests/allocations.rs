@@ -141,7 +141,7 @@ impl Rig {
         });
         self.count(1, |rig| rig.replica.replica_apply(&rig.batch).expect("the log fits"));
         self.count(0, |rig| {
-            rig.master.replica_stored(rig.now, rig.master.log_end());
+            rig.master.replica_stored(rig.now, rig.master.log().written());
             rig.act()
         })
     }

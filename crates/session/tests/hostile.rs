@@ -470,7 +470,7 @@ impl Case {
 
     fn stored(&mut self) {
         self.replicate();
-        let to = if self.rng.percent(70) { self.f.log_end() } else { self.rng.below(self.f.log_end() + 1) };
+        let to = if self.rng.percent(70) { self.f.log().written() } else { self.rng.below(self.f.log().written() + 1) };
         self.f.replica_stored(self.now, to);
     }
 
@@ -593,7 +593,7 @@ impl Case {
                 self.f.set_fenced(now, fenced);
             }
             3 if serves => {
-                let at = self.rng.below(self.f.log_end() + 1);
+                let at = self.rng.below(self.f.log().written() + 1);
                 self.f.hold_for_replica(at);
             }
             4 if serves => self.f.freeze(),

@@ -281,7 +281,7 @@ impl Manager {
             "hooked": self.filter.hooked(),
             "engine": if self.filter.engine() == Engine::Splice { "splice" } else { "repair" },
             "program_starts": self.program.as_ref().map(|p| p.starts),
-            "log": { "end": self.filter.log_end(), "stored": self.filter.replica_position() },
+            "log": { "end": self.filter.log().written(), "stored": self.filter.log().acknowledged() },
             "takeover": self.takeover.report(),
             "standby": self.standby_status(),
             "counters": self.filter.counters(),

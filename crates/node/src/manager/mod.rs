@@ -32,9 +32,11 @@ mod cleanup;
 mod clock;
 pub mod control;
 mod data;
+mod descriptors;
 mod disk;
 mod doorbells;
 mod embedded;
+mod handed;
 mod handover;
 mod heartbeats;
 mod host;
@@ -389,7 +391,7 @@ impl Manager {
     /// Looks for what a lone exchange needs next, before the loop sleeps.
     fn stay_awake(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
         let counters = self.filter.counters();
-        let span = self.busy_poll.span(counters.packets_in + counters.packets_out, self.filter.waiting());
+        let span = self.busy_poll.span(counters.packets_in + counters.packets_out, self.filter.log().waiting());
         let Some(span) = span.filter(|_| self.filter.mode() == Mode::Active) else { return Ok(()) };
         let until = self.now() + span;
         while ready.is_empty() && !self.apps.have_told() && self.now() < until {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::json;
-use tcpr_session::filter::Mode;
+use tcpr_session::filter::{Mode, ReplicaLacks};
 use tcpr_session::record::{self, Record};
 use tcpr_session::role::{Epoch, PartnerView, Role, RoleInput};
 use tcpr_session::store::StoreError;
@@ -150,7 +150,7 @@ impl Manager {
             paired: view.paired,
             full_replica: view.full_replica,
             unguarded: !self.host.is_guarded(),
-            position: self.filter.log_end().max(self.replication.stored()),
+            position: self.filter.log().written().max(self.replication.stored()),
             partner_boot: 0,
             partner_counter: 0,
         };
@@ -264,9 +264,11 @@ impl Manager {
 
     fn greet(&mut self) {
         let protocol = self.link.version().unwrap_or(PROTOCOL);
-        self.filter.set_plain_log(protocol < CAUSES);
-        self.filter.set_log_without_options(protocol < OPTIONS);
-        self.filter.set_log_without_data(protocol < DATA);
+        self.filter.set_replica_lacks(ReplicaLacks {
+            causes: protocol < CAUSES,
+            options: protocol < OPTIONS,
+            data: protocol < DATA,
+        });
         let hello = self.partner.hello(self.now(), protocol, self.role.view());
         self.link.send(&Message::Hello(hello));
         self.replication.tell_alone(&mut self.link);
@@ -405,7 +407,7 @@ impl Manager {
             Message::HandoverAck { epoch } => {
                 // It has the log to its end. A heartbeat may have told before.
                 if self.handover.is_sent() {
-                    self.filter.replica_stored(now, self.filter.log_end());
+                    self.filter.replica_stored(now, self.filter.log().written());
                     self.filter_actions();
                 }
                 for packet in self.handover.take_resets() {
@@ -448,11 +450,11 @@ impl Manager {
 
     /// The replica has stored the log up to this position.
     fn acknowledged(&mut self, now: Now, position: u64) -> Result<(), Nonsense> {
-        let end = self.filter.log_end();
+        let end = self.filter.log().written();
         if position > end {
             return Err(Nonsense::Acknowledged);
         }
-        if self.filter.needs_replica() {
+        if self.filter.log().needs_replica() {
             self.filter.replica_stored(now, position);
         } else if self.replication.caught_up(now, position, end) {
             self.role.handle(now, RoleInput::ReplicaFull);

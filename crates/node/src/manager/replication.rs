@@ -188,7 +188,7 @@ impl Replication {
 
     /// Sends the log that was written, if it is time and the link takes it.
     pub(super) fn ship_if_due(&mut self, now: Now, way: &mut Way<'_>) {
-        if way.filter.has_batch(now) {
+        if way.filter.log().has_batch(now) {
             self.collect(way);
         }
         self.send_log(way, OUTBOX);
@@ -214,10 +214,10 @@ impl Replication {
     /// Those who write the log wait where it is far ahead of the replica: the link is as fast as it is. Returns how much they
     /// are to be held back if that has changed.
     pub(super) fn press(&mut self, now: Now, filter: &Filter) -> Option<u32> {
-        let end = filter.log_end();
+        let end = filter.log().written();
         // While the replica is not complete nothing waits for it, but what the link does not take stays here.
         let taken = if self.unsent() > 0 { self.batch_at + self.batch_sent as u64 } else { end };
-        let stored = if filter.needs_replica() { filter.replica_position() } else { taken };
+        let stored = if filter.log().needs_replica() { filter.log().acknowledged() } else { taken };
         let before = self.pressure.value;
         self.pressure.update(now, end, filter.announced(), self.shipping.then_some(stored));
         Some(self.pressure.value).filter(|value| *value != before)
@@ -230,10 +230,10 @@ impl Replication {
 
     /// Begins to ship the log, with a snapshot of the store before it.
     pub(super) fn begin(&mut self, now: Now, way: &mut Way<'_>) {
-        let left = way.filter.sessions();
+        let left = way.filter.store().sessions();
         log::info!(sessions = left.len(); "sending a snapshot");
-        way.link.send(&Message::SnapshotBegin { epoch: way.epoch, position: way.filter.log_end() });
-        self.begin_at(now, way.filter.log_end(), left, way.filter.values());
+        way.link.send(&Message::SnapshotBegin { epoch: way.epoch, position: way.filter.log().written() });
+        self.begin_at(now, way.filter.log().written(), left, way.filter.store().keys_after(&[]).map(Box::from).collect());
         if !way.link.speaks(SNAPSHOT_IN_STEPS) {
             // To this partner it stands for the log position of its beginning: all of it at once.
             while self.snapshot_step(way, 0) {}
@@ -268,7 +268,7 @@ impl Replication {
             return false;
         }
         self.ship(way);
-        let (epoch, position) = (way.epoch, way.filter.log_end());
+        let (epoch, position) = (way.epoch, way.filter.log().written());
         let Some(snapshot) = &mut self.snapshot else { return false };
         let mut bytes = Vec::new();
         for _ in 0..STEP {

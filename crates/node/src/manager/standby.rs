@@ -548,8 +548,8 @@ impl Manager {
         self.standby.decide(self.role.role());
         self.go_on_promoting(now);
         if self.ships_trace() {
-            let acknowledged = self.filter.needs_replica().then(|| self.filter.replica_position());
-            let behind = self.replication.behind(self.filter.log_end(), acknowledged);
+            let acknowledged = self.filter.log().needs_replica().then(|| self.filter.log().acknowledged());
+            let behind = self.replication.behind(self.filter.log().written(), acknowledged);
             self.standby.catch_up(now, &mut self.filter, behind);
         }
         if now < self.standby.due {

@@ -83,7 +83,7 @@ impl Manager {
                 for _ in 0..PARTS {
                     if !listing.step(ours, &mut note)? {
                         there.sort_unstable();
-                        return Ok(Stage::Checking { there, left: filter.sessions(), missing: HashSet::new() });
+                        return Ok(Stage::Checking { there, left: filter.store().sessions(), missing: HashSet::new() });
                     }
                 }
                 Ok(Stage::Listing { listing, there })

@@ -7,16 +7,18 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tcpr_session::filter::{HandOut, Mode, RestoreSpec};
+use tcpr_session::filter::{Filter, HandOut, Mode, RestoreSpec};
 use tcpr_session::role::Role;
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
 use super::acceptors::{self, Accepts};
-use super::doorbells::{Decision, Doorbells, RING_AGAIN, STUCK};
+use super::descriptors::{Descriptors, Next};
+use super::doorbells::{Decision, Doorbells, RING_AGAIN};
+use super::handed::Handed;
 use super::program::Program;
 use super::ready::{Queue, Ready};
-use super::sharing::{Sharing, HOLD};
+use super::sharing::{Askers, Asking};
 use super::Manager;
 use crate::channel::wire::{RecoveredInfo, Reply, MAX_RECOVERED};
 use crate::sockdiag::{state, Ours, TcpSocket};
@@ -43,8 +45,6 @@ const DOORBELL_AGAIN: Duration = Duration::from_millis(20);
 const OPTIONS_AT_ONCE: usize = 8 << 10;
 /// How many names are tried for the socket of a session whose own is another connection's here.
 const NAMES: usize = 8;
-/// How long sessions wait for descriptors before it is tried again, if the application took none meanwhile.
-const FILES_AGAIN: Duration = Duration::from_millis(20);
 
 /// How the last takeover went; microseconds since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -63,31 +63,6 @@ pub struct Report {
     pub done_us: u64,
 }
 
-/// A session that a process was handed, and that has yet to be accepted there.
-struct Out {
-    info: RecoveredInfo,
-    channel: u32,
-    /// It came with others, and may wait there for an accept: the process has not asked for more since.
-    stashed: bool,
-    /// Since when the process is about to accept it.
-    since: Now,
-}
-
-impl Out {
-    /// When somebody is rung for it; `None`: as long as it waits. What was fetched alone is about to be accepted, and nobody else
-    /// can have it. But its process may wait with it for what a doorbell ends.
-    fn rings(&self) -> Option<Now> {
-        (!self.stashed).then(|| self.since + STUCK)
-    }
-}
-
-/// A process that waits for others to ask first.
-struct Asking {
-    channel: u32,
-    number: u32,
-    port: u16,
-}
-
 /// State of the takeover under way, if one is.
 pub(super) struct Takeover {
     ours: Ours,
@@ -100,25 +75,14 @@ pub(super) struct Takeover {
     doorbell_at: Option<Now>,
     listeners: HashMap<u16, HashSet<u32>>,
     ready: HashMap<u16, Queue>,
-    /// Sessions whose sockets are made when the application has taken others: a process may have only so many. Whether
-    /// their peers answered.
-    waiting: BTreeMap<SessionId, bool>,
+    descriptors: Descriptors,
     /// Those of a program that takes over and has them already.
     standing: Queue,
-    /// No socket is made before this.
-    files_at: Option<Now>,
-    /// A socket with this number is the last: the process has other things to open.
-    most_files: u64,
-    /// How many sockets there were when no more could be made.
-    most_ready: usize,
     doorbells: Doorbells,
-    out: Vec<Out>,
+    handed: Handed,
     /// How many sessions the filter awaited when doorbells were looked at.
     awaited: usize,
-    sharing: HashMap<u16, Sharing>,
-    asking: Vec<Asking>,
-    /// Until when they wait.
-    asking_until: Option<Now>,
+    askers: Askers,
     /// Ports that somebody listens on, and nobody has told of it.
     untold: Vec<u16>,
     /// Ports of which the filter wants to know how their programs wait, and the connection that is accepted by then; when to
@@ -150,17 +114,12 @@ impl Takeover {
             doorbell_at: None,
             listeners: HashMap::new(),
             ready: HashMap::new(),
-            waiting: BTreeMap::new(),
+            descriptors: Descriptors::default(),
             standing: Queue::default(),
-            files_at: None,
-            most_files: 0,
-            most_ready: 0,
             doorbells: Doorbells::default(),
-            out: Vec::new(),
+            handed: Handed::default(),
             awaited: 0,
-            sharing: HashMap::new(),
-            asking: Vec::new(),
-            asking_until: None,
+            askers: Askers::default(),
             untold: Vec::new(),
             asked_how: BTreeMap::new(),
             ask_how_at: None,
@@ -175,8 +134,8 @@ impl Takeover {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Now> {
-        let (probing, bells) = ([self.probe_until, self.barrier_until], [self.doorbell_at, self.asking_until]);
-        let rest = [self.accepted_at, self.ask_how_at, self.files_at, self.gate_until, self.look_at];
+        let (probing, bells) = ([self.probe_until, self.barrier_until], [self.doorbell_at, self.askers.poll_timeout()]);
+        let rest = [self.accepted_at, self.ask_how_at, self.descriptors.poll_timeout(), self.gate_until, self.look_at];
         probing.into_iter().chain(bells).chain(rest).flatten().min()
     }
 
@@ -216,8 +175,7 @@ impl Takeover {
         for channels in self.listeners.values_mut() {
             channels.remove(&channel);
         }
-        self.sharing.values_mut().for_each(|sharing| sharing.gone(channel));
-        self.asking.retain(|asking| asking.channel != channel);
+        self.askers.gone(channel);
     }
 
     /// How many sessions wait to be accepted, and have for longer than a takeover takes.
@@ -232,11 +190,11 @@ impl Takeover {
 
     /// A session ended before the application had it.
     pub(super) fn forget(&mut self, session: SessionId) {
-        self.waiting.remove(&session);
+        self.descriptors.forget(session);
         for queue in self.ready.values_mut().chain([&mut self.standing]) {
             queue.take(session);
         }
-        self.out.retain(|out| out.info.session != session);
+        self.handed.retain(|other| other != session);
     }
 
     /// No takeover any more; sockets not handed over vanish silently.
@@ -247,12 +205,10 @@ impl Takeover {
                 log::warn!(error:%; "cannot close a restored socket silently");
             }
         }
-        self.waiting.clear();
-        self.files_at = None;
+        self.descriptors.abandon();
         self.doorbells.clear();
-        self.out.clear();
-        self.sharing.clear();
-        self.asking_until = None;
+        self.handed.clear();
+        self.askers.abandon();
         self.asked_how.clear();
         self.ask_how_at = None;
         self.look_at = None;
@@ -309,7 +265,7 @@ impl Manager {
     fn begin_restoring(&mut self, now: Now) {
         let t = &mut self.takeover;
         t.started = Some(now);
-        t.most_files = channel::descriptor_limit() / 4 * 3;
+        t.descriptors.set_limit(channel::descriptor_limit());
         t.spent = Duration::ZERO;
         t.report = Report { sessions: self.filter.store().len(), ..Report::default() };
         t.probe_until = Some(now + PROBE_WAIT);
@@ -382,9 +338,8 @@ impl Manager {
             // Known before it can be accepted.
             return self.publish_pending();
         }
-        if self.takeover.files_at.is_some() {
-            *self.takeover.waiting.entry(session).or_default() |= answered;
-            return;
+        if self.takeover.descriptors.are_short() {
+            return self.takeover.descriptors.wait(session, answered);
         }
         let Some(mut spec) = self.filter.restore_spec(session, answered, 0) else { return };
         let mut made = make_socket(&spec);
@@ -413,10 +368,10 @@ impl Manager {
         match made {
             Err(error) if matches!(error.errno(), Some(libc::EMFILE | libc::ENFILE)) => {
                 self.await_files(now);
-                self.takeover.waiting.insert(session, answered);
+                self.takeover.descriptors.wait(session, answered);
             }
             Ok(socket) => {
-                if socket.as_raw_fd() as u64 >= self.takeover.most_files {
+                if self.takeover.descriptors.is_last(socket.as_raw_fd() as u64) {
                     self.await_files(now);
                 }
                 self.filter.restored(now, session, spec.sent.len());
@@ -452,33 +407,23 @@ impl Manager {
     /// There are no descriptors for more sockets, or only those that other things may need: until the application has taken
     /// some, or it is time to try again.
     fn await_files(&mut self, now: Now) {
-        let t = &mut self.takeover;
-        let made = t.made();
-        if t.waiting.is_empty() {
+        let made = self.takeover.made();
+        if self.takeover.descriptors.ran_short(now, made) {
             log::info!(made; "sockets are made as the application takes them: no more fit into this process (RLIMIT_NOFILE)");
         }
-        t.most_ready = made.max(1);
-        t.files_at = Some(now + FILES_AGAIN);
     }
 
     /// Goes on with the sessions that wait for descriptors.
     fn restore_waiting(&mut self, now: Now) {
-        if self.takeover.files_at.take().is_none() {
+        if !self.takeover.descriptors.try_again() {
             return;
         }
         loop {
-            let t = &mut self.takeover;
-            let full = t.files_at.is_some() || t.made() >= t.most_ready;
-            match t.waiting.first_entry() {
-                None => return self.note_restored(now),
-                Some(_) if full => {
-                    t.files_at.get_or_insert(now + FILES_AGAIN);
-                    return;
-                }
-                Some(next) => {
-                    let (session, answered) = next.remove_entry();
-                    self.restore(session, answered);
-                }
+            let made = self.takeover.made();
+            match self.takeover.descriptors.next(now, made) {
+                Next::Done => return self.note_restored(now),
+                Next::Wait => return,
+                Next::Make(session, answered) => self.restore(session, answered),
             }
         }
     }
@@ -509,17 +454,10 @@ impl Manager {
         removed.is_ok_and(|removed| removed)
     }
 
-    fn to_hand_out(&self, queue: &Queue) -> usize {
-        match self.filter.any_later() {
-            true => queue.iter().filter(|r| !self.filter.is_later(r.info.session)).count(),
-            false => queue.len(),
-        }
-    }
-
     /// How many recovered sessions each port has for its application.
     pub(super) fn publish_pending(&self) {
         for port in &self.config.service.ports {
-            let waiting = self.takeover.ready.get(&port.port).map_or(0, |queue| self.to_hand_out(queue));
+            let waiting = self.takeover.ready.get(&port.port).map_or(0, |queue| to_hand_out(&self.filter, queue));
             let restoring = self.filter.mode() == Mode::Restoring;
             // Handed out is not yet accepted: until the barrier falls the hook keeps asking.
             let waiting = waiting.max(self.filter.unaccepted());
@@ -533,7 +471,7 @@ impl Manager {
     pub(super) fn ring_doorbells(&mut self, now: Now) {
         self.takeover.doorbell_at = None;
         self.takeover.awaited = self.filter.not_handed_over();
-        self.takeover.out.retain(|out| self.filter.awaits_accept(out.info.session));
+        self.takeover.handed.retain(|session| self.filter.awaits_accept(session));
         for i in 0..self.config.service.ports.len() {
             let port = self.config.service.ports[i].port;
             if let Some(again) = self.ring_port(now, port, false) {
@@ -544,7 +482,7 @@ impl Manager {
 
     /// The same for one port; `more`: for somebody beside those whom the last one woke. Returns when to look again.
     fn ring_port(&mut self, now: Now, port: u16, more: bool) -> Option<Now> {
-        let mut ready = self.takeover.ready.get(&port).map_or(0, |queue| self.to_hand_out(queue));
+        let mut ready = self.takeover.ready.get(&port).map_or(0, |queue| to_hand_out(&self.filter, queue));
         if let Some(until) = self.filter.gate(now).filter(|_| ready > 0) {
             // None of them can be had. `next_pair` rings when that is over.
             self.takeover.gate_until = Some(until);
@@ -552,14 +490,13 @@ impl Manager {
         }
         let t = &mut self.takeover;
         let alone = t.is_alone(port);
-        let out = || t.out.iter().filter(|out| out.info.tuple.local.port() == port).map(Out::rings);
-        let left = ready + out().filter(|rings| rings.is_none_or(|at| now >= at)).count();
+        let left = ready + t.handed.to_ring_for(now, port);
         if !t.has_listener(port) {
             // A Listen rings.
             return None;
         }
         if left == 0 {
-            return out().flatten().min();
+            return t.handed.next_ring(port);
         }
         if t.doorbells.listeners(port).is_none() && self.who_accepts(port).around_hooks {
             log::info!(port; "a port is accepted by system calls that no hook sees: its sessions come out of its listener");
@@ -611,39 +548,25 @@ impl Manager {
     /// it only says that it has accepted what it was handed, or is about to.
     pub(super) fn hand_over(&mut self, channel: u32, number: u32, port: u16, max: u32) {
         let now = self.now();
-        let t = &mut self.takeover;
+        let (t, asking) = (&mut self.takeover, Asking { channel, number, port });
         // A process asks when its stash is empty.
-        let stashed = |o: &&mut Out| o.stashed && o.channel == channel && o.info.tuple.local.port() == port;
-        t.out.iter_mut().filter(stashed).for_each(|o| (o.stashed, o.since) = (false, now));
+        t.handed.asks_again(now, channel, port);
         if max == 0 || max > 1 && t.is_alone(port) {
-            return self.hand_out(now, &Asking { channel, number, port }, max as usize);
+            return self.hand_out(now, &asking, max as usize);
         }
-        if t.sharing.entry(port).or_default().asks(channel) {
-            t.asking_until = t.asking_until.map(|_| now + HOLD);
-        }
-        t.asking.push(Asking { channel, number, port });
+        t.askers.asks(now, asking);
         self.share(now);
     }
 
     /// Serves those that need not wait for others.
     fn share(&mut self, now: Now) {
         loop {
-            let t = &self.takeover;
-            let none_left = |port: u16| t.ready.get(&port).is_none_or(|queue| self.to_hand_out(queue) == 0);
-            let holds = |asking: &Asking| t.sharing.get(&asking.port).is_some_and(|sharing| sharing.holds(asking.channel));
-            let served = t.asking.iter().position(|asking| none_left(asking.port) || !holds(asking));
-            let Some(at) = served else { break };
-            let asking = self.takeover.asking.remove(at);
+            let t = &mut self.takeover;
+            let none_left = |port| t.ready.get(&port).is_none_or(|queue| to_hand_out(&self.filter, queue) == 0);
+            let Some(asking) = t.askers.next(none_left) else { break };
             self.hand_out(now, &asking, 1);
         }
-        let t = &mut self.takeover;
-        if t.asking.is_empty() {
-            t.asking_until = None;
-            return;
-        }
-        t.asking_until.get_or_insert(now + HOLD);
-        let mut ports: Vec<u16> = t.asking.iter().map(|asking| asking.port).collect();
-        ports.dedup();
+        let ports = self.takeover.askers.wait(now);
         for port in ports {
             // Which of several listeners one reaches, the kernel chooses.
             let listeners = self.takeover.doorbells.listeners(port).unwrap_or(1);
@@ -684,10 +607,10 @@ impl Manager {
             out.extend(queue.take(session));
         }
         let n = out.len();
-        let of_port = |id: &SessionId| self.filter.store().get(*id).is_some_and(|s| s.open.tuple.local.port() == port);
+        let of_port = |id: SessionId| self.filter.store().get(id).is_some_and(|s| s.open.tuple.local.port() == port);
         // Behind one that comes alone there is none for now.
-        let more =
-            !alone && (queue.iter().any(|r| !self.filter.is_later(r.info.session)) || self.takeover.waiting.keys().any(of_port));
+        let more = !alone
+            && (queue.iter().any(|r| !self.filter.is_later(r.info.session)) || self.takeover.descriptors.waiting().any(of_port));
         let sessions = out.iter().map(|r| r.info.clone()).collect();
         let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
         let Some(told) = self.apps.answer(channel, number, Reply::Recovered { sessions, more }, &descriptors) else {
@@ -700,8 +623,8 @@ impl Manager {
         } else if n > 0 {
             out.iter().for_each(|r| self.filter.handed_out(now, r.info.session));
             let t = &mut self.takeover;
-            t.sharing.entry(port).or_default().took(channel, n);
-            t.out.extend(out.into_iter().map(|Ready { info, .. }| Out { info, channel, stashed: n > 1, since: now }));
+            t.askers.took(channel, port, n);
+            t.handed.add(now, channel, out.into_iter().map(|Ready { info, .. }| info).collect());
             let most = t.started.map_or(now, |started| started + MOST_BARRIER);
             t.barrier_until = t.barrier_until.map(|until| until.max((now + BARRIER).min(most)));
             self.restore_waiting(now);
@@ -720,7 +643,7 @@ impl Manager {
         let out: Vec<Ready> = (0..n).filter_map(|_| self.takeover.standing.pop_front()).collect();
         let t = &self.takeover;
         let begins = self.host.takeover_is_postponed() || t.probe_until.is_some();
-        let more = begins || !t.waiting.is_empty() || !t.standing.is_empty();
+        let more = begins || t.descriptors.waiting().next().is_some() || !t.standing.is_empty();
         let sessions = out.iter().map(|r| r.info.clone()).collect();
         let descriptors: Vec<_> = out.iter().map(|r| r.socket.as_fd()).collect();
         let told = self.apps.answer(channel, number, Reply::Recovered { sessions, more }, &descriptors);
@@ -737,8 +660,7 @@ impl Manager {
     pub(super) fn taken_back(&mut self, channel: u32, session: SessionId, socket: OwnedFd) -> bool {
         let now = self.now();
         let t = &mut self.takeover;
-        let Some(at) = t.out.iter().position(|o| o.channel == channel && o.info.session == session) else { return false };
-        let Out { info, .. } = t.out.swap_remove(at);
+        let Some(info) = t.handed.take_back(channel, session) else { return false };
         t.ready.entry(info.tuple.local.port()).or_default().push_front(Ready { info, socket });
         self.filter.open_gate(session);
         self.publish_pending();
@@ -785,7 +707,7 @@ impl Manager {
         self.takeover.started = None;
         self.takeover.barrier_until = None;
         self.takeover.accepted_at = None;
-        self.takeover.sharing.clear();
+        self.takeover.askers.forget_shares();
         self.takeover.report.done_us = (now - started).as_micros() as u64;
         self.publish_pending();
         log::info!(report:? = self.takeover.report; "takeover done");
@@ -884,7 +806,7 @@ impl Manager {
                 log::warn!(error:%; "cannot close a restored socket silently");
             }
         }
-        t.waiting.clear();
+        t.descriptors.forget_waiting();
         let in_use = |socket: Option<TcpSocket>| socket.is_some_and(|socket| socket.inode != 0);
         let sockdiag = &mut self.sockdiag;
         for end in self.filter.give_up_unaccepted(now, |end| sockdiag.find(end.local, end.peer).is_ok_and(in_use)) {
@@ -923,15 +845,8 @@ impl Manager {
         if self.takeover.doorbell_at.is_some_and(|t| now >= t) {
             self.ring_doorbells(now);
         }
-        if self.takeover.asking_until.is_some_and(|t| now >= t) {
-            self.takeover.asking_until = None;
-            let t = &mut self.takeover;
-            let held: Vec<u32> = t.asking.iter().map(|asking| asking.channel).collect();
-            for (port, sharing) in &mut t.sharing {
-                if t.asking.iter().any(|asking| asking.port == *port) {
-                    sharing.waited_in_vain(&held);
-                }
-            }
+        if self.takeover.askers.poll_timeout().is_some_and(|t| now >= t) {
+            self.takeover.askers.waited_in_vain();
             self.share(now);
         }
         if self.takeover.gate_until.is_some_and(|t| now >= t) {
@@ -940,7 +855,7 @@ impl Manager {
         if self.takeover.look_at.is_some_and(|t| now >= t) {
             self.look_unaccepted(now);
         }
-        if self.takeover.files_at.is_some_and(|t| now >= t) {
+        if self.takeover.descriptors.poll_timeout().is_some_and(|t| now >= t) {
             self.restore_waiting(now);
             self.publish_pending();
             self.ring_doorbells(now);
@@ -964,6 +879,14 @@ impl Manager {
             }
             self.filter.lift_barrier(now);
         }
+    }
+}
+
+/// How many sessions of a queue may be handed out now.
+fn to_hand_out(filter: &Filter, queue: &Queue) -> usize {
+    match filter.any_later() {
+        true => queue.iter().filter(|r| !filter.is_later(r.info.session)).count(),
+        false => queue.len(),
     }
 }
 

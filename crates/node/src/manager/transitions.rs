@@ -170,7 +170,7 @@ impl Manager {
         self.filter_actions();
         self.filter.freeze();
         self.ship();
-        let position = self.filter.log_end();
+        let position = self.filter.log().written();
         self.handover.begin();
         self.link.send(&Message::Handover { epoch, position });
         self.link.flush();

@@ -123,7 +123,7 @@ impl Filter {
         if self.live.get(&session).is_some_and(|l| l.outgoing) {
             match self.store.get(session).and_then(|s| s.cause) {
                 Some(Cause::Unclear { .. }) => self.processes.turns.unclear(session),
-                _ => self.processes.turns.pair(session, self.root(session)),
+                _ => self.processes.turns.pair(session, self.known().root(session)),
             }
         } else {
             self.store.caused_by(session).iter().for_each(|out| self.processes.turns.pair(*out, Some(session)));
@@ -171,7 +171,7 @@ impl Filter {
         }
         live.announced.append(bytes, &mut self.pools.announced);
         // That may show whose the session is, which says what is passed on.
-        self.note_write(now, channel, thread, session, bytes.len() as u64 >= asked);
+        self.note_write(now, thread_key(channel, thread), session, bytes.len() as u64 >= asked);
         let thread = self.turn_of(channel, thread);
         self.processes.turns.write_of(now, thread, session, bytes.len() as u64, asked);
     }
@@ -179,7 +179,7 @@ impl Filter {
     /// Bytes that the application wrote again after a failover, and that the hook absorbed.
     pub(super) fn absorbed(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
         if let Some(session) = self.session_of(channel, handle) {
-            self.note_write(now, channel, thread, session, true);
+            self.note_write(now, thread_key(channel, thread), session, true);
             let thread = self.turn_of(channel, thread);
             self.processes.turns.write(now, thread, session, n, false);
         }
@@ -202,7 +202,7 @@ impl Filter {
             if n > there.saturating_add(around::MOST) {
                 return self.lose(now, session);
             }
-            self.claims_more(session, told.saturating_add(n));
+            self.around.claims(session, told.saturating_add(n));
         }
         if self.processes.turns.in_read(session) > Some(told) && self.config.hooked {
             // Either the kernel had counted this one before it was told, or it had counted one that is told by nobody.
@@ -212,7 +212,7 @@ impl Filter {
             }
         }
         if n > 0 {
-            self.note_read(channel, thread, session);
+            self.note_read(thread_key(channel, thread), session);
         }
         let thread = self.turn_of(channel, thread);
         self.processes.turns.read(now, thread, session, n);
@@ -228,7 +228,7 @@ impl Filter {
 
     /// A thread waits, or said commit: its turn is over.
     pub(super) fn turn_end(&mut self, now: Now, channel: u32, thread: u32) {
-        self.note_wait(channel, thread);
+        self.causes.waits(thread_key(channel, thread));
         self.end_turn(now, channel, thread);
     }
 
@@ -296,7 +296,7 @@ impl Filter {
             return self.close_unattached(now, channel, handle, shared);
         };
         self.processes.detach(channel, handle);
-        self.note_close(channel, session);
+        self.causes.closed(channel, session);
         let live = self.live.get_mut(&session).expect("live");
         live.ownership.left_by(channel);
         if live.ownership.is_held() {
@@ -419,9 +419,9 @@ impl Filter {
                 }
                 let (lost, in_end) = (live.ownership.is_lost(), s.in_end());
                 if e.in_done > in_end {
-                    self.claims_more(e.session, e.in_done);
+                    self.around.claims(e.session, e.in_done);
                 }
-                let around = self.still_around(e.session, in_done, out_done);
+                let around = self.around.outlasts(e.session, in_done, out_done);
                 let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get(&e.session)) else { continue };
                 entries.push(Committed {
                     session: e.session,
@@ -528,7 +528,7 @@ impl Filter {
             torn: live.ownership.is_lost(),
         };
         self.write_output(session, from, pending);
-        let torn = self.still_around(session, in_done, from + pending as u64);
+        let torn = self.around.outlasts(session, in_done, from + pending as u64);
         self.write_commit(now, &[Committed { torn: torn || entry.torn, ..entry }], &[]);
     }
 

@@ -5,6 +5,8 @@
 //! must go on behind them), and the session is torn until the application has done with them, and until its output that may
 //! have left is committed. After that it is as good as any other: nothing of it would be needed by the next master.
 
+use std::collections::BTreeSet;
+
 use super::stage::Stage;
 use super::{Action, Filter};
 use crate::framing::Framing;
@@ -12,7 +14,7 @@ use crate::pooled::Blank;
 use crate::record::{self, Adopted, Committed, EndReason, MAX_OPEN};
 use crate::segment::flags;
 use crate::store::Session;
-use crate::tuple::SessionId;
+use crate::tuple::{BySession, SessionId};
 use crate::Now;
 
 /// So much of a session's input is given a place; one that took more without us is reset.
@@ -24,15 +26,57 @@ const SENT: u64 = 1 << 30;
 
 /// What must be committed of a session until its state is known again.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Around {
-    pub input: u64,
-    pub output: u64,
+struct Around {
+    input: u64,
+    output: u64,
 }
 
 impl Around {
     /// With this committed it is.
-    pub fn over(self, in_done: u64, out_done: u64) -> bool {
+    fn over(self, in_done: u64, out_done: u64) -> bool {
         in_done >= self.input && out_done >= self.output
+    }
+}
+
+/// Sessions of which packets went around the queues, until that matters no more, and those to ask the kernel about.
+#[derive(Debug, Default)]
+pub(super) struct Arounds {
+    sessions: BySession<Around>,
+    asked: BTreeSet<SessionId>,
+}
+
+impl Arounds {
+    pub fn clear(&mut self) {
+        self.sessions.clear();
+        self.asked.clear();
+    }
+
+    /// A session is over.
+    pub fn forget(&mut self, id: SessionId) {
+        self.sessions.remove(&id);
+        self.asked.remove(&id);
+    }
+
+    /// The kernel is to be asked about a session.
+    pub fn ask(&mut self, id: SessionId) {
+        self.asked.insert(id);
+    }
+
+    /// An application says that it has taken so much input, which is more than is in the store.
+    pub fn claims(&mut self, id: SessionId, input: u64) {
+        let around = self.sessions.entry(id).or_insert(Around { input: 0, output: 0 });
+        around.input = around.input.max(input);
+        self.ask(id);
+    }
+
+    /// Whether a commit of so much leaves the session's state unknown.
+    pub fn outlasts(&mut self, id: SessionId, in_done: u64, out_done: u64) -> bool {
+        let Some(around) = self.sessions.get(&id) else { return false };
+        let over = around.over(in_done, out_done);
+        if over {
+            self.sessions.remove(&id);
+        }
+        !over
     }
 }
 
@@ -40,13 +84,13 @@ impl Filter {
     /// Something was said of a session that can only be true if packets went around the queues: the kernel is to be asked, and
     /// [`Filter::went_around`] called.
     pub fn poll_around(&mut self) -> Option<SessionId> {
-        self.around_asked.pop_first()
+        self.around.asked.pop_first()
     }
 
     /// How many sessions would be lost with this member, because packets of theirs went around the queues.
     #[must_use]
     pub fn around(&self) -> usize {
-        self.around.len()
+        self.around.sessions.len()
     }
 
     /// To be called for every session of [`Filter::with_sockets`] when packets may have gone around the queues, and go through
@@ -63,9 +107,9 @@ impl Filter {
             return;
         }
         let taken = live.local.base().saturating_add(received).saturating_sub(u64::from(ended));
-        if self.around.get(&id).is_some_and(|around| around.input > taken.max(s.in_end())) {
+        if self.around.sessions.get(&id).is_some_and(|around| around.input > taken.max(s.in_end())) {
             // Its process says that it has read what no kernel gave it.
-            self.around.remove(&id);
+            self.around.sessions.remove(&id);
             return self.lose(now, id);
         }
         let announced = live.announced_end(s);
@@ -85,7 +129,7 @@ impl Filter {
         }
         let around = Around { input: if slipped { taken } else { 0 }, output: announced };
         if !around.over(s.in_done, s.out_done) {
-            self.around.insert(id, around);
+            self.around.sessions.insert(id, around);
             self.tear_for_now(now, id);
         }
         if slipped {
@@ -93,13 +137,6 @@ impl Filter {
             self.take_place(now, id, taken, ended);
         }
         self.settle_around(now, id);
-    }
-
-    /// An application says that it has taken more input than is in the store.
-    pub(super) fn claims_more(&mut self, id: SessionId, input: u64) {
-        let around = self.around.entry(id).or_insert(Around { input: 0, output: 0 });
-        around.input = around.input.max(input);
-        self.around_asked.insert(id);
     }
 
     fn tear_for_now(&mut self, now: Now, id: SessionId) {
@@ -139,7 +176,7 @@ impl Filter {
     /// What commits claimed before there was a place for it is committed now.
     fn settle_around(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
-        let Some(around) = self.around.get(&id).copied() else { return };
+        let Some(around) = self.around.sessions.get(&id).copied() else { return };
         let claimed = self.processes.turns.done(id);
         let in_done = claimed.map_or(s.in_done, |c| c.in_done.clamp(s.in_done, s.in_end()));
         let over = around.over(in_done, s.out_done);
@@ -150,21 +187,9 @@ impl Filter {
         let open = claimed.map_or(0, |c| s.out_done.saturating_sub(c.out_base).min(MAX_OPEN));
         let entry = Committed { in_done: in_done as u32, open, torn, ..s.committed() };
         if over {
-            self.around.remove(&id);
+            self.around.sessions.remove(&id);
         }
         self.write_commit(now, &[entry], &[]);
-    }
-
-    /// Whether the commit of a session leaves it torn because packets went around the queues.
-    pub(super) fn still_around(&mut self, id: SessionId, in_done: u64, out_done: u64) -> bool {
-        match self.around.get(&id) {
-            None => false,
-            Some(around) if around.over(in_done, out_done) => {
-                self.around.remove(&id);
-                false
-            }
-            Some(_) => true,
-        }
     }
 
     /// The local TCP sends from here on, and nobody knows what it sent before: that has left around the queue.

@@ -2,7 +2,6 @@
 //! gone, or a process says what cannot be. Nobody can restore them; they go on here as what they are, and are reset at a
 //! failover.
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::stage::Stage;
@@ -40,7 +39,7 @@ impl Filter {
         let due = now + EXPLAINED;
         let astray = &mut live.recovery.get_or_make().astray;
         if astray.is_none() {
-            self.timers.push(Reverse((due, id)));
+            self.timers.set(due, id);
         }
         let a = astray.get_or_insert(Astray { due, taken: 0, sent: 0, acked: 0 });
         (a.taken, a.sent, a.acked) = (a.taken.max(taken), a.sent.max(sent), a.acked.max(acked));
@@ -51,7 +50,7 @@ impl Filter {
         let Some(live) = self.live.get_mut(&id) else { return };
         let due = now + FORGOTTEN;
         live.recovery.get_or_make().astray = Some(Astray { due, taken: 0, sent: 0, acked: 0 });
-        self.timers.push(Reverse((due, id)));
+        self.timers.set(due, id);
     }
 
     pub(super) fn astray_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {

@@ -1,7 +1,6 @@
 //! `durability = "async"`: nothing waits for the replica, so after a takeover a peer may be ahead of the store. The session
 //! adopts what the peer's segments prove: what it acknowledges was sent; what it does not send again was heard.
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::peer::local_shift;
@@ -51,7 +50,7 @@ impl Filter {
             let next = now + ASK_AGAIN;
             live.recovery.get_or_make().evidence =
                 Some(Evidence { since: None, acked: 0, lowest: None, nxt: 0, holes: false, window: 0, next, asks: 0 });
-            self.timers.push(Reverse((next, id)));
+            self.timers.set(next, id);
         }
     }
 
@@ -84,7 +83,7 @@ impl Filter {
         if evidence.since.is_none() {
             evidence.since = Some(now);
             evidence.next = now + SHOWS;
-            self.timers.push(Reverse((now + SHOWS, id)));
+            self.timers.set(now + SHOWS, id);
         }
         evidence.acked = evidence.acked.max(ack);
         evidence.nxt = evidence.nxt.max(u64::try_from(end).unwrap_or(0));

@@ -91,9 +91,20 @@ struct Trickle {
     from: BTreeSet<SessionId>,
 }
 
-/// See the module's description.
+/// Records that a replica of an earlier version does not know: it is not told those.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ReplicaLacks {
+    /// What the application's connections were made for.
+    pub causes: bool,
+    /// Options of sockets.
+    pub options: bool,
+    /// The application's data.
+    pub data: bool,
+}
+
+/// The log as its writer sees it: what is written, what the replica has stored of it, and what waits for that.
 #[derive(Debug)]
-pub(super) struct ReplicaGate {
+pub struct ReplicaGate {
     mode: Mode,
     /// The mode that a handover interrupted.
     thaw_to: Mode,
@@ -119,23 +130,20 @@ pub(super) struct ReplicaGate {
     /// When what is in the batch goes to the replica at the latest; that was before now.
     batch_due: Option<Now>,
     batch_late: bool,
-    /// The replica knows no records of causes; none of options; none of the application's data.
-    without_causes: bool,
-    without_options: bool,
-    without_data: bool,
+    lacks: ReplicaLacks,
     /// The log is too far ahead of the replica to grow: see [`super::Filter::set_overloaded`].
     overloaded: bool,
     trickle: Trickle,
     /// Sessions whose output was not adopted for that reason.
     deferred: Vec<SessionId>,
     /// What was released since this member went on by itself.
-    pub solo: Solo,
+    pub(super) solo: Solo,
     counters: GateCounters,
 }
 
 impl ReplicaGate {
     /// The gate of a backup.
-    pub fn new(asynchronous: bool) -> ReplicaGate {
+    pub(super) fn new(asynchronous: bool) -> ReplicaGate {
         ReplicaGate {
             mode: Mode::Passive,
             thaw_to: Mode::Active,
@@ -153,9 +161,7 @@ impl ReplicaGate {
             sync_due: None,
             batch_due: None,
             batch_late: false,
-            without_causes: false,
-            without_options: false,
-            without_data: false,
+            lacks: ReplicaLacks::default(),
             overloaded: false,
             trickle: Trickle::default(),
             deferred: Vec::new(),
@@ -164,23 +170,23 @@ impl ReplicaGate {
         }
     }
 
-    pub fn counters(&self) -> GateCounters {
+    pub(super) fn counters(&self) -> GateCounters {
         self.counters
     }
 
     // ---- roles ---------------------------------------------------------------------------------------
 
-    pub fn mode(&self) -> Mode {
+    pub(super) fn mode(&self) -> Mode {
         self.mode
     }
 
     /// Whether packets of sessions come and go.
-    pub fn serves(&self) -> bool {
+    pub(super) fn serves(&self) -> bool {
         matches!(self.mode, Mode::Restoring | Mode::Active)
     }
 
     /// A master without a replica, with the log that there is.
-    pub fn activate(&mut self) {
+    pub(super) fn activate(&mut self) {
         self.mode = Mode::Active;
         self.needs_replica = false;
         self.fenced = false;
@@ -189,7 +195,7 @@ impl ReplicaGate {
 
     /// A master that takes over: its log begins anew. `first`: the number of the first session that the other side does not
     /// have.
-    pub fn take_over(&mut self, first: SessionId) {
+    pub(super) fn take_over(&mut self, first: SessionId) {
         self.activate();
         self.mode = Mode::Restoring;
         self.end = LogPosition::START;
@@ -199,24 +205,24 @@ impl ReplicaGate {
     }
 
     /// A master whose sessions are restored once more: log and replica go on.
-    pub fn recover(&mut self) {
+    pub(super) fn recover(&mut self) {
         self.mode = Mode::Restoring;
         self.fenced = false;
     }
 
     /// All sessions are restored.
-    pub fn restored(&mut self) {
+    pub(super) fn restored(&mut self) {
         self.mode = Mode::Active;
     }
 
     /// From now on the log does not grow and nothing leaves.
-    pub fn freeze(&mut self) {
+    pub(super) fn freeze(&mut self) {
         self.thaw_to = self.mode;
         self.mode = Mode::Frozen;
     }
 
     /// Master again, as before [`Self::freeze`]. Returns whether it was frozen.
-    pub fn thaw(&mut self) -> bool {
+    pub(super) fn thaw(&mut self) -> bool {
         let frozen = self.mode == Mode::Frozen;
         if frozen {
             self.mode = self.thaw_to;
@@ -225,7 +231,7 @@ impl ReplicaGate {
     }
 
     /// No master any more: the log is nobody's.
-    pub fn demote(&mut self) {
+    pub(super) fn demote(&mut self) {
         self.mode = Mode::Passive;
         self.solo = Solo::default();
         self.deferred_resets.clear();
@@ -239,7 +245,7 @@ impl ReplicaGate {
     }
 
     /// Forgets what it knows of sessions. Returns the numbers of the packets that waited.
-    pub fn drop_sessions(&mut self) -> Vec<u32> {
+    pub(super) fn drop_sessions(&mut self) -> Vec<u32> {
         self.dirty.clear();
         self.sync_due = None;
         self.deferred.clear();
@@ -249,13 +255,25 @@ impl ReplicaGate {
     // ---- the log -------------------------------------------------------------------------------------
 
     /// The position behind everything written so far.
-    pub fn end(&self) -> LogPosition {
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.end.0
+    }
+
+    /// The same, for what needs it.
+    pub(super) fn end(&self) -> LogPosition {
         self.end
     }
 
     /// Appends records to the log and applies them: master and replica compute the same store (I5). Returns the position
     /// behind them.
-    pub fn append(&mut self, now: Now, store: &mut Store, payload: usize, encode: impl FnOnce(&mut Vec<u8>)) -> LogPosition {
+    pub(super) fn append(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        payload: usize,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> LogPosition {
         let from = self.log(now, payload, encode);
         apply(store, &self.batch[from..]);
         self.end
@@ -276,7 +294,7 @@ impl ReplicaGate {
 
     /// Appends a commit, and the application's data of its turn. To a replica of a version that knows no data, a session that has
     /// some is torn: without it nobody could go on with the session.
-    pub fn append_commit(
+    pub(super) fn append_commit(
         &mut self,
         now: Now,
         store: &mut Store,
@@ -286,7 +304,7 @@ impl ReplicaGate {
         let encode_data = |out: &mut Vec<u8>| changes.iter().for_each(|change| record::encode_data(change.borrow(), out));
         let with_data = !changes.is_empty();
         let keeps = |store: &Store, e: &Committed| store.data(e.session).is_some();
-        if !self.without_data || !with_data && !entries.iter().any(|e| keeps(store, e)) {
+        if !self.lacks.data || !with_data && !entries.iter().any(|e| keeps(store, e)) {
             return self.append(now, store, 0, |out| {
                 encode_data(out);
                 record::encode_commit(entries, with_data, out);
@@ -302,8 +320,8 @@ impl ReplicaGate {
     }
 
     /// The same of a session's cause, which a replica of an earlier version is not told.
-    pub fn append_cause(&mut self, now: Now, store: &mut Store, id: SessionId, cause: Option<Cause>) -> LogPosition {
-        if self.without_causes {
+    pub(super) fn append_cause(&mut self, now: Now, store: &mut Store, id: SessionId, cause: Option<Cause>) -> LogPosition {
+        if self.lacks.causes {
             store.apply(Record::Cause { session: id, cause }).expect("a cause fits always");
             return self.end;
         }
@@ -311,8 +329,8 @@ impl ReplicaGate {
     }
 
     /// The same of a session's options.
-    pub fn append_options(&mut self, now: Now, store: &mut Store, id: SessionId, run: &[u8]) -> LogPosition {
-        if self.without_options {
+    pub(super) fn append_options(&mut self, now: Now, store: &mut Store, id: SessionId, run: &[u8]) -> LogPosition {
+        if self.lacks.options {
             store.apply(Record::Options { session: id, run }).expect("options fit always");
             return self.end;
         }
@@ -320,17 +338,17 @@ impl ReplicaGate {
     }
 
     /// Appends a session's part of a snapshot.
-    pub fn snapshot(&self, store: &Store, id: SessionId, out: &mut Vec<u8>) {
+    pub(super) fn snapshot(&self, store: &Store, id: SessionId, out: &mut Vec<u8>) {
         store.snapshot(id, out);
-        if let Some(cause) = store.get(id).and_then(|s| s.cause).filter(|_| !self.without_causes) {
+        if let Some(cause) = store.get(id).and_then(|s| s.cause).filter(|_| !self.lacks.causes) {
             record::encode_cause(id, Some(cause), out);
         }
         let options = store.options(id);
-        if !options.is_empty() && !self.without_options {
+        if !options.is_empty() && !self.lacks.options {
             record::encode_options(id, options, out);
         }
         if let Some(data) = store.data(id) {
-            if self.without_data {
+            if self.lacks.data {
                 let torn = store.get(id).map(|s| Committed { torn: true, ..s.committed() });
                 record::encode_commit(torn.as_slice(), false, out);
             } else {
@@ -341,27 +359,19 @@ impl ReplicaGate {
     }
 
     /// Appends a value's part of a snapshot.
-    pub fn snapshot_value(&self, store: &Store, key: &[u8], out: &mut Vec<u8>) {
-        if let Some(value) = store.value(key).filter(|_| !self.without_data) {
+    pub(super) fn snapshot_value(&self, store: &Store, key: &[u8], out: &mut Vec<u8>) {
+        if let Some(value) = store.value(key).filter(|_| !self.lacks.data) {
             record::encode_data(Change::Put { key, value }, out);
             record::encode_commit(&[], true, out);
         }
     }
 
-    pub fn set_without_data(&mut self, without: bool) {
-        self.without_data = without;
-    }
-
-    pub fn set_without_causes(&mut self, without: bool) {
-        self.without_causes = without;
-    }
-
-    pub fn set_without_options(&mut self, without: bool) {
-        self.without_options = without;
+    pub(super) fn set_replica_lacks(&mut self, lacks: ReplicaLacks) {
+        self.lacks = lacks;
     }
 
     /// A session moved: a sync record is due. `listed`: it was told before, and no record has been written since.
-    pub fn mark_dirty(&mut self, now: Now, id: SessionId, listed: bool) {
+    pub(super) fn mark_dirty(&mut self, now: Now, id: SessionId, listed: bool) {
         if !listed {
             self.dirty.push(id);
         }
@@ -370,7 +380,7 @@ impl ReplicaGate {
 
     /// The sessions that moved, to be told now. The list is given back with [`Self::keep_list`]. None: a frozen log does not
     /// grow, for the next master already counts its bytes.
-    pub fn take_dirty(&mut self) -> Option<Vec<SessionId>> {
+    pub(super) fn take_dirty(&mut self) -> Option<Vec<SessionId>> {
         if self.mode == Mode::Frozen {
             return None;
         }
@@ -379,13 +389,13 @@ impl ReplicaGate {
     }
 
     /// Keeps the list's memory.
-    pub fn keep_list(&mut self, mut list: Vec<SessionId>) {
+    pub(super) fn keep_list(&mut self, mut list: Vec<SessionId>) {
         list.clear();
         self.dirty = list;
     }
 
     /// Moves the unsent part of the log behind `out`. Returns the position of its first byte.
-    pub fn take_batch(&mut self, out: &mut Vec<u8>) -> LogPosition {
+    pub(super) fn take_batch(&mut self, out: &mut Vec<u8>) -> LogPosition {
         let start = self.end.0 - self.batch.len() as u64;
         if out.is_empty() {
             std::mem::swap(out, &mut self.batch);
@@ -399,6 +409,7 @@ impl ReplicaGate {
 
     /// Whether the log is worth sending now: what nothing waits for may go with what comes after it, or by the timer. Input
     /// that was not acknowledged to its peer is lost to nobody.
+    #[must_use]
     pub fn has_batch(&self, now: Now) -> bool {
         let waited_for = self.asynchronous || !self.waiting.is_empty() || !self.deferred_resets.is_empty();
         self.sync_due.is_some_and(|due| now >= due)
@@ -408,7 +419,7 @@ impl ReplicaGate {
     // ---- what may leave ------------------------------------------------------------------------------
 
     /// Whether what needs the log up to this position may leave now (I1).
-    pub fn may_leave(&self, now: Now, need: LogPosition) -> bool {
+    pub(super) fn may_leave(&self, now: Now, need: LogPosition) -> bool {
         self.serves() && self.is_known(now, need)
     }
 
@@ -418,7 +429,7 @@ impl ReplicaGate {
     }
 
     /// Gives the packet back if it may leave now; else keeps it until it may.
-    pub fn wait(&mut self, now: Now, session: Option<SessionId>, need: LogPosition, held: Held) -> Option<Held> {
+    pub(super) fn wait(&mut self, now: Now, session: Option<SessionId>, need: LogPosition, held: Held) -> Option<Held> {
         if self.may_leave(now, need) {
             return Some(held);
         }
@@ -429,17 +440,17 @@ impl ReplicaGate {
     }
 
     /// Defers a reset until the log is stored up to this position.
-    pub fn defer_reset(&mut self, need: LogPosition, packet: Vec<u8>) {
+    pub(super) fn defer_reset(&mut self, need: LogPosition, packet: Vec<u8>) {
         self.deferred_resets.push_back((need, packet));
     }
 
     /// Resets that still wait.
-    pub fn take_deferred_resets(&mut self) -> Vec<Vec<u8>> {
+    pub(super) fn take_deferred_resets(&mut self) -> Vec<Vec<u8>> {
         self.deferred_resets.drain(..).map(|(_, packet)| packet).collect()
     }
 
     /// What may leave and has waited: to be asked until there is nothing more.
-    pub fn next_released(&mut self, now: Now) -> Option<Released> {
+    pub(super) fn next_released(&mut self, now: Now) -> Option<Released> {
         // While a handover is under way, too: nobody else knows these sessions.
         if self.deferred_resets.front().is_some_and(|(need, _)| self.is_known(now, *need)) {
             return self.deferred_resets.pop_front().map(|(_, packet)| Released::Reset(packet));
@@ -448,7 +459,8 @@ impl ReplicaGate {
         self.waiting.pop().map(|Reverse(w)| Released::Packet(w))
     }
 
-    /// How many packets wait.
+    /// How many packets wait for the replica.
+    #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -456,18 +468,24 @@ impl ReplicaGate {
     // ---- the replica ---------------------------------------------------------------------------------
 
     /// The replica has stored the log up to `position`.
-    pub fn stored(&mut self, position: LogPosition) {
+    pub(super) fn stored(&mut self, position: LogPosition) {
         assert!(position <= self.end, "I1: the replica acknowledges log that was never written");
         self.acked = self.acked.max(position);
     }
 
     /// The position that the replica is known to have.
-    pub fn acked(&self) -> LogPosition {
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.acked.0
+    }
+
+    /// The same, for what needs it.
+    pub(super) fn acked(&self) -> LogPosition {
         self.acked
     }
 
     /// Everything up to here is as safe as it will be: stored by the replica, or written where there is none.
-    pub fn settled(&self) -> LogPosition {
+    pub(super) fn settled(&self) -> LogPosition {
         if self.needs_replica {
             self.acked
         } else {
@@ -475,19 +493,21 @@ impl ReplicaGate {
         }
     }
 
+    /// Whether releases wait for a replica.
+    #[must_use]
     pub fn needs_replica(&self) -> bool {
         self.needs_replica
     }
 
     /// From now on nothing leaves without the replica's acknowledgement, which so far reaches `position`.
-    pub fn hold_for_replica(&mut self, position: LogPosition) {
+    pub(super) fn hold_for_replica(&mut self, position: LogPosition) {
         self.needs_replica = true;
         self.acked = position;
         self.solo = Solo::default();
     }
 
     /// The replica was heard: see [`super::Filter::replica_heard`]. Returns whether that changes anything.
-    pub fn heard(&mut self, until: Now) -> bool {
+    pub(super) fn heard(&mut self, until: Now) -> bool {
         if self.asynchronous {
             self.contact_until = self.contact_until.max(until);
         }
@@ -495,27 +515,27 @@ impl ReplicaGate {
     }
 
     /// No replica any more, and leave to go on alone. `first`: the number that the next session will have.
-    pub fn go_solo(&mut self, first: SessionId) {
+    pub(super) fn go_solo(&mut self, first: SessionId) {
         self.needs_replica = false;
         self.solo.begin(first);
     }
 
-    pub fn fenced(&self) -> bool {
+    pub(super) fn fenced(&self) -> bool {
         self.fenced
     }
 
-    pub fn set_fenced(&mut self, fenced: bool) {
+    pub(super) fn set_fenced(&mut self, fenced: bool) {
         self.fenced = fenced;
     }
 
     // ---- a replica that does not keep up -------------------------------------------------------------
 
-    pub fn overloaded(&self) -> bool {
+    pub(super) fn overloaded(&self) -> bool {
         self.overloaded
     }
 
     /// Returns the sessions whose output can be adopted now.
-    pub fn set_overloaded(&mut self, overloaded: bool) -> Vec<SessionId> {
+    pub(super) fn set_overloaded(&mut self, overloaded: bool) -> Vec<SessionId> {
         self.overloaded = overloaded;
         if overloaded {
             return Vec::new();
@@ -527,13 +547,13 @@ impl ReplicaGate {
     }
 
     /// The output of this session can be adopted only when there is room in the log.
-    pub fn defer(&mut self, id: SessionId) {
+    pub(super) fn defer(&mut self, id: SessionId) {
         self.deferred.push(id);
     }
 
     /// Whether this segment, whose input begins at `offset`, is taken in though the log may not grow: a little is, once of
     /// each session, of the next bytes.
-    pub fn trickles(&mut self, now: Now, s: &Session, offset: i64, segment: &Segment<'_>) -> bool {
+    pub(super) fn trickles(&mut self, now: Now, s: &Session, offset: i64, segment: &Segment<'_>) -> bool {
         let trickle = &mut self.trickle;
         if now >= trickle.since + TRICKLE_EVERY {
             *trickle = Trickle { since: now, ..Trickle::default() };
@@ -548,12 +568,12 @@ impl ReplicaGate {
     // ---- time ----------------------------------------------------------------------------------------
 
     /// When [`Self::handle_timeout`] wants to be called.
-    pub fn poll_timeout(&self) -> Option<Now> {
+    pub(super) fn poll_timeout(&self) -> Option<Now> {
         self.sync_due.into_iter().chain(self.batch_due).min()
     }
 
     /// Returns whether sync records are to be written now.
-    pub fn handle_timeout(&mut self, now: Now) -> bool {
+    pub(super) fn handle_timeout(&mut self, now: Now) -> bool {
         if self.batch_due.is_some_and(|due| now >= due) {
             self.batch_due = None;
             self.batch_late = true;

@@ -163,7 +163,7 @@ impl Filter {
                 // Whoever was called refuses. The program may want to know that before it accepts anything.
                 return self.deliver_as(id, segment, segment.plain_syn(), bytes);
             }
-            if self.resets.contains(&tuple) && segment.has(flags::ACK) && !segment.has(flags::RST) {
+            if self.barrier.has_reset(&tuple) && segment.has(flags::ACK) && !segment.has(flags::RST) {
                 // The challenge to our RST (RFC 5961, section 3): the next one has the right number.
                 let reset = segment::reset_for(segment);
                 self.actions.push(Action::SendPeer(reset));

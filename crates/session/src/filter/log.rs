@@ -1,6 +1,6 @@
 //! The filter's side of the log: records out of a master, records into a replica.
 
-use super::gate::LogPosition;
+use super::gate::{LogPosition, ReplicaGate, ReplicaLacks};
 use super::{Filter, Mode};
 use crate::data::Change;
 use crate::options;
@@ -13,10 +13,15 @@ use crate::Now;
 const MOST_WINDOW: u64 = 1 << 30;
 
 impl Filter {
-    /// Log position behind everything written so far.
+    /// How far the log is written and stored, and what waits for that.
     #[must_use]
-    pub fn log_end(&self) -> u64 {
-        self.gate.end().0
+    pub fn log(&self) -> &ReplicaGate {
+        &self.gate
+    }
+
+    /// The replica is of a version that does not know these records.
+    pub fn set_replica_lacks(&mut self, lacks: ReplicaLacks) {
+        self.gate.set_replica_lacks(lacks);
     }
 
     /// Bytes of output that hooks announced and no commit covers: they will be in the log.
@@ -30,13 +35,6 @@ impl Filter {
     pub fn take_batch(&mut self, out: &mut Vec<u8>) -> u64 {
         self.write_syncs();
         self.gate.take_batch(out).0
-    }
-
-    /// Whether the log is worth sending now: what nothing waits for may go with what comes after it, or by the timer. Input
-    /// that was not acknowledged to its peer is lost to nobody.
-    #[must_use]
-    pub fn has_batch(&self, now: Now) -> bool {
-        self.gate.has_batch(now)
     }
 
     pub(super) fn write_syncs(&mut self) {
@@ -84,25 +82,10 @@ impl Filter {
         self.write(0, |out| record::encode_trace(life, at, bytes, part, out));
     }
 
-    /// Whether the replica is of the version before, which knows no causes of outgoing sessions.
-    pub fn set_plain_log(&mut self, plain: bool) {
-        self.gate.set_without_causes(plain);
-    }
-
     pub(super) fn write_cause(&mut self, id: SessionId, cause: Option<Cause>) -> LogPosition {
         let end = self.gate.append_cause(self.clock, &mut self.store, id, cause);
         self.pair_turns(id);
         end
-    }
-
-    /// Whether the replica is of a version that knows no options.
-    pub fn set_log_without_options(&mut self, without: bool) {
-        self.gate.set_without_options(without);
-    }
-
-    /// Whether the replica is of a version that knows no data of the application.
-    pub fn set_log_without_data(&mut self, without: bool) {
-        self.gate.set_without_data(without);
     }
 
     /// The application has set an option of a connection's socket.
@@ -125,18 +108,6 @@ impl Filter {
     pub fn replica_stored(&mut self, now: Now, position: u64) {
         self.gate.stored(LogPosition(position));
         self.release_stored(now);
-    }
-
-    /// How many packets wait for the replica.
-    #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.gate.waiting()
-    }
-
-    /// Log position that the replica is known to have.
-    #[must_use]
-    pub fn replica_position(&self) -> u64 {
-        self.gate.acked().0
     }
 
     /// From now on nothing leaves without the replica's acknowledgement, which so far reaches `position`.
@@ -163,12 +134,6 @@ impl Filter {
         self.release_stored(now);
     }
 
-    /// Whether releases wait for a replica.
-    #[must_use]
-    pub fn needs_replica(&self) -> bool {
-        self.gate.needs_replica()
-    }
-
     /// A fenced master releases nothing at all.
     pub fn set_fenced(&mut self, now: Now, fenced: bool) {
         self.gate.set_fenced(fenced);
@@ -187,12 +152,6 @@ impl Filter {
         deferred.into_iter().for_each(|session| self.judge_held(now, session));
     }
 
-    /// The numbers of all sessions, for a snapshot in steps.
-    #[must_use]
-    pub fn sessions(&self) -> Vec<SessionId> {
-        self.store.iter().map(|s| s.open.session).collect()
-    }
-
     /// As a backup: forget the store, a snapshot begins.
     pub fn replica_reset(&mut self) {
         assert!(self.gate.mode() == Mode::Passive, "only a backup takes a snapshot");
@@ -208,17 +167,11 @@ impl Filter {
         self.store.apply_batch(bytes)
     }
 
-    /// As a master: the records from which an empty store computes this one, up to [`Self::log_end`].
+    /// As a master: the records from which an empty store computes this one, up to [`ReplicaGate::written`].
     pub fn snapshot(&mut self, out: &mut Vec<u8>) {
         self.write_syncs();
-        self.values().iter().for_each(|key| self.snapshot_value(key, out));
+        self.store.keys_after(&[]).for_each(|key| self.snapshot_value(key, out));
         self.store.iter().for_each(|s| self.snapshot_session(s.open.session, out));
-    }
-
-    /// The keys of all values of the service, for a snapshot in steps.
-    #[must_use]
-    pub fn values(&self) -> Vec<Box<[u8]>> {
-        self.store.keys_after(&[]).map(Box::from).collect()
     }
 
     /// A value's part of a snapshot, if there still is one.

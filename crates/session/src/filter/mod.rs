@@ -23,6 +23,7 @@ mod announced;
 mod app;
 mod around;
 mod astray;
+mod barrier;
 mod causes;
 mod data;
 mod evidence;
@@ -48,12 +49,11 @@ mod solo;
 mod splicing;
 mod stage;
 mod standing;
+mod timers;
 mod timestamps;
 mod unhooked;
 mod unseen;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -62,18 +62,21 @@ use crate::store::Store;
 use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, TurnPolicy};
 use crate::Now;
+use around::Arounds;
+use barrier::Barrier;
 use causes::Causes;
-use gate::ReplicaGate;
 use handshakes::Handshakes;
 use live::{Live, Pools};
 use outgoing::Calls;
 use processes::Processes;
 use reassembly::Reassemblies;
 use splicing::Splices;
+use timers::Timers;
 use unseen::Unseen;
 
 pub use causes::HandOut;
 pub use data::Refused;
+pub use gate::{ReplicaGate, ReplicaLacks};
 pub use recovery::RestoreSpec;
 pub use splicing::{Engine, Waits};
 pub use unhooked::PROGRAM;
@@ -241,19 +244,12 @@ pub struct Filter {
     causes: Causes,
     reassemblies: Reassemblies,
     unseen: Unseen,
-    /// Sessions that want [`Self::handle_timeout`]; entries may be stale.
-    timers: BinaryHeap<Reverse<(Now, SessionId)>>,
-    /// Sessions without a socket, and those that the barrier waits for.
-    probing: usize,
-    awaited: usize,
+    timers: Timers,
+    barrier: Barrier,
     /// Where a program takes over that has followed another one: the sessions that it has already, and whether in the middle of a
     /// turn. See [`Filter::stand`].
     standing: Option<BySession<bool>>,
-    /// Torn sessions that this takeover has reset, while strangers are not answered otherwise.
-    resets: BTreeSet<FourTuple>,
-    /// Sessions of which packets went around the queues, until that matters no more, and those to ask the kernel about.
-    around: BySession<around::Around>,
-    around_asked: BTreeSet<SessionId>,
+    around: Arounds,
     clock: Now,
     actions: Vec<Action>,
     counters: Counters,
@@ -287,13 +283,10 @@ impl Filter {
             causes: Causes::default(),
             reassemblies: Reassemblies::default(),
             unseen: Unseen::default(),
-            timers: BinaryHeap::new(),
-            probing: 0,
-            awaited: 0,
+            timers: Timers::default(),
+            barrier: Barrier::default(),
             standing: None,
-            resets: BTreeSet::new(),
-            around: BySession::default(),
-            around_asked: BTreeSet::new(),
+            around: Arounds::default(),
             clock: Duration::ZERO,
             actions: Vec::new(),
             counters: Counters::default(),
@@ -409,9 +402,7 @@ impl Filter {
         self.processes.forget_sessions(self.config.max_turn);
         self.timers.clear();
         self.handshakes.forget_sessions();
-        self.probing = 0;
-        self.awaited = 0;
-        self.resets.clear();
+        self.barrier.clear();
         self.splices = Splices::default();
         self.calls = Calls::default();
         self.causes.forget_sessions();
@@ -419,7 +410,6 @@ impl Filter {
         self.unseen = Unseen::default();
         self.pools.announced.forget();
         self.around.clear();
-        self.around_asked.clear();
         lives
     }
 
@@ -435,7 +425,7 @@ impl Filter {
             self.processes.turns.poll_timeout(),
             self.gate.poll_timeout(),
             self.processes.poll_timeout(),
-            self.timers.peek().map(|Reverse((due, _))| *due),
+            self.timers.poll_timeout(),
             self.handshakes.poll_timeout(),
             self.unseen.poll_timeout(),
         ]
@@ -465,11 +455,9 @@ impl Filter {
     /// Changes what the barrier's counters count of a session.
     fn recount(&mut self, id: SessionId, change: impl FnOnce(&mut Live)) {
         let live = self.live.get_mut(&id).expect("a live session");
-        let before = (live.probing(), live.awaited());
+        self.barrier.discount(live);
         change(live);
-        let after = (live.probing(), live.awaited());
-        self.probing = self.probing + usize::from(after.0) - usize::from(before.0);
-        self.awaited = self.awaited + usize::from(after.1) - usize::from(before.1);
+        self.barrier.count(live);
     }
 
     /// Deletes a session everywhere. What waits for the replica may still leave; what waits for more is dropped.
@@ -479,7 +467,7 @@ impl Filter {
         if self.live.get(&id).is_some_and(|l| l.alone) {
             self.gate.solo.ended(&open);
         }
-        let partners = self.partners(id);
+        let partners = self.known().partners(id);
         self.write(0, |out| record::encode_end(id, reason, out));
         self.processes.turns.close(id);
         self.forget_early(id);
@@ -488,9 +476,10 @@ impl Filter {
             if !live.established {
                 self.handshakes.opened(&tuple);
             }
-            self.probing -= usize::from(live.probing());
-            self.awaited -= usize::from(live.awaited());
-            self.causes.later -= usize::from(live.later);
+            self.barrier.discount(&live);
+            if live.later {
+                self.causes.later_one_ended();
+            }
             live.announced.truncate(0, &mut self.pools.announced);
             for h in live.held.take() {
                 self.actions.push(Action::DropOut(h.id));
@@ -508,8 +497,7 @@ impl Filter {
             self.splices.unaccepted = self.splices.unaccepted.saturating_sub(usize::from(unaccepted));
             self.splice_over(now, &tuple);
         }
-        self.around.remove(&id);
-        self.around_asked.remove(&id);
+        self.around.forget(id);
         self.forget_expiries();
         let live = &self.live;
         self.processes.forget_session(id, |id| live.contains_key(&id));

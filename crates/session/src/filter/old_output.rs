@@ -6,7 +6,6 @@
 //! send ourselves and, corrected, for what the halves send; where no router says so, what is lost again and again is sent
 //! in shorter ones (RFC 4821).
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::{Action, Filter};
@@ -78,7 +77,7 @@ impl Filter {
         let longest = longest(s);
         let old = OldOutput { end, nxt, highest: nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0, lost: 0, longest };
         live.recovery.get_or_make().old_output = Some(old);
-        self.timers.push(Reverse((next, id)));
+        self.timers.set(next, id);
         self.send_tail(id);
     }
 

@@ -5,7 +5,6 @@
 //!
 //! A backup's application calls, too. Its SYN is kept, and answered when the member takes over.
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -144,7 +143,7 @@ impl Filter {
                 return self.behind_gate(now);
             }
         }
-        let probed = self.probing == 0;
+        let probed = self.barrier.unprobed() == 0;
         if !probed
             && self
                 .live
@@ -275,7 +274,7 @@ impl Filter {
             live.recovery.get_or_make().handshake = Some(LocalHandshake::Uncalled { until });
         });
         self.calls.until = until;
-        self.timers.push(Reverse((now + STUCK, id)));
+        self.timers.set(now + STUCK, id);
     }
 
     /// Whether some session may wait to be called for.
@@ -306,7 +305,7 @@ impl Filter {
         if self.gate.mode() == Mode::Active {
             return self.through_barrier(now, id);
         }
-        self.timers.push(Reverse((now + BARRIER, id)));
+        self.timers.set(now + BARRIER, id);
     }
 
     /// What was answered is no socket of the application's any more: it is waited for again.

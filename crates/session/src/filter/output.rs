@@ -187,7 +187,7 @@ impl Filter {
             live.ack_ahead |= !empty;
             // Packets may have gone around the queues; unless we have forgotten it ourselves.
             if live.recovery.astray.is_none() {
-                self.around_asked.insert(session);
+                self.around.ask(session);
             }
         }
         // What TCP has and no store: an empty segment acknowledges as much as there is, so that the peer sends

@@ -1,7 +1,6 @@
 //! Takeover (docs/design.md, "Takeover"): probe the peers, restore sockets, keep input behind the barrier, then inject
 //! what the application has yet to read.
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::live::Live;
@@ -143,14 +142,13 @@ impl Filter {
                 live.stage = Stage::Embryo { next, tries: 0 };
                 live.peer.was_shown_window(LEAST_WINDOW);
                 self.handshakes.opens_again();
-                self.timers.push(Reverse((next, id)));
+                self.timers.set(next, id);
             }
-            self.probing += usize::from(live.probing());
-            self.awaited += usize::from(live.awaited());
+            self.barrier.count(&live);
             self.live.insert(id, Box::new(live));
         }
         // Nothing that was kept goes on while some of these are still in the store: it would meet sessions that nobody knows.
-        self.awaited += 1;
+        self.barrier.hold();
         let kept = self.calls.take_kept();
         for id in unwanted {
             self.counters.reset_on_takeover += 1;
@@ -160,7 +158,7 @@ impl Filter {
             self.restore_failed(now, id);
         }
         self.note_hand_outs();
-        self.awaited -= 1;
+        self.barrier.may_fall();
         self.calls.keep_again(kept);
         self.barrier_met(now);
     }
@@ -204,7 +202,7 @@ impl Filter {
     /// How many sessions still wait for the probe's answer.
     #[must_use]
     pub fn unprobed(&self) -> usize {
-        self.probing
+        self.barrier.unprobed()
     }
 
     /// Sessions that have no socket yet. Half-open ones are not among them: each is told as probed once its
@@ -217,7 +215,7 @@ impl Filter {
     /// How many sessions are not yet in the application's hands and should be.
     #[must_use]
     pub fn not_handed_over(&self) -> usize {
-        self.awaited
+        self.barrier.awaited()
     }
 
     /// What it takes to make the socket of this session. `answered`: the peer told its true ACK; then all that
@@ -286,7 +284,7 @@ impl Filter {
         live.peer.was_released(live.local.snd_nxt());
         if s.out_sendable() > live.peer.una() {
             live.recovery.get_or_make().resend = Some((now + RESEND[0], 0, live.peer.una()));
-            self.timers.push(Reverse((now + RESEND[0], id)));
+            self.timers.set(now + RESEND[0], id);
         }
         if live.peer.una().min(live.local.snd_nxt()) > live.local.snd_una() {
             // Acknowledged while the socket was being made.
@@ -324,7 +322,7 @@ impl Filter {
 
     fn reset_session(&mut self, now: Now, id: SessionId) {
         let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
-        self.resets.insert(tuple);
+        self.barrier.note_reset(tuple);
         let resets = self.resets_of(id);
         if self.gate.needs_replica() {
             self.end_session(now, id, EndReason::Torn);
@@ -376,7 +374,7 @@ impl Filter {
             self.restore_failed(now, id);
             if self.gate.mode() == Mode::Active {
                 // The kernel answers strangers.
-                self.resets.remove(&tuple);
+                self.barrier.forget_reset(&tuple);
             }
         }
         ends
@@ -412,7 +410,7 @@ impl Filter {
             self.reset_session(now, id);
             if self.gate.mode() == Mode::Active {
                 // The kernel answers strangers.
-                self.resets.remove(&tuple);
+                self.barrier.forget_reset(&tuple);
             }
         }
         ends
@@ -443,7 +441,7 @@ impl Filter {
         // A session that waits for the local listener is known all the same: nobody answers for it meanwhile.
         // Or for what its peer proves.
         let early = self.config.engine == Engine::Splice || self.config.asynchronous;
-        if self.gate.mode() == Mode::Restoring && self.awaited == 0 && (self.probing == 0 || early) {
+        if self.gate.mode() == Mode::Restoring && self.barrier.awaited() == 0 && (self.barrier.unprobed() == 0 || early) {
             self.lift_barrier(now);
         }
     }
@@ -455,7 +453,7 @@ impl Filter {
             return;
         }
         self.gate.restored();
-        self.resets.clear();
+        self.barrier.fell();
         // Those that the application has yet to take go on when it does.
         for id in self.ids_of(|l| l.stage == Stage::Restored && !(l.outgoing && l.recovery.handshake.is_some())) {
             self.accepted_unhooked(id);
@@ -471,7 +469,7 @@ impl Filter {
         let (from, until, next) = (live.local.rcv_nxt(), s.in_ackable(), now + INJECT_AGAIN);
         let held = live.recovery.get_mut_if_any().map_or_else(Vec::new, |r| std::mem::take(&mut r.held_in));
         self.recount(id, |l| l.stage = Stage::Feeding { until, fed: from, next, tries: 0 });
-        self.timers.push(Reverse((next, id)));
+        self.timers.set(next, id);
         self.feed_on(now, id, 0);
         self.replay_held(now, held);
     }
@@ -506,8 +504,7 @@ impl Filter {
     }
 
     pub(super) fn handle_recovery_timeout(&mut self, now: Now) {
-        while self.timers.peek().is_some_and(|Reverse((due, _))| *due <= now) {
-            let Reverse((_, id)) = self.timers.pop().expect("peeked");
+        while let Some(id) = self.timers.next_due(now) {
             let next = [
                 self.embryo_timeout(now, id),
                 self.feed_timeout(now, id),
@@ -520,7 +517,7 @@ impl Filter {
                 self.gate_timeout(now, id),
             ];
             if let Some(due) = next.into_iter().flatten().min() {
-                self.timers.push(Reverse((due, id)));
+                self.timers.set(due, id);
             } else if let Some(live) = self.live.get_mut(&id) {
                 live.recovery.drop_if_empty();
             }

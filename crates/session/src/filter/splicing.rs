@@ -2,7 +2,6 @@
 //! handshake in the peer's name of which the peer sees nothing. From then on the numbers of the two halves differ by
 //! what [`Splice`] says, and every segment is corrected on its way: the rest of the filter knows only the peer's numbers.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -300,7 +299,7 @@ impl Filter {
                 live.recovery.get_or_make().handshake = Some(LocalHandshake::Sent { next: now + AGAIN, tries: 0 });
                 self.splices.listeners.entry(local).or_default().under_way.insert(id, now);
                 self.handed_out(now, id);
-                self.timers.push(Reverse((now + AGAIN, id)));
+                self.timers.set(now + AGAIN, id);
                 self.send_local_syn(id);
             }
         }
@@ -425,14 +424,14 @@ impl Filter {
         let ours = syn.options();
         let next = now + AGAIN;
         self.recount(id, |live| live.recovery.get_or_make().handshake = Some(LocalHandshake::Answered { next, tries: 1 }));
-        self.timers.push(Reverse((next, id)));
+        self.timers.set(next, id);
         self.handed_out(now, id);
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if !live.outgoing {
             let listener = self.splices.listeners.entry(s.open.tuple.local).or_default();
             listener.listening = true;
             listener.under_way.insert(id, now);
-            self.timers.push(Reverse((now + UNHEARD, id)));
+            self.timers.set(now + UNHEARD, id);
         }
         if s.open.timestamps && ours.timestamps.is_none() {
             // net.ipv4.tcp_timestamps is off here; the peer would hear a TCP that has lost its clock.

@@ -21,6 +21,7 @@ use crate::seq::{self, Seq};
 use crate::store::Session;
 use crate::turn::PortPolicy;
 use flags::{ACK, FIN, RST, SYN};
+use std::collections::BTreeSet;
 
 const ISN_IN: Seq = Seq(u32::MAX - 5);
 const ISN_OUT: Seq = Seq(u32::MAX - 20);
@@ -227,7 +228,7 @@ impl Rig {
         self.f.take_batch(&mut batch);
         self.replica.replica_apply(&batch).expect("the log fits");
         assert!(self.f.store() == self.replica.store(), "I5");
-        self.f.replica_stored(self.now, self.f.log_end());
+        self.f.replica_stored(self.now, self.f.log().written());
         self.drain()
     }
 

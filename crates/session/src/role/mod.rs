@@ -76,205 +76,18 @@
 //! names the sessions for which it released anything alone; the winner tears those. If it cannot say so any more, because its
 //! process ended, the winner tears all that it took over ([`RoleAction::TearShared`]).
 
-use std::collections::VecDeque;
-use std::fmt;
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
-
-use crate::Now;
-
+mod absence;
+mod messages;
 #[cfg(test)]
 mod tests;
 
-/// The generation of a mastership. Ordered by number, then member; a member only claims epochs that carry
-/// its own id, so two members never hold the same one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Epoch {
-    /// Grows with every claim.
-    pub number: u64,
-    /// Index of the member that claimed it.
-    pub member: u8,
-}
+use std::collections::VecDeque;
+use std::time::Duration;
 
-impl fmt::Display for Epoch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.number, self.member)
-    }
-}
+use crate::Now;
+use absence::Absence;
 
-/// What a member is. The numbers are those of the channel's `role` word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[repr(u8)]
-pub enum Role {
-    /// Has just started and looks for its partner.
-    Starting = 0,
-    /// Stands by.
-    Backup = 1,
-    /// Owns the virtual IP and serves.
-    Master = 2,
-    /// A master that is, or was, cut off: it releases nothing.
-    Fenced = 3,
-}
-
-/// What may leave for a peer now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Release {
-    /// Nothing: not master, or fenced.
-    Nothing,
-    /// What the replica acknowledged in this epoch.
-    Acknowledged,
-    /// Everything: there is no replica that could take over.
-    Freely,
-}
-
-/// The timings and identity of a member.
-#[derive(Clone, Debug)]
-pub struct RoleConfig {
-    /// Index of this member.
-    pub me: u8,
-    /// False when only one member is configured.
-    pub has_partner: bool,
-    /// Index of the member that becomes master when both start together.
-    pub preferred: u8,
-    /// Interval of heartbeats.
-    pub heartbeat: Duration,
-    /// Heartbeats that may be missed in a row before the partner is suspected.
-    pub misses: u32,
-    /// How long a partner must be silent before a paired master goes on alone.
-    pub solo_after: Duration,
-    /// How long a starting member waits for its partner.
-    pub start_wait: Duration,
-    /// `durability = "async"`: a paired master releases without its replica until it has not been heard for as long as
-    /// a suspicion takes. A broken connection is no proof then that it does not.
-    pub asynchronous: bool,
-}
-
-/// What a member says of itself in every heartbeat and hello.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartnerView {
-    /// Its role.
-    pub role: Role,
-    /// Master: the epoch it claimed. Backup: the epoch it follows. Starting: the highest it knows.
-    pub epoch: Epoch,
-    /// Master: the backup confirmed that it is paired in this epoch. For status only, it may be out of date.
-    pub paired: bool,
-    /// Backup: it holds a complete replica of this epoch. For status only, it may be out of date.
-    pub full_replica: bool,
-}
-
-/// What the machine is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RoleInput {
-    /// An authentic heartbeat from the partner, the newest so far, or a hello on the link.
-    Heartbeat(PartnerView),
-    /// That heartbeat was a datagram, and its sender had heard the one that we sent at this time.
-    Echo(Now),
-    /// The replication connection stands.
-    LinkUp,
-    /// It was lost. A connection that either member closed because of [`RoleAction::CloseLink`] is lost
-    /// without `reset`.
-    LinkDown {
-        /// The partner's process ended, or its host refused the connection.
-        reset: bool,
-    },
-    /// The partner's manager or its `tcpr run` said that its service ended: its replica is gone too.
-    PartnerBye,
-    /// `true`: a peer or a reachability target was heard just now, asked for or not. `false`: a probe found
-    /// nobody, and nobody was heard since it was sent.
-    Reach(bool),
-    /// Link state of the service interface. Taken to be true until told.
-    Carrier(bool),
-    /// As master: the backup acknowledged the snapshot's end and every record since.
-    ReplicaFull,
-    /// As master: the backup stored that it is paired in this epoch.
-    PairedAcked,
-    /// As backup: the store is a complete snapshot, and the master said paired in this epoch.
-    PairedIn(Epoch),
-    /// As backup: the store is no full replica any more, for example because a new snapshot begins.
-    StoreStale,
-    /// As backup: the master hands over; its log is complete.
-    Handover(Epoch),
-    /// As master: the operator, or a stopping service, asks for a switchover.
-    SwitchoverRequested,
-    /// As master: the backup took over in this epoch.
-    HandoverAcked(Epoch),
-    /// As master: the partner, which was master until now, named the sessions for which it released anything alone.
-    ToldAlone,
-}
-
-/// What the runtime must do, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RoleAction {
-    /// Serve. Never again acknowledge a record of an epoch below this one.
-    BecomeMaster {
-        /// The epoch claimed.
-        epoch: Epoch,
-        /// Restore the sessions of the store; otherwise start with none.
-        take_over: bool,
-        /// The epoch that ends.
-        old: Epoch,
-    },
-    /// Stand by and follow this epoch. What the store holds is not a replica of it.
-    BecomeBackup {
-        /// The epoch followed.
-        epoch: Epoch,
-    },
-    /// Was master: remove the virtual IP, end all sessions silently, then stand by.
-    Demote {
-        /// The epoch followed from now on.
-        epoch: Epoch,
-    },
-    /// Send the backup a snapshot and the log behind it. Releases stay free.
-    StartPairing,
-    /// From now on release only what the replica acknowledged in this epoch.
-    HoldForReplica {
-        /// This epoch.
-        epoch: Epoch,
-    },
-    /// Tell the backup, in the log's order, that it is paired.
-    SendPaired {
-        /// This epoch.
-        epoch: Epoch,
-    },
-    /// The replica is out of contact. Nothing changes in what may be released; for status and logs.
-    Stall,
-    /// The partner takes itself, or took itself until now, for the master, and may have told the network so: tell it
-    /// better.
-    DefendVip,
-    /// The partner went on by itself from the epoch from which we did, and nobody can say any more for which sessions it
-    /// released anything: tear all that are as old as that.
-    TearShared,
-    /// Name this epoch in heartbeats, at once. Releases go on to need the old epoch's acknowledgements.
-    Announce {
-        /// The epoch claimed.
-        epoch: Epoch,
-    },
-    /// Send a heartbeat with this epoch, then release freely, and resume what a handover froze.
-    GoSolo {
-        /// The epoch claimed.
-        epoch: Epoch,
-        /// The partner may have taken the sessions over and served them while we were cut off (or since a
-        /// handover), and nobody is left to say so. Keeping them risks mixing two histories of a stream.
-        doubtful: bool,
-    },
-    /// Release nothing.
-    Fence,
-    /// Release again, by the rule that held before.
-    Unfence,
-    /// Find out whether anybody is in reach, and answer with [`RoleInput::Reach`]: `true` as soon as anybody
-    /// answers, and at once when there is nothing to ask; `false` within the suspicion, and no later than half of
-    /// what `solo_after` leaves beyond it. Asked once a heartbeat interval while the answer matters.
-    ProbeReach,
-    /// Freeze the application, drain the log, send the handover.
-    StartHandover {
-        /// The epoch that is handed over.
-        epoch: Epoch,
-    },
-    /// Drop the replication connection, telling the partner so that it is not taken for a death. The machine
-    /// considers it down already.
-    CloseLink,
-}
+pub use messages::{Epoch, PartnerView, Release, Role, RoleAction, RoleConfig, RoleInput};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pairing {
@@ -329,7 +142,7 @@ enum State {
     Master(Master),
 }
 
-/// The role machine of one member. Every `Duration` inside is time awake, but for those named `real`.
+/// The role machine of one member. Every `Duration` inside is time awake (see `absence`).
 #[derive(Clone, Debug)]
 pub struct RoleMachine {
     cfg: RoleConfig,
@@ -337,19 +150,7 @@ pub struct RoleMachine {
     state: State,
     actions: VecDeque<RoleAction>,
 
-    real: Now,
-    awake: Duration,
-    /// Until then silence proves nothing: we were away.
-    listen_until: Duration,
-    /// Until then the partner may have taken over while we were away, and its word of it has yet to be read.
-    overtaken_until: Duration,
-    /// The newest heartbeat of ours that the partner is known to have heard (real).
-    echoed: Option<Now>,
-    /// When we were last away, paused or cut off (real), and since when we are in reach again (real, and awake).
-    away_at: Option<Now>,
-    back: Option<(Now, Duration)>,
-    /// That was, or may have been, no pause alone: what the partner sent meanwhile does not wait for us.
-    cut_off: bool,
+    absence: Absence,
 
     partner: Option<PartnerView>,
     /// The highest epoch the partner named. Members never name a lower one later, so less is out of date.
@@ -380,14 +181,7 @@ impl RoleMachine {
             epoch: last_epoch,
             state: State::Starting { since: Duration::ZERO },
             actions: VecDeque::new(),
-            real: now,
-            awake: Duration::ZERO,
-            listen_until: Duration::ZERO,
-            overtaken_until: Duration::ZERO,
-            echoed: None,
-            away_at: None,
-            back: None,
-            cut_off: false,
+            absence: Absence::new(now),
             partner: None,
             partner_epoch: Epoch::default(),
             heard: Duration::ZERO,
@@ -414,7 +208,7 @@ impl RoleMachine {
         self.advance(now);
         match input {
             RoleInput::Heartbeat(view) => self.heartbeat(view),
-            RoleInput::Echo(sent) => self.echoed = self.echoed.max(Some(sent)),
+            RoleInput::Echo(sent) => self.absence.echo(sent),
             RoleInput::LinkUp => self.link_up = true,
             RoleInput::LinkDown { reset } => self.link_down(reset),
             RoleInput::PartnerBye => {
@@ -459,14 +253,14 @@ impl RoleMachine {
             }
             RoleInput::Handover(epoch) => {
                 // This may be an old message, and the master alone since.
-                let fresh = self.echoed.is_some_and(|echoed| self.real < echoed + self.cfg.solo_after);
+                let fresh = self.absence.unheard().is_some_and(|time| time < self.cfg.solo_after);
                 if self.full() && epoch == self.epoch && self.carrier && fresh {
                     self.promote(2, true);
                 }
             }
             RoleInput::SwitchoverRequested => {
                 if self.can_switch_over().is_ok() {
-                    let (epoch, awake) = (self.epoch, self.awake);
+                    let (epoch, awake) = (self.epoch, self.absence.awake());
                     if let State::Master(m) = &mut self.state {
                         m.handover = Some(awake);
                         m.handed_over = true;
@@ -503,15 +297,15 @@ impl RoleMachine {
             return None;
         }
         let cfg = &self.cfg;
-        let mut next = self.awake + cfg.heartbeat;
+        let mut next = self.absence.awake() + cfg.heartbeat;
         let mut at = |t: Duration| {
-            if t > self.awake {
+            if t > self.absence.awake() {
                 next = next.min(t);
             }
         };
         at(self.heard + self.suspicion());
         at(self.heard + cfg.solo_after);
-        at(self.listen_until);
+        at(self.absence.listens_until());
         self.probe_at.into_iter().for_each(&mut at);
         self.evidence.into_iter().for_each(|t| at(t + cfg.solo_after));
         self.fenced_since.into_iter().for_each(|t| at(t + self.suspicion()));
@@ -519,7 +313,7 @@ impl RoleMachine {
             m.broken.into_iter().for_each(|t| at(t + cfg.solo_after));
             m.handover.into_iter().for_each(|t| at(t + cfg.solo_after + self.suspicion()));
         }
-        Some(self.real + (next - self.awake))
+        Some(self.absence.when(next))
     }
 
     /// The next thing to do.
@@ -548,7 +342,7 @@ impl RoleMachine {
     pub fn announces(&self) -> bool {
         let State::Master(m) = &self.state else { return false };
         let in_contact = m.stalled.is_none() && self.since_heard() * 2 < self.suspicion();
-        !m.fenced && (!self.cfg.has_partner || self.awake >= self.overtaken_until && (!m.held() || in_contact))
+        !m.fenced && (!self.cfg.has_partner || self.absence.would_know_of_a_takeover() && (!m.held() || in_contact))
     }
 
     /// What our heartbeats and hellos say: the partner's [`PartnerView`] of us.
@@ -588,7 +382,7 @@ impl RoleMachine {
 
     /// Heartbeats get through in both directions.
     pub fn in_contact(&self) -> bool {
-        !self.suspected() && self.echoed.is_some_and(|echoed| self.real <= echoed + self.suspicion())
+        !self.suspected() && self.absence.unheard().is_some_and(|time| time <= self.suspicion())
     }
 
     /// A paired master waits for its backup: nothing leaves that is not acknowledged.
@@ -612,11 +406,11 @@ impl RoleMachine {
     }
 
     fn suspicion(&self) -> Duration {
-        self.cfg.heartbeat * self.cfg.misses
+        self.cfg.suspicion()
     }
 
     fn since_heard(&self) -> Duration {
-        self.awake - self.heard
+        self.absence.awake() - self.heard
     }
 
     fn full(&self) -> bool {
@@ -624,8 +418,8 @@ impl RoleMachine {
     }
 
     fn suspected(&self) -> bool {
-        let fenced = self.fenced_since.is_some_and(|t| self.awake - t >= self.suspicion());
-        self.awake >= self.listen_until && (self.accused || self.since_heard() >= self.suspicion() || fenced)
+        let fenced = self.fenced_since.is_some_and(|t| self.absence.awake() - t >= self.suspicion());
+        self.absence.has_listened() && (self.accused || self.since_heard() >= self.suspicion() || fenced)
     }
 
     fn partner_is(&self, role: Role) -> bool {
@@ -639,52 +433,17 @@ impl RoleMachine {
     }
 
     fn advance(&mut self, now: Now) {
-        let gap = now.saturating_sub(self.real);
-        self.real = self.real.max(now);
-        let limit = self.cfg.heartbeat * 3 / 2;
-        self.awake += gap.min(limit);
-        if gap > limit {
-            self.listen(self.cfg.heartbeat * 2);
+        if self.absence.advance(now, &self.cfg) {
             // What was asked before the pause is no evidence after it.
             self.probe_at = None;
             self.asking = None;
             self.confirmed = false;
-            if gap + self.cfg.heartbeat * 2 >= self.suspicion() {
-                self.overtaken_until = self.listen_until;
-            }
-            self.note_away();
         }
-    }
-
-    fn note_away(&mut self) {
-        self.cut_off &= self.away();
-        self.away_at = Some(self.real);
-        self.back = None;
-    }
-
-    fn note_cut_off(&mut self) {
-        self.note_away();
-        self.cut_off = true;
-    }
-
-    /// We were paused or cut off, and the partner has not been heard to have heard us since.
-    fn away(&self) -> bool {
-        self.away_at.is_some() && self.away_at >= self.echoed
-    }
-
-    /// For so long that a partner that heard nothing of us may have done before we were back what it does after `patience`.
-    fn away_for(&self, patience: Duration) -> bool {
-        let back = self.back.map_or(self.real, |(real, _)| real);
-        self.away() && self.echoed.is_none_or(|echoed| back >= echoed + patience)
     }
 
     /// As backup: the master may have gone solo meanwhile.
     fn overtaken(&self) -> bool {
-        self.away_for(self.cfg.solo_after)
-    }
-
-    fn listen(&mut self, time: Duration) {
-        self.listen_until = self.listen_until.max(self.awake + time);
+        self.absence.is_longer_than(self.cfg.solo_after)
     }
 
     fn heartbeat(&mut self, view: PartnerView) {
@@ -695,12 +454,12 @@ impl RoleMachine {
         let is_master = matches!(view.role, Role::Master | Role::Fenced);
         let was_master = self.partner_is(Role::Master) || self.partner_is(Role::Fenced);
         self.partner = Some(view);
-        self.heard = self.awake;
+        self.heard = self.absence.awake();
         self.accused = false;
         self.bye = false;
         self.ended = false;
         self.fenced_since = match view.role {
-            Role::Fenced => self.fenced_since.or(Some(self.awake)),
+            Role::Fenced => self.fenced_since.or(Some(self.absence.awake())),
             _ => None,
         };
         match self.state {
@@ -718,7 +477,7 @@ impl RoleMachine {
                 if self.full() {
                     self.accused = true;
                 } else {
-                    self.state = State::Starting { since: self.awake };
+                    self.state = State::Starting { since: self.absence.awake() };
                     self.heard_while_starting(view);
                 }
             }
@@ -778,9 +537,9 @@ impl RoleMachine {
         // A refusal between punctual heartbeats says something of the listener, nothing of the process.
         let telling = self.link_up || self.since_heard() > self.cfg.heartbeat * 3 / 2;
         self.accused |= reset && telling && !self.cfg.asynchronous;
-        self.ended |= reset && self.link_up && !self.away() && self.since_heard() < self.suspicion();
+        self.ended |= reset && self.link_up && !self.absence.is_away() && self.since_heard() < self.suspicion();
         self.link_up = false;
-        let awake = self.awake;
+        let awake = self.absence.awake();
         if let State::Master(m) = &mut self.state {
             if m.held() {
                 m.broken = m.broken.or(Some(awake));
@@ -796,19 +555,19 @@ impl RoleMachine {
             return;
         }
         if !somebody {
-            self.note_cut_off();
+            self.absence.note_cut_off();
             self.evidence = None;
             if !matches!(self.state, State::Master(_)) {
-                self.listen(self.suspicion());
+                self.absence.listen(self.suspicion());
             }
             return;
         }
-        let back = self.back.get_or_insert((self.real, self.awake)).1;
+        let back = self.absence.back();
         match self.state {
             State::Starting { .. } => self.promote(1, false),
             State::Backup { .. } if self.full() => {
                 // Who comes back into reach may hear others a moment before its master.
-                let listened = !self.away() || self.awake - back >= self.suspicion();
+                let listened = !self.absence.is_away() || self.absence.awake() - back >= self.suspicion();
                 if self.suspected() && listened && !self.overtaken() {
                     self.close_link();
                     self.promote(2, true);
@@ -819,7 +578,7 @@ impl RoleMachine {
                 self.promote(1, false);
             }
             State::Master(_) => {
-                self.evidence = self.evidence.or(Some(self.awake));
+                self.evidence = self.evidence.or(Some(self.absence.awake()));
                 self.confirmed = true;
             }
         }
@@ -830,7 +589,7 @@ impl RoleMachine {
         if was == up {
             return;
         }
-        self.note_cut_off();
+        self.absence.note_cut_off();
         self.evidence = None;
         let master = matches!(self.state, State::Master(_));
         if !up && master {
@@ -838,7 +597,7 @@ impl RoleMachine {
         } else if up && !self.cfg.has_partner {
             self.unfence();
         } else if up && !master {
-            self.listen(self.suspicion());
+            self.absence.listen(self.suspicion());
         }
     }
 
@@ -849,9 +608,9 @@ impl RoleMachine {
         }
         let probing = match self.state {
             State::Starting { since } => {
-                let alone = self.awake - since.max(self.heard) >= self.cfg.start_wait;
-                let leaderless = self.awake - since >= self.cfg.start_wait * 2;
-                (alone || leaderless) && self.awake >= self.listen_until
+                let alone = self.absence.awake() - since.max(self.heard) >= self.cfg.start_wait;
+                let leaderless = self.absence.awake() - since >= self.cfg.start_wait * 2;
+                (alone || leaderless) && self.absence.has_listened()
             }
             State::Backup { .. } => self.decide_as_backup(),
             State::Master(m) => self.decide_as_master(m),
@@ -861,9 +620,9 @@ impl RoleMachine {
             self.asking = None;
             return;
         }
-        self.asking = self.asking.or(Some(self.awake));
-        if self.probe_at.is_none_or(|at| self.awake >= at) {
-            self.probe_at = Some(self.awake + self.cfg.heartbeat);
+        self.asking = self.asking.or(Some(self.absence.awake()));
+        if self.probe_at.is_none_or(|at| self.absence.awake() >= at) {
+            self.probe_at = Some(self.absence.awake() + self.cfg.heartbeat);
             self.actions.push_back(RoleAction::ProbeReach);
         }
     }
@@ -874,33 +633,33 @@ impl RoleMachine {
                 self.state = State::Backup { paired_in: None };
                 self.close_link();
             } else {
-                return self.suspected() || self.away();
+                return self.suspected() || self.absence.is_away();
             }
         }
-        let fenced = self.fenced_since.map_or(Duration::ZERO, |t| self.awake - t);
+        let fenced = self.fenced_since.map_or(Duration::ZERO, |t| self.absence.awake() - t);
         let unserved = self.since_heard().max(fenced);
         // A master that is only slow still has sessions, which all end if we claim an epoch without them.
         let patience = self.cfg.start_wait * if self.accused { 2 } else { 5 };
-        unserved >= patience && self.awake >= self.listen_until
+        unserved >= patience && self.absence.has_listened()
     }
 
     fn decide_as_master(&mut self, mut m: Master) -> bool {
         let cfg = &self.cfg;
         let suspected = self.suspected();
-        if m.handover.is_some_and(|t| self.awake - t >= cfg.solo_after + self.suspicion()) {
+        if m.handover.is_some_and(|t| self.absence.awake() - t >= cfg.solo_after + self.suspicion()) {
             m.handover = None;
-            m.broken = m.broken.or(Some(self.awake.saturating_sub(cfg.solo_after)));
+            m.broken = m.broken.or(Some(self.absence.awake().saturating_sub(cfg.solo_after)));
         }
         let lost = m.held() && m.handover.is_none() && (suspected || m.broken.is_some());
         if lost && m.stalled.is_none() {
             self.evidence = None;
             self.actions.push_back(RoleAction::Stall);
         }
-        m.stalled = lost.then(|| m.stalled.unwrap_or(self.awake));
+        m.stalled = lost.then(|| m.stalled.unwrap_or(self.absence.awake()));
         self.state = State::Master(m);
 
         if m.fenced {
-            let settled = self.in_reach().is_some_and(|t| self.awake - t >= self.cfg.solo_after);
+            let settled = self.in_reach().is_some_and(|t| self.absence.awake() - t >= self.cfg.solo_after);
             if self.carrier && suspected && settled {
                 self.unfence();
                 self.go_solo(true);
@@ -914,21 +673,21 @@ impl RoleMachine {
             }
             if let Some(since) = self.in_reach() {
                 // Who comes back into reach may hear others a moment before its partner, which took over.
-                if !self.away() || self.bye || self.ended || self.awake - since >= self.suspicion() {
+                if !self.absence.is_away() || self.bye || self.ended || self.absence.awake() - since >= self.suspicion() {
                     self.go_solo(true);
                     return false;
                 }
                 return true;
             }
             // The probe gets its time, even when the wait was over (goodbye) or spent away (pause).
-            let asked = self.asking.is_some_and(|t| self.awake - t >= self.cfg.heartbeat * 2);
+            let asked = self.asking.is_some_and(|t| self.absence.awake() - t >= self.cfg.heartbeat * 2);
             if asked && self.since_heard() >= self.cfg.solo_after {
                 self.fence();
             }
             return true;
         }
         if lost && !m.announced {
-            let waited = m.broken.is_some_and(|t| self.awake - t >= self.cfg.solo_after);
+            let waited = m.broken.is_some_and(|t| self.absence.awake() - t >= self.cfg.solo_after);
             let follows = self.partner_is(Role::Backup) && self.partner_epoch == self.epoch;
             if follows && (waited || self.link_up) {
                 self.epoch = self.claim(1);
@@ -991,8 +750,8 @@ impl RoleMachine {
     fn go_solo(&mut self, out_of_contact: bool) {
         let State::Master(m) = self.state else { return };
         // A takeover that began during a pause would have been heard by now, if its member still lives.
-        let patience = if self.cut_off { self.suspicion() } else { self.cfg.solo_after };
-        let doubtful = out_of_contact && m.held() && (self.away_for(patience) && !self.ended || m.handed_over);
+        let patience = if self.absence.is_cut_off() { self.suspicion() } else { self.cfg.solo_after };
+        let doubtful = out_of_contact && m.held() && (self.absence.is_longer_than(patience) && !self.ended || m.handed_over);
         let mut alone = Master { shared: m.shared, forked: m.forked, ..Master::SOLO };
         if m.held() {
             // Who follows us, or starts anew, has given its replica up.
@@ -1011,7 +770,7 @@ impl RoleMachine {
     }
 
     fn fence(&mut self) {
-        self.note_cut_off();
+        self.absence.note_cut_off();
         self.evidence = None;
         if let State::Master(m) = &mut self.state {
             if !std::mem::replace(&mut m.fenced, true) {

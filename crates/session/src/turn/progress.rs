@@ -1,6 +1,8 @@
 //! What the application has done with one session, and what of it a commit may claim.
 
-use super::{CommitEntry, PortPolicy, Thread, Unanswered};
+use super::commits::CommitEntry;
+use super::port::{PortPolicy, Unanswered};
+use super::Thread;
 use crate::framing::Scanner;
 use crate::tuple::SessionId;
 
@@ -24,7 +26,7 @@ pub(super) struct Progress {
     /// Who read last, and the how manieth read of all that was.
     pub last_read: (Thread, u64),
     /// How much was read before this turn.
-    pub before: u64,
+    before: u64,
     /// Input offset up to which what was read was answered.
     answered: u64,
     /// Where `tcpr_consume` has come to, once it was used.
@@ -109,6 +111,19 @@ impl Progress {
             group: NO_GROUP,
             channel: None,
         }
+    }
+
+    /// A thread of this process has touched the session.
+    pub fn touched_by(&mut self, channel: u32) {
+        let another = self.channel.replace(channel) != Some(channel);
+        self.resume(another);
+    }
+
+    /// The session becomes part of an open turn.
+    pub fn join(&mut self, group: u32) {
+        self.group = group;
+        self.own = false;
+        self.before = self.in_read;
     }
 
     pub fn read(&mut self, n: u64) {

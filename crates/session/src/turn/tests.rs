@@ -1,4 +1,7 @@
+use super::groups::MAX_OPEN_TURNS;
 use super::*;
+use crate::data::Change;
+use crate::framing::Framing;
 
 const MS: Duration = Duration::from_millis(1);
 const T: Thread = 1;
@@ -591,7 +594,7 @@ fn sessions_may_come_and_go_in_mid_turn() {
     p.shutdown(MS, T, 9);
     p.close(9);
     p.input(9, 0, b"x");
-    assert!(p.threads.is_empty() && !p.pending(9) && p.in_read(9).is_none());
+    assert!(p.groups.open_turns() == 0 && !p.pending(9) && p.in_read(9).is_none());
 
     p.read(MS, T, 1, 5);
     p.write(MS, T, 2, 5, true);
@@ -620,17 +623,17 @@ fn bookkeeping_does_not_grow() {
         }
         while p.poll_commit(&mut out) {}
     }
-    assert!(p.groups.len() <= 16 && p.threads.len() <= 12);
+    assert!(p.groups.len() <= 16 && p.groups.open_turns() <= 12);
     for t in 0..20 {
         p.turn_end(MS, t);
     }
-    assert!(p.threads.is_empty() && p.free_groups.len() == p.groups.len());
-    assert!(p.entries.len() == p.commits.iter().map(|(entries, _)| entries).sum::<usize>());
+    assert!(p.groups.open_turns() == 0 && p.groups.are_free());
+    assert!(p.commits.are_whole());
 
     for t in 0..2 * MAX_OPEN_TURNS as u64 {
         p.write(MS, t, 1, 1, false);
     }
-    assert!(p.threads.len() <= MAX_OPEN_TURNS);
+    assert!(!p.groups.is_overfull());
 }
 
 #[test]
@@ -927,7 +930,7 @@ fn pairs_come_and_go() {
     for s in [1, 2, 7, 8] {
         p.close(s);
     }
-    assert!(p.pairs.is_empty() && p.unclear.is_empty());
+    assert!(p.pairs.is_empty());
 }
 
 /// Clients 1 and 2, connection 7, which is the first one's, and 8, of which it is not known whose it is.
@@ -1442,7 +1445,7 @@ fn what_was_put_in_a_turn_that_never_ended_was_never_put() {
     assert_eq!(p.find_put(U, b"a"), Some(Some(&b"2"[..])));
     p.turn_end(MS, U);
     assert_eq!(commits_with_data(&mut p), [(vec![], vec![put(b"a", b"2")])]);
-    assert!(p.uncommitted_data() == 0 && p.threads.is_empty());
+    assert!(p.uncommitted_data() == 0 && p.groups.open_turns() == 0);
 }
 
 #[test]

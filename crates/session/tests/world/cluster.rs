@@ -407,7 +407,7 @@ impl World {
     fn check_out(&self, n: usize, packet: &[u8]) {
         let store = match &self.guard[n] {
             Guard::Nobody => return,
-            Guard::Replica(_) if !self.nodes[n].filter.needs_replica() => return,
+            Guard::Replica(_) if !self.nodes[n].filter.log().needs_replica() => return,
             Guard::Replica(r) => self.nodes[*r].filter.store(),
             Guard::Overtaken(store) => store,
         };
@@ -452,7 +452,7 @@ impl World {
     }
 
     fn ship(&mut self, n: usize) {
-        if !self.nodes[n].filter.has_batch(self.now) || self.rng.percent(30) {
+        if !self.nodes[n].filter.log().has_batch(self.now) || self.rng.percent(30) {
             return;
         }
         self.ship_all(n);
@@ -524,8 +524,8 @@ impl World {
                     self.nodes[to].perform(now);
                     self.arrived_from_node(to);
                     self.nodes[to].filter.hold_for_replica(position);
-                    self.paired_at = Some(self.nodes[to].filter.log_end());
-                } else if self.nodes[to].filter.needs_replica() && self.nodes[to].filter.mode() != Mode::Passive {
+                    self.paired_at = Some(self.nodes[to].filter.log().written());
+                } else if self.nodes[to].filter.log().needs_replica() && self.nodes[to].filter.mode() != Mode::Passive {
                     self.nodes[to].filter.replica_stored(now, position);
                     self.nodes[to].perform(now);
                 }
@@ -561,7 +561,7 @@ impl World {
         if self.busy || !self.alive[m] {
             return self.after(5_000, 300_000, Event::Fault);
         }
-        let paired = self.nodes[m].filter.needs_replica() && self.nodes[m].filter.mode() == Mode::Active;
+        let paired = self.nodes[m].filter.log().needs_replica() && self.nodes[m].filter.mode() == Mode::Active;
         let what = if paired { self.rng.below(6) } else { 0 };
         if self.trace {
             eprintln!("{:?} fault {what}, paired {paired}", self.now);
@@ -610,7 +610,7 @@ impl World {
                 self.nodes[m].filter.freeze();
                 self.nodes[m].perform(now);
                 self.ship_all(m);
-                let position = self.nodes[m].filter.log_end();
+                let position = self.nodes[m].filter.log().written();
                 self.send(m, to, Message::Handover { position });
                 self.arrived_from_node(m);
             }
@@ -677,7 +677,7 @@ impl World {
         self.nodes[m].filter.snapshot(&mut bytes);
         self.nodes[m].filter.take_batch(&mut Vec::new());
         self.nodes[m].perform(now);
-        let position = self.nodes[m].filter.log_end();
+        let position = self.nodes[m].filter.log().written();
         self.snapshot_at = Some(position);
         let store = Rc::new(self.nodes[m].filter.store().clone());
         self.send(m, n, Message::Snapshot { position, bytes, store });
@@ -839,7 +839,7 @@ impl World {
             self.after(10, 500, Event::App(n));
         }
         let node = &self.nodes[n];
-        if !node.idle() || !node.probed.is_empty() || node.filter.has_batch(now) {
+        if !node.idle() || !node.probed.is_empty() || node.filter.log().has_batch(now) {
             self.soon(n);
         } else if let Some(t) = node.next_timer() {
             self.plan_work(n, t.max(now + US));
@@ -926,7 +926,7 @@ impl World {
             assert!(node.held_packets() == 0 || aborted > 0, "packets are left on node {n}:\n{}", self.describe());
             assert_eq!(node.filter.counters().ack_beyond_store, 0);
         }
-        if let Some(r) = self.replica.filter(|_| m.filter.needs_replica()) {
+        if let Some(r) = self.replica.filter(|_| m.filter.log().needs_replica()) {
             assert!(self.nodes[r].filter.store() == m.filter.store(), "I5: the stores differ at the end");
         }
         if aborted == 0 {

@@ -812,7 +812,7 @@ impl Node {
     pub fn describe(&self) -> String {
         format!(
             "mode {:?} replica {} log {}..{} unprobed {} awaited {} in {} out {} ring {:?} app {:?}\nsockets {:#?}\nstore {:?}\n{:?}",
-            self.filter.mode(), self.filter.needs_replica(), self.filter.replica_position(), self.filter.log_end(),
+            self.filter.mode(), self.filter.log().needs_replica(), self.filter.log().acknowledged(), self.filter.log().written(),
             self.filter.unprobed(), self.filter.not_handed_over(),
             self.held_in.len(), self.held_out.len(), self.ring, self.app, self.sockets, self.filter.store(), self.filter.counters()
         )

@@ -960,16 +960,16 @@ fn a_port_of_its_choice_says_which_one_it_is() {
 #[test]
 fn a_replica_of_the_version_before_hears_of_no_causes() {
     let mut p = Proxy::new();
-    p.r.f.set_plain_log(true);
+    p.r.f.set_replica_lacks(ReplicaLacks { causes: true, ..ReplicaLacks::default() });
     p.accepts(ALICE, 1);
-    let before = p.r.f.log_end();
+    let before = p.r.f.log().written();
     let mut batch = Vec::new();
     p.r.f.take_batch(&mut batch);
     p.calls(TO_ALICES, 1);
     p.r.inp(&packet(TO_ALICES, false, SYN | ACK, Seq(7), isn(TO_ALICES).add(1), b""));
     batch.clear();
     p.r.f.take_batch(&mut batch);
-    assert!(p.cause(TO_ALICES).is_some() && p.r.f.log_end() > before);
+    assert!(p.cause(TO_ALICES).is_some() && p.r.f.log().written() > before);
     let mut rest = &batch[..];
     while let Some(record) = crate::record::decode(&mut rest).unwrap() {
         assert!(!matches!(record, crate::record::Record::Cause { .. }));

@@ -168,7 +168,7 @@ fn data_is_bounded() {
 #[test]
 fn a_session_with_data_is_torn_to_whom_does_not_know_it() {
     let mut r = Rig::open();
-    r.f.set_log_without_data(true);
+    r.f.set_replica_lacks(ReplicaLacks { data: true, ..ReplicaLacks::default() });
     r.peer(say(ACK, 0, 0, b"ping"));
     r.read(4);
     r.write(b"pong");
@@ -180,7 +180,7 @@ fn a_session_with_data_is_torn_to_whom_does_not_know_it() {
     let id = r.number();
     let its = |f: &Filter| (f.store().get(id).map(|s| (s.in_done, s.torn)), f.store().data(id).is_some());
     assert_eq!((its(&r.f), its(&r.replica)), ((Some((4, false)), true), (Some((4, true)), false)));
-    r.f.replica_stored(r.now, r.f.log_end());
+    r.f.replica_stored(r.now, r.f.log().written());
     r.drain();
     let told = r.kernel(say(ACK, 0, 4, b"pong"));
     assert!(r.passes(&told), "{told:?}");

@@ -11,7 +11,7 @@ fn an_ack_waits_until_the_input_is_stored() {
     // An ACK of what is stored already goes at once, whatever comes after.
     r.peer(say(ACK, 5, 0, b"more"));
     let actions = r.kernel(say(ACK, 0, 5, b""));
-    assert!(r.f.log_end() > r.f.replica_position(), "what came after is not stored");
+    assert!(r.f.log().written() > r.f.log().acknowledged(), "what came after is not stored");
     assert!(r.passes(&actions));
 }
 
@@ -199,9 +199,9 @@ fn moves_are_told_once_a_batch() {
     for i in 0..100 {
         r.peer(Say { ts: Some((200 + i, 200)), ..say(ACK, 0, 0, b"") });
     }
-    assert!(!r.f.has_batch(r.now));
+    assert!(!r.f.log().has_batch(r.now));
     r.pass(ms(11));
-    assert!(r.f.has_batch(r.now));
+    assert!(r.f.log().has_batch(r.now));
     r.stored();
     assert_eq!(r.f.counters().records, records + 1);
     assert_eq!(r.session().ts_recent, 299);

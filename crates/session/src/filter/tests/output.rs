@@ -297,7 +297,7 @@ fn output_waits_for_its_turn_and_the_replica() {
     assert_eq!(r.kernel(say(ACK, 0, 4, b"pong")), []);
     assert_eq!(r.stored(), [], "the turn is not over");
     assert_eq!(r.wait(), []);
-    assert!(r.f.has_batch(r.now));
+    assert!(r.f.log().has_batch(r.now));
     let actions = r.stored();
     assert!(r.passes(&actions));
     let s = r.session();
@@ -329,7 +329,7 @@ fn a_segment_waits_for_its_own_records_only() {
     let mut r = Rig::open();
     r.write(b"one");
     r.wait();
-    let one = r.f.log_end();
+    let one = r.f.log().written();
     r.write(b"two");
     r.wait();
     assert_eq!(r.kernel(say(ACK, 0, 0, b"one")), []);
@@ -339,7 +339,7 @@ fn a_segment_waits_for_its_own_records_only() {
     assert_eq!(r.kernel(say(ACK, 3, 0, b"two")), []);
     // Acknowledgements of input likewise.
     r.peer(say(ACK, 0, 3, b"ping"));
-    let ping = r.f.log_end();
+    let ping = r.f.log().written();
     r.peer(say(ACK, 4, 3, b"pong"));
     assert_eq!(r.kernel(say(ACK, 3, 4, b"")), []);
     r.f.replica_stored(r.now, ping);
@@ -1017,7 +1017,7 @@ fn solo_and_back() {
     r.f.snapshot(&mut snapshot);
     r.f.take_batch(&mut Vec::new());
     r.replica.replica_apply(&snapshot).unwrap();
-    r.f.hold_for_replica(r.f.log_end());
+    r.f.hold_for_replica(r.f.log().written());
     let actions = r.kernel(say(ACK, 0, 4, b"pong"));
     assert!(r.passes(&actions), "it is in the snapshot");
     r.peer(say(ACK, 4, 4, b"ping"));
@@ -1049,7 +1049,7 @@ fn a_frozen_master_forwards_and_its_log_stands() {
     r.kernel(say(ACK, 0, 3, b""));
     r.write(b"ans");
     r.f.freeze();
-    let end = r.f.log_end();
+    let end = r.f.log().written();
     let packet = r.packet(say(ACK, 3, 0, b"two"), true);
     assert_eq!(r.inp(&packet), [Action::Forward(packet.clone()), Action::DropIn(r.id)]);
     // What hardware was to complete is complete when it goes on; what is wrong goes nowhere.
@@ -1064,7 +1064,7 @@ fn a_frozen_master_forwards_and_its_log_stands() {
     r.f.swept(r.now, &tuple(r.port));
     r.pass(ms(1000));
     assert_eq!(r.stored(), []);
-    assert_eq!(r.f.log_end(), end);
+    assert_eq!(r.f.log().written(), end);
     assert_eq!(r.f.poll_timeout(), None);
     // It came to nothing.
     r.f.thaw(r.now);

@@ -499,7 +499,7 @@ fn what_the_peer_may_have_is_acknowledged_whatever_the_replica_has() {
     let mut r = half_way();
     r.fail_over();
     // A new replica joins while the sockets are made.
-    r.f.hold_for_replica(r.f.log_end());
+    r.f.hold_for_replica(r.f.log().written());
     let spec = r.restore(false);
     assert_eq!(spec.sent.len(), 6);
     r.recovered();
@@ -911,7 +911,7 @@ fn what_a_master_said_alone_it_names_even_when_the_session_is_over_or_its_progra
     assert_eq!((r.f.store().len(), r.f.named_alone()), (0, names));
     // A new replica has it all: the partner follows.
     let (mut r, names) = answered_alone();
-    r.f.hold_for_replica(r.f.log_end());
+    r.f.hold_for_replica(r.f.log().written());
     assert_eq!(r.f.named_alone(), []);
     assert_eq!(r.f.tear_named(r.now, &names), []);
     // What only this master has the partner cannot mix up.
@@ -1012,11 +1012,11 @@ fn options_move_with_their_session() {
     r.f.option_set(CHANNEL, HANDLE, 6, 1, &[1, 0, 0, 0]);
     r.f.option_set(CHANNEL, HANDLE, 0, 2, &[64, 0, 0, 0]);
     r.stored();
-    let end = r.f.log_end();
+    let end = r.f.log().written();
     // Nothing new, and nobody's.
     r.f.option_set(CHANNEL, HANDLE, 6, 1, &[1, 0, 0, 0]);
     r.f.option_set(CHANNEL, HANDLE + 1, 6, 1, &[0, 0, 0, 0]);
-    assert_eq!(r.f.log_end(), end);
+    assert_eq!(r.f.log().written(), end);
     let expected = [6, 1, 4, 1, 0, 0, 0, 0, 2, 4, 64, 0, 0, 0];
     let mut snapshot = Vec::new();
     r.f.snapshot(&mut snapshot);
@@ -1041,10 +1041,10 @@ fn options_move_with_their_session() {
 #[test]
 fn options_are_not_told_to_whom_does_not_know_them() {
     let mut r = Rig::open();
-    r.f.set_log_without_options(true);
-    let end = r.f.log_end();
+    r.f.set_replica_lacks(ReplicaLacks { options: true, ..ReplicaLacks::default() });
+    let end = r.f.log().written();
     r.f.option_set(CHANNEL, HANDLE, 6, 1, &[1, 0, 0, 0]);
-    assert_eq!((r.f.log_end(), r.f.store().options(r.id()).len()), (end, 7));
+    assert_eq!((r.f.log().written(), r.f.store().options(r.id()).len()), (end, 7));
     let mut snapshot = Vec::new();
     r.f.snapshot(&mut snapshot);
     let mut other = Filter::new(config());
