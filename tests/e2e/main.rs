@@ -25,6 +25,7 @@ mod proxies;
 mod requests;
 mod resets;
 mod responses;
+mod roles;
 mod routing;
 mod servers;
 mod slow;

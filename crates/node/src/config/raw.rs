@@ -39,6 +39,11 @@ pub(super) struct Service {
     pub state_dir: Option<String>,
     pub run_dir: Option<String>,
     pub standby: Option<String>,
+    pub on_demote: Option<String>,
+    pub ready: Option<String>,
+    pub stop_timeout_ms: Option<i64>,
+    pub back_off_ms: Option<i64>,
+    pub back_off_max_ms: Option<i64>,
     pub standby_trace_bytes: Option<i64>,
     pub data_bytes: Option<i64>,
     #[serde(default)]

@@ -46,7 +46,7 @@ pub(super) fn validate(f: raw::File, env_member: Option<&str>) -> Result<Config,
     }
 }
 
-fn ms(m: &mut Mistakes, key: &str, value: Option<i64>, default: i64) -> Duration {
+pub(super) fn ms(m: &mut Mistakes, key: &str, value: Option<i64>, default: i64) -> Duration {
     Duration::from_millis(m.number(key, value.unwrap_or(default), 1, MAX_MS) as u64)
 }
 
