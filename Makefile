@@ -83,7 +83,7 @@ test: test-deps
 	$(CARGO) test $(UNIT) -p tcpr-session --lib --bins --tests
 	$(CARGO) test $(UNIT) --workspace --exclude tcpr --exclude tcpr-hot --exclude tcpr-session --lib --bins --tests -- --test-threads=1
 	@$(MAKE) --no-print-directory build
-	$(CARGO) test --release --test header --test install
+	$(CARGO) test --release --test header --test install --test abi
 	$(CARGO) test --release -p tcpr-hot --test hot -- --test-threads=2
 	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=4
 	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=4 $(ENGINELESS)

@@ -132,6 +132,8 @@ int tcpr_wait_role(int role,
 // Under `tcpr run` a program never sees its member become a backup if it was the master: it is killed and started again. With
 // `on_demote = "disconnect"`, or without `tcpr run`, it goes on: its connections end (ECONNABORTED), and it is told.
 //
+// A program that forbids itself system calls (seccomp) registers before it does so.
+//
 // A pair of callback and argument can be registered once. `tcpr_off_role_change` removes it. The child of a fork has no callbacks.
 //
 // Returns 0, or -1 with errno EFAULT (`callback` is NULL), EEXIST (it is registered already, with this `arg`), EAGAIN (there is no thread

@@ -45,12 +45,21 @@ struct Roles {
     has_thread: bool,
     /// The thread is in the middle of this call.
     calling: Option<Registered>,
+    /// The process forbids itself system calls, and the thread makes none any more: it rests.
+    retired: bool,
+    rests: bool,
     /// The process, told from the one that forked it. A thread that has another number here returned from a callback that has
     /// forked, as the child.
     process: usize,
 }
 
-static ROLES: Mutex<Roles> = Mutex::new(Roles { callbacks: Vec::new(), has_thread: false, calling: None, process: 1 });
+impl Roles {
+    const fn of_process(process: usize) -> Roles {
+        Roles { callbacks: Vec::new(), has_thread: false, calling: None, retired: false, rests: false, process }
+    }
+}
+
+static ROLES: Mutex<Roles> = Mutex::new(Roles::of_process(1));
 /// A call is over.
 static OVER: Condvar = Condvar::new();
 
@@ -160,6 +169,10 @@ fn next(process: usize) -> Option<(Registered, c_int)> {
             if roles.calling.take().is_some() {
                 OVER.notify_all();
             }
+            if roles.retired {
+                drop(roles);
+                rest();
+            }
             if roles.callbacks.is_empty() {
                 roles.has_thread = false;
                 CALLER.with(|caller| caller.0.set(0));
@@ -179,6 +192,28 @@ fn next(process: usize) -> Option<(Registered, c_int)> {
     }
 }
 
+/// Waits for ever, which takes no system call but the one that waits for a lock.
+fn rest() -> ! {
+    let mut roles = ROLES.lock().unwrap_or_else(PoisonError::into_inner);
+    roles.rests = true;
+    OVER.notify_all();
+    loop {
+        roles = OVER.wait(roles).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+/// Before the process forbids itself system calls that the thread makes. No callback is called any more.
+pub fn retire(client: &Client) {
+    lock(&ROLES).retired = true;
+    client.wake_for_role();
+    let _inside = Bypass::enter();
+    let mut roles = ROLES.lock().unwrap_or_else(PoisonError::into_inner);
+    // In a callback it is the program's.
+    while roles.has_thread && !roles.rests && roles.calling.is_none() {
+        roles = OVER.wait(roles).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
 /// The lock, for a fork to hold.
 pub struct RolesGuard(Locked<'static, Roles>);
 
@@ -191,6 +226,6 @@ impl RolesGuard {
     /// In the child of a fork: the callbacks are its parent's, and so is the thread.
     pub fn forget(&mut self) {
         let process = self.0.process + 1;
-        *self.0 = Roles { callbacks: Vec::new(), has_thread: false, calling: None, process };
+        *self.0 = Roles::of_process(process);
     }
 }

@@ -3,12 +3,17 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <tcpr.h>
@@ -121,6 +126,23 @@ static void *remove_it(void *arg)
     return NULL;
 }
 
+/* From now on no thread of this process may do anything but wait for a lock, write and end. */
+static void lock_in(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_futex, 3, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_exit_group, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+
+    check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    check(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) == 0);
+}
+
 int main(void)
 {
     struct heard a = { 0 }, b = { 0 }, c = { 0 }, two[2] = { { 0 } };
@@ -201,6 +223,22 @@ int main(void)
     memset(&c, 0, sizeof c);
     check(tcpr_on_role_change(hear, &c) == 0);
     heard(&c, 1);
+
+    /* The library's thread does nothing that a process has forbidden itself. */
+    child = fork();
+    check(child >= 0);
+    if (child == 0) {
+        struct heard mine = { 0 };
+        time_t until;
+
+        check(tcpr_on_role_change(hear, &mine) == 0);
+        heard(&mine, 1);
+        lock_in();
+        for (until = time(NULL) + 2; time(NULL) < until;)
+            ;
+        syscall(SYS_exit_group, 0);
+    }
+    check(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     fprintf(stderr, "roles: all is well\n");
     return 0;
 }
