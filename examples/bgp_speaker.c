@@ -42,7 +42,7 @@
 #include "common.h"
 
 enum {
-    NEIGHBOURS = 16, ROUTES = 20000, OWN = 64,
+    NEIGHBOURS = 16, ROUTES = 10000, OWN = 64,
     HEADER = 19, LONGEST = 4096,
     ATTRIBUTES = 512,           /* of a route with more than that nobody is told: a turn has room for 1 MiB of data */
     BACKLOG = 8 << 20,          /* a neighbour that is so far behind is given up */
