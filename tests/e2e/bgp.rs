@@ -2,7 +2,7 @@
 //! and with somebody who says everything wrong.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tcpr_lab::member::{Hosted, Service};
 use tcpr_lab::{wait_for, wait_listening, wait_until, Host, Process};
 
 use crate::routing::Speakers;
-use crate::world::{built, Dir, World, FOUR, PATIENCE, PORT};
+use crate::world::{built, Dir, Fault, World, FOUR, PATIENCE, PORT};
 
 /// It waits for the speaker.
 const BIRD: &str = "log stderr all;
@@ -153,7 +153,10 @@ impl Neighbour {
 
     fn on(host: &Host, w: &World) -> Neighbour {
         let to = w.pair.addr();
-        let stream = host.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("connected");
+        Neighbour::of(host.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("connected"))
+    }
+
+    fn of(stream: TcpStream) -> Neighbour {
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_nodelay(true).expect("no delay");
         Neighbour(stream)
@@ -298,10 +301,10 @@ fn each_malformed_message_has_its_notification() {
     let whole = update(&[], &[ORIGIN, PATH, NEXT_HOP], PREFIX);
     let (first, rest) = whole.split_at(30);
     neighbour.say(first);
-    w.fail_over(crate::world::Fault::KillAll);
+    w.fail_over(Fault::KillAll);
     neighbour.say(rest);
     neighbour.say(&whole[..5]);
-    w.fail_over(crate::world::Fault::KillServer);
+    w.fail_over(Fault::KillServer);
     neighbour.say(&whole[5..]);
     let host = w.lab().host("other", "192.0.2.10/24").expect("another host");
     let mut other = Neighbour::on(&host, &w);
@@ -322,4 +325,58 @@ fn each_malformed_message_has_its_notification() {
     withdrawal.extend(PREFIX);
     withdrawal.extend([0, 0]);
     while other.hear_a(UPDATE) != withdrawal {}
+}
+
+/// A neighbour that is called, and calls: of two connections the one stays that was made by whoever has the higher identifier. After
+/// a failover the speaker calls for a session on a connection that it has made, and waits for any other.
+#[test]
+fn of_two_connections_one_stays() {
+    let service = Service::new("bgp", PORT).extra("[[service.outgoing]]\naddress = \"192.0.2.9:1790\"\n");
+    let program = [&built("bgp_speaker"), "192.0.2.200", "5555", "65000", "192.0.2.200", "announce=203.0.113.0/24"];
+    let program: Vec<&str> = program.into_iter().chain(["192.0.2.9:1790=65001"]).collect();
+    let mut w = World::started("bgptwo", service, &program, Hosted::ByRun, FOUR, |_| ());
+    let master = w.protected();
+    wait_listening(w.pair.host(master), PORT, PATIENCE).expect("the speaker listens");
+    let listener = w.peer.enter(|| TcpListener::bind("192.0.2.9:1790")).expect("a listener");
+
+    // The speaker's identifier is the higher one.
+    let good_open = |identifier| open(4, 65001, 90, identifier, &[2, 6, 65, 4, 0, 0, 0xfd, 0xe9]);
+    let confirmed = |mut neighbour: Neighbour, identifier| {
+        neighbour.hear_a(OPEN);
+        neighbour.say(&good_open(identifier));
+        neighbour.hear_a(KEEPALIVE);
+        neighbour
+    };
+    let called = || Neighbour::of(listener.accept().expect("a call").0);
+    let low = 0xc000_0209;
+    let mut ours = confirmed(called(), low);
+    for established in [false, true] {
+        if established {
+            ours.say(&message(KEEPALIVE, &[]));
+            ours.hear_a(UPDATE);
+        }
+        let mut theirs = Neighbour::new(&w);
+        theirs.hear_a(OPEN);
+        theirs.say(&good_open(low));
+        theirs.ends_with(6, 7, &[], "the speaker's own connection stays");
+    }
+    w.fail_over(Fault::Switchover);
+    ours.hear_a(KEEPALIVE);
+    ours.say(&update(&[], &[ORIGIN], PREFIX));
+    ours.ends_with(3, 3, &[2], "it is the same session");
+
+    // The neighbour's is.
+    let high = 0xc000_02ff;
+    let ours = confirmed(called(), high);
+    let mut theirs = confirmed(Neighbour::new(&w), high);
+    ours.ends_with(6, 7, &[], "the neighbour's connection stays");
+    theirs.say(&message(KEEPALIVE, &[]));
+    theirs.hear_a(UPDATE);
+    w.fail_over(Fault::KillAll);
+    theirs.hear_a(KEEPALIVE);
+    std::thread::sleep(Duration::from_secs(3));
+    listener.set_nonblocking(true).expect("not blocking");
+    assert!(listener.accept().is_err(), "the neighbour is not called");
+    theirs.say(&message(KEEPALIVE, &[0]));
+    theirs.ends_with(1, 2, &[0, 20], "it is the same session");
 }
