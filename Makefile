@@ -9,11 +9,11 @@ PREFIX ?= /usr/local
 CFLAGS := -O2 -Wall -Wextra -Werror
 PACKAGES := gcc libc6-dev iproute2 iptables python3
 # What only the tests use.
-TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr mosquitto beanstalkd stunnel4 openssl pkgconf cmake
+TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod-stream haproxy socat caddy strace gunicorn vsftpd php-fpm nodejs bird2 gobgpd frr mosquitto beanstalkd stunnel4 openssl pkgconf cmake lighttpd webfs apache2-bin dnsmasq-base unbound inspircd slapd dropbear-bin rsync pgbouncer prosody
 # What the benchmarks compare with; they say what is missing.
 BENCH_PACKAGES := keepalived criu
 # What does not depend on the engine is not run twice.
-ENGINELESS := --skip bad_input --skip unhooked --skip hot:: --skip routing:: --skip joined:: --skip options:: --skip strangers:: --skip workers::
+ENGINELESS := --skip bad_input --skip unhooked --skip hot:: --skip routing:: --skip joined:: --skip options:: --skip strangers:: --skip workers:: --skip ::hot
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
 UNIT := --release $(foreach p,tcpr tcpr-session tcpr-node tcpr-cli tcpr-lab,--config profile.release.package.$(p).opt-level=0)
 

@@ -218,6 +218,27 @@ fn a_program_that_differs_is_dropped_and_named() {
     w.no_reset();
 }
 
+/// Each host has a routing table of its own: it stands for a file of the program that the members have in two versions.
+#[test]
+fn members_that_are_not_alike_say_so_at_once() {
+    const FILE: &str = "/proc/self/net/fib_trie";
+    let service = hot("alike").set("service", "standby_files", &format!("[{FILE:?}]"));
+    let mut w = World::new("alike", service, &[&built("rooms_server"), "5555"]);
+    let mut last = Value::Null;
+    let said = wait_for(PATIENCE, || {
+        last = standby(&w, w.protected());
+        last["state"] == "diverged"
+    });
+    let reason = last["reason"].as_str().unwrap_or_default();
+    assert!(said && reason.contains("the members are not alike") && reason.contains(FILE), "{last}");
+    // Connections survive as with a warm standby.
+    let mut talker = Talker::new(&w);
+    assert_eq!(rooms_ask(&mut talker, "name someone"), "ok someone");
+    w.fail_over(Fault::KillAll);
+    assert_eq!(rooms_ask(&mut talker, "name someone"), "ok someone");
+    w.no_reset();
+}
+
 /// A follower whose manager is gone would wait for ever, and hold the port.
 #[test]
 fn a_follower_ends_with_its_manager() {

@@ -22,6 +22,7 @@ mod network;
 mod options;
 mod other_tcp;
 mod processes;
+mod programs;
 mod proxies;
 mod requests;
 mod resets;

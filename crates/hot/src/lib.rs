@@ -28,6 +28,7 @@ mod next;
 mod partner;
 mod promotion;
 mod raw;
+mod setup;
 mod signals;
 mod start;
 mod tails;

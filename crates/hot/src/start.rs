@@ -8,7 +8,7 @@ use tcpr_session::trace::Call;
 
 use crate::memory::{header, Text};
 use crate::raw::raw;
-use crate::{descriptors, engine, memory, partner, raw, signals, tails, thread, threads};
+use crate::{descriptors, engine, memory, partner, raw, setup, signals, tails, thread, threads};
 
 /// Bytes for a trace in a file, if nothing else is said.
 const OFFLINE_LIMIT: u64 = 1 << 30;
@@ -39,7 +39,8 @@ pub fn begin() {
     });
 }
 
-fn variable(name: &CStr) -> Option<&'static CStr> {
+/// A variable of the environment that the program was started with.
+pub fn variable(name: &CStr) -> Option<&'static CStr> {
     // SAFETY: name is NUL-terminated; what is found is a string of the environment, which the program has not changed yet.
     unsafe {
         let value = libc::getenv(name.as_ptr());
@@ -165,6 +166,7 @@ fn go(records: bool) {
         }
         engine::begin_following();
     }
+    setup::compare();
     seed();
 }
 

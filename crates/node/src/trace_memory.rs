@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use tcpr_session::filter::Standing;
+use tcpr_session::standing::Standing;
 use tcpr_session::trace::memory::{self, state};
 use tcpr_session::tuple::FourTuple;
 

@@ -121,7 +121,7 @@ pub enum HookEvent<'a> {
     },
     /// The process is about to exit in the normal way.
     Exit,
-    /// After a recovery, bytes that the application wrote again were swallowed.
+    /// After a recovery, bytes that the application wrote again were absorbed.
     Absorbed {
         /// Who wrote them.
         thread: u32,

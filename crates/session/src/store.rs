@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use crate::data::{self, Change};
-use crate::filter::Standing;
 use crate::options;
+use crate::pooled::{Pool, Pooled};
 use crate::record::{self, Adopted, Cause, Committed, Malformed, Open, Record, Sync, MAX_OPEN};
-use crate::seldom::{Seldom, Spare};
 use crate::seq::{self, Seq};
+use crate::standing::Standing;
 use crate::tuple::{BySession, ByTuple, FourTuple, SessionId};
 
 /// Everything a new master needs to go on with a session.
@@ -24,7 +24,7 @@ pub struct Session {
     /// Input before this offset is done.
     pub in_done: u64,
     /// Input from `in_done`, in order.
-    pub input: Seldom<VecDeque<u8>>,
+    pub input: Pooled<VecDeque<u8>>,
     /// The peer's FIN stands behind the input.
     pub in_fin: bool,
     /// Input offset up to which window was advertised to the peer.
@@ -36,7 +36,7 @@ pub struct Session {
     /// The output offset that belongs to `in_done`; less than `out_done` in an open response.
     pub out_base: u64,
     /// Output from `out_acked`; what lies past `out_done` awaits its commit.
-    pub output: Seldom<VecDeque<u8>>,
+    pub output: Pooled<VecDeque<u8>>,
     /// The application ended its output at `out_done`.
     pub out_fin: bool,
     /// The application closed the connection.
@@ -58,13 +58,13 @@ impl Session {
         Session {
             established: open.established,
             in_done: open.in_done,
-            input: Seldom::default(),
+            input: Pooled::default(),
             in_fin: false,
             in_edge: open.in_done,
             out_acked: open.out_acked,
             out_done: open.out_acked,
             out_base: open.out_acked,
-            output: Seldom::default(),
+            output: Pooled::default(),
             out_fin: false,
             closed: false,
             torn: false,
@@ -190,10 +190,10 @@ impl Session {
 
     /// Forgets input from an offset on.
     pub(crate) fn shorten(&mut self, in_end: u64) {
-        if let Some(input) = self.input.there() {
+        if let Some(input) = self.input.get_mut_if_any() {
             input.truncate(in_end.saturating_sub(self.in_done) as usize);
         }
-        self.input.tidy();
+        self.input.drop_if_empty();
         self.in_fin = false;
     }
 }
@@ -248,7 +248,7 @@ pub struct Store {
     data_cost: u64,
     /// Data that no commit covers yet.
     staged: Vec<Change<Box<[u8]>>>,
-    spare: Spare<VecDeque<u8>>,
+    pool: Pool<VecDeque<u8>>,
 }
 
 /// Widens the low half of an offset that is less than 2^31 away from `near`.
@@ -365,7 +365,7 @@ impl Store {
                     return Err(StoreError::Gap(session));
                 }
                 if !bytes.is_empty() {
-                    s.input.lend(&mut self.spare).extend(bytes);
+                    s.input.get_or_take(&mut self.pool).extend(bytes);
                 }
                 s.in_fin |= fin;
                 // Nobody sends before the handshake is over; the record that says so may come later.
@@ -377,7 +377,7 @@ impl Store {
                 if s.out_end() as u32 != offset || s.out_fin {
                     return Err(StoreError::Gap(session));
                 }
-                s.output.lend(&mut self.spare).extend(bytes);
+                s.output.get_or_take(&mut self.pool).extend(bytes);
                 Ok(())
             }
             Record::Data(change) => {
@@ -497,7 +497,7 @@ impl Store {
         }
         if acked > s.out_acked {
             let from = s.out_acked.min(s.out_done);
-            s.output.drop_first((acked.min(s.out_done) - from) as usize, &mut self.spare);
+            s.output.drop_first((acked.min(s.out_done) - from) as usize, &mut self.pool);
             s.out_acked = acked;
         }
         s.in_edge = s.in_edge.max(edge);
@@ -523,7 +523,7 @@ impl Store {
         let Some(s) = self.sessions.get_mut(&c.session) else { return };
         // Checked; but a record may name a session twice.
         let in_done = widen(c.in_done, s.in_done).unwrap_or(0).clamp(s.in_done, s.in_end());
-        s.input.drop_first((in_done - s.in_done) as usize, &mut self.spare);
+        s.input.drop_first((in_done - s.in_done) as usize, &mut self.pool);
         s.in_done = in_done;
         s.out_done = widen(c.out_done, s.out_done).unwrap_or(0).clamp(s.out_done, s.out_end());
         s.out_base = s.out_done.saturating_sub(c.open);
@@ -543,11 +543,11 @@ impl Store {
         if back || far || beyond_end {
             return Err(StoreError::Impossible(a.session));
         }
-        s.input.drop_first((a.in_done - s.in_done).min(s.input.len() as u64) as usize, &mut self.spare);
+        s.input.drop_first((a.in_done - s.in_done).min(s.input.len() as u64) as usize, &mut self.pool);
         s.in_done = a.in_done;
         s.in_edge = s.in_edge.max(a.in_done);
         if a.out_done > s.out_end() {
-            s.output = Seldom::default();
+            s.output = Pooled::default();
             s.out_acked = a.out_done;
         }
         s.out_done = a.out_done;
@@ -561,10 +561,10 @@ impl Store {
         self.staged.clear();
         for s in self.sessions.values_mut() {
             let committed = (s.out_done - s.out_acked.min(s.out_done)) as usize;
-            if let Some(output) = s.output.there() {
+            if let Some(output) = s.output.get_mut_if_any() {
                 output.truncate(committed);
             }
-            s.output.settle(&mut self.spare);
+            s.output.give_back_if_empty(&mut self.pool);
         }
     }
 
@@ -579,11 +579,11 @@ impl Store {
         if !(s.in_done..=s.in_end()).contains(&read) || !has_all || s.out_done.saturating_sub(written) > MAX_OPEN {
             return false;
         }
-        s.input.drop_first((read - s.in_done) as usize, &mut self.spare);
+        s.input.drop_first((read - s.in_done) as usize, &mut self.pool);
         s.in_done = read;
         s.in_edge = s.in_edge.max(read);
         if missing > 0 {
-            s.output.lend(&mut self.spare).extend(&tail[tail.len() - missing as usize..]);
+            s.output.get_or_take(&mut self.pool).extend(&tail[tail.len() - missing as usize..]);
             s.out_done = written;
         }
         s.out_base = written;

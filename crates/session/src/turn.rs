@@ -142,7 +142,7 @@ struct OpenTurn {
     /// The session this thread read last, and how far: a write answers it.
     last_read: Option<(SessionId, u64)>,
     /// It looked for events without waiting, and what it had written until then was let go as open.
-    looked: bool,
+    polled: bool,
     /// It waits in the middle of a write.
     blocked: bool,
     /// Since when it has been seen asleep, and the how manieth time it was; nothing was heard of it since.
@@ -328,7 +328,7 @@ impl TurnPolicy {
         p.last_read = (t, self.reads);
         turn.last_read = Some((s, p.in_read));
         if p.oversized() {
-            // A thread that swallows a stream without ever waiting must not make the store keep it all.
+            // A thread that reads a stream without ever waiting must not make the store keep it all.
             self.start_clock(now, t);
         }
         self.bound(t);
@@ -602,7 +602,7 @@ impl TurnPolicy {
     /// The thread looks for events with a timeout of zero: it has more to do. A turn that has only read goes on. One
     /// that has written lets its output go, and its responses stay open until the thread waits, or reads on; only a
     /// turn over sessions that depend on each other ends here. Tells whether it ended.
-    pub fn look(&mut self, t: Thread) -> bool {
+    pub fn polls(&mut self, t: Thread) -> bool {
         let Some(turn) = self.threads.get(&t) else {
             return true;
         };
@@ -618,9 +618,9 @@ impl TurnPolicy {
         if self.is_ahead_of_what_it_keeps(g) {
             return false;
         }
-        self.let_go(g);
+        self.release_output(g);
         if let Some(turn) = self.threads.get_mut(&t) {
-            turn.looked = true;
+            turn.polled = true;
         }
         false
     }
@@ -635,7 +635,7 @@ impl TurnPolicy {
         let g = turn.group;
         let group = &self.groups[g as usize];
         if group.threads.len() == 1 && !(group.several && group.dependent) {
-            self.let_go(g);
+            self.release_output(g);
         }
     }
 
@@ -650,14 +650,14 @@ impl TurnPolicy {
     }
 
     /// Lets the output of a turn go that is not over: its responses are open.
-    fn let_go(&mut self, g: u32) {
+    fn release_output(&mut self, g: u32) {
         self.groups[g as usize].deadline = None;
         self.settle_group(g, 0, |p| p.settle(true, true));
     }
 
     /// The thread has written, and is about to read: that ends its turn, unless its sessions do not depend on each
     /// other (it may be in the middle of serving several). Tells whether it ended.
-    pub fn reads_on(&mut self, t: Thread) -> bool {
+    pub fn reads_after_write(&mut self, t: Thread) -> bool {
         let ends = self.threads.get(&t).is_none_or(|turn| self.groups[turn.group as usize].dependent);
         if ends {
             self.thread_gone(t);
@@ -669,7 +669,7 @@ impl TurnPolicy {
     fn reads_next(&mut self, t: Thread, s: SessionId) {
         let turn = self.threads.get(&t);
         let group = turn.map_or(NO_GROUP, |turn| turn.group);
-        if turn.is_some_and(|turn| turn.looked && self.groups[group as usize].dependent) {
+        if turn.is_some_and(|turn| turn.polled && self.groups[group as usize].dependent) {
             self.thread_gone(t);
         } else if self.sessions.get(&s).is_some_and(|p| p.independent && (p.group == group || p.group == NO_GROUP))
             && (group == NO_GROUP || !self.groups[group as usize].puts)
@@ -680,7 +680,7 @@ impl TurnPolicy {
 
     /// After a look, writing goes on with the open response, or ends it by going elsewhere.
     fn writes_on(&mut self, t: Thread, s: SessionId) {
-        let Some(turn) = self.threads.get(&t).filter(|turn| turn.looked) else {
+        let Some(turn) = self.threads.get(&t).filter(|turn| turn.polled) else {
             return;
         };
         let here = self.sessions.get(&s).is_some_and(|p| p.group == turn.group);
@@ -1022,7 +1022,7 @@ impl TurnPolicy {
         group.shared |= group.channel != channel_of(t);
         group.threads.push(t);
         let group = g;
-        self.threads.insert(t, OpenTurn { group, last_read, looked: false, blocked: false, asleep: None });
+        self.threads.insert(t, OpenTurn { group, last_read, polled: false, blocked: false, asleep: None });
     }
 
     fn add_session(&mut self, g: u32, s: SessionId) {

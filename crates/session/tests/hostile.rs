@@ -531,8 +531,8 @@ impl Case {
                 let t = self.any_tuple();
                 let _ = (
                     self.f.recovered_info(&t),
-                    self.f.inner(&t),
-                    self.f.outer(&t),
+                    self.f.local_tuple(&t),
+                    self.f.peer_tuple(&t),
                     self.f.unaccepted(),
                     self.f.with_sockets().count(),
                 );

@@ -221,9 +221,9 @@ impl World {
         Ok(())
     }
 
-    fn look(&mut self, t: u64) -> Result<(), Crash> {
+    fn polls(&mut self, t: u64) -> Result<(), Crash> {
         self.event()?;
-        self.policy.look(t);
+        self.policy.polls(t);
         self.store();
         self.arrive();
         Ok(())
@@ -517,7 +517,7 @@ fn rounds(w: &mut World) -> Result<(), Crash> {
         let busy = !w.all_read() || outputs.iter().any(|o| !o.is_empty());
         idle = if busy { 0 } else { idle + 1 };
         if busy && w.rng.chance(60) {
-            w.look(1)?;
+            w.polls(1)?;
         } else {
             w.wait(1)?;
         }

@@ -62,6 +62,8 @@ fn the_world_is_in_order() {
     one(9_300_400_616);
     // Output of a turn that went on was out beside what its application kept of another place.
     one(1_796_046_511_997_927);
+    // A packet that was let go before there was a replica, and left behind that moment.
+    one(9_200_028_643);
     let time = Duration::from_secs(number("TCPR_FRESH").unwrap_or(if chosen { 0 } else { 120 }));
     if !time.is_zero() {
         let from = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_micros() as u64;

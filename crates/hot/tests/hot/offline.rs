@@ -312,3 +312,60 @@ fn a_handler_runs_while_the_first_thread_waits_for_another() {
     assert_eq!(output("record.out"), "told to end\n");
     assert_eq!(output("follow.out"), "told to end\n");
 }
+
+#[test]
+fn members_that_are_not_alike_are_told_so_before_anything_is_executed() {
+    let place = Place::new("alike");
+    let (trace, server, settings) = (place.file("trace"), place.file("server"), place.file("settings"));
+    fs::copy(example("plain_chat_server"), &server).expect("a copy");
+    fs::write(&settings, "colour = red\n").expect("a file");
+    let program = server.to_str().expect("a name").to_owned();
+    let port = free_port().to_string();
+    let run = |mode: &str, command: &[&str], more: &[String]| {
+        let command: Vec<String> = [&program].into_iter().cloned().chain(command.iter().map(ToString::to_string)).collect();
+        let mut environment = vec![
+            format!("LD_PRELOAD={}", library().display()),
+            format!("TCPR_HOT_FILE={}", trace.display()),
+            format!("TCPR_HOT_MODE={mode}"),
+            format!("TCPR_HOT_LIMIT={}", 2 * MOST_BYTES),
+            format!("TCPR_STANDBY_FILES={}\n/nonexistent", settings.display()),
+        ];
+        environment.extend_from_slice(more);
+        start_with(&environment, mode, &place, &command)
+    };
+    let says = |command: &[&str], more: &[String], words: &[&str]| {
+        let status = wait_for(&mut run("follow", command, more), "the follower");
+        let said = fs::read_to_string(place.file("follow.err")).expect("its words");
+        match words {
+            [] => assert!(!said.contains("diverged"), "{said}"),
+            words => {
+                assert_eq!(status.code(), Some(97), "{said}");
+                let words = words.iter().chain(&["diverged: the members are not alike"]);
+                words.for_each(|word| assert!(said.contains(word), "{word}: {said}"));
+            }
+        }
+    };
+    let mut leader = run("record", &[&port], &["A=1".to_owned(), "PASSWORD=secret".to_owned()]);
+    drop(connect(port.parse().expect("a number")));
+    signal(&leader, "TERM");
+    wait_for(&mut leader, "the leader");
+
+    let variables = ["PASSWORD=secret", "INVOCATION_ID=5", "A=1"].map(str::to_owned);
+    says(&[&port], &variables, &[]);
+    says(&[&port, "more"], &variables, &["this member has argument 2, and the leader has not"]);
+    says(&["1"], &variables, &["argument 1", &format!("\"{port}\" for the leader, \"1\" here")]);
+    says(&[&port], &["A=1".to_owned()], &["the leader has environment variable PASSWORD, and this member has not"]);
+    let other = ["PASSWORD=other".to_owned(), "A=2".to_owned()];
+    says(&[&port], &other, &["environment variable A is not the same on both; and 1 more"]);
+    says(&[&port], &[variables.to_vec(), vec!["B=".to_owned()]].concat(), &["this member has environment variable B"]);
+    fs::write(&settings, "colour = blue\n").expect("a file");
+    says(&[&port], &variables, &["file", "settings", "\"13 bytes\" for the leader, \"14 bytes\" here"]);
+    fs::write(&settings, "colour = red\n").expect("a file");
+    let mut bytes = fs::read(&server).expect("the program");
+    let copy = place.file("copy");
+    bytes.push(0);
+    fs::write(&copy, bytes).expect("another program");
+    fs::set_permissions(&copy, fs::metadata(&server).expect("a file").permissions()).expect("the same rights");
+    fs::rename(&copy, &server).expect("in its place");
+    says(&[&port], &variables, &["program", "server is not the same on both"]);
+}

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use tcpr_session::trace::memory::VERSION;
+
 use crate::program::{connect, free_port, installed, library, ngircd, redis, signal, start_with, words, Place, PATIENCE};
 
 // As in `tcpr_session::trace::memory`.
@@ -56,7 +58,7 @@ impl Standby {
         let memory = OpenOptions::new().read(true).write(true).create_new(true).open(place.file("memory")).expect("memory");
         memory.set_len(TRACE + limit).expect("room");
         memory.write_all_at(b"TCPT", 0).expect("written");
-        memory.write_all_at(&2u32.to_ne_bytes(), 4).expect("written");
+        memory.write_all_at(&VERSION.to_ne_bytes(), 4).expect("written");
         memory.write_all_at(&limit.to_ne_bytes(), LIMIT).expect("written");
         let mut started = 0;
         set(&memory, MODE, RECORD);

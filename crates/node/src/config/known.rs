@@ -1,6 +1,6 @@
 //! Ports whose usual protocols keep, in the program's memory, what their connections are worth nothing without.
 
-use super::types::Standby;
+use super::types::{Config, Standby};
 
 /// Who logs in, negotiates keys, subscribes or opens transactions on a connection; by port.
 const KNOWN: &[(u16, &str)] = &[
@@ -65,8 +65,16 @@ const KNOWN: &[(u16, &str)] = &[
     (61613, "STOMP"),
 ];
 
+impl Config {
+    /// What is not wrong, and seldom meant so.
+    pub fn warnings(&self) -> Vec<String> {
+        let unsaid = self.service.ports.iter().filter(|p| p.on_takeover.is_none());
+        unsaid.filter_map(|p| warning(p.port, self.service.standby)).collect()
+    }
+}
+
 /// What is to be said of a port whose sessions would go on at a takeover, because nobody says otherwise.
-pub(super) fn warning(port: u16, standby: Standby) -> Option<String> {
+fn warning(port: u16, standby: Standby) -> Option<String> {
     let (_, protocol) = KNOWN.iter().find(|(known, _)| *known == port)?;
     let when = match standby {
         Standby::Warm | Standby::Cold => "after a takeover",

@@ -45,6 +45,7 @@ pub(super) struct Service {
     pub back_off_ms: Option<i64>,
     pub back_off_max_ms: Option<i64>,
     pub standby_trace_bytes: Option<i64>,
+    pub standby_files: Option<Vec<String>>,
     pub data_bytes: Option<i64>,
     #[serde(default)]
     pub ports: Vec<Port>,

@@ -11,8 +11,10 @@ use super::mistakes::{no_machine, Mistakes};
 use super::raw;
 use super::types::{Greeting, Life, OnDemote, OnTakeover, Outgoing, Port, Readiness, Service, Standby, VirtualIp};
 use super::types::{DEFAULT_DATA_BYTES, DEFAULT_MAX_UNANSWERED_BYTES, DEFAULT_STANDBY_TRACE_BYTES};
-use super::validate::ms;
 use crate::channel::ring::SLOTS;
+
+/// Most files that members compare.
+const MAX_STANDBY_FILES: usize = 64;
 
 pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     let name = r.name.clone().unwrap_or_else(|| "default".into());
@@ -67,6 +69,7 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
         None => DEFAULT_STANDBY_TRACE_BYTES,
         Some(n) => m.number("service.standby_trace_bytes", n, 1 << 20, 1 << 40) as u64,
     };
+    let standby_files = standby_files(m, r.standby_files.as_deref().unwrap_or_default(), standby);
     let data_bytes = match r.data_bytes {
         None => DEFAULT_DATA_BYTES,
         Some(n) => m.number("service.data_bytes", n, 0, 1 << 30) as u64,
@@ -97,6 +100,7 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
         run_dir,
         standby,
         standby_trace_bytes,
+        standby_files,
         data_bytes,
         life,
         ports,
@@ -125,9 +129,9 @@ fn life(m: &mut Mistakes, r: &raw::Service, standby: Standby) -> Life {
             "service.ready = \"listen\" needs a [[service.ports]]: there is no port to listen on; use \"joined\" or \"notify\"",
         );
     }
-    let stop_timeout = ms(m, "service.stop_timeout_ms", r.stop_timeout_ms, 5000);
-    let back_off = ms(m, "service.back_off_ms", r.back_off_ms, 100);
-    let back_off_max = ms(m, "service.back_off_max_ms", r.back_off_max_ms, 10_000.max(back_off.as_millis() as i64));
+    let stop_timeout = m.ms("service.stop_timeout_ms", r.stop_timeout_ms, 5000);
+    let back_off = m.ms("service.back_off_ms", r.back_off_ms, 100);
+    let back_off_max = m.ms("service.back_off_max_ms", r.back_off_max_ms, 10_000.max(back_off.as_millis() as i64));
     if back_off_max < back_off {
         m.add(format!(
             "service.back_off_max_ms = {} is less than service.back_off_ms = {}; use at least as much",
@@ -136,6 +140,24 @@ fn life(m: &mut Mistakes, r: &raw::Service, standby: Standby) -> Life {
         ));
     }
     Life { on_demote, ready, stop_timeout, back_off, back_off_max }
+}
+
+fn standby_files(m: &mut Mistakes, files: &[String], standby: Standby) -> Vec<PathBuf> {
+    const KEY: &str = "service.standby_files";
+    if standby != Standby::Hot && !files.is_empty() {
+        m.add(format!("{KEY} is for standby = \"hot\": a program that starts afresh needs no equal files; leave it out"));
+    }
+    if files.len() > MAX_STANDBY_FILES {
+        m.add(format!("{KEY} names {} files; name at most {MAX_STANDBY_FILES}", files.len()));
+    }
+    for file in files {
+        if !file.starts_with('/') {
+            m.add(format!("{KEY}: \"{file}\" is not an absolute path; start it with /"));
+        } else if file.contains(['\n', '\0']) {
+            m.add(format!("{KEY}: {file:?} has a line break or a NUL byte in it; give the file another name"));
+        }
+    }
+    files.iter().map(PathBuf::from).collect()
 }
 
 fn virtual_ips(m: &mut Mistakes, value: Option<&toml::Value>) -> Vec<VirtualIp> {

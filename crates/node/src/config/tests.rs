@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tcpr_session::framing::Framing;
@@ -389,6 +389,12 @@ fn hot_standby_and_what_it_needs() {
     let key = |k: &str| with("[service]", &format!("[service]\n{k}"));
     says(&key("standby = \"lukewarm\""), &["service.standby", "\"warm\" or \"hot\" or \"cold\""]);
     says(&key("standby_trace_bytes = 1000"), &["service.standby_trace_bytes = 1000", "1048576 to 1099511627776"]);
+    let files = hot.replace("[service]", "[service]\nstandby_files = [\"/etc/a\", \"/etc/b\"]");
+    assert_eq!(Config::parse(&files, None).unwrap().service.standby_files, ["/etc/a", "/etc/b"].map(PathBuf::from));
+    says(&files.replace("/etc/b", "b"), &["service.standby_files", "\"b\"", "absolute path"]);
+    says(&files.replace("/etc/b", "/b\\n"), &["service.standby_files", "line break"]);
+    says(&files.replace("\"/etc/b\"", &vec!["\"/b\""; 64].join(",")), &["service.standby_files", "65 files", "at most 64"]);
+    says(&key("standby_files = [\"/etc/a\"]"), &["service.standby_files", "standby = \"hot\""]);
     says(&key("data_bytes = -1"), &["service.data_bytes = -1", "0 to 1073741824"]);
     let redis = hot.replace("port = 5555", "port = 6379");
     let [warning] = &Config::parse(&redis, None).unwrap().warnings()[..] else { panic!("one") };

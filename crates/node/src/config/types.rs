@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 pub use tcpr_session::filter::Engine;
 use tcpr_session::turn::PortPolicy;
 
-use super::known;
-
 /// Bytes of unanswered input that are kept for a session before it is torn.
 pub const DEFAULT_MAX_UNANSWERED_BYTES: u64 = 4 << 20;
 
@@ -180,6 +178,8 @@ pub struct Service {
     pub life: Life,
     /// Most memory for the trace of a hot standby.
     pub standby_trace_bytes: u64,
+    /// Files that must be alike on both members of a hot standby.
+    pub standby_files: Vec<PathBuf>,
     /// Room for the program's data.
     pub data_bytes: u64,
     /// Ports on which peers connect to the service.
@@ -282,12 +282,6 @@ impl Config {
     /// Whether this member starts as master when both start together.
     pub fn is_preferred(&self) -> bool {
         self.failover.preferred == self.member_index
-    }
-
-    /// What is not wrong, and seldom meant so.
-    pub fn warnings(&self) -> Vec<String> {
-        let unsaid = self.service.ports.iter().filter(|p| p.on_takeover.is_none());
-        unsaid.filter_map(|p| known::warning(p.port, self.service.standby)).collect()
     }
 
     /// Why the program cannot be run without the library (`tcpr run --no-preload`).

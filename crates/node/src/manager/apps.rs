@@ -598,7 +598,7 @@ impl Manager {
 
     /// How much of a session's input waits in its socket.
     pub(super) fn ask_unread(&mut self, session: SessionId) {
-        let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple)) else { return };
+        let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.local_tuple(&s.open.tuple)) else { return };
         let found = self.sockdiag.find(tuple.local, tuple.peer).unwrap_or_else(|error| {
             log::warn!(session, error:%; "the kernel does not say what is unread");
             None
@@ -612,7 +612,7 @@ impl Manager {
 
     /// Whether some process still has a connection that its holder closed.
     pub(super) fn ask_closed(&mut self, session: SessionId) {
-        let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple)) else { return };
+        let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.local_tuple(&s.open.tuple)) else { return };
         match self.sockdiag.find(tuple.local, tuple.peer) {
             Ok(Some(socket)) if matches!(socket.state, state::ESTABLISHED | state::CLOSE_WAIT) => {
                 log::debug!(session; "a connection is closed by one process, and held by another");
@@ -705,7 +705,7 @@ impl Manager {
                 let passed = || self.filter.passed_info(&tuple).map(|(absorb, greeted)| (absorb, greeted, false));
                 let recovered = self.filter.recovered_info(&tuple).or_else(passed);
                 let store = self.filter.store();
-                let session = self.filter.outer(&tuple).and_then(|tuple| store.find(&tuple));
+                let session = self.filter.peer_tuple(&tuple).and_then(|tuple| store.find(&tuple));
                 let facts = session.and_then(|s| store.get(s)).map(|s| SessionFacts {
                     session: s.open.session,
                     in_done: s.in_done,

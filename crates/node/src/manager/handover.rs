@@ -17,7 +17,7 @@ pub(super) struct Handover {
     /// As the former master: until then inbound packets go to the new one.
     forward_until: Option<Now>,
     /// As the old master: resets of sessions that ended just before, for when the new one is known to know of it.
-    farewells: Vec<Vec<u8>>,
+    resets: Vec<Vec<u8>>,
     /// As the new master: the partner asked for it just now.
     heard: bool,
 }
@@ -61,8 +61,8 @@ impl Handover {
     }
 
     /// What still comes here goes on to the new master for a moment: peers learn its place meanwhile. Returns until when.
-    pub(super) fn forward_from(&mut self, now: Now, farewells: Vec<Vec<u8>>) -> Now {
-        self.farewells = farewells;
+    pub(super) fn forward_from(&mut self, now: Now, resets: Vec<Vec<u8>>) -> Now {
+        self.resets = resets;
         *self.forward_until.insert(now + FORWARD_FOR)
     }
 
@@ -72,13 +72,13 @@ impl Handover {
     }
 
     /// The new master knows of the sessions that had ended: their peers may be told.
-    pub(super) fn take_farewells(&mut self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut self.farewells)
+    pub(super) fn take_resets(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.resets)
     }
 
     /// A takeover of one's own begins: those of an earlier life are out of date.
-    pub(super) fn forget_farewells(&mut self) {
-        self.farewells.clear();
+    pub(super) fn forget_resets(&mut self) {
+        self.resets.clear();
     }
 
     pub(super) fn note_heard(&mut self) {
@@ -111,7 +111,7 @@ mod tests {
         assert!(handover.forwards());
         handover.handle_timeout(ms(130));
         assert!(!handover.forwards());
-        assert_eq!(handover.take_farewells(), [[1]]);
-        assert!(handover.take_farewells().is_empty());
+        assert_eq!(handover.take_resets(), [[1]]);
+        assert!(handover.take_resets().is_empty());
     }
 }

@@ -131,7 +131,7 @@ impl Host {
         if !segment.has(flags::SYN) {
             return;
         }
-        let tuple = filter.outer(&FourTuple { local: segment.source(), peer: segment.destination() });
+        let tuple = filter.peer_tuple(&FourTuple { local: segment.source(), peer: segment.destination() });
         let taken_over =
             |tuple: &FourTuple| filter.store().find(tuple).and_then(|id| filter.store().get(id)).is_some_and(|s| s.established);
         self.handshakes.extend(tuple.filter(taken_over));
@@ -265,7 +265,7 @@ impl Manager {
     }
 
     fn settle_session(&mut self, now: Now, session: SessionId) {
-        let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple)) else { return };
+        let Some(tuple) = self.filter.store().get(session).map(|s| self.filter.local_tuple(&s.open.tuple)) else { return };
         match self.sockdiag.find(tuple.local, tuple.peer) {
             Ok(Some(socket)) => {
                 let ended = matches!(socket.state, state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING | state::TIME_WAIT);
@@ -284,7 +284,7 @@ impl Manager {
     fn reset_strangers(&mut self, mut listing: Listing) {
         let mut strangers = Vec::new();
         let known = |s: &TcpSocket| {
-            let tuple = self.filter.outer(&FourTuple { local: s.local, peer: s.peer });
+            let tuple = self.filter.peer_tuple(&FourTuple { local: s.local, peer: s.peer });
             tuple.is_some_and(|tuple| self.filter.store().find(&tuple).is_some())
         };
         let opens = |s: &TcpSocket| matches!(s.state, state::SYN_RECV | state::SYN_SENT | state::TIME_WAIT);

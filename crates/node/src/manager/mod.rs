@@ -256,6 +256,10 @@ impl Manager {
             if let Some(path) = &hosting.config_path {
                 environment.push(("TCPR_CONFIG".to_owned(), path.display().to_string()));
             }
+            if !service.standby_files.is_empty() {
+                let list: Vec<String> = service.standby_files.iter().map(|path| path.display().to_string()).collect();
+                environment.push(("TCPR_STANDBY_FILES".to_owned(), list.join("\n")));
+            }
             let life = &service.life;
             program::Program::new(spec, environment, program::BackOff::new(life.back_off, life.back_off_max), now)
         });

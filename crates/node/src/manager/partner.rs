@@ -408,7 +408,7 @@ impl Manager {
                     self.filter.replica_stored(now, self.filter.log_end());
                     self.filter_actions();
                 }
-                for packet in self.handover.take_farewells() {
+                for packet in self.handover.take_resets() {
                     self.send_raw(&packet);
                 }
                 self.role.handle(now, RoleInput::HandoverAcked(epoch));

@@ -7,9 +7,10 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use tcpr_session::filter::{Filter, Standing};
+use tcpr_session::filter::Filter;
 use tcpr_session::record::TracePart;
 use tcpr_session::role::Role;
+use tcpr_session::standing::Standing;
 use tcpr_session::trace::memory::{mode, state};
 use tcpr_session::tuple::{BySession, SessionId};
 use tcpr_session::Now;

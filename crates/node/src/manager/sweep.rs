@@ -77,7 +77,7 @@ impl Manager {
             Stage::Listing { mut listing, mut there } => {
                 let (filter, store) = (&self.filter, self.filter.store());
                 let mut note = |socket: TcpSocket| {
-                    let outer = filter.outer(&FourTuple { local: socket.local, peer: socket.peer });
+                    let outer = filter.peer_tuple(&FourTuple { local: socket.local, peer: socket.peer });
                     there.extend(outer.and_then(|tuple| store.find(&tuple)));
                 };
                 for _ in 0..PARTS {
@@ -99,7 +99,7 @@ impl Manager {
                         missing.insert(session);
                         continue;
                     }
-                    let inner = self.filter.inner(&tuple);
+                    let inner = self.filter.local_tuple(&tuple);
                     // A list may lack what changed its place meanwhile.
                     if matches!(self.sockdiag.find(inner.local, inner.peer), Ok(None)) {
                         log::info!(session, tuple:%; "the kernel has given a connection up");

@@ -276,7 +276,7 @@ impl Manager {
             }
         }
         self.filter.take_over(now);
-        self.handover.forget_farewells();
+        self.handover.forget_resets();
         self.begin_restoring(now);
     }
 

@@ -4,42 +4,42 @@
 use std::collections::VecDeque;
 use std::ops::{Deref, Range};
 
-use crate::seldom::{Seldom, Spare};
+use crate::pooled::{Pool, Pooled};
 
 /// That of one session.
 #[derive(Debug, Default)]
-pub(super) struct Announced(Seldom<VecDeque<u8>>);
+pub(super) struct Announced(Pooled<VecDeque<u8>>);
 
 /// What is common to that of all sessions.
 #[derive(Debug)]
 pub(super) struct AllAnnounced {
-    spare: Spare<VecDeque<u8>>,
+    pool: Pool<VecDeque<u8>>,
     bytes: u64,
 }
 
 impl Announced {
     pub fn append(&mut self, bytes: &[u8], all: &mut AllAnnounced) {
-        self.0.lend(&mut all.spare).extend(bytes);
+        self.0.get_or_take(&mut all.pool).extend(bytes);
         all.bytes += bytes.len() as u64;
     }
 
     pub fn drop_first(&mut self, n: usize, all: &mut AllAnnounced) {
-        self.0.drop_first(n, &mut all.spare);
+        self.0.drop_first(n, &mut all.pool);
         all.bytes -= n as u64;
     }
 
     /// Keeps the first `n` bytes at most.
     pub fn truncate(&mut self, n: usize, all: &mut AllAnnounced) {
-        let Some(queue) = self.0.there() else { return };
+        let Some(queue) = self.0.get_mut_if_any() else { return };
         let before = queue.len();
         queue.truncate(n);
         all.bytes -= (before - queue.len()) as u64;
-        self.0.settle(&mut all.spare);
+        self.0.give_back_if_empty(&mut all.pool);
     }
 
     /// Other bytes stand in this place than hooks said.
     pub fn correct(&mut self, at: Range<usize>, bytes: &[u8]) {
-        if let Some(queue) = self.0.there() {
+        if let Some(queue) = self.0.get_mut_if_any() {
             queue.range_mut(at).zip(bytes).for_each(|(told, sent)| *told = *sent);
         }
     }
@@ -66,6 +66,6 @@ impl AllAnnounced {
 
 impl Default for AllAnnounced {
     fn default() -> AllAnnounced {
-        AllAnnounced { spare: Spare::passing(), bytes: 0 }
+        AllAnnounced { pool: Pool::passing(), bytes: 0 }
     }
 }

@@ -34,9 +34,9 @@ impl Filter {
             }
             HookEvent::Write { thread, handle, asked, bytes, .. } => self.write_of(now, channel, thread, handle, bytes, asked),
             HookEvent::Read { thread, handle, n } => self.read(now, channel, thread, handle, n),
-            HookEvent::Wait { thread, zero_timeout: true } => self.look(now, channel, thread),
+            HookEvent::Wait { thread, zero_timeout: true } => self.polls(now, channel, thread),
             HookEvent::Wait { thread, .. } | HookEvent::Commit { thread } => self.turn_end(now, channel, thread),
-            HookEvent::ReadAfterWrite { thread } => self.reads_on(now, channel, thread),
+            HookEvent::ReadAfterWrite { thread } => self.reads_after_write(now, channel, thread),
             HookEvent::Option { handle, level, name, value } => self.option_set(channel, handle, level, name, value),
             HookEvent::ReadElsewhere { thread } => self.reads_other(channel, thread),
             HookEvent::Blocked { thread, over: false } => self.blocked(channel, thread),
@@ -53,7 +53,7 @@ impl Filter {
     /// concluded about whose connects are for this session. Connections that are no session of ours (local ones) are passed
     /// over, and so is everything said of them.
     pub fn attach(&mut self, now: Now, channel: u32, handle: u32, origin: Origin, tuple: &FourTuple) {
-        let Some(session) = self.outer(tuple).and_then(|tuple| self.store.find(&tuple)) else { return };
+        let Some(session) = self.peer_tuple(tuple).and_then(|tuple| self.store.find(&tuple)) else { return };
         if self.gate.mode() == Mode::Passive {
             return;
         }
@@ -145,7 +145,7 @@ impl Filter {
     /// whether a greeting.
     #[must_use]
     pub fn passed_info(&self, tuple: &FourTuple) -> Option<(u64, bool)> {
-        let id = self.store.find(&self.outer(tuple)?)?;
+        let id = self.store.find(&self.peer_tuple(tuple)?)?;
         let (s, live) = (self.store.get(id)?, self.live.get(&id)?);
         let greeted = s.out_base > 0 && self.processes.turns.in_read(id) == Some(live.local.base());
         let unwritten = self.processes.turns.unwritten(id);
@@ -169,14 +169,14 @@ impl Filter {
         if announced.saturating_sub(live.local.snd_nxt().max(s.out_acked)) > MOST_UNSENT {
             return self.lose(now, session);
         }
-        live.announced.append(bytes, &mut self.spares.announced);
+        live.announced.append(bytes, &mut self.pools.announced);
         // That may show whose the session is, which says what is passed on.
         self.note_write(now, channel, thread, session, bytes.len() as u64 >= asked);
         let thread = self.turn_of(channel, thread);
         self.processes.turns.write_of(now, thread, session, bytes.len() as u64, asked);
     }
 
-    /// Bytes that the application wrote again after a failover, and that the hook swallowed.
+    /// Bytes that the application wrote again after a failover, and that the hook absorbed.
     pub(super) fn absorbed(&mut self, now: Now, channel: u32, thread: u32, handle: u32, n: u64) {
         if let Some(session) = self.session_of(channel, handle) {
             self.note_write(now, channel, thread, session, true);
@@ -240,13 +240,13 @@ impl Filter {
     }
 
     /// A thread looks for events and will not wait: see [`crate::turn::TurnPolicy::look`].
-    pub(super) fn look(&mut self, now: Now, channel: u32, thread: u32) {
-        self.end_if(now, channel, thread, |turns, thread| turns.look(thread));
+    pub(super) fn polls(&mut self, now: Now, channel: u32, thread: u32) {
+        self.end_if(now, channel, thread, |turns, thread| turns.polls(thread));
     }
 
-    /// A thread that has written is about to read: see [`crate::turn::TurnPolicy::reads_on`].
-    pub(super) fn reads_on(&mut self, now: Now, channel: u32, thread: u32) {
-        self.end_if(now, channel, thread, |turns, thread| turns.reads_on(thread));
+    /// A thread that has written is about to read: see [`crate::turn::TurnPolicy::reads_after_write`].
+    pub(super) fn reads_after_write(&mut self, now: Now, channel: u32, thread: u32) {
+        self.end_if(now, channel, thread, |turns, thread| turns.reads_after_write(thread));
     }
 
     /// Ends a turn if the policy does, or if it closed a session.
@@ -497,7 +497,7 @@ impl Filter {
         let position = self.gate.append_commit(self.clock, &mut self.store, entries, changes);
         for e in entries {
             if let (Some(s), Some(live)) = (self.store.get(e.session), self.live.get_mut(&e.session)) {
-                live.out_marks.wrote(s.out_sendable(), position, &mut self.spares.marks);
+                live.out_positions.wrote(s.out_sendable(), position, &mut self.pools.positions);
                 if e.torn {
                     // What is wrong of it may be among the bytes of older records.
                     live.base_pos = position;
@@ -514,7 +514,7 @@ impl Filter {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         if s.out_fin {
-            live.announced.truncate(0, &mut self.spares.announced);
+            live.announced.truncate(0, &mut self.pools.announced);
         }
         let pending = live.announced.len();
         let (in_done, from) = (s.in_end(), s.out_done);
@@ -547,7 +547,7 @@ impl Filter {
                 }
             }
         });
-        pending.drop_first(n, &mut self.spares.announced);
+        pending.drop_first(n, &mut self.pools.announced);
         self.live.get_mut(&session).expect("live").announced = pending;
     }
 
@@ -578,7 +578,7 @@ impl Filter {
     #[must_use]
     pub fn tuples_of(&self, channel: u32) -> Vec<FourTuple> {
         let of_it = self.live.iter().filter(|(_, live)| live.ownership.is_held_by(channel));
-        of_it.filter_map(|(id, _)| self.store.get(*id)).map(|s| self.inner(&s.open.tuple)).collect()
+        of_it.filter_map(|(id, _)| self.store.get(*id)).map(|s| self.local_tuple(&s.open.tuple)).collect()
     }
 
     /// The process of this channel is dead: see [`Self::processes_gone`].
@@ -622,8 +622,8 @@ impl Filter {
             if meant {
                 live.ownership.closer_ended();
             }
-            let let_go = closer.is_some() && !meant && !s.closed;
-            let held_it = live.ownership.left_by_all(gone) || let_go;
+            let close_was_cut_off = closer.is_some() && !meant && !s.closed;
+            let held_it = live.ownership.left_by_all(gone) || close_was_cut_off;
             // Closed in a turn that never came to its end.
             let unclosed = (live.ownership.fin_asked() && !s.out_fin || live.ownership.is_closed() && !s.closed)
                 && !self.processes.turns.pending(id);
@@ -639,7 +639,7 @@ impl Filter {
             // The end of one may be the end of another.
             let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { continue };
             live.ownership.roll_back(s);
-            live.announced.truncate(0, &mut self.spares.announced);
+            live.announced.truncate(0, &mut self.pools.announced);
             self.judge_held(now, id);
         }
     }

@@ -8,9 +8,9 @@
 use super::stage::Stage;
 use super::{Action, Filter};
 use crate::framing::Framing;
+use crate::pooled::Blank;
 use crate::record::{self, Adopted, Committed, EndReason, MAX_OPEN};
 use crate::segment::flags;
-use crate::seldom::Blank;
 use crate::store::Session;
 use crate::tuple::SessionId;
 use crate::Now;
@@ -69,7 +69,7 @@ impl Filter {
             return self.lose(now, id);
         }
         let announced = live.announced_end(s);
-        if live.recovery.tail.is_none() && !live.local.is_silenced() {
+        if live.recovery.old_output.is_none() && !live.local.is_silenced() {
             // All that was announced may have left, and what acknowledges it is no forgery.
             let sent = announced + u64::from(live.ownership.fin_asked());
             live.peer.was_released(sent);
@@ -108,7 +108,7 @@ impl Filter {
         self.write_commit(now, &[entry], &[]);
     }
 
-    /// Takes the place of input up to `taken` that only the local TCP has seen. What arrived early is known.
+    /// Takes the place of input up to `taken` that only the local TCP has seen. What arrived out of order is known.
     fn take_place(&mut self, now: Now, id: SessionId, taken: u64, ended: bool) {
         if let Some(Framing::Length { .. }) = self.store.get(id).map(|s| self.policy(&s.open.tuple).framing) {
             // Where its messages begin cannot be known any more.
@@ -120,10 +120,14 @@ impl Filter {
             if s.in_fin || in_end >= taken {
                 break;
             }
-            let until = live.early.there().and_then(|early| early.first()).map_or(taken, |early| early.clamp(in_end + 1, taken));
+            let until = live
+                .reassembly
+                .get_mut_if_any()
+                .and_then(|queue| queue.first())
+                .map_or(taken, |first| first.clamp(in_end + 1, taken));
             let mut bytes = vec![0; PIECE.min((until - in_end) as usize)];
             let end = in_end + bytes.len() as u64;
-            let fin = !live.early.is_blank() && self.join_early(id, end, &mut bytes);
+            let fin = !live.reassembly.is_blank() && self.join_reassembled(id, end, &mut bytes);
             self.append_input(now, id, in_end, &bytes, fin);
         }
         let at_end = self.store.get(id).filter(|s| ended && !s.in_fin).map(Session::in_end);

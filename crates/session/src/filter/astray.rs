@@ -38,7 +38,7 @@ impl Filter {
             return self.follow(now, id, taken, sent.max(acked));
         }
         let due = now + EXPLAINED;
-        let astray = &mut live.recovery.make().astray;
+        let astray = &mut live.recovery.get_or_make().astray;
         if astray.is_none() {
             self.timers.push(Reverse((due, id)));
         }
@@ -50,13 +50,13 @@ impl Filter {
     pub(super) fn stray_late(&mut self, now: Now, id: SessionId) {
         let Some(live) = self.live.get_mut(&id) else { return };
         let due = now + FORGOTTEN;
-        live.recovery.make().astray = Some(Astray { due, taken: 0, sent: 0, acked: 0 });
+        live.recovery.get_or_make().astray = Some(Astray { due, taken: 0, sent: 0, acked: 0 });
         self.timers.push(Reverse((due, id)));
     }
 
     pub(super) fn astray_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let (s, live) = (self.store.get(id)?, self.live.get_mut(&id)?);
-        let astray = &mut live.recovery.there()?.astray;
+        let astray = &mut live.recovery.get_mut_if_any()?.astray;
         let a = astray.as_ref().copied()?;
         if now < a.due {
             return Some(a.due);
@@ -90,7 +90,7 @@ impl Filter {
         live.ownership.detach();
         // What the kernel has not sent, it may never get.
         let sent = live.local.snd_nxt().saturating_sub(s.out_done).try_into().unwrap_or(usize::MAX);
-        live.announced.truncate(sent, &mut self.spares.announced);
+        live.announced.truncate(sent, &mut self.pools.announced);
         let fin = live.ownership.fin_asked() && !s.out_fin;
         self.processes.turns.close(id);
         self.processes.has_read(id);
@@ -118,12 +118,12 @@ impl Filter {
         let position = self.write(0, |log| record::encode_adopted(&adopted, log));
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
         if let Some(out_done) = out_done {
-            live.announced.truncate(0, &mut self.spares.announced);
+            live.announced.truncate(0, &mut self.pools.announced);
             live.local.has_sent(out_done);
         }
         live.base_pos = position;
-        live.in_marks.wrote(s.in_ackable(), position, &mut self.spares.marks);
-        live.out_marks.wrote(s.out_sendable(), position, &mut self.spares.marks);
+        live.in_positions.wrote(s.in_ackable(), position, &mut self.pools.positions);
+        live.out_positions.wrote(s.out_sendable(), position, &mut self.pools.positions);
         live.peer.acknowledges(s.out_acked);
         live.peer.was_released(s.out_done);
         self.judge_held(now, id);

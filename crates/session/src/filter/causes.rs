@@ -737,7 +737,7 @@ impl Filter {
 
     /// The application has made this connection.
     pub(super) fn record_cause(&mut self, id: SessionId) {
-        let tuple = self.inner(&self.store.get(id).expect("just opened").open.tuple);
+        let tuple = self.local_tuple(&self.store.get(id).expect("just opened").open.tuple);
         let call = self.causes.call(&tuple);
         self.causes.calls.retain(|(t, _)| *t != tuple);
         self.causes.lent.retain(|(_, other)| other.number != call.number);
@@ -842,7 +842,7 @@ impl Filter {
         if !reset.has(flags::ACK) || !self.handshakes.has_called(tuple, reset.ack().add(u32::MAX.into())) {
             return;
         }
-        let inner = self.inner(tuple);
+        let inner = self.local_tuple(tuple);
         let call = self.causes.call(&inner);
         if let Some(place) = call.gap {
             self.causes.refused.entry(family(&call.caller, tuple.peer)).or_default().insert(place);
@@ -935,7 +935,7 @@ impl Filter {
     pub(super) fn unpair(&mut self, now: Now, id: SessionId) {
         let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { return };
         let attached = self.live.get(&id).is_some_and(|l| l.ownership.is_attached());
-        let inner = self.inner(&tuple);
+        let inner = self.local_tuple(&tuple);
         self.counters.unpaired += 1;
         self.restore_failed(now, id);
         if attached {

@@ -15,9 +15,9 @@ use super::packets::HeldIn;
 use super::peer::local_shift;
 use super::stage::Stage;
 use super::{Action, Filter, Mode};
+use crate::pooled::Blank;
 use crate::record::{self, EndReason};
 use crate::segment::{self, flags, Segment};
-use crate::seldom::Blank;
 use crate::seq::{self, Seq};
 use crate::store::Session;
 use crate::tuple::{FourTuple, SessionId};
@@ -198,7 +198,7 @@ impl Filter {
     pub fn poll_stranger(&mut self) -> Option<FourTuple> {
         while let Some(tuple) = self.handshakes.pop_stranger() {
             if self.gate.mode() == Mode::Active && !self.gate.fenced() && self.store.find(&tuple).is_none() {
-                return Some(self.inner(&tuple));
+                return Some(self.local_tuple(&tuple));
             }
         }
         None
@@ -356,12 +356,12 @@ impl Filter {
         live.peer.answers();
         let fresh = believed.ack.map(|ack| live.peer.acknowledges(ack));
         moved |= fresh.is_some();
-        if let Some(astray) = live.recovery.there().and_then(|r| r.astray.as_mut()) {
+        if let Some(astray) = live.recovery.get_mut_if_any().and_then(|r| r.astray.as_mut()) {
             astray.acked = 0;
         }
         let old = believed.raw_ack.is_some_and(|ack| ack < live.peer.una());
         let duplicate =
-            live.recovery.tail.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.peer.una());
+            live.recovery.old_output.is_some() && segment.sequence_length() == 0 && believed.raw_ack == Some(live.peer.una());
         let opened = live.peer.window() != segment.window() && !old;
         if opened {
             live.peer.shows_window(s, segment.window());
@@ -401,8 +401,8 @@ impl Filter {
         ack
     }
 
-    /// Appends the segment's new bytes to the log, and what had arrived early behind them. False: there is
-    /// no room for bytes this early, and the local TCP may not have them either.
+    /// Appends the segment's new bytes to the log, and what had arrived out of order behind them. False: there is
+    /// no room for bytes this far ahead, and the local TCP may not have them either.
     fn store_input(&mut self, now: Now, session: SessionId, offset: i64, segment: &Segment<'_>) -> bool {
         let fin = segment.has(flags::FIN);
         let payload = segment.payload();
@@ -422,12 +422,12 @@ impl Filter {
         if fin {
             self.forget_early(session);
         }
-        if self.live[&session].early.is_blank() {
+        if self.live[&session].reassembly.is_blank() {
             self.append_input(now, session, in_end, fresh, fin);
             return true;
         }
         let mut joined = fresh.to_vec();
-        let fin = self.join_early(session, end as u64, &mut joined);
+        let fin = self.join_reassembled(session, end as u64, &mut joined);
         self.append_input(now, session, in_end, &joined, fin);
         true
     }
@@ -445,7 +445,7 @@ impl Filter {
         let position = self.write(bytes.len(), |out| record::encode_input(session, offset, bytes, fin, out));
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
-        live.in_marks.wrote(s.in_ackable(), position, &mut self.spares.marks);
+        live.in_positions.wrote(s.in_ackable(), position, &mut self.pools.positions);
         if live.ownership.is_attached() {
             self.processes.turns.input(session, offset, bytes);
             self.input_unhooked(session);
@@ -459,7 +459,7 @@ impl Filter {
 
     /// A segment contradicts what is stored and the kernel has not acknowledged: what the kernel has is not known yet.
     fn disputed_in(&mut self, id: Option<u32>, session: SessionId, bytes: &[u8]) {
-        let held = &mut self.live.get_mut(&session).expect("live").recovery.make().held_in;
+        let held = &mut self.live.get_mut(&session).expect("live").recovery.get_or_make().held_in;
         if held.len() >= MAX_DISPUTED {
             return self.drop_in(id);
         }
@@ -472,9 +472,9 @@ impl Filter {
     /// The kernel has taken input up to here, no more of it, and what is disputed is judged by that.
     pub(super) fn settle_dispute(&mut self, now: Now, session: SessionId, taken: u64) {
         let Some(live) = self.live.get_mut(&session).filter(|l| l.stage == Stage::Live) else { return };
-        let Some(recovery) = live.recovery.there() else { return };
+        let Some(recovery) = live.recovery.get_mut_if_any() else { return };
         let held = std::mem::take(&mut recovery.held_in);
-        live.recovery.tidy();
+        live.recovery.drop_if_empty();
         if held.is_empty() {
             return;
         }
@@ -500,7 +500,7 @@ impl Filter {
         let position = self.tell_anew(session, &records);
         let live = self.live.get_mut(&session).expect("live");
         live.base_pos = position;
-        live.out_marks.wrote(short.out_sendable(), position, &mut self.spares.marks);
+        live.out_positions.wrote(short.out_sendable(), position, &mut self.pools.positions);
         if live.ownership.is_attached() {
             self.processes.turns.rescan(session);
             self.input_again(session);
@@ -510,12 +510,12 @@ impl Filter {
 
     /// While a session is being restored its packets wait; their ACK is the probe's answer.
     fn held_back_in(&mut self, now: Now, id: Option<u32>, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
-        if self.live[&session].recovery.proof.is_some() {
+        if self.live[&session].recovery.evidence.is_some() {
             self.note_proof(now, session, segment);
             let live =
                 self.live.get_mut(&session).filter(|l| segment.sequence_length() > 0 && l.recovery.held_in.len() < MAX_HELD_IN);
             return match live {
-                Some(live) => live.recovery.make().held_in.push(HeldIn { id, bytes: bytes.to_vec() }),
+                Some(live) => live.recovery.get_or_make().held_in.push(HeldIn { id, bytes: bytes.to_vec() }),
                 None => self.drop_in(id),
             };
         }
@@ -558,7 +558,7 @@ impl Filter {
         } else if bare || live.recovery.held_in.len() >= MAX_HELD_IN {
             self.drop_in(id);
         } else {
-            live.recovery.make().held_in.push(HeldIn { id, bytes: bytes.to_vec() });
+            live.recovery.get_or_make().held_in.push(HeldIn { id, bytes: bytes.to_vec() });
             self.stir(now, session);
         }
     }
@@ -631,8 +631,8 @@ fn agrees(s: &Session, live: &Live, offset: i64, segment: &Segment<'_>) -> bool 
             }
         }
     }
-    // What comes in order takes the place of what came early, in the local TCP as well.
-    live.early.is_blank() || offset <= in_end as i64 || live.early.agrees(offset as u64, payload, fin)
+    // What comes in order takes the place of what came out of order, in the local TCP as well.
+    live.reassembly.is_blank() || offset <= in_end as i64 || live.reassembly.agrees(offset as u64, payload, fin)
 }
 
 /// TCP's own acceptance tests.

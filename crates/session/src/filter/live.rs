@@ -4,26 +4,26 @@ use std::collections::VecDeque;
 
 use super::announced::{AllAnnounced, Announced};
 use super::astray::Astray;
-use super::early::Early;
+use super::evidence::Evidence;
 use super::gate::LogPosition;
 use super::local::Local;
-use super::marks::Marks;
+use super::log_positions::LogPositions;
+use super::old_output::OldOutput;
 use super::ownership::Ownership;
 use super::packets::{Held, HeldIn};
 use super::peer::Peer;
-use super::proof::Proof;
+use super::reassembly::Reassembly;
 use super::stage::{LocalHandshake, Stage};
-use super::tail::Tail;
-use crate::seldom::{Blank, Seldom, Spare};
+use crate::pooled::{Blank, Pool, Pooled};
 use crate::store::Session;
 use crate::Now;
 
 /// The memory of what idle sessions do without.
 #[derive(Debug, Default)]
-pub(super) struct Spares {
+pub(super) struct Pools {
     pub announced: AllAnnounced,
-    pub held: Spare<VecDeque<Held>>,
-    pub marks: Spare<VecDeque<(u64, LogPosition)>>,
+    pub held: Pool<VecDeque<Held>>,
+    pub positions: Pool<VecDeque<(u64, LogPosition)>>,
 }
 
 /// What is known of a session only while it recovers.
@@ -34,13 +34,13 @@ pub(super) struct Recovery {
     /// When to send the first unacknowledged segment again after a takeover, and how often it was.
     pub resend: Option<(Now, u32, u64)>,
     /// What its peer has shown since the takeover, until that is enough.
-    pub proof: Option<Proof>,
+    pub evidence: Option<Evidence>,
     /// Its socket is being made by the local listener, or by the application's connect.
     pub handshake: Option<LocalHandshake>,
     /// An outgoing one is the application's again, and its input waits until then at the longest.
     pub barrier_until: Option<Now>,
     /// Output that the local TCP does not have and the peer has not acknowledged.
-    pub tail: Option<Tail>,
+    pub old_output: Option<OldOutput>,
     /// One of its ends says what cannot be, unless packets went around the queue.
     pub astray: Option<Astray>,
 }
@@ -49,22 +49,22 @@ impl Blank for Recovery {
     const BLANK: &'static Recovery = &Recovery {
         held_in: Vec::new(),
         resend: None,
-        proof: None,
+        evidence: None,
         handshake: None,
         barrier_until: None,
-        tail: None,
+        old_output: None,
         astray: None,
     };
 
     fn is_blank(&self) -> bool {
-        let Recovery { held_in, resend, proof, handshake, barrier_until, tail, astray } = self;
+        let Recovery { held_in, resend, evidence, handshake, barrier_until, old_output, astray } = self;
         held_in.is_empty()
             && (astray.is_none()
                 && resend.is_none()
-                && proof.is_none()
+                && evidence.is_none()
                 && handshake.is_none()
                 && barrier_until.is_none()
-                && tail.is_none())
+                && old_output.is_none())
     }
 }
 
@@ -82,15 +82,15 @@ pub(super) struct Live {
     /// Log position behind what every packet needs: the opening, and the last leap of our timestamps.
     pub base_pos: LogPosition,
     /// What input needs to be acknowledged, and output to leave.
-    pub in_marks: Marks,
-    pub out_marks: Marks,
-    pub held: Seldom<VecDeque<Held>>,
+    pub in_positions: LogPositions,
+    pub out_positions: LogPositions,
+    pub held: Pooled<VecDeque<Held>>,
     /// One of them waits for input that it acknowledges and that is not in the store.
     pub ack_ahead: bool,
     /// One of them is a FIN or RST that nobody announced, and the timer runs.
     pub suspected: bool,
     /// Input that arrived out of order.
-    pub early: Seldom<Early>,
+    pub reassembly: Pooled<Reassembly>,
     pub dirty: bool,
     /// Its segments are signed: none of them may be changed.
     pub signed: bool,
@@ -98,7 +98,7 @@ pub(super) struct Live {
     pub outgoing: bool,
     /// It is not handed out before its peer says something: see [`super::HandOut`].
     pub later: bool,
-    pub recovery: Seldom<Recovery>,
+    pub recovery: Pooled<Recovery>,
     /// Something was released for it since this member went on by itself.
     pub alone: bool,
 }
@@ -118,17 +118,17 @@ impl Live {
             local: Local::new(s),
             peer: Peer::new(s),
             base_pos: LogPosition::START,
-            in_marks: Marks::new(s.in_ackable(), LogPosition::START),
-            out_marks: Marks::new(s.out_sendable(), LogPosition::START),
-            held: Seldom::default(),
+            in_positions: LogPositions::new(s.in_ackable(), LogPosition::START),
+            out_positions: LogPositions::new(s.out_sendable(), LogPosition::START),
+            held: Pooled::default(),
             ack_ahead: false,
             suspected: false,
-            early: Seldom::default(),
+            reassembly: Pooled::default(),
             dirty: false,
             signed: false,
             outgoing: false,
             later: false,
-            recovery: Seldom::default(),
+            recovery: Pooled::default(),
             alone: false,
         }
     }
@@ -142,7 +142,9 @@ impl Live {
     pub fn handed_over(&mut self) {
         self.ownership.attach();
         // One that has yet to be made is made, whatever a process says.
-        if let Some(recovery) = self.recovery.there().filter(|r| matches!(r.handshake, Some(LocalHandshake::Answered { .. }))) {
+        if let Some(recovery) =
+            self.recovery.get_mut_if_any().filter(|r| matches!(r.handshake, Some(LocalHandshake::Answered { .. })))
+        {
             recovery.handshake = None;
         }
     }
@@ -164,7 +166,7 @@ impl Live {
 
     /// What the peer has acknowledged is not known, or not what the local TCP says to it is near enough to be heard.
     pub fn sought(&self) -> bool {
-        !self.peer.has_answered() || self.recovery.tail.is_some() || matches!(self.stage, Stage::Probing | Stage::Restored)
+        !self.peer.has_answered() || self.recovery.old_output.is_some() || matches!(self.stage, Stage::Probing | Stage::Restored)
     }
 
     /// The barrier waits for the application to take it.
@@ -179,7 +181,7 @@ impl Live {
 
     /// It was recovered, and nobody has accepted it yet.
     pub fn unaccepted(&self) -> bool {
-        let made = self.local.is_new_half() || self.stage == Stage::Probing && self.recovery.proof.is_none();
+        let made = self.local.is_new_half() || self.stage == Stage::Probing && self.recovery.evidence.is_none();
         made && !self.ownership.is_attached()
             && !self.ownership.is_unhooked()
             && !self.ownership.is_closed()
@@ -213,6 +215,6 @@ impl Live {
 
     /// Log position behind all that was written of this session.
     pub fn all_pos(&self) -> LogPosition {
-        self.base_pos.max(self.in_marks.last()).max(self.out_marks.last())
+        self.base_pos.max(self.in_positions.last()).max(self.out_positions.last())
     }
 }

@@ -22,7 +22,7 @@ impl Filter {
     /// Bytes of output that hooks announced and no commit covers: they will be in the log.
     #[must_use]
     pub fn announced(&self) -> u64 {
-        self.spares.announced.bytes()
+        self.pools.announced.bytes()
     }
 
     /// Moves the unsent part of the log behind `out`, after the records of the sessions that moved. Returns the
@@ -144,8 +144,8 @@ impl Filter {
         self.gate.hold_for_replica(LogPosition(position));
         for live in self.live.values_mut() {
             live.alone = false;
-            live.in_marks.forget();
-            live.out_marks.forget();
+            live.in_positions.forget();
+            live.out_positions.forget();
         }
     }
 

@@ -11,10 +11,10 @@
 //! - `app`: what the hooks tell; turns; processes that die
 //! - `recovery`: takeover: probes, restore, barrier, injection
 //! - `around`: packets that nobody showed us
-//! - `calling`: connections that the application makes, and makes again after a takeover
+//! - `outgoing`: connections that the application makes, and makes again after a takeover
 //! - `causes`: what made it connect: after a takeover the same cause has the same connection back
-//! - `splicing`, `tail`: sockets made by the local listener; numbers corrected; old output sent by ourselves
-//! - `proof`: what peers prove after a takeover where nothing waited for the replica
+//! - `splicing`, `old_output`: sockets made by the local listener; numbers corrected; old output sent by ourselves
+//! - `evidence`: what peers prove after a takeover where nothing waited for the replica
 //! - `unhooked`: programs that tell nothing
 //! - `unseen`: input that was read, and nobody tells
 //! - `astray`: sessions of which the store does not know what the kernel knows
@@ -23,31 +23,31 @@ mod announced;
 mod app;
 mod around;
 mod astray;
-mod calling;
 mod causes;
 mod data;
-mod early;
+mod evidence;
 mod gate;
 mod handshakes;
 mod input;
 mod live;
 mod local;
 mod log;
-mod marks;
+mod log_positions;
+mod old_output;
 mod opening;
+mod outgoing;
 mod output;
 mod ownership;
 mod packets;
 mod peer;
 mod processes;
-mod proof;
+mod reassembly;
 mod recovery;
 mod segments;
 mod solo;
 mod splicing;
 mod stage;
 mod standing;
-mod tail;
 mod timestamps;
 mod unhooked;
 mod unseen;
@@ -62,13 +62,13 @@ use crate::store::Store;
 use crate::tuple::{BySession, FourTuple, SessionId};
 use crate::turn::{Commit, PortPolicy, TurnPolicy};
 use crate::Now;
-use calling::Calls;
 use causes::Causes;
-use early::AllEarly;
 use gate::ReplicaGate;
 use handshakes::Handshakes;
-use live::{Live, Spares};
+use live::{Live, Pools};
+use outgoing::Calls;
 use processes::Processes;
+use reassembly::Reassemblies;
 use splicing::Splices;
 use unseen::Unseen;
 
@@ -76,7 +76,6 @@ pub use causes::HandOut;
 pub use data::Refused;
 pub use recovery::RestoreSpec;
 pub use splicing::{Engine, Waits};
-pub use standing::Standing;
 pub use unhooked::PROGRAM;
 
 /// What the filter is for at the moment.
@@ -231,7 +230,7 @@ pub struct Filter {
     gate: ReplicaGate,
     // Boxed: a map has room for up to twice as many as it holds.
     live: BySession<Box<Live>>,
-    spares: Spares,
+    pools: Pools,
     processes: Processes,
     commit: Commit,
     /// Kept for its memory.
@@ -240,7 +239,7 @@ pub struct Filter {
     splices: Splices,
     calls: Calls,
     causes: Causes,
-    early: AllEarly,
+    reassemblies: Reassemblies,
     unseen: Unseen,
     /// Sessions that want [`Self::handle_timeout`]; entries may be stale.
     timers: BinaryHeap<Reverse<(Now, SessionId)>>,
@@ -279,14 +278,14 @@ impl Filter {
             config,
             store: Store::new(),
             live: BySession::default(),
-            spares: Spares::default(),
+            pools: Pools::default(),
             commit: Commit::default(),
             entries: Vec::new(),
             handshakes: Handshakes::new(),
             splices: Splices::default(),
             calls: Calls::default(),
             causes: Causes::default(),
-            early: AllEarly::default(),
+            reassemblies: Reassemblies::default(),
             unseen: Unseen::default(),
             timers: BinaryHeap::new(),
             probing: 0,
@@ -416,9 +415,9 @@ impl Filter {
         self.splices = Splices::default();
         self.calls = Calls::default();
         self.causes.forget_sessions();
-        self.early = AllEarly::default();
+        self.reassemblies = Reassemblies::default();
         self.unseen = Unseen::default();
-        self.spares.announced.forget();
+        self.pools.announced.forget();
         self.around.clear();
         self.around_asked.clear();
         lives
@@ -492,7 +491,7 @@ impl Filter {
             self.probing -= usize::from(live.probing());
             self.awaited -= usize::from(live.awaited());
             self.causes.later -= usize::from(live.later);
-            live.announced.truncate(0, &mut self.spares.announced);
+            live.announced.truncate(0, &mut self.pools.announced);
             for h in live.held.take() {
                 self.actions.push(Action::DropOut(h.id));
             }

@@ -29,7 +29,7 @@ impl Filter {
             let ours = self.handshakes.called_by(&tuple, segment)?;
             let id = self.handshakes.next_id(&self.store);
             let open = Syn::settle(Syn::of(segment), ours, id, tuple, true);
-            let internal_port = self.inner(&tuple).local.port();
+            let internal_port = self.local_tuple(&tuple).local.port();
             self.open_session(now, Open { internal_port, ..open }, ours);
             self.record_cause(id);
             self.live.get_mut(&id).expect("just opened").base_pos = self.gate.end();

@@ -7,13 +7,13 @@ use super::app::IN_ORDER;
 use super::gate::{LogPosition, Released};
 use super::live::Live;
 use super::local::Says;
+use super::old_output::OldOutput;
 use super::ownership::{Closer, WhyAsked};
 use super::packets::Held;
 use super::peer::local_shift;
 use super::processes::SUSPICIOUS;
 use super::segments;
 use super::stage::Stage;
-use super::tail::Tail;
 use super::timestamps::TIMESTAMP_LEAD_MS;
 use super::{Action, Filter, Mode};
 use crate::record::{self, EndReason};
@@ -52,7 +52,7 @@ impl Filter {
         if segment.flags() & (flags::SYN | flags::ACK) == flags::SYN {
             return self.calling(now, Some(id), tuple, &segment, bytes);
         }
-        let Some(tuple) = self.outer(&tuple) else {
+        let Some(tuple) = self.peer_tuple(&tuple) else {
             self.counters.unknown_dropped += 1;
             return self.actions.push(Action::DropOut(id));
         };
@@ -158,7 +158,7 @@ impl Filter {
             while live.held.back().is_some_and(|h| h.rst && live.unasked(h)) {
                 // A TCP that goes on has reset nothing. It was its listener, which answers SYNs with cookies once too many
                 // wait to be accepted, and took a segment that overtook the first one for a stranger's.
-                let reset = live.held.there().and_then(VecDeque::pop_back).expect("at the back");
+                let reset = live.held.get_mut_if_any().and_then(VecDeque::pop_back).expect("at the back");
                 self.actions.push(Action::DropOut(reset.id));
             }
             let edge = ack + (u64::from(segment.window()) << local_shift(s));
@@ -198,10 +198,10 @@ impl Filter {
         let keep = corrected || lowered || ahead || end - u64::from(fin).min(end) > announced;
         let bytes = keep.then(|| bytes.to_vec());
         let held = Held { id, start, end, ack, lowered, ahead, ts, fin, rst, corrected, bytes, since: now };
-        let swallowed = live.local.is_silenced() && start != end && !rst;
+        let silenced = live.local.is_silenced() && start != end && !rst;
         let goes_on = told_closed && end > announced && !fin && !rst && start <= announced;
-        if !swallowed {
-            live.held.lend(&mut self.spares.held).push_back(held);
+        if !silenced {
+            live.held.get_or_take(&mut self.pools.held).push_back(held);
         }
         if leap {
             let position = self.write_sync(session);
@@ -220,11 +220,11 @@ impl Filter {
             self.stray(now, session, taken, beyond, 0);
         }
         if !self.live.contains_key(&session) {
-            self.actions.extend(swallowed.then_some(Action::DropOut(id)));
+            self.actions.extend(silenced.then_some(Action::DropOut(id)));
             return;
         }
-        if swallowed {
-            self.swallow(id, session, end);
+        if silenced {
+            self.drop_silenced(id, session, end);
         }
         self.fed(now, session);
         self.judge_held(now, session);
@@ -236,19 +236,19 @@ impl Filter {
         loop {
             let (Some(s), Some(live)) = (self.store.get(session), self.live.get_mut(&session)) else { return };
             if at >= live.held.len() {
-                live.held.settle(&mut self.spares.held);
+                live.held.give_back_if_empty(&mut self.pools.held);
                 return;
             }
             let h = &live.held[at];
             let (start, end, ack, rst) = (h.start, h.end, h.ack, h.rst);
             match rule(s, live, (start, end, ack, rst), self.gate.acked()) {
                 Rule::At(need) => {
-                    let held = live.held.there().and_then(|held| held.remove(at)).expect("in range");
+                    let held = live.held.get_mut_if_any().and_then(|held| held.remove(at)).expect("in range");
                     self.wait_or_release(now, Some(session), need, held);
                 }
                 Rule::Wait if live.ownership.is_orphan() => {
                     // Nobody will ever ask for it.
-                    let held = live.held.there().and_then(|held| held.remove(at)).expect("in range");
+                    let held = live.held.get_mut_if_any().and_then(|held| held.remove(at)).expect("in range");
                     self.counters.endings_withheld += u64::from(held.fin || held.rst);
                     self.actions.push(Action::DropOut(held.id));
                 }
@@ -303,7 +303,7 @@ impl Filter {
             let payload = Segment::parse(bytes).expect("parsed before").payload();
             let fresh = &payload[(announced - h.start) as usize..];
             let n = fresh.len() as u64;
-            live.announced.append(fresh, &mut self.spares.announced);
+            live.announced.append(fresh, &mut self.pools.announced);
             self.counters.adopted_bytes += n;
             if live.ownership.is_attached() {
                 self.processes.adopted(now, session, n);
@@ -407,7 +407,7 @@ impl Filter {
             in_order_of_time(live, bytes);
         }
         // While we send old output ourselves, the local TCP's number may be beyond the peer's window.
-        let shown = live.recovery.tail.as_ref().map_or(live.peer.released(), Tail::shown);
+        let shown = live.recovery.old_output.as_ref().map_or(live.peer.released(), OldOutput::shown);
         if held.start == held.end && (held.start > shown || held.lowered) {
             // An empty segment obeys only the ACK rule, but shows no number that was not released.
             let Some(bytes) = held.bytes.as_deref() else {
@@ -439,8 +439,8 @@ impl Filter {
         }
         // The last packet of an exchange leaves it idle.
         let stored = self.gate.settled();
-        live.in_marks.settle(stored, &mut self.spares.marks);
-        live.out_marks.settle(stored, &mut self.spares.marks);
+        live.in_positions.settle(stored, &mut self.pools.positions);
+        live.out_positions.settle(stored, &mut self.pools.positions);
         self.end_if_finished(now, session);
     }
 
@@ -529,18 +529,18 @@ fn rule(s: &Session, live: &mut Live, (start, end, ack, rst): (u64, u64, u64, bo
     if ack > s.in_ackable() {
         return Rule::Wait;
     }
-    let input = live.in_marks.need(ack, acked);
+    let input = live.in_positions.need(ack, acked);
     if rst {
         // Asked for by the application, in a turn that is over.
-        return if s.closed { Rule::At(live.out_marks.last().max(input).max(live.base_pos)) } else { Rule::Wait };
+        return if s.closed { Rule::At(live.out_positions.last().max(input).max(live.base_pos)) } else { Rule::Wait };
     }
     if start == end {
         return Rule::At(input.max(live.base_pos));
     }
     // What comes before it the peer gets from us.
-    if end > s.out_sendable() || live.recovery.tail.is_some() {
+    if end > s.out_sendable() || live.recovery.old_output.is_some() {
         return Rule::Wait;
     }
-    let output = live.out_marks.need(end, acked);
+    let output = live.out_positions.need(end, acked);
     Rule::At(input.max(output).max(live.base_pos))
 }

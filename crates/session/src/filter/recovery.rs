@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::live::Live;
 use super::local::feed_from;
-use super::marks::Marks;
+use super::log_positions::LogPositions;
+use super::old_output::room_after;
 use super::peer::local_shift;
 use super::segments::LEAST_WINDOW;
 use super::stage::Stage;
-use super::tail::room_after;
 use super::timestamps::{TIMESTAMP_LEAD_MS, TIMESTAMP_MARGIN_MS};
 use super::{segments, solo, Action, Engine, Filter, Mode};
 use crate::bytes;
@@ -63,7 +63,7 @@ pub struct RestoreSpec {
     pub fin: bool,
     /// The application closed it: nobody is to get the socket.
     pub closed: bool,
-    /// Output bytes that the application will write again and that are swallowed.
+    /// Output bytes that the application will write again and that are absorbed.
     pub absorb: u64,
     /// Output beside these was sent.
     pub greeted: bool,
@@ -128,8 +128,8 @@ impl Filter {
             if let Some(old) = before.get(&id) {
                 // Nothing of it may leave before the replica has it, and what left may be acknowledged.
                 live.base_pos = self.gate.end();
-                live.in_marks = Marks::new(s.in_ackable(), self.gate.end());
-                live.out_marks = Marks::new(s.out_sendable(), self.gate.end());
+                live.in_positions = LogPositions::new(s.in_ackable(), self.gate.end());
+                live.out_positions = LogPositions::new(s.out_sendable(), self.gate.end());
                 live.peer.carry_over(&old.peer, s);
                 live.alone = old.alone;
             } else {
@@ -226,14 +226,14 @@ impl Filter {
     #[must_use]
     pub fn restore_spec(&mut self, id: SessionId, answered: bool, elapsed_ms: u32) -> Option<RestoreSpec> {
         let live = self.live.get(&id)?;
-        if live.stage != Stage::Probing || live.recovery.proof.is_some() {
+        if live.stage != Stage::Probing || live.recovery.evidence.is_some() {
             return None;
         }
         if live.outgoing && self.name_is_taken(&self.store.get(id)?.open.tuple) {
             self.take_other_name(id);
         }
         let s = self.store.get(id)?;
-        let tuple = self.inner(&s.open.tuple);
+        let tuple = self.local_tuple(&s.open.tuple);
         let live = self.live.get_mut(&id)?;
         // The FIN's acknowledgement counts one; it has no byte.
         let una = live.peer.una().min(s.out_done);
@@ -285,7 +285,7 @@ impl Filter {
         // The peer may have it, and acknowledge it, whatever a new replica has.
         live.peer.was_released(live.local.snd_nxt());
         if s.out_sendable() > live.peer.una() {
-            live.recovery.make().resend = Some((now + RESEND[0], 0, live.peer.una()));
+            live.recovery.get_or_make().resend = Some((now + RESEND[0], 0, live.peer.una()));
             self.timers.push(Reverse((now + RESEND[0], id)));
         }
         if live.peer.una().min(live.local.snd_nxt()) > live.local.snd_una() {
@@ -372,7 +372,7 @@ impl Filter {
             // A frozen log does not grow; but whoever hands over has a partner that follows.
             let Some(s) = self.store.get(id).filter(|_| self.gate.serves() && self.gate.solo.shares(id)) else { continue };
             let tuple = s.open.tuple;
-            ends.push(self.inner(&tuple));
+            ends.push(self.local_tuple(&tuple));
             self.restore_failed(now, id);
             if self.gate.mode() == Mode::Active {
                 // The kernel answers strangers.
@@ -403,7 +403,7 @@ impl Filter {
         let mut ends = Vec::new();
         for id in self.ids_of(Live::unaccepted) {
             let Some(tuple) = self.store.get(id).map(|s| s.open.tuple) else { continue };
-            let inner = self.inner(&tuple);
+            let inner = self.local_tuple(&tuple);
             if self.splices.get(&tuple).is_some() && has(&inner) {
                 continue;
             }
@@ -469,7 +469,7 @@ impl Filter {
     pub(super) fn through_barrier(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let (from, until, next) = (live.local.rcv_nxt(), s.in_ackable(), now + INJECT_AGAIN);
-        let held = live.recovery.there().map_or_else(Vec::new, |r| std::mem::take(&mut r.held_in));
+        let held = live.recovery.get_mut_if_any().map_or_else(Vec::new, |r| std::mem::take(&mut r.held_in));
         self.recount(id, |l| l.stage = Stage::Feeding { until, fed: from, next, tries: 0 });
         self.timers.push(Reverse((next, id)));
         self.feed_on(now, id, 0);
@@ -522,7 +522,7 @@ impl Filter {
             if let Some(due) = next.into_iter().flatten().min() {
                 self.timers.push(Reverse((due, id)));
             } else if let Some(live) = self.live.get_mut(&id) {
-                live.recovery.tidy();
+                live.recovery.drop_if_empty();
             }
         }
         self.open_halves(now);
@@ -551,13 +551,13 @@ impl Filter {
         let live = self.live.get_mut(&id)?;
         let (due, step, una) = live.recovery.resend?;
         if live.peer.una() > una {
-            live.recovery.make().resend = None;
+            live.recovery.get_or_make().resend = None;
             return None;
         }
         if due > now {
             return Some(due);
         }
-        live.recovery.make().resend = RESEND.get(step as usize + 1).map(|wait| (now + *wait, step + 1, una));
+        live.recovery.get_or_make().resend = RESEND.get(step as usize + 1).map(|wait| (now + *wait, step + 1, una));
         let next = live.recovery.resend.map(|r| r.0);
         self.resend_first(id, step);
         next
@@ -598,7 +598,7 @@ impl Filter {
         let live = self.live.get(&id);
         // I1 holds for what we say ourselves, too.
         let ackable = match live {
-            Some(l) if self.gate.needs_replica() && self.gate.acked() < l.in_marks.last() => l.peer.released_ack(),
+            Some(l) if self.gate.needs_replica() && self.gate.acked() < l.in_positions.last() => l.peer.released_ack(),
             None if self.gate.needs_replica() => s.in_done,
             _ => s.in_ackable(),
         };

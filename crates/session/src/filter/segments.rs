@@ -94,7 +94,7 @@ pub(super) fn syn_ack(s: &Session, live: &Live) -> Vec<u8> {
 /// the application will read, which is at `from`. `acknowledges`: our number and timestamp.
 pub(super) fn peers_syn(s: &Session, live: &Live, from: u64, bits: u8, acknowledges: (Seq, u32)) -> Vec<u8> {
     // Nor longer segments than get through, as far as we know by now.
-    let mss = live.recovery.tail.map_or(s.open.mss, |tail| s.open.mss.min(tail.mss(s)));
+    let mss = live.recovery.old_output.map_or(s.open.mss, |old| s.open.mss.min(old.mss(s)));
     let options = syn_options(mss, s.open.shifts.map(|(theirs, _)| theirs), s.open.sack);
     let FourTuple { local, peer } = s.open.tuple;
     let mut packet = Vec::new();

@@ -47,7 +47,7 @@ pub enum Engine {
 pub(super) struct Splices {
     by_tuple: HashMap<FourTuple, Splice>,
     /// By the local TCP's name for them, those that have another port there.
-    outer: HashMap<FourTuple, FourTuple>,
+    peer_tuples: HashMap<FourTuple, FourTuple>,
     /// Sessions that are over, and since when.
     over: VecDeque<(Now, FourTuple, Seq)>,
     /// By the address that their peers connect to: one that nobody listens to keeps no other waiting.
@@ -94,27 +94,27 @@ impl Splices {
         let inner = FourTuple { local: (tuple.local.ip(), splice.ports.0).into(), ..tuple };
         self.take_name(&inner);
         if inner != tuple {
-            self.outer.insert(inner, tuple);
+            self.peer_tuples.insert(inner, tuple);
         }
         self.by_tuple.insert(tuple, splice);
     }
 
     /// Something else has this name at the local TCP from now on.
     pub fn take_name(&mut self, inner: &FourTuple) {
-        if let Some(former) = self.outer.remove(inner) {
+        if let Some(former) = self.peer_tuples.remove(inner) {
             self.by_tuple.remove(&former);
         }
     }
 
     pub fn remove(&mut self, tuple: &FourTuple) {
-        if self.by_tuple.remove(tuple).is_some() && !self.outer.is_empty() {
-            self.outer.retain(|_, outer| outer != tuple);
+        if self.by_tuple.remove(tuple).is_some() && !self.peer_tuples.is_empty() {
+            self.peer_tuples.retain(|_, outer| outer != tuple);
         }
     }
 
     /// The local TCP has another connection, or is about to, by this name of a session.
     pub fn gave_name(&self, tuple: &FourTuple) -> bool {
-        self.outer.contains_key(tuple)
+        self.peer_tuples.contains_key(tuple)
     }
 
     /// A new connection has this four-tuple, with this number of the local TCP's.
@@ -125,12 +125,12 @@ impl Splices {
     }
 
     /// The peer's name for what the local TCP calls so; None: what has this name there is another connection's.
-    pub fn outer(&self, tuple: &FourTuple) -> Option<FourTuple> {
-        if self.outer.is_empty() {
+    pub fn peer_tuple(&self, tuple: &FourTuple) -> Option<FourTuple> {
+        if self.peer_tuples.is_empty() {
             return Some(*tuple);
         }
         let others = || self.get(tuple).is_some_and(|splice| splice.ports.0 != tuple.local.port());
-        self.outer.get(tuple).copied().or_else(|| (!others()).then_some(*tuple))
+        self.peer_tuples.get(tuple).copied().or_else(|| (!others()).then_some(*tuple))
     }
 
     /// The peer has acknowledged this much: some of what is the half's own, perhaps. What is held from before, and would
@@ -202,7 +202,7 @@ impl Filter {
         if live.stage != Stage::Restored || live.ownership.is_attached() || live.recovery.handshake.is_some() {
             return;
         }
-        if let Some(recovery) = live.recovery.there() {
+        if let Some(recovery) = live.recovery.get_mut_if_any() {
             recovery.resend = None;
         }
         live.local.unmade();
@@ -216,7 +216,7 @@ impl Filter {
         let waiting: Vec<SessionId> = self.live.iter().filter(|(_, l)| waits(l)).map(|(id, _)| *id).collect();
         for id in waiting {
             let tuple = self.store.get(id).expect("live").open.tuple;
-            if self.splices.ports.contains(&tuple.local.port()) && is_there(&self.inner(&tuple)) {
+            if self.splices.ports.contains(&tuple.local.port()) && is_there(&self.local_tuple(&tuple)) {
                 self.recount(id, |live| live.ownership.accept_unhooked());
                 self.splices.unaccepted = self.splices.unaccepted.saturating_sub(1);
             }
@@ -230,14 +230,14 @@ impl Filter {
         let Some(live) = self
             .live
             .get_mut(&id)
-            .filter(|l| l.stage == Stage::Probing && l.recovery.handshake.is_none() && l.recovery.proof.is_none())
+            .filter(|l| l.stage == Stage::Probing && l.recovery.handshake.is_none() && l.recovery.evidence.is_none())
         else {
             return;
         };
         if live.outgoing {
             return self.await_call(now, id);
         }
-        live.recovery.make().handshake = Some(LocalHandshake::Queued);
+        live.recovery.get_or_make().handshake = Some(LocalHandshake::Queued);
         let later = live.later;
         self.splices.unaccepted += usize::from(self.config.hooked);
         if !later {
@@ -263,10 +263,10 @@ impl Filter {
     }
 
     /// What the application has to know of a session that it has just accepted: output that it will write again and that
-    /// is to be swallowed; whether there was any beside; whether it had ended its output. None: it is new.
+    /// is to be dropped; whether there was any beside; whether it had ended its output. None: it is new.
     #[must_use]
     pub fn recovered_info(&self, tuple: &FourTuple) -> Option<(u64, bool, bool)> {
-        let s = self.store.get(self.store.find(&self.outer(tuple)?)?)?;
+        let s = self.store.get(self.store.find(&self.peer_tuple(tuple)?)?)?;
         let live = self.live.get(&s.open.session)?;
         // One that was never elsewhere may have another port all the same.
         let waits = !live.ownership.is_attached() && live.local.is_new_half() && self.splices.get(&s.open.tuple).is_some();
@@ -277,7 +277,8 @@ impl Filter {
     pub fn listening(&mut self, now: Now) {
         let mut sent = Vec::new();
         for (id, live) in &mut self.live {
-            if let Some(LocalHandshake::Sent { next, tries }) = live.recovery.there().and_then(|r| r.handshake.as_mut()) {
+            if let Some(LocalHandshake::Sent { next, tries }) = live.recovery.get_mut_if_any().and_then(|r| r.handshake.as_mut())
+            {
                 (*next, *tries) = (now + AGAIN, 0);
                 sent.push(*id);
             }
@@ -296,7 +297,7 @@ impl Filter {
                 let Some(live) = self.live.get_mut(&id).filter(|l| l.recovery.handshake == Some(LocalHandshake::Queued)) else {
                     continue;
                 };
-                live.recovery.make().handshake = Some(LocalHandshake::Sent { next: now + AGAIN, tries: 0 });
+                live.recovery.get_or_make().handshake = Some(LocalHandshake::Sent { next: now + AGAIN, tries: 0 });
                 self.splices.listeners.entry(local).or_default().under_way.insert(id, now);
                 self.handed_out(now, id);
                 self.timers.push(Reverse((now + AGAIN, id)));
@@ -350,7 +351,7 @@ impl Filter {
         }
         if matches!(live.recovery.handshake, Some(LocalHandshake::Answered { .. })) {
             let next = now + AGAIN * 2u32.pow(tries);
-            live.recovery.make().handshake = Some(LocalHandshake::Answered { next, tries: (tries + 1).min(SLOWEST) });
+            live.recovery.get_or_make().handshake = Some(LocalHandshake::Answered { next, tries: (tries + 1).min(SLOWEST) });
             if live.outgoing {
                 self.answer_call(id);
                 return Some(next);
@@ -363,7 +364,7 @@ impl Filter {
         let listener = self.splices.listeners.get(&local)?;
         if !listener.queue.is_empty() && (!listener.listening || tries == SLOWEST) {
             // It may be this one alone that is not answered: the next one is tried, and then this one again.
-            live.recovery.make().handshake = Some(LocalHandshake::Queued);
+            live.recovery.get_or_make().handshake = Some(LocalHandshake::Queued);
             self.queue_half(id);
             self.open_halves(now);
             return None;
@@ -371,7 +372,7 @@ impl Filter {
         // A server that does not listen yet is asked steadily; one whose queue is full is given time.
         let tries = if listener.listening { (tries + 1).min(SLOWEST) } else { 0 };
         let next = now + AGAIN * 2u32.pow(tries);
-        live.recovery.make().handshake = Some(LocalHandshake::Sent { next, tries });
+        live.recovery.get_or_make().handshake = Some(LocalHandshake::Sent { next, tries });
         self.send_local_syn(id);
         Some(next)
     }
@@ -392,14 +393,14 @@ impl Filter {
                 self.uncall(now, session);
             } else if answered && segment.has(flags::RST) {
                 // It has forgotten what it answered.
-                live.recovery.make().handshake = Some(LocalHandshake::Queued);
+                live.recovery.get_or_make().handshake = Some(LocalHandshake::Queued);
                 self.splices.remove(&tuple);
                 self.queue_half(session);
                 self.recount(session, |l| l.stage = Stage::Probing);
                 self.open_halves(now);
             } else {
                 // It has it.
-                if let Some(recovery) = live.recovery.there() {
+                if let Some(recovery) = live.recovery.get_mut_if_any() {
                     recovery.handshake = None;
                 }
                 if answered && live.outgoing {
@@ -423,7 +424,7 @@ impl Filter {
     pub(super) fn spliced(&mut self, now: Now, id: SessionId, syn: &Segment<'_>) {
         let ours = syn.options();
         let next = now + AGAIN;
-        self.recount(id, |live| live.recovery.make().handshake = Some(LocalHandshake::Answered { next, tries: 1 }));
+        self.recount(id, |live| live.recovery.get_or_make().handshake = Some(LocalHandshake::Answered { next, tries: 1 }));
         self.timers.push(Reverse((next, id)));
         self.handed_out(now, id);
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));
@@ -469,7 +470,7 @@ impl Filter {
         self.inject(id, self.live[&id].local.base(), flags::ACK, &[]);
         let tuple = self.store.get(id).expect("known").open.tuple;
         if self.config.hooked && !self.splices.waits.contains_key(&tuple.local.port()) {
-            self.actions.push(Action::AskListener(self.inner(&tuple)));
+            self.actions.push(Action::AskListener(self.local_tuple(&tuple)));
         }
         self.open_halves(now);
         if self.gate.mode() == Mode::Active {
@@ -480,8 +481,8 @@ impl Filter {
         }
     }
 
-    /// What a muted half says: the application had ended its output in its former life. Nobody hears it.
-    pub(super) fn swallow(&mut self, packet: u32, id: SessionId, end: u64) {
+    /// What a silenced half says: the application had ended its output in its former life. Nobody hears it.
+    pub(super) fn drop_silenced(&mut self, packet: u32, id: SessionId, end: u64) {
         let live = self.live.get_mut(&id).expect("live");
         live.local.has_sent(end);
         // It may have more by now than it has acknowledged, and looks at nothing before that.

@@ -2,27 +2,9 @@
 //! where that program stands, and not where turns ended.
 
 use super::{Filter, Mode};
+use crate::standing::Standing;
 use crate::store::Session;
-use crate::tuple::{BySession, FourTuple, SessionId};
-
-/// Where a program that followed another one stands with a connection.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Standing {
-    /// The ends of the connection.
-    pub tuple: FourTuple,
-    /// It has read the input before this offset.
-    pub read: u64,
-    /// It has made the output before this offset.
-    pub written: u64,
-    /// The end of that output. The log may not have what was written in a turn that was not over.
-    pub tail: Vec<u8>,
-    /// Where the trace was when the program got it.
-    pub since: u64,
-    /// It has ended its output.
-    pub shut: bool,
-    /// It has closed the connection.
-    pub closed: bool,
-}
+use crate::tuple::{BySession, SessionId};
 
 impl Filter {
     /// Before [`Self::take_over`]: a program takes over that has followed another one. These sessions go on where it stands with

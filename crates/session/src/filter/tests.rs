@@ -1,13 +1,13 @@
 //! Packet scripts: one connection, each packet by hand. `tests/world.rs` does it by the million.
 
 mod around;
-mod calling;
 mod causes;
 mod data;
+mod evidence;
 mod input;
 mod opening;
+mod outgoing;
 mod output;
-mod proof;
 mod splicing;
 mod standing;
 mod takeover;

@@ -8,7 +8,7 @@
 /// First four bytes of the memory: "TCPT".
 pub const MAGIC: u32 = u32::from_ne_bytes(*b"TCPT");
 /// Version of this layout and of the records' encoding.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Where programs map the memory, so that their own mappings lie alike in leader and follower.
 pub const LOG_ADDR: usize = 0x5000_0000_0000;
 

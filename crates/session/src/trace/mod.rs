@@ -7,6 +7,7 @@ mod codec;
 mod cursor;
 pub mod memory;
 mod record;
+pub mod setup;
 
 pub use codec::{decode, encode, encode_parts, longest, Deltas, Malformed, MAX_DATA};
 pub use cursor::{Cursor, Divergence, Hash, Program, Step};

@@ -126,6 +126,8 @@ calls! {
     Marker "marker",
     /// Not a call: a connection that was under way has been made, before the thread's next call. Data: its [`SESSION`].
     Connected "connection",
+    /// Not a call: what the program starts from, see [`super::setup`]. Data: the list.
+    Setup "start",
 }
 
 /// Numbers of clocks beside the kernel's own, which are below 12 (and dynamic ones, which are negative).
@@ -246,6 +248,7 @@ impl fmt::Display for Told<'_, '_> {
             Call::Marker => return f.write_str(marker_words(result)),
             Call::Signal => return write!(f, "signal {}", Signal(result)),
             Call::Connected => return write_connected(f, fd, data),
+            Call::Setup => return write!(f, "start of {}", super::setup::Summary(data)),
             Call::Exit => return write!(f, "exit with status {result}"),
             Call::Thread => return write!(f, "start of thread {result}"),
             Call::ThreadEnd => return f.write_str("end of the thread"),

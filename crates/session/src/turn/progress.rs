@@ -186,7 +186,7 @@ impl Progress {
 
     pub fn adopt(&mut self, n: u64) {
         if self.written < self.done.out_done {
-            // The hook should have swallowed these bytes and did not: the peer got them twice, or they
+            // The hook should have absorbed these bytes and did not: the peer got them twice, or they
             // are not the answer that we took them for.
             self.tear();
             self.written = self.done.out_done;
@@ -342,7 +342,7 @@ impl Progress {
         let target = self.target();
         if !timeout && !self.short && self.finished() >= self.in_read && self.unwritten() == 0 {
             // It has answered all, and keeps nothing that nobody else knows. (While what is out is being written again, the rest of
-            // that would be swallowed from another answer after a failover.)
+            // that would be taken from another answer after a failover.)
             self.over = false;
         }
         let unfinished = self.short || (timeout && alone && !self.fin_asked);

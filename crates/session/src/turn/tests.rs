@@ -272,7 +272,7 @@ fn too_much_unanswered_input_tears() {
     p.write(MS, T, 1, 1, false);
     p.turn_end(MS, T);
     assert_eq!(one(&mut p), vec![entry(1, 1000, 1, 1)]);
-    // A thread that swallows without ever waiting is stopped by the clock.
+    // A thread that reads without ever waiting is stopped by the clock.
     let mut p = with(PortPolicy { unanswered: Unanswered::Discard, ..port }, &[1]);
     p.read(MS, T, 1, 1000);
     p.handle_timeout(51 * MS);
@@ -312,7 +312,7 @@ fn a_session_at_rest_is_protected_again_whatever_it_exceeded() {
     assert_eq!(p.counters().torn, 2);
 }
 
-/// Whole again in the middle of that, the rest would be swallowed from another answer after a failover.
+/// Whole again in the middle of that, the rest would be taken from another answer after a failover.
 #[test]
 fn what_had_too_much_is_not_whole_while_what_is_out_is_written_again() {
     let mut p = with(PortPolicy { max_unanswered_bytes: 100, ..PortPolicy::default() }, &[]);
@@ -639,31 +639,31 @@ fn a_look_with_nothing_written_goes_on_with_the_turn() {
     let mut p = with(PortPolicy::framed(Framing::Lines), &[1, 2]);
     p.input(1, 0, b"hello\n");
     p.read(MS, T, 1, 6);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     assert!(commits(&mut p).is_empty());
     p.write(MS, T, 2, 6, false);
-    assert!(p.look(T), "a turn over sessions that depend on each other ends");
+    assert!(p.polls(T), "a turn over sessions that depend on each other ends");
     assert_eq!(one(&mut p), vec![entry(1, 6, 0, 0), entry(2, 0, 6, 6)]);
 }
 
 #[test]
-fn a_look_leaves_the_response_open_until_the_thread_waits_or_reads_on() {
+fn a_wait_that_does_not_block_leaves_the_response_open_until_the_thread_waits_or_reads_again() {
     let mut p = with(PortPolicy::default(), &[1, 2]);
     p.read(MS, T, 1, 10);
     p.write(MS, T, 1, 100, false);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     assert_eq!(one(&mut p), vec![entry(1, 0, 100, 0)]);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     assert!(commits(&mut p).is_empty());
     p.write(MS, T, 1, 100, false);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     assert_eq!(one(&mut p), vec![entry(1, 0, 200, 0)]);
     p.turn_end(MS, T);
     assert_eq!(one(&mut p), vec![entry(1, 10, 200, 200)]);
     // Reading on is as good as waiting.
     p.read(MS, T, 1, 5);
     p.write(MS, T, 1, 50, false);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     assert_eq!(one(&mut p), vec![entry(1, 10, 250, 200)]);
     p.read(MS, T, 2, 5);
     assert_eq!(one(&mut p), vec![entry(1, 15, 250, 250)]);
@@ -671,7 +671,7 @@ fn a_look_leaves_the_response_open_until_the_thread_waits_or_reads_on() {
     // A dead process answers again.
     p.read(MS, T, 1, 5);
     p.write(MS, T, 1, 50, false);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     assert_eq!(one(&mut p), vec![entry(1, 15, 300, 250)]);
     p.process_gone(0);
     assert!(commits(&mut p).is_empty());
@@ -693,10 +693,10 @@ fn independent_sessions_are_judged_one_by_one() {
     assert_eq!(one(&mut p), vec![entry(2, 10, 50, 50)]);
     // Looking between two, and reading from the other one, leaves it open.
     p.write(MS, T, 2, 50, false);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     assert_eq!(one(&mut p), vec![entry(2, 10, 100, 50)]);
     p.write(MS, T, 1, 100, true);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     assert_eq!(one(&mut p), vec![entry(1, 0, 200, 0)]);
     p.read(MS, T, 2, 5);
     assert_eq!(one(&mut p), vec![entry(2, 20, 100, 100)]);
@@ -735,18 +735,18 @@ fn reading_from_another_session_ends_no_independent_response() {
     // A server that writes in pieces, each taken whole, and serves others between them.
     p.read(MS, T, 1, 10);
     p.write(MS, T, 1, 100, false);
-    assert!(!p.reads_on(T));
+    assert!(!p.reads_after_write(T));
     p.read(MS, T, 2, 10);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     assert_eq!(one(&mut p), vec![entry(1, 0, 100, 0)]);
-    assert!(!p.reads_on(T));
+    assert!(!p.reads_after_write(T));
     p.read(MS, T, 1, 10);
     assert_eq!(one(&mut p), vec![entry(1, 10, 100, 100)], "its next request says that it was whole");
     // Sessions that may depend on each other: what was written was the answer.
     let mut p = with(PortPolicy::default(), &[1, 2]);
     p.read(MS, T, 1, 10);
     p.write(MS, T, 1, 100, false);
-    assert!(p.reads_on(T));
+    assert!(p.reads_after_write(T));
     assert_eq!(one(&mut p), vec![entry(1, 10, 100, 100)]);
 }
 
@@ -812,12 +812,12 @@ fn a_write_passes_on_what_was_read_on_the_other_side_whatever_was_read_and_writt
         for s in from {
             p.read(MS, T, s, 4);
         }
-        assert!(!p.look(T));
+        assert!(!p.polls(T));
         let mut n = 0;
         for s in to {
             p.write(MS, T, s, 4, false);
             // Its turn may end between the two.
-            p.look(T);
+            p.polls(T);
             n += commits(&mut p).len();
         }
         p.turn_end(MS, T);
@@ -1324,7 +1324,7 @@ fn what_is_pushed_is_not_let_go_beside_what_is_kept_of_another_place() {
     // No input makes it come again. The program looks for events, and takes long.
     assert!(p.checkpoint(T, 1, b"two"));
     p.write(100 * MS, T, 1, 5, false);
-    assert!(!p.look(T));
+    assert!(!p.polls(T));
     p.handle_timeout(160 * MS);
     assert!(commits_with_data(&mut p).is_empty());
     p.write(160 * MS, T, 1, 2, false);

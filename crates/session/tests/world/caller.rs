@@ -58,7 +58,7 @@ impl Node {
         app.next_handle += 1;
         app.open.insert(handle, Descriptor { tuple: Some(tuple), called: true, ..Descriptor::default() });
         // What the hook asks the manager for.
-        if self.filter.outer(&tuple).and_then(|t| self.filter.store().find(&t)).is_none() {
+        if self.filter.peer_tuple(&tuple).and_then(|t| self.filter.store().find(&t)).is_none() {
             // Over already: no session's.
             return true;
         }
@@ -85,7 +85,7 @@ impl Node {
         if self.filter.mode() != Mode::Active {
             return;
         }
-        let missing = |t: &FourTuple| !self.sockets.contains_key(&self.filter.inner(t));
+        let missing = |t: &FourTuple| !self.sockets.contains_key(&self.filter.local_tuple(t));
         let gone: Vec<(SessionId, FourTuple)> = self.filter.with_sockets().filter(|(_, t)| missing(t)).collect();
         for (id, tuple) in gone {
             if before.contains(&id) {

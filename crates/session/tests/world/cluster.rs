@@ -520,6 +520,9 @@ impl World {
                 if let Some(at) = self.snapshot_at.filter(|at| to == self.master && position >= *at) {
                     let _ = at;
                     self.snapshot_at = None;
+                    // What was decided before needs no replica: nobody may take over who has not stored the log up to here.
+                    self.nodes[to].perform(now);
+                    self.arrived_from_node(to);
                     self.nodes[to].filter.hold_for_replica(position);
                     self.paired_at = Some(self.nodes[to].filter.log_end());
                 } else if self.nodes[to].filter.needs_replica() && self.nodes[to].filter.mode() != Mode::Passive {

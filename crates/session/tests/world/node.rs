@@ -443,11 +443,11 @@ impl Node {
             d.backlog.extend(&bytes);
             bytes = d.backlog.drain(..).collect();
         }
-        let swallowed = d.absorb.min(bytes.len() as u64);
-        if swallowed > 0 {
-            d.absorb -= swallowed;
-            bytes.drain(..swallowed as usize);
-            self.ring.push_back(Hook::Absorbed { handle, n: swallowed });
+        let absorbed = d.absorb.min(bytes.len() as u64);
+        if absorbed > 0 {
+            d.absorb -= absorbed;
+            bytes.drain(..absorbed as usize);
+            self.ring.push_back(Hook::Absorbed { handle, n: absorbed });
         }
         if !bytes.is_empty() {
             self.ring.push_back(Hook::Write { handle, bytes: bytes.clone(), taken: None });
@@ -666,7 +666,7 @@ impl Node {
     /// What is said to have gone around the queues: the kernel knows.
     fn settle_around(&mut self, now: Now) {
         while let Some(id) = self.filter.poll_around() {
-            let tuple = self.filter.store().get(id).map(|s| self.filter.inner(&s.open.tuple));
+            let tuple = self.filter.store().get(id).map(|s| self.filter.local_tuple(&s.open.tuple));
             if let Some(s) = tuple.and_then(|t| self.sockets.get(&t)) {
                 self.filter.went_around(now, id, s.taken(), s.has_ended());
             }
@@ -734,7 +734,7 @@ impl Node {
                         }
                     }
                     Action::AskUnread(session) => {
-                        let tuple = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple));
+                        let tuple = self.filter.store().get(session).map(|s| self.filter.local_tuple(&s.open.tuple));
                         let socket = tuple.and_then(|t| self.sockets.get(&t));
                         let (received, unread) = socket.map_or((0, 0), |s| (s.taken(), s.received.len() as u64));
                         self.filter.unread(now, session, received, unread);
@@ -748,7 +748,7 @@ impl Node {
                     }
                     Action::AskListener(_) => {}
                     Action::AskClosed(session) => {
-                        let tuple = self.filter.store().get(session).map(|s| self.filter.inner(&s.open.tuple));
+                        let tuple = self.filter.store().get(session).map(|s| self.filter.local_tuple(&s.open.tuple));
                         if tuple.and_then(|t| self.sockets.get(&t)).is_some_and(|s| s.state == State::Open && !s.is_closed()) {
                             self.filter.still_open(now, session);
                         }

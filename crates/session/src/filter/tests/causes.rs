@@ -146,7 +146,7 @@ impl Proxy {
     fn has_back(&mut self, port: u16, thread: u32) -> Option<u16> {
         let came = self.calls(port, thread);
         let injected = came.iter().any(|a| matches!(a, Action::Inject(p) if Segment::parse(p).unwrap().flags() == SYN | ACK));
-        injected.then(|| self.r.f.outer(&out_tuple(port)).expect("known").local.port())
+        injected.then(|| self.r.f.peer_tuple(&out_tuple(port)).expect("known").local.port())
     }
 
     fn sessions(&self) -> usize {
@@ -953,7 +953,7 @@ fn a_port_of_its_choice_says_which_one_it_is() {
         p.r.f.packet_out(p.r.now, 77, &packet(port, true, SYN, Seq(5), Seq(0), b""));
         let came = p.r.drain();
         assert!(came.iter().any(|a| matches!(a, Action::Inject(_))), "{port}: {came:?}");
-        assert_eq!(p.r.f.outer(&out_tuple(port)), Some(out_tuple(port)));
+        assert_eq!(p.r.f.peer_tuple(&out_tuple(port)), Some(out_tuple(port)));
     }
 }
 

@@ -3,6 +3,7 @@
 use super::takeover::half_way;
 use super::*;
 use crate::hook::HookEvent;
+use crate::standing::Standing;
 
 /// The replica takes over with a program that stands there.
 fn promote(r: &mut Rig, read: u64, written: u64, tail: &[u8]) -> (usize, Vec<Action>) {

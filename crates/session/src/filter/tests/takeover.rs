@@ -661,7 +661,7 @@ fn what_the_kernel_has_yet_to_take_is_not_acknowledged_by_ourselves() {
     r.peer(say(ACK, 9, 4, b""));
     r.restore(true);
     r.recovered();
-    // Early, and kept from the kernel.
+    // Reassembly, and kept from the kernel.
     let actions = r.peer(say(ACK, 12, 4, b"zz"));
     assert_eq!(actions, [Action::DropIn(r.id)]);
     r.kernel(say(ACK, 4, 9, b"456789"));

@@ -39,41 +39,41 @@ impl<T: 'static> Blank for VecDeque<T> {
 
 /// A `T`, which needs memory only while it is not empty. So it is read as it is, and changed by name of what that costs.
 #[derive(Debug)]
-pub struct Seldom<T>(Option<Box<T>>);
+pub struct Pooled<T>(Option<Box<T>>);
 
 /// Values that nobody needs now, kept for their memory.
 #[derive(Debug)]
-pub(crate) struct Spare<T> {
+pub(crate) struct Pool<T> {
     values: Vec<Box<T>>,
     bytes: usize,
     largest: usize,
 }
 
-impl<T: Blank> Seldom<T> {
+impl<T: Blank> Pooled<T> {
     /// To change it, with spare memory if there is any.
-    pub(crate) fn lend(&mut self, spare: &mut Spare<T>) -> &mut T {
-        self.0.get_or_insert_with(|| spare.take().unwrap_or_default())
+    pub(crate) fn get_or_take(&mut self, pool: &mut Pool<T>) -> &mut T {
+        self.0.get_or_insert_with(|| pool.take().unwrap_or_default())
     }
 
     /// To change it, with memory of its own.
-    pub(crate) fn make(&mut self) -> &mut T {
+    pub(crate) fn get_or_make(&mut self) -> &mut T {
         self.0.get_or_insert_default()
     }
 
     /// To change it, unless it was given back.
-    pub(crate) fn there(&mut self) -> Option<&mut T> {
+    pub(crate) fn get_mut_if_any(&mut self) -> Option<&mut T> {
         self.0.as_deref_mut()
     }
 
     /// Gives its memory back if it is empty.
-    pub(crate) fn settle(&mut self, spare: &mut Spare<T>) {
+    pub(crate) fn give_back_if_empty(&mut self, pool: &mut Pool<T>) {
         if let Some(value) = self.0.take_if(|value| value.is_blank()) {
-            spare.give(value);
+            pool.give(value);
         }
     }
 
     /// The same, where that happens too seldom to keep the memory.
-    pub(crate) fn tidy(&mut self) {
+    pub(crate) fn drop_if_empty(&mut self) {
         self.0.take_if(|value| value.is_blank());
     }
 
@@ -83,20 +83,20 @@ impl<T: Blank> Seldom<T> {
     }
 }
 
-impl<T: 'static> Seldom<VecDeque<T>> {
+impl<T: 'static> Pooled<VecDeque<T>> {
     /// Drops the first `n`.
-    pub(crate) fn drop_first(&mut self, n: usize, spare: &mut Spare<VecDeque<T>>) {
-        if let (Some(queue), true) = (self.there(), n > 0) {
+    pub(crate) fn drop_first(&mut self, n: usize, pool: &mut Pool<VecDeque<T>>) {
+        if let (Some(queue), true) = (self.get_mut_if_any(), n > 0) {
             queue.drain(..n);
-            self.settle(spare);
+            self.give_back_if_empty(pool);
         }
     }
 }
 
-impl<T: Blank> Spare<T> {
+impl<T: Blank> Pool<T> {
     /// For what is empty again in a moment: a burst that follows another needs no memory.
-    pub(crate) fn passing() -> Spare<T> {
-        Spare { largest: LARGEST_PASSING, ..Spare::default() }
+    pub(crate) fn passing() -> Pool<T> {
+        Pool { largest: LARGEST_PASSING, ..Pool::default() }
     }
 
     fn take(&mut self) -> Option<Box<T>> {
@@ -114,13 +114,13 @@ impl<T: Blank> Spare<T> {
     }
 }
 
-impl<T> Default for Seldom<T> {
-    fn default() -> Seldom<T> {
-        Seldom(None)
+impl<T> Default for Pooled<T> {
+    fn default() -> Pooled<T> {
+        Pooled(None)
     }
 }
 
-impl<T: Blank> Deref for Seldom<T> {
+impl<T: Blank> Deref for Pooled<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -128,38 +128,38 @@ impl<T: Blank> Deref for Seldom<T> {
     }
 }
 
-impl<T: Blank + Clone> Clone for Seldom<T> {
-    fn clone(&self) -> Seldom<T> {
-        Seldom((!self.is_blank()).then(|| Box::new(T::clone(self))))
+impl<T: Blank + Clone> Clone for Pooled<T> {
+    fn clone(&self) -> Pooled<T> {
+        Pooled((!self.is_blank()).then(|| Box::new(T::clone(self))))
     }
 }
 
-impl<T: Blank + PartialEq> PartialEq for Seldom<T> {
-    fn eq(&self, other: &Seldom<T>) -> bool {
+impl<T: Blank + PartialEq> PartialEq for Pooled<T> {
+    fn eq(&self, other: &Pooled<T>) -> bool {
         **self == **other
     }
 }
 
-impl<T: Blank + Eq> Eq for Seldom<T> {}
+impl<T: Blank + Eq> Eq for Pooled<T> {}
 
-impl<T> Default for Spare<T> {
-    fn default() -> Spare<T> {
-        Spare { values: Vec::new(), bytes: 0, largest: LARGEST }
+impl<T> Default for Pool<T> {
+    fn default() -> Pool<T> {
+        Pool { values: Vec::new(), bytes: 0, largest: LARGEST }
     }
 }
 
 // It is nothing but memory: to be compared and copied with what uses it.
-impl<T> PartialEq for Spare<T> {
-    fn eq(&self, _: &Spare<T>) -> bool {
+impl<T> PartialEq for Pool<T> {
+    fn eq(&self, _: &Pool<T>) -> bool {
         true
     }
 }
 
-impl<T> Eq for Spare<T> {}
+impl<T> Eq for Pool<T> {}
 
-impl<T> Clone for Spare<T> {
-    fn clone(&self) -> Spare<T> {
-        Spare { largest: self.largest, ..Spare::default() }
+impl<T> Clone for Pool<T> {
+    fn clone(&self) -> Pool<T> {
+        Pool { largest: self.largest, ..Pool::default() }
     }
 }
 
@@ -169,22 +169,22 @@ mod tests {
 
     #[test]
     fn memory_goes_from_the_idle_to_the_busy() {
-        let (mut a, mut b, mut spare) = (Seldom::<VecDeque<u8>>::default(), Seldom::default(), Spare::default());
+        let (mut a, mut b, mut pool) = (Pooled::<VecDeque<u8>>::default(), Pooled::default(), Pool::default());
         assert!(a.is_empty() && a == b);
-        a.lend(&mut spare).extend([7; 100]);
+        a.get_or_take(&mut pool).extend([7; 100]);
         assert!(a != b && a.clone() == a);
         let room = a.capacity();
-        a.settle(&mut spare);
-        assert_eq!((a.len(), spare.values.len()), (100, 0), "it is in use");
-        a.drop_first(99, &mut spare);
-        assert_eq!((a.len(), spare.values.len()), (1, 0), "it is in use");
-        a.drop_first(1, &mut spare);
-        assert_eq!((a.len(), a.capacity(), spare.values.len()), (0, 0, 1));
-        assert_eq!((b.lend(&mut spare).capacity(), spare.values.len()), (room, 0));
-        b.make().extend([7; LARGEST + 1]);
+        a.give_back_if_empty(&mut pool);
+        assert_eq!((a.len(), pool.values.len()), (100, 0), "it is in use");
+        a.drop_first(99, &mut pool);
+        assert_eq!((a.len(), pool.values.len()), (1, 0), "it is in use");
+        a.drop_first(1, &mut pool);
+        assert_eq!((a.len(), a.capacity(), pool.values.len()), (0, 0, 1));
+        assert_eq!((b.get_or_take(&mut pool).capacity(), pool.values.len()), (room, 0));
+        b.get_or_make().extend([7; LARGEST + 1]);
         assert_eq!(b.take().len(), LARGEST + 1);
-        b.make().extend([7; LARGEST + 1]);
-        b.drop_first(LARGEST + 1, &mut spare);
-        assert_eq!((b.capacity(), spare.values.len(), spare.bytes), (0, 0, 0), "of a burst nothing is kept");
+        b.get_or_make().extend([7; LARGEST + 1]);
+        b.drop_first(LARGEST + 1, &mut pool);
+        assert_eq!((b.capacity(), pool.values.len(), pool.bytes), (0, 0, 0), "of a burst nothing is kept");
     }
 }

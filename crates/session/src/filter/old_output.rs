@@ -36,7 +36,7 @@ const LOST: u32 = 2;
 
 /// How far it is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tail {
+pub(super) struct OldOutput {
     /// Offset behind it; a FIN counts one.
     end: u64,
     /// Sent up to here; and, before what was sent again, up to there.
@@ -54,7 +54,7 @@ pub(super) struct Tail {
     longest: u32,
 }
 
-impl Tail {
+impl OldOutput {
     /// What the peer was shown of our numbers, as far as we know: what it has is not far from that.
     pub fn shown(&self) -> u64 {
         self.highest
@@ -76,8 +76,8 @@ impl Filter {
         }
         let (nxt, cwnd, next) = (live.peer.una(), INITIAL * u64::from(s.open.mss), now + EARLY[0]);
         let longest = longest(s);
-        let tail = Tail { end, nxt, highest: nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0, lost: 0, longest };
-        live.recovery.make().tail = Some(tail);
+        let old = OldOutput { end, nxt, highest: nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0, lost: 0, longest };
+        live.recovery.get_or_make().old_output = Some(old);
         self.timers.push(Reverse((next, id)));
         self.send_tail(id);
     }
@@ -85,10 +85,10 @@ impl Filter {
     /// Sends what window and network allow.
     fn send_tail(&mut self, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
-        let Some(tail) = live.recovery.tail else { return };
+        let Some(old) = live.recovery.old_output else { return };
         let window = u64::from(live.peer.window_bytes(s));
-        let limit = (live.peer.una() + tail.cwnd.min(window)).min(tail.end);
-        let mut nxt = tail.nxt.max(live.peer.una());
+        let limit = (live.peer.una() + old.cwnd.min(window)).min(old.end);
+        let mut nxt = old.nxt.max(live.peer.una());
         while nxt < limit {
             let sent = self.send_piece(id, nxt, limit);
             if sent == nxt {
@@ -96,8 +96,8 @@ impl Filter {
             }
             nxt = sent;
         }
-        if let Some(tail) = self.live.get_mut(&id).and_then(|l| l.recovery.there()?.tail.as_mut()) {
-            (tail.nxt, tail.highest) = (nxt, tail.highest.max(nxt));
+        if let Some(old) = self.live.get_mut(&id).and_then(|l| l.recovery.get_mut_if_any()?.old_output.as_mut()) {
+            (old.nxt, old.highest) = (nxt, old.highest.max(nxt));
         }
     }
 
@@ -108,8 +108,8 @@ impl Filter {
             return at;
         }
         let start = s.out_acked.min(s.out_done);
-        let Some(tail) = live.recovery.tail else { return at };
-        let most = u64::from(tail.mss(s)) - if s.open.timestamps { 12 } else { 0 };
+        let Some(old) = live.recovery.old_output else { return at };
+        let most = u64::from(old.mss(s)) - if s.open.timestamps { 12 } else { 0 };
         let end = (at + most).min(limit).min(s.out_done);
         let payload = bytes::copy(&s.output, (at.min(end) - start) as usize..(end - start) as usize);
         let fin = s.out_fin && end == s.out_done && limit > s.out_done;
@@ -120,7 +120,7 @@ impl Filter {
     }
 
     fn resend_piece(&mut self, id: SessionId) {
-        if let Some((acked, end)) = self.live.get(&id).and_then(|l| Some((l.peer.una(), l.recovery.tail?.end))) {
+        if let Some((acked, end)) = self.live.get(&id).and_then(|l| Some((l.peer.una(), l.recovery.old_output?.end))) {
             self.send_piece(id, acked, end);
         }
     }
@@ -128,24 +128,24 @@ impl Filter {
     /// The peer has acknowledged `fresh` bytes more, or (0) the same as before.
     pub(super) fn tail_acked(&mut self, now: Now, id: SessionId, fresh: u64) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
-        let Some(tail) = live.recovery.there().and_then(|r| r.tail.as_mut()) else { return };
+        let Some(old) = live.recovery.get_mut_if_any().and_then(|r| r.old_output.as_mut()) else { return };
         let acked = live.peer.una();
-        if acked >= tail.end {
-            live.recovery.make().tail = None;
+        if acked >= old.end {
+            live.recovery.get_or_make().old_output = None;
             return self.judge_held(now, id);
         }
         if fresh > 0 {
-            tail.cwnd = (tail.cwnd + fresh).min(MAX_CWND);
-            (tail.duplicates, tail.tries, tail.next, tail.lost) = (0, EARLY.len() as u32, now + RTO, 0);
-            if acked < tail.recover {
+            old.cwnd = (old.cwnd + fresh).min(MAX_CWND);
+            (old.duplicates, old.tries, old.next, old.lost) = (0, EARLY.len() as u32, now + RTO, 0);
+            if acked < old.recover {
                 // The next hole.
                 self.resend_piece(id);
             }
-        } else if tail.nxt > acked {
-            tail.duplicates += 1;
-            if tail.duplicates == DUPLICATES && acked >= tail.recover {
-                tail.recover = tail.nxt;
-                tail.cwnd = (tail.cwnd / 2).max(AFTER_LOSS * u64::from(s.open.mss));
+        } else if old.nxt > acked {
+            old.duplicates += 1;
+            if old.duplicates == DUPLICATES && acked >= old.recover {
+                old.recover = old.nxt;
+                old.cwnd = (old.cwnd / 2).max(AFTER_LOSS * u64::from(s.open.mss));
                 self.resend_piece(id);
             }
         }
@@ -154,25 +154,25 @@ impl Filter {
 
     pub(super) fn tail_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let (s, live) = (self.store.get(id)?, self.live.get_mut(&id)?);
-        let tail = live.recovery.there()?.tail.as_mut()?;
-        if tail.next > now {
-            return Some(tail.next);
+        let old = live.recovery.get_mut_if_any()?.old_output.as_mut()?;
+        if old.next > now {
+            return Some(old.next);
         }
-        tail.tries += 1;
-        let doublings = tail.tries.saturating_sub(EARLY.len() as u32).min(MAX_DOUBLINGS);
-        tail.next = now + EARLY.get(tail.tries as usize).copied().unwrap_or(RTO * 2u32.pow(doublings));
+        old.tries += 1;
+        let doublings = old.tries.saturating_sub(EARLY.len() as u32).min(MAX_DOUBLINGS);
+        old.next = now + EARLY.get(old.tries as usize).copied().unwrap_or(RTO * 2u32.pow(doublings));
         // Everything after the hole may be lost, too.
-        tail.nxt = live.peer.una();
-        tail.recover = 0;
-        tail.duplicates = 0;
-        tail.cwnd = AFTER_LOSS * u64::from(s.open.mss);
+        old.nxt = live.peer.una();
+        old.recover = 0;
+        old.duplicates = 0;
+        old.cwnd = AFTER_LOSS * u64::from(s.open.mss);
         if live.peer.window() > 0 {
-            tail.lost += 1;
-            if tail.lost % LOST == 0 {
-                tail.longest = tail.longest.min(shorter(tail.longest, s.open.tuple.local.is_ipv4()));
+            old.lost += 1;
+            if old.lost % LOST == 0 {
+                old.longest = old.longest.min(shorter(old.longest, s.open.tuple.local.is_ipv4()));
             }
         }
-        let next = tail.next;
+        let next = old.next;
         if live.peer.window() == 0 {
             // An old byte asks whether it has opened: a new one would be beyond it.
             self.probe(id);
@@ -197,10 +197,10 @@ impl Filter {
             return;
         };
         let (acked, released) = (live.peer.una(), live.peer.released());
-        if let Some(tail) = live.recovery.there().and_then(|r| r.tail.as_mut()).filter(|tail| at < tail.highest) {
-            if fits < tail.longest {
-                tail.longest = fits;
-                tail.nxt = acked;
+        if let Some(old) = live.recovery.get_mut_if_any().and_then(|r| r.old_output.as_mut()).filter(|old| at < old.highest) {
+            if fits < old.longest {
+                old.longest = fits;
+                old.nxt = acked;
                 self.send_tail(id);
             }
             return;
@@ -229,7 +229,7 @@ fn longest(s: &Session) -> u32 {
 }
 
 /// How long the bytes may be of a segment that was lost so many times before, in packets that get shorter (as in
-/// [`Tail`], but sooner: there are few).
+/// [`OldOutput`], but sooner: there are few).
 pub(super) fn room_after(s: &Session, losses: u32) -> u64 {
     let v4 = s.open.tuple.local.is_ipv4();
     let mut longest = longest(s);

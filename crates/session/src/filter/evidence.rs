@@ -28,7 +28,7 @@ const NEAR_WINDOWS: i64 = 4;
 
 /// What a peer has shown since the takeover.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Proof {
+pub(super) struct Evidence {
     /// When it was first heard.
     since: Option<Now>,
     /// The highest output offset that it acknowledged.
@@ -45,22 +45,22 @@ pub(super) struct Proof {
 }
 
 impl Filter {
-    /// The peers' proofs are waited for.
+    /// The peers' evidence is waited for.
     pub(super) fn await_proofs(&mut self, now: Now) {
         for (&id, live) in self.live.iter_mut().filter(|(_, l)| l.stage == Stage::Probing) {
             let next = now + ASK_AGAIN;
-            live.recovery.make().proof =
-                Some(Proof { since: None, acked: 0, lowest: None, nxt: 0, holes: false, window: 0, next, asks: 0 });
+            live.recovery.get_or_make().evidence =
+                Some(Evidence { since: None, acked: 0, lowest: None, nxt: 0, holes: false, window: 0, next, asks: 0 });
             self.timers.push(Reverse((next, id)));
         }
     }
 
-    /// A segment of a peer whose proof is waited for.
+    /// A segment of a peer whose evidence is waited for.
     pub(super) fn note_proof(&mut self, now: Now, id: SessionId, segment: &Segment<'_>) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let timestamps = segment.options().timestamps.filter(|_| s.open.timestamps);
         let echoes = timestamps.is_some_and(|(_, echo)| live.peer.time.sent(echo));
-        let Some(proof) = live.recovery.there().and_then(|r| r.proof.as_mut()) else { return };
+        let Some(evidence) = live.recovery.get_mut_if_any().and_then(|r| r.evidence.as_mut()) else { return };
         if !segment.has(flags::ACK) || segment.has(flags::SYN) || segment.has(flags::RST) {
             return;
         }
@@ -81,14 +81,14 @@ impl Filter {
             self.counters.disbelieved += 1;
             return;
         }
-        if proof.since.is_none() {
-            proof.since = Some(now);
-            proof.next = now + SHOWS;
+        if evidence.since.is_none() {
+            evidence.since = Some(now);
+            evidence.next = now + SHOWS;
             self.timers.push(Reverse((now + SHOWS, id)));
         }
-        proof.acked = proof.acked.max(ack);
-        proof.nxt = proof.nxt.max(u64::try_from(end).unwrap_or(0));
-        proof.window = segment.window();
+        evidence.acked = evidence.acked.max(ack);
+        evidence.nxt = evidence.nxt.max(u64::try_from(end).unwrap_or(0));
+        evidence.window = segment.window();
         if let Some((value, echo)) = timestamps.filter(|_| echoes) {
             // It has heard of our clock what the store may not know. Its own may have come round since it was last told.
             live.peer.time.hears_proof(now, value, echo);
@@ -96,26 +96,26 @@ impl Filter {
         // One byte that nobody pushes is a keepalive's, or asks for window: it may be an old one.
         if segment.sequence_length() > 1 || segment.sequence_length() == 1 && segment.flags() & (flags::PSH | flags::FIN) != 0 {
             let at = u64::try_from(at).unwrap_or(0);
-            proof.lowest = Some(proof.lowest.map_or(at, |lowest| lowest.min(at)));
+            evidence.lowest = Some(evidence.lowest.map_or(at, |lowest| lowest.min(at)));
         }
         // A block below the acknowledgement tells of what came twice (D-SACK, RFC 2883), as our probe's byte did.
-        proof.holes |= segment.sacks().any(|(from, _)| from.after(segment.ack()));
+        evidence.holes |= segment.sacks().any(|(from, _)| from.after(segment.ack()));
         self.judge_proof(now, id);
     }
 
     fn judge_proof(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
-        let Some((proof, since)) = live.recovery.proof.and_then(|p| Some((p, p.since?))) else { return };
-        let whole = proof.nxt <= s.in_ackable() || proof.lowest.is_some_and(|lowest| lowest <= s.in_ackable());
+        let Some((evidence, since)) = live.recovery.evidence.and_then(|p| Some((p, p.since?))) else { return };
+        let whole = evidence.nxt <= s.in_ackable() || evidence.lowest.is_some_and(|lowest| lowest <= s.in_ackable());
         if !whole && now < since + SHOWS {
             return;
         }
-        let ahead = proof.acked > s.out_sendable();
-        if ahead && proof.holes {
+        let ahead = evidence.acked > s.out_sendable();
+        if ahead && evidence.holes {
             // What lies beyond the hole nobody knows, and it would be mixed with other bytes.
             return self.restore_failed(now, id);
         }
-        let adopted = adopt(s, &proof, whole, ahead);
+        let adopted = adopt(s, &evidence, whole, ahead);
         if adopted.is_some_and(|a| a.in_done > s.in_done) && self.store.data(id).is_some() {
             // What the application keeps is of before what was lost.
             return self.restore_failed(now, id);
@@ -126,17 +126,17 @@ impl Filter {
         }
         let s = self.store.get(id).expect("known");
         let live = self.live.get_mut(&id).expect("live");
-        live.recovery.make().proof = None;
+        live.recovery.get_or_make().evidence = None;
         if adopted.is_some() {
-            live.peer.acknowledges(proof.acked.min(s.out_sendable()));
+            live.peer.acknowledges(evidence.acked.min(s.out_sendable()));
             live.local.clamp_to(s.out_sendable());
             live.peer.was_released(s.out_done);
             live.local.has_sent(s.out_acked);
             live.local.has_taken(s.in_done);
         }
-        live.peer.acknowledges(proof.acked.min(s.out_sendable()));
-        live.peer.resumes_window(proof.window);
-        live.peer.was_shown_window(proof.nxt);
+        live.peer.acknowledges(evidence.acked.min(s.out_sendable()));
+        live.peer.resumes_window(evidence.window);
+        live.peer.was_shown_window(evidence.nxt);
         live.peer.answers();
         self.mark_dirty(now, id);
         self.actions.push(Action::Probed(id));
@@ -144,17 +144,17 @@ impl Filter {
 
     pub(super) fn proof_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
-        let proof = live.recovery.there()?.proof.as_mut()?;
-        if proof.next > now {
-            return Some(proof.next);
+        let evidence = live.recovery.get_mut_if_any()?.evidence.as_mut()?;
+        if evidence.next > now {
+            return Some(evidence.next);
         }
-        if proof.since.is_some() {
+        if evidence.since.is_some() {
             self.judge_proof(now, id);
             return None;
         }
-        proof.asks += 1;
-        proof.next = now + ASK_AGAIN;
-        let (asks, next) = (proof.asks, proof.next);
+        evidence.asks += 1;
+        evidence.next = now + ASK_AGAIN;
+        let (asks, next) = (evidence.asks, evidence.next);
         if asks > ASKS {
             self.restore_failed(now, id);
             return None;
@@ -165,18 +165,18 @@ impl Filter {
 }
 
 /// What the session becomes, if its peer is ahead of the store.
-fn adopt(s: &Session, proof: &Proof, whole: bool, ahead: bool) -> Option<Adopted> {
+fn adopt(s: &Session, evidence: &Evidence, whole: bool, ahead: bool) -> Option<Adopted> {
     if whole && !ahead {
         return None;
     }
     // The acknowledgement of our FIN has no byte.
-    let out_done = if s.out_fin { s.out_done } else { s.out_done.max(proof.acked) };
+    let out_done = if s.out_fin { s.out_done } else { s.out_done.max(evidence.acked) };
     let open = out_done - s.out_base;
     if whole && open <= MAX_OPEN {
         // The request is here and its answer is out in part: an open response.
         return Some(Adopted { session: s.open.session, in_done: s.in_done, out_done, out_base: s.out_base });
     }
     // Part of a request is lost: the exchange under way is passed over.
-    let in_done = if whole { s.in_end() } else { proof.lowest.unwrap_or(proof.nxt) };
+    let in_done = if whole { s.in_end() } else { evidence.lowest.unwrap_or(evidence.nxt) };
     Some(Adopted { session: s.open.session, in_done, out_done, out_base: out_done })
 }

@@ -182,7 +182,7 @@ fn the_application_has_it_back_by_calling_again() {
             assert_eq!(r.f.recovered_info(&from(AGAIN)), Some((0, true, false)));
             r.f.attach(r.now, CHANNEL, HANDLE, Origin::Recovered, &from(AGAIN));
         }
-        assert_eq!(r.f.inner(&from(MADE)), from(AGAIN));
+        assert_eq!(r.f.local_tuple(&from(MADE)), from(AGAIN));
         r.actions.clear();
         // Input, as the local TCP is to see it.
         let told = r.inp(&wire(false, ACK, 5, 2, (510, 210), b"more"));
@@ -300,7 +300,7 @@ fn a_new_connection_from_a_port_that_the_upstream_knows_shows_another() {
     assert_eq!((r.f.store().len(), s.open.internal_port), (2, MADE));
     // Long after.
     r.pass(ms(300_000));
-    assert_eq!(r.f.outer(&from(MADE)), Some(outer));
+    assert_eq!(r.f.peer_tuple(&from(MADE)), Some(outer));
     // What the local TCP still says of a port that it does not have is nobody's.
     let stray =
         Packet { port: outer.local.port(), out: true, flags: RST, seq: Seq(1), ack: Seq(0), ts: (0, 0), bytes: b"" }.build();
@@ -387,7 +387,7 @@ fn a_call_that_has_left_is_a_new_connection_whatever_waits_by_then() {
     let called = r.out(&syn(MADE, other, 302));
     assert!(left(&called).is_empty());
     assert_eq!(Segment::parse(&answer(&called)).unwrap().ack(), other.add(1));
-    assert_eq!(r.f.outer(&from(MADE)), Some(from(MADE)));
+    assert_eq!(r.f.peer_tuple(&from(MADE)), Some(from(MADE)));
     let taken =
         Packet { port: MADE, out: true, flags: ACK, seq: other.add(1), ack: seq::at(ISN_IN, 5), ts: (303, 500), bytes: b"" };
     let taken = left(&r.out(&taken.build()));
@@ -410,7 +410,7 @@ fn a_port_that_another_call_has_left_from_is_not_shown() {
     assert_eq!(r.f.store().len(), 0);
     let again = r.out(&syn(MADE, Seq(99), 304));
     assert!(r.passes(&again), "{again:?}");
-    assert_eq!(r.f.outer(&from(MADE)), Some(from(MADE)));
+    assert_eq!(r.f.peer_tuple(&from(MADE)), Some(from(MADE)));
 }
 
 #[test]
@@ -468,7 +468,7 @@ fn a_port_that_the_application_calls_from_is_left_to_it() {
     assert!(spec.closed && port != MADE && port != MADE + 1, "{port} is another connection's");
     let session = id(&r);
     r.f.restored(r.now, session, spec.sent.len());
-    assert_eq!((r.f.inner(&from(MADE)), r.f.outer(&from(port))), (from(port), Some(from(MADE))));
+    assert_eq!((r.f.local_tuple(&from(MADE)), r.f.peer_tuple(&from(port))), (from(port), Some(from(MADE))));
     // What its own socket says leaves under the port that the upstream knows, its numbers as they are.
     let fin = Packet {
         port,
@@ -496,7 +496,9 @@ fn a_port_that_the_application_calls_from_is_left_to_it() {
         .iter()
         .filter_map(|a| if let Action::ModifyOut(_, p) = a { Some(Segment::parse(p).unwrap()) } else { None })
         .collect();
-    assert!(called.iter().all(|p| p.has(SYN) && p.source() != from(MADE).local) && r.f.outer(&from(MADE)) != Some(from(MADE)));
+    assert!(
+        called.iter().all(|p| p.has(SYN) && p.source() != from(MADE).local) && r.f.peer_tuple(&from(MADE)) != Some(from(MADE))
+    );
 }
 
 #[test]
@@ -552,8 +554,8 @@ fn a_port_that_is_another_sessions_half_is_left_to_it() {
     r.drain();
     let called = r.out(&syn(MADE, ISN_AGAIN, CLOCK_AGAIN));
     assert!(called.iter().any(|a| matches!(a, Action::Inject(_))), "it has that connection back: {called:?}");
-    assert_eq!(r.f.outer(&from(MADE)), Some(from(second)));
+    assert_eq!(r.f.peer_tuple(&from(MADE)), Some(from(second)));
     let spec = spec_of(&mut r);
     assert!(![MADE, second].contains(&spec.tuple.local.port()));
-    assert_eq!(r.f.outer(&from(MADE)), Some(from(second)), "and keeps it");
+    assert_eq!(r.f.peer_tuple(&from(MADE)), Some(from(second)), "and keeps it");
 }

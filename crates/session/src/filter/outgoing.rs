@@ -60,14 +60,14 @@ impl Filter {
 
     /// The session's name for what the local TCP calls so; None: it is no session's.
     #[must_use]
-    pub fn outer(&self, tuple: &FourTuple) -> Option<FourTuple> {
-        self.splices.outer(tuple)
+    pub fn peer_tuple(&self, tuple: &FourTuple) -> Option<FourTuple> {
+        self.splices.peer_tuple(tuple)
     }
 
     /// The local TCP's name for a session.
     #[must_use]
-    pub fn inner(&self, tuple: &FourTuple) -> FourTuple {
-        self.splices.get(tuple).map_or(*tuple, |splice| inner(tuple, splice))
+    pub fn local_tuple(&self, tuple: &FourTuple) -> FourTuple {
+        self.splices.get(tuple).map_or(*tuple, |splice| local_tuple(tuple, splice))
     }
 
     /// A SYN of a backup's application, which nobody answers yet.
@@ -107,7 +107,7 @@ impl Filter {
             return self.drop_out(id);
         }
         self.calls.kept.retain(|(_, t, _)| *t != tuple);
-        let known = self.outer(&tuple).and_then(|outer| self.store.get(self.store.find(&outer)?));
+        let known = self.peer_tuple(&tuple).and_then(|outer| self.store.get(self.store.find(&outer)?));
         if let Some(s) = known {
             let (session, live) = (s.open.session, &self.live[&s.open.session]);
             let isn = self.splices.get(&s.open.tuple).map_or(s.open.isn_out, |splice| splice.isn);
@@ -124,7 +124,7 @@ impl Filter {
                 // Sent again, or another incarnation of what is being restored: not now.
                 _ => return self.drop_out(id),
             }
-        } else if let Some(outer) = self.outer(&tuple).filter(|outer| self.handshakes.has_called(outer, syn.seq())) {
+        } else if let Some(outer) = self.peer_tuple(&tuple).filter(|outer| self.handshakes.has_called(outer, syn.seq())) {
             // Whoever it has called may have heard it: what waits to be called for by now is for the next one.
             return self.call_out(id, tuple, outer, syn, bytes);
         }
@@ -202,7 +202,7 @@ impl Filter {
     /// The port that the peer is to see: the local TCP's own, unless another session has it.
     fn free_tuple(&self, tuple: FourTuple) -> Option<FourTuple> {
         let taken = |t: &FourTuple| match self.splices.get(t) {
-            Some(splice) => inner(t, splice) != tuple,
+            Some(splice) => local_tuple(t, splice) != tuple,
             None => *t != tuple && self.handshakes.calls_from(t),
         };
         let free = |t: &FourTuple| self.store.find(t).is_none() && self.is_outgoing(t) && !taken(t);
@@ -234,7 +234,7 @@ impl Filter {
                 && !self.handshakes.calls_from(t)
                 && !self.name_is_taken(t)
         };
-        let before = self.inner(&tuple).local.port();
+        let before = self.local_tuple(&tuple).local.port();
         let others = (before..=u16::MAX).skip(1).chain(1024..before);
         let Some(port) =
             others.map(|port| FourTuple { local: (tuple.local.ip(), port).into(), ..tuple }).find(free).map(|t| t.local.port())
@@ -272,7 +272,7 @@ impl Filter {
         let until = now + UNCALLED;
         self.recount(id, |live| {
             live.stage = Stage::Probing;
-            live.recovery.make().handshake = Some(LocalHandshake::Uncalled { until });
+            live.recovery.get_or_make().handshake = Some(LocalHandshake::Uncalled { until });
         });
         self.calls.until = until;
         self.timers.push(Reverse((now + STUCK, id)));
@@ -299,7 +299,7 @@ impl Filter {
 
     /// The local TCP has taken the answer: the application has its connection.
     pub(super) fn called(&mut self, now: Now, id: SessionId) {
-        let recovery = self.live.get_mut(&id).expect("live").recovery.make();
+        let recovery = self.live.get_mut(&id).expect("live").recovery.get_or_make();
         recovery.handshake = None;
         recovery.barrier_until = (self.gate.mode() != Mode::Active).then_some(now + BARRIER);
         self.accepted_unhooked(id);
@@ -332,7 +332,7 @@ impl Filter {
         if waits && now < until {
             return Some(until);
         }
-        live.recovery.make().barrier_until = None;
+        live.recovery.get_or_make().barrier_until = None;
         if waits {
             self.through_barrier(now, id);
         }
@@ -340,6 +340,6 @@ impl Filter {
     }
 }
 
-fn inner(tuple: &FourTuple, splice: &Splice) -> FourTuple {
+fn local_tuple(tuple: &FourTuple, splice: &Splice) -> FourTuple {
     FourTuple { local: (tuple.local.ip(), splice.ports.0).into(), ..*tuple }
 }

@@ -3,46 +3,46 @@
 use std::collections::BTreeMap;
 
 use super::Filter;
-use crate::seldom::Blank;
+use crate::pooled::Blank;
 use crate::tuple::SessionId;
 use crate::Now;
 
 /// Most memory kept for one session, and for all of them; and what keeping a piece costs beside its bytes.
-const MAX_EARLY: usize = 16 << 20;
-const MAX_ALL_EARLY: usize = 64 << 20;
-const EARLY_PIECE: usize = 96;
+const MAX_REASSEMBLY: usize = 16 << 20;
+const MAX_REASSEMBLIES: usize = 64 << 20;
+const PIECE_COST: usize = 96;
 /// Pieces grow to this by what continues them.
 const LARGE_PIECE: usize = 64 << 10;
 
 /// Pieces of a stream, and where it ends if that is known.
 #[derive(Debug, Default)]
-pub(super) struct Early {
+pub(super) struct Reassembly {
     /// By offset; none overlaps another.
     pieces: BTreeMap<u64, Vec<u8>>,
     cost: usize,
     fin: Option<u64>,
-    /// Its place in [`AllEarly`]; 0: none.
+    /// Its place in [`Reassemblies`]; 0: none.
     since: u64,
 }
 
-/// What came early of all sessions together.
+/// What came out of order of all sessions together.
 #[derive(Debug, Default)]
-pub(super) struct AllEarly {
+pub(super) struct Reassemblies {
     cost: usize,
     /// Sessions with a hole, in the order in which the holes came.
     holes: BTreeMap<u64, SessionId>,
     last: u64,
 }
 
-impl Blank for Early {
-    const BLANK: &'static Early = &Early { pieces: BTreeMap::new(), cost: 0, fin: None, since: 0 };
+impl Blank for Reassembly {
+    const BLANK: &'static Reassembly = &Reassembly { pieces: BTreeMap::new(), cost: 0, fin: None, since: 0 };
 
     fn is_blank(&self) -> bool {
         self.pieces.is_empty() && self.fin.is_none()
     }
 }
 
-impl Early {
+impl Reassembly {
     /// Whether these bytes, and with `fin` the end behind them, are what is known of their places.
     pub fn agrees(&self, offset: u64, bytes: &[u8], fin: bool) -> bool {
         let end = offset + bytes.len() as u64;
@@ -86,7 +86,7 @@ impl Early {
     fn keep(&mut self, offset: u64, bytes: &[u8], fin: bool) -> bool {
         let end = offset + bytes.len() as u64;
         let gaps = self.gaps(offset, end);
-        if self.cost + cost_of(&gaps) > MAX_EARLY {
+        if self.cost + cost_of(&gaps) > MAX_REASSEMBLY {
             return false;
         }
         for gap in gaps {
@@ -99,7 +99,7 @@ impl Early {
                     self.cost += piece.capacity();
                 }
                 _ => {
-                    self.cost += fresh.len() + EARLY_PIECE;
+                    self.cost += fresh.len() + PIECE_COST;
                     self.pieces.insert(gap.start, fresh.to_vec());
                 }
             }
@@ -123,7 +123,7 @@ impl Early {
                 break;
             }
             let (_, piece) = self.pieces.pop_first().expect("first");
-            self.cost -= piece.capacity() + EARLY_PIECE;
+            self.cost -= piece.capacity() + PIECE_COST;
             let known = (at - start) as usize;
             if known < piece.len() {
                 stream.extend_from_slice(&piece[known..]);
@@ -139,67 +139,67 @@ impl Early {
     }
 
     fn clear(&mut self) {
-        *self = Early { since: self.since, ..Early::default() };
+        *self = Reassembly { since: self.since, ..Reassembly::default() };
     }
 }
 
 fn cost_of(gaps: &[std::ops::Range<u64>]) -> usize {
-    gaps.iter().map(|gap| (gap.end - gap.start) as usize + EARLY_PIECE).sum()
+    gaps.iter().map(|gap| (gap.end - gap.start) as usize + PIECE_COST).sum()
 }
 
 impl Filter {
-    /// Changes what came early of a session.
-    fn change_early<R>(&mut self, id: SessionId, change: impl FnOnce(&mut Early) -> R) -> R {
-        let (all, live) = (&mut self.early, self.live.get_mut(&id).expect("live"));
-        let early = live.early.make();
-        let before = early.cost;
-        let result = change(early);
-        all.cost = all.cost + early.cost - before;
-        match (early.is_blank(), early.since) {
+    /// Changes what came out of order of a session.
+    fn change_reassembly<R>(&mut self, id: SessionId, change: impl FnOnce(&mut Reassembly) -> R) -> R {
+        let (all, live) = (&mut self.reassemblies, self.live.get_mut(&id).expect("live"));
+        let queue = live.reassembly.get_or_make();
+        let before = queue.cost;
+        let result = change(queue);
+        all.cost = all.cost + queue.cost - before;
+        match (queue.is_blank(), queue.since) {
             (true, _) => {
-                all.holes.remove(&early.since);
+                all.holes.remove(&queue.since);
             }
             (false, 0) => {
                 all.last += 1;
-                early.since = all.last;
-                all.holes.insert(early.since, id);
+                queue.since = all.last;
+                all.holes.insert(queue.since, id);
             }
             (false, _) => {}
         }
-        live.early.tidy();
+        live.reassembly.drop_if_empty();
         result
     }
 
-    /// Keeps input that came early. Where there is no room for that of all sessions, those are forgotten that have waited
+    /// Keeps input that came out of order. Where there is no room for that of all sessions, those are forgotten that have waited
     /// for the longest: who leaves a hole open costs the others nothing. False: there is none all the same.
     pub(super) fn keep_early(&mut self, now: Now, id: SessionId, offset: u64, bytes: &[u8], fin: bool) -> bool {
-        let cost = cost_of(&self.live[&id].early.gaps(offset, offset + bytes.len() as u64));
-        while self.early.cost + cost > MAX_ALL_EARLY {
-            let Some(oldest) = self.early.holes.values().copied().find(|other| *other != id) else { return false };
+        let cost = cost_of(&self.live[&id].reassembly.gaps(offset, offset + bytes.len() as u64));
+        while self.reassemblies.cost + cost > MAX_REASSEMBLIES {
+            let Some(oldest) = self.reassemblies.holes.values().copied().find(|other| *other != id) else { return false };
             self.counters.early_forgotten += 1;
             self.forget_early(oldest);
             // The local TCP may have it, and acknowledge it; that is held until the peer has sent it again, as every TCP does
             // for which a receiver has forgotten what it acknowledged selectively (RFC 2018, section 8).
             self.stray_late(now, oldest);
         }
-        self.change_early(id, |early| early.keep(offset, bytes, fin))
+        self.change_reassembly(id, |queue| queue.keep(offset, bytes, fin))
     }
 
     /// Input has come in order up to `at`: appends what continues it. Returns whether the stream ends there.
-    pub(super) fn join_early(&mut self, id: SessionId, at: u64, stream: &mut Vec<u8>) -> bool {
-        self.change_early(id, |early| early.join(at, stream))
+    pub(super) fn join_reassembled(&mut self, id: SessionId, at: u64, stream: &mut Vec<u8>) -> bool {
+        self.change_reassembly(id, |queue| queue.join(at, stream))
     }
 
     pub(super) fn forget_early(&mut self, id: SessionId) {
-        if self.live.get(&id).is_some_and(|live| !live.early.is_blank()) {
-            self.change_early(id, Early::clear);
+        if self.live.get(&id).is_some_and(|live| !live.reassembly.is_blank()) {
+            self.change_reassembly(id, Reassembly::clear);
         }
     }
 
-    /// What is kept early by all sessions together, in bytes of memory.
+    /// What is kept out of order by all sessions together, in bytes of memory.
     #[must_use]
     pub fn early_bytes(&self) -> usize {
-        self.early.cost
+        self.reassemblies.cost
     }
 }
 
@@ -210,12 +210,12 @@ mod tests {
 
     #[test]
     fn room_is_bounded_and_comes_back() {
-        let mut e = Early::default();
+        let mut e = Reassembly::default();
         let mut kept = 0;
         while e.keep(2 * kept + 1, b"x", false) {
             kept += 1;
         }
-        assert!(kept > 100_000 && e.cost <= MAX_EARLY);
+        assert!(kept > 100_000 && e.cost <= MAX_REASSEMBLY);
         // What is known costs nothing.
         assert!(e.keep(1, b"x", false));
         let mut stream = Vec::new();
@@ -227,13 +227,13 @@ mod tests {
 
     #[test]
     fn an_end_is_believed_once() {
-        let mut e = Early::default();
+        let mut e = Reassembly::default();
         assert!(e.keep(5, b"fg", true));
         assert!(e.agrees(6, b"g", true) && e.agrees(6, b"g", false) && e.agrees(7, b"", true));
         assert!(!e.agrees(6, b"gh", false), "behind the end");
         assert!(!e.agrees(5, b"f", true), "another end");
         assert!(!e.agrees(7, b"h", true), "another end");
-        let mut e = Early::default();
+        let mut e = Reassembly::default();
         assert!(e.keep(5, b"fg", false));
         assert!(!e.agrees(3, b"de", true), "something stands behind it");
         assert!(e.agrees(6, b"g", true));
@@ -243,7 +243,7 @@ mod tests {
         /// Against a map of single bytes.
         #[test]
         fn keeps_what_came_first(pieces in proptest::collection::vec((1u64..60, 1usize..20, any::<bool>()), 1..60)) {
-            let mut e = Early::default();
+            let mut e = Reassembly::default();
             let mut model: BTreeMap<u64, u8> = BTreeMap::new();
             for (offset, length, honest) in pieces {
                 let bytes: Vec<u8> = (offset..).take(length).map(|o| if honest { o as u8 } else { !(o as u8) }).collect();
@@ -254,7 +254,7 @@ mod tests {
                     prop_assert!(e.keep(offset, &bytes, false));
                     model.extend(all());
                 }
-                let cost: usize = e.pieces.values().map(|p| p.capacity() + EARLY_PIECE).sum();
+                let cost: usize = e.pieces.values().map(|p| p.capacity() + PIECE_COST).sum();
                 prop_assert_eq!(cost, e.cost);
                 prop_assert_eq!(model.len(), e.pieces.values().map(Vec::len).sum::<usize>());
             }
