@@ -33,7 +33,7 @@ build: deps
 	$(CARGO) build --release -p tcpr -p tcpr-hot -p tcpr-cli
 	@$(MAKE) --no-print-directory examples
 
-examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server rooms_server linked_process_server linked_signal_server keeper room_chat wakers)
+examples: $(addprefix $(EXAMPLES)/,plain_chat_server chat_server echo_server conformance line_server option_server inherit_server passer process_server signal_server event_loop listeners static_line_server raw_server traffic_server holder caller static_caller linked_caller workers splice_server rooms_server linked_process_server linked_signal_server keeper room_chat phases_server roles bgp_speaker wakers)
 
 $(EXAMPLES)/plain_chat_server $(EXAMPLES)/rooms_server: $(EXAMPLES)/%: examples/%.c examples/common.h
 	@mkdir -p $(EXAMPLES)
@@ -52,9 +52,9 @@ $(EXAMPLES)/linked_caller $(EXAMPLES)/linked_process_server $(EXAMPLES)/linked_s
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(CFLAGS) -D_GNU_SOURCE -Iinclude -include tcpr_compat.h -pthread -o $@ $< -L$(RELEASE) -ltcpr
 
-$(EXAMPLES)/keeper: tests/c/keeper.c include/tcpr.h
+$(EXAMPLES)/keeper $(EXAMPLES)/roles: $(EXAMPLES)/%: tests/c/%.c include/tcpr.h
 	@mkdir -p $(EXAMPLES)
-	$(CC) $(CFLAGS) -Wpedantic -Iinclude -o $@ $< -L$(RELEASE) -ltcpr
+	$(CC) $(CFLAGS) -Wpedantic -pthread -Iinclude -o $@ $< -L$(RELEASE) -ltcpr
 
 $(EXAMPLES)/conformance $(EXAMPLES)/line_server $(EXAMPLES)/option_server $(EXAMPLES)/inherit_server $(EXAMPLES)/passer $(EXAMPLES)/process_server $(EXAMPLES)/signal_server $(EXAMPLES)/event_loop $(EXAMPLES)/listeners $(EXAMPLES)/raw_server $(EXAMPLES)/caller $(EXAMPLES)/workers $(EXAMPLES)/splice_server $(EXAMPLES)/wakers: $(EXAMPLES)/%: tests/c/%.c
 	@mkdir -p $(EXAMPLES)
@@ -83,7 +83,7 @@ test: test-deps
 	$(CARGO) test $(UNIT) -p tcpr-session --lib --bins --tests
 	$(CARGO) test $(UNIT) --workspace --exclude tcpr --exclude tcpr-hot --exclude tcpr-session --lib --bins --tests -- --test-threads=1
 	@$(MAKE) --no-print-directory build
-	$(CARGO) test --release --test header --test install
+	$(CARGO) test --release --test header --test install --test abi
 	$(CARGO) test --release -p tcpr-hot --test hot -- --test-threads=2
 	TCPR_ENGINE=repair $(CARGO) test --release --test e2e -- --test-threads=4
 	TCPR_ENGINE=splice $(CARGO) test --release --test e2e -- --test-threads=4 $(ENGINELESS)

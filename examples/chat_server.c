@@ -87,9 +87,7 @@ static void say(struct client *c, const char *text, size_t n)
         give_up(c);
         return;
     }
-    buffer_reserve(&c->out, n);
-    memcpy(c->out.data + c->out.end, text, n);
-    c->out.end += n;
+    buffer_add(&c->out, text, n);
     if (!c->wants_out)
         flush(c);
 }

@@ -41,6 +41,14 @@ static inline void buffer_reserve(struct buffer *b, size_t n)
     }
 }
 
+static inline void buffer_add(struct buffer *b, const void *bytes, size_t n)
+{
+    buffer_reserve(b, n);
+    if (n > 0)
+        memcpy(b->data + b->end, bytes, n);
+    b->end += n;
+}
+
 static inline void buffer_drop(struct buffer *b, size_t n)
 {
     b->start += n;

@@ -119,6 +119,36 @@ int tcpr_get_role(void);
 int tcpr_wait_role(int role,
                    int timeout_ms);
 
+// Has `callback` called with the role of this member (a value of `tcpr_role`) and `arg`: soon with the role of this moment, and then
+// whenever the member has another one. -1 instead of a role: the manager is gone. A role that the member had for a moment only may
+// be left out.
+//
+// The calls are made one after another, in the order of registration, by a thread that the library makes for them. All signals are
+// blocked in it, and what a callback writes is a turn, which ends with the call. A callback may make any call, of this library, too.
+// As long as it runs no other one is called, and the process does not hear of other roles. It should therefore do little: tell the
+// event loop, say. It must not leave by longjmp or an exception. If it ends its thread (pthread_exit), the callbacks are called no
+// more until one is registered again.
+//
+// Under `tcpr run` a program never sees its member become a backup if it was the master: it is killed and started again. With
+// `on_demote = "disconnect"`, or without `tcpr run`, it goes on: its connections end (ECONNABORTED), and it is told.
+//
+// A program that forbids itself system calls (seccomp) registers before it does so.
+//
+// A pair of callback and argument can be registered once. `tcpr_off_role_change` removes it. The child of a fork has no callbacks.
+//
+// Returns 0, or -1 with errno EFAULT (`callback` is NULL), EEXIST (it is registered already, with this `arg`), EAGAIN (there is no thread
+// for the calls), ENOTCONN (this process has not joined a manager, or the manager is gone), ENOTSUP (`standby = "hot"`).
+int tcpr_on_role_change(void (*callback)(int role, void *arg),
+                        void *arg);
+
+// Removes what `tcpr_on_role_change` has registered with this `callback` and `arg`. When the call returns the callback does not run any
+// more, and what it uses may be freed, except if the callback itself makes this call. The call waits for a callback that runs, so
+// its caller must not hold a lock that the callback takes. The calling thread's turn ends.
+//
+// Returns 0, or -1 with errno EFAULT (`callback` is NULL), ENOENT (it is not registered with this `arg`).
+int tcpr_off_role_change(void (*callback)(int role, void *arg),
+                         void *arg);
+
 // Asks the manager for what it knows of the session behind descriptor `fd`, and fills `info`, which is the caller's.
 // `info->origin` tells a recovered session from a new one. What this process has done is told to the manager
 // asynchronously: it may not be counted yet.

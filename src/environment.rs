@@ -16,6 +16,8 @@ pub struct Environment {
     pub ports: Vec<u16>,
     /// The library is preloaded, and not by `tcpr run`.
     pub may_embed: bool,
+    /// The program has a hot standby.
+    pub hot: bool,
     /// `TCPR_CONFIG`.
     pub config: Option<PathBuf>,
 }
@@ -33,6 +35,7 @@ pub fn read() -> &'static Environment {
             may_embed: service.is_none() && preloaded,
             service,
             log: variable("TCPR_LOG"),
+            hot: variable("TCPR_STANDBY").is_some(),
             outgoing: list("TCPR_OUTGOING").split(',').filter_map(|o| o.parse().ok()).collect(),
             ports: list("TCPR_PORTS").split(',').filter_map(|p| p.parse().ok()).collect(),
             config: std::env::var_os("TCPR_CONFIG").map(PathBuf::from),

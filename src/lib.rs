@@ -10,6 +10,7 @@
 //! - `api`, `hooks`: what the application calls. Any descriptor that is none of ours goes straight to the C library
 //! - `ops`: what a call does to a protected descriptor
 //! - `connections`: the protected connections of this process
+//! - `roles`: whom the program has told of changes of role
 //! - `turn`: what the threads tell the manager
 //! - `manager`: the connection to the manager, and `embedded`, a manager of our own; `environment`
 //! - `table`: which descriptors are protected; `diag`: the library's own log
@@ -33,6 +34,7 @@ mod manager;
 mod memory;
 mod ops;
 mod real;
+mod roles;
 mod standby;
 mod sys;
 mod table;

@@ -294,6 +294,21 @@ pub fn block_signals() {
     }
 }
 
+/// Does something while all signals are blocked in this thread: a thread that it makes inherits that.
+pub fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: all zeroes is a valid sigset_t, which sigfillset fills; the pointers are live.
+    let before = unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (mem::zeroed(), mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
+        before
+    };
+    let result = f();
+    // SAFETY: the mask is the one of before; no other is asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    result
+}
+
 /// Closes descriptors of a process that exits, whose other threads still run: their numbers become those of
 /// /dev/null, so that nobody gets one of them for something else. Without a descriptor to spare they are just closed.
 pub fn close_and_keep(descriptors: impl Iterator<Item = c_int>) {

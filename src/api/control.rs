@@ -1,6 +1,6 @@
 //! What goes beyond the calls of the C library.
 
-use std::ffi::{c_char, CStr, OsStr};
+use std::ffi::{c_char, c_void, CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tcpr_node::channel::{Event, Origin};
 use tcpr_session::tuple::FourTuple;
 
 use crate::guard::{self, boundary, Failure};
-use crate::{connections, manager, ops, real, turn};
+use crate::{connections, manager, ops, real, roles, turn};
 
 /// The role of this member (this machine within the pair).
 #[allow(non_camel_case_types)] // C's names
@@ -154,6 +154,61 @@ pub extern "C-unwind" fn tcpr_wait_role(role: c_int, timeout_ms: c_int) -> c_int
             true => Ok(0),
             false => Err(Failure::new(libc::ETIMEDOUT, "the role did not come in time")),
         }
+    })
+}
+
+/// Has `callback` called with the role of this member (a value of `tcpr_role`) and `arg`: soon with the role of this moment, and then
+/// whenever the member has another one. -1 instead of a role: the manager is gone. A role that the member had for a moment only may
+/// be left out.
+///
+/// The calls are made one after another, in the order of registration, by a thread that the library makes for them. All signals are
+/// blocked in it, and what a callback writes is a turn, which ends with the call. A callback may make any call, of this library, too.
+/// As long as it runs no other one is called, and the process does not hear of other roles. It should therefore do little: tell the
+/// event loop, say. It must not leave by longjmp or an exception. If it ends its thread (pthread_exit), the callbacks are called no
+/// more until one is registered again.
+///
+/// Under `tcpr run` a program never sees its member become a backup if it was the master: it is killed and started again. With
+/// `on_demote = "disconnect"`, or without `tcpr run`, it goes on: its connections end (ECONNABORTED), and it is told.
+///
+/// A program that forbids itself system calls (seccomp) registers before it does so.
+///
+/// A pair of callback and argument can be registered once. `tcpr_off_role_change` removes it. The child of a fork has no callbacks.
+///
+/// Returns 0, or -1 with errno EFAULT (`callback` is NULL), EEXIST (it is registered already, with this `arg`), EAGAIN (there is no thread
+/// for the calls), ENOTCONN (this process has not joined a manager, or the manager is gone), ENOTSUP (`standby = "hot"`).
+///
+/// # Safety
+/// `callback` may be called with `arg` by another thread until it is removed.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn tcpr_on_role_change(
+    callback: Option<unsafe extern "C-unwind" fn(role: c_int, arg: *mut c_void)>,
+    arg: *mut c_void,
+) -> c_int {
+    boundary(|| {
+        let callback = callback.ok_or_else(|| Failure::new(libc::EFAULT, "callback is NULL"))?;
+        roles::register(client()?, callback, arg)?;
+        Ok(0)
+    })
+}
+
+/// Removes what `tcpr_on_role_change` has registered with this `callback` and `arg`. When the call returns the callback does not run any
+/// more, and what it uses may be freed, except if the callback itself makes this call. The call waits for a callback that runs, so
+/// its caller must not hold a lock that the callback takes. The calling thread's turn ends.
+///
+/// Returns 0, or -1 with errno EFAULT (`callback` is NULL), ENOENT (it is not registered with this `arg`).
+///
+/// # Safety
+/// As long as the callback runs it may use `arg`.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn tcpr_off_role_change(
+    callback: Option<unsafe extern "C-unwind" fn(role: c_int, arg: *mut c_void)>,
+    arg: *mut c_void,
+) -> c_int {
+    turn::before_wait(|| false);
+    boundary(|| {
+        let callback = callback.ok_or_else(|| Failure::new(libc::EFAULT, "callback is NULL"))?;
+        roles::remove(callback, arg)?;
+        Ok(0)
     })
 }
 

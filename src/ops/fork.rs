@@ -13,7 +13,7 @@ use crate::guard::inside;
 use crate::locks::Locked;
 use crate::memory::Checked;
 use crate::table::{self, Entry};
-use crate::{connections, diag, heap, manager, real, turn};
+use crate::{connections, diag, heap, manager, real, roles, turn};
 
 /// Our locks, held over a fork. They are taken in this order.
 struct Held {
@@ -22,6 +22,7 @@ struct Held {
     _lending: Locked<'static, libc::timeval>,
     _streams: streams::StreamsGuard,
     connections: connections::ConnectionsGuard,
+    roles: roles::RolesGuard,
     _log: Locked<'static, Option<Own>>,
 }
 
@@ -43,6 +44,7 @@ pub extern "C" fn before() {
             _lending: lent_timeout::hold(),
             _streams: streams::hold(),
             connections: connections::hold(),
+            roles: roles::hold(),
             _log: diag::hold(),
         };
         HELD.with(|h| *h.borrow_mut() = Some(held));
@@ -70,6 +72,7 @@ pub extern "C" fn after_in_child() {
         if let Some(mut held) = HELD.with(|h| h.borrow_mut().take()) {
             // Recovered connections that the parent has not handed out are the parent's.
             held.stash.clear();
+            held.roles.forget();
             stash::note_fork();
             drop(held);
             real::reset_stream_list();

@@ -9,7 +9,7 @@ use super::{adopt, attach, fork, listening, signals, streams};
 use crate::guard::first_inside;
 use crate::manager::Steps;
 use crate::table::{self, Entry};
-use crate::{connections, diag, environment, manager, real, sys, turn};
+use crate::{connections, diag, environment, manager, real, roles, sys, turn};
 
 /// Called by the constructor, or by that of the hot standby's library if it runs first. Little is done this early. But inherited listeners are looked for now: if the program only waits
 /// on one of them, no later call would tell us, and nobody would wake the program.
@@ -71,6 +71,7 @@ fn joined(client: &Client, orphaned: bool) {
 pub fn leave() {
     let Some(client) = manager::client().filter(|_| manager::is_ours()) else { return };
     turn::commit(client);
+    roles::retire(client);
     manager::leave(client);
     for (fd, _) in table::range(0, u32::MAX) {
         table::set(fd, None);

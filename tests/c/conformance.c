@@ -1101,6 +1101,107 @@ static void tcp_streams(int listener)
     close(peer);
 }
 
+/* What calls become in programs that are built with _FORTIFY_SOURCE, and with 64-bit offsets. */
+ssize_t __read_chk(int fd, void *buffer, size_t n, size_t room);
+ssize_t __recv_chk(int fd, void *buffer, size_t n, size_t room, int flags);
+ssize_t __recvfrom_chk(int fd, void *__restrict buffer, size_t n, size_t room, int flags, struct sockaddr *__restrict address,
+                       socklen_t *__restrict length);
+int __poll_chk(struct pollfd *fds, nfds_t n, int timeout, size_t room);
+int __ppoll_chk(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask, size_t room);
+int fcntl64(int fd, int command, ...);
+
+static void tcp_names(int listener)
+{
+    int peer, fd = accepted(listener, &peer), file = fileno(tmpfile());
+    char text[16] = "";
+    struct sockaddr_in from;
+    socklen_t length = sizeof from;
+    struct pollfd entry = {fd, POLLIN, 0};
+    struct timespec second = milliseconds(1000);
+    struct iovec part = {text, 2};
+    off64_t at = 0;
+
+    T("__poll_chk none", __poll_chk(&entry, 1, 0, sizeof entry));
+    peer_sends(peer, "abcdefgh");
+    T("__poll_chk", __poll_chk(&entry, 1, 1000, sizeof entry));
+    T("__ppoll_chk", __ppoll_chk(&entry, 1, &second, NULL, sizeof entry));
+    T("__read_chk", __read_chk(fd, text, 2, sizeof text));
+    T("__recv_chk peek", __recv_chk(fd, text, 2, sizeof text, MSG_PEEK));
+    T("__recv_chk", __recv_chk(fd, text, 2, sizeof text, 0));
+    T("__recvfrom_chk", __recvfrom_chk(fd, text, 2, sizeof text, 0, (struct sockaddr *)&from, &length));
+    T("preadv2", preadv2(fd, &part, 1, -1, 0));
+    printf("%s: read \"%s\"\n", section, text);
+    T("none left", __recv_chk(fd, text, 2, sizeof text, MSG_DONTWAIT));
+    T("write file", write(file, "from a file", 11));
+    T("sendfile64", sendfile64(fd, file, &at, 11));
+    T("offset", at);
+    T("pwritev2", pwritev2(fd, &part, 1, -1, 0));
+    peer_gets(peer, 13);
+    T("fcntl64", fcntl64(fd, F_SETFL, O_NONBLOCK));
+    T("is nonblocking", fcntl64(fd, F_GETFL) == (O_RDWR | O_NONBLOCK));
+    T("__read_chk none", __read_chk(fd, text, 2, sizeof text));
+    T("fcntl64 copy", fcntl64(fd, F_DUPFD, 205));
+    T("write to it", N(write)(205, "copy", 4));
+    peer_gets(peer, 4);
+    N(close)(205);
+    N(close)(fd);
+    close(file);
+    close(peer);
+}
+
+/* Waits until a signal was handled. */
+static void was_handled(const char *label)
+{
+    for (int i = 0; i < 200 && handled == 0; i++)
+        rest(5);
+    T(label, handled);
+    handled = 0;
+}
+
+/* Signals that tell of input. */
+static void tcp_async(int listener)
+{
+    int peer, fd = accepted(listener, &peer), ep = epoll_create1(0), outer = epoll_create1(0);
+    struct epoll_event event = {EPOLLIN, {.fd = fd}};
+    char byte;
+
+    handle(SIGIO, handles, SA_RESTART);
+    handle(SIGUSR1, handles, SA_RESTART);
+    T("F_SETOWN", fcntl(fd, F_SETOWN, getpid()));
+    T("F_GETOWN", fcntl(fd, F_GETOWN) == getpid());
+    T("O_ASYNC", fcntl(fd, F_SETFL, O_ASYNC | O_NONBLOCK));
+    T("is O_ASYNC", fcntl(fd, F_GETFL) == (O_RDWR | O_ASYNC | O_NONBLOCK));
+    handled = 0;
+    peer_sends(peer, "x");
+    was_handled("SIGIO");
+    T("read", N(read)(fd, &byte, 1));
+    T("F_SETSIG", fcntl(fd, F_SETSIG, SIGUSR1));
+    T("F_GETSIG", fcntl(fd, F_GETSIG));
+    peer_sends(peer, "y");
+    was_handled("SIGUSR1");
+    T("read", N(read)(fd, &byte, 1));
+    T("no O_ASYNC", fcntl(fd, F_SETFL, 0));
+    peer_sends(peer, "z");
+    T("no signal", handled);
+
+    /* An epoll in an epoll. */
+    T("epoll_ctl", epoll_ctl(ep, EPOLL_CTL_ADD, fd, &event));
+    event.data.fd = ep;
+    T("epoll_ctl outer", epoll_ctl(outer, EPOLL_CTL_ADD, ep, &event));
+    T("epoll_wait outer", N(epoll_wait)(outer, &event, 1, 1000));
+    T("is", event.data.fd == ep);
+    T("epoll_wait", N(epoll_wait)(ep, &event, 1, 1000));
+    T("is", event.data.fd == fd);
+    T("read", N(read)(fd, &byte, 1));
+    T("epoll_wait outer none", N(epoll_wait)(outer, &event, 1, 0));
+    handle(SIGIO, SIG_DFL, 0);
+    handle(SIGUSR1, SIG_DFL, 0);
+    N(close)(outer);
+    N(close)(ep);
+    N(close)(fd);
+    close(peer);
+}
+
 static void tcp_copies(int listener)
 {
     int copy, peer, fd = accepted(listener, &peer);
@@ -1298,6 +1399,10 @@ int main(int count, char **arguments)
     tcp_ends(listener);
     section = "tcp streams";
     tcp_streams(listener);
+    section = "tcp names";
+    tcp_names(listener);
+    section = "tcp async";
+    tcp_async(listener);
     section = "tcp copies";
     tcp_copies(listener);
     section = "tcp children";

@@ -2,6 +2,7 @@
 //! hands over. Every random case is driven from a printed seed (`TCPR_SEED=` replays it).
 
 mod bad_input;
+mod bgp;
 mod calling;
 mod cost;
 mod data;
@@ -26,6 +27,7 @@ mod proxies;
 mod requests;
 mod resets;
 mod responses;
+mod roles;
 mod routing;
 mod servers;
 mod slow;

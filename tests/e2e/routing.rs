@@ -60,7 +60,7 @@ router bgp 65002
 ";
 
 /// The two speakers.
-struct Speakers {
+pub struct Speakers {
     host: Host,
     place: PathBuf,
     _gobgp: Process,
@@ -68,7 +68,7 @@ struct Speakers {
 }
 
 impl Speakers {
-    fn start(w: &World) -> Speakers {
+    pub fn start(w: &World) -> Speakers {
         w.peer.ip_cmd("addr add 192.0.2.10/24 dev eth0").expect("a second address");
         let place = w.peer.dir().join("frr");
         std::fs::create_dir_all(&place).expect("a directory");
@@ -87,7 +87,12 @@ impl Speakers {
         Speakers { host: w.peer.clone(), place, _gobgp: gobgp, frr }
     }
 
-    fn run(&self, command: &[&str]) -> String {
+    /// Where vtysh finds bgpd.
+    pub fn place(&self) -> &str {
+        self.place.to_str().expect("a path in letters")
+    }
+
+    pub fn run(&self, command: &[&str]) -> String {
         let mut c = Command::new(command[0]);
         c.args(&command[1..]);
         let out = self.host.run(c, Duration::from_secs(20)).unwrap_or_else(|e| panic!("{}: {e}", command[0]));
@@ -98,16 +103,16 @@ impl Speakers {
         serde_json::from_str(&self.run(command)).unwrap_or(Value::Null)
     }
 
-    fn gobgp(&self, words: &str) -> Value {
+    pub fn gobgp(&self, words: &str) -> Value {
         self.json(&["gobgp"].into_iter().chain(words.split(' ')).chain(["-j"]).collect::<Vec<_>>())
     }
 
-    fn frr(&self, words: &str) -> Value {
-        self.json(&["vtysh", "--vty_socket", &self.place.display().to_string(), "-d", "bgpd", "-c", words])
+    pub fn frr(&self, words: &str) -> Value {
+        self.json(&["vtysh", "--vty_socket", self.place(), "-d", "bgpd", "-c", words])
     }
 
     /// What each says of its session: whether it is up, how often it went down, and how many routes were withdrawn.
-    fn sessions(&self) -> [(bool, u64, u64); 2] {
+    pub fn sessions(&self) -> [(bool, u64, u64); 2] {
         let state = &self.gobgp("neighbor 192.0.2.200")["state"];
         let number = |value: &Value| value.as_u64().unwrap_or(0);
         let withdrawn = number(&state["messages"]["received"]["withdraw_update"]);
@@ -117,7 +122,7 @@ impl Speakers {
         [gobgp, (frr["bgpState"] == "Established", number(&frr["connectionsDropped"]), withdrawn)]
     }
 
-    fn both_have(&self, prefix: &str) -> bool {
+    pub fn both_have(&self, prefix: &str) -> bool {
         let gobgp = self.gobgp("global rib");
         let frr = self.frr("show bgp ipv4 unicast json");
         gobgp.get(prefix).is_some() && frr["routes"].get(prefix).is_some()

@@ -124,6 +124,23 @@ impl World {
         addresses: [&str; 3],
         prepare: impl FnOnce(&Pair),
     ) -> World {
+        let w = World::started(label, service, program, by, addresses, prepare);
+        w.protected();
+        for i in 0..2 {
+            wait_listening(w.pair.host(i), PORT, PATIENCE).expect("the server listens");
+        }
+        w
+    }
+
+    /// The same as soon as both members are started: they have no roles yet, and it is not said that a server listens.
+    pub fn started(
+        label: &str,
+        service: Service,
+        program: &[&str],
+        by: Hosted,
+        addresses: [&str; 3],
+        prepare: impl FnOnce(&Pair),
+    ) -> World {
         let seed = seed_from_env();
         eprintln!("{label}: TCPR_SEED={seed} TCPR_ENGINE={}", engine());
         let lab = Lab::new(label).expect("a lab");
@@ -136,12 +153,7 @@ impl World {
         prepare(&pair);
         pair.start_both(program).expect("both members start");
         let capture = peer.capture(CaptureOptions::port(PORT)).expect("capture");
-        let w = World { pair, capture, peer, rng: Rng::new(seed), lab };
-        w.protected();
-        for i in 0..2 {
-            wait_listening(w.pair.host(i), PORT, PATIENCE).expect("the server listens");
-        }
-        w
+        World { pair, capture, peer, rng: Rng::new(seed), lab }
     }
 
     /// The lab, for more hosts.

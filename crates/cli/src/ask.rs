@@ -102,8 +102,10 @@ fn exit_code(answer: &Value, require: Require) -> u8 {
 }
 
 fn standby_words(standby: &Value) -> String {
-    if standby["mode"] != "hot" {
-        return "warm".into();
+    match text(standby, "mode") {
+        "hot" => {}
+        "cold" => return "cold".into(),
+        _ => return "warm".into(),
     }
     let state = match text(standby, "state") {
         "none" => "no follower",
@@ -251,6 +253,7 @@ mod tests {
                 "trace_bytes": 77 }))
         };
         assert_eq!(standby_words(&json!({ "mode": "warm", "state": "none" })), "warm");
+        assert_eq!(standby_words(&json!({ "mode": "cold", "state": "none" })), "cold");
         assert_eq!(standby_words(&Value::Null), "warm", "a manager that knows no standby");
         assert_eq!(hot("none", None, None, None), "hot, no follower, 77 bytes of trace");
         assert_eq!(hot("following", Some(12), Some(0.34), None), "hot, following, 12 records (0.3 ms) behind, 77 bytes of trace");

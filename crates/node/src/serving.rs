@@ -4,7 +4,7 @@
 //!
 //! It is a thread of its own, for to look into every process of a host may take a while.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -25,6 +25,8 @@ const SHARE: u32 = 20;
 const LONGEST: Duration = Duration::from_secs(2);
 /// Most bytes of a program's names of libraries, and of its dynamic section, that are looked at.
 const LOOKED_AT: u64 = 1 << 20;
+/// How many processes at the most stand between the program's first one and another.
+const GENERATIONS: usize = 64;
 /// What to do where no library can enter, or none did.
 const WITHOUT: &str = "start it by `tcpr run --no-preload`";
 
@@ -42,14 +44,22 @@ pub struct Question {
 /// What was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Somebody listens on a protected port.
-    pub listening: bool,
+    /// Protected ports on which somebody listens. None: it cannot be seen.
+    pub listening: Option<BTreeSet<u16>>,
     /// Processes that serve a protected port and have not joined, or the program's where none has and the reason is known:
     /// which, why, and what to do about it.
     pub strangers: Vec<String>,
     /// A process has the library, and a listener of which another one has told: it joins when it is used (the worker of a
     /// server that has put itself into the background, for instance).
     pub dormant: bool,
+}
+
+impl Seen {
+    /// Somebody listens on a protected port, as far as it can be seen.
+    #[must_use]
+    pub fn has_listener(&self) -> bool {
+        self.listening.as_ref().is_none_or(|ports| !ports.is_empty())
+    }
 }
 
 /// The thread that looks; it ends with this.
@@ -75,7 +85,7 @@ impl Watch {
                 let before = Instant::now();
                 let seen = look.at(&question).unwrap_or_else(|error| {
                     log::debug!(error:%; "cannot see who serves the protected ports");
-                    Seen { listening: true, ..Seen::default() }
+                    Seen::default()
                 });
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
                 // On a host of many processes and descriptors most of the time is for others.
@@ -112,16 +122,17 @@ struct Look {
 impl Look {
     fn at(&mut self, question: &Question) -> io::Result<Seen> {
         let listeners = self.sockdiag.listeners(&self.ours)?;
+        let listening = Some(listeners.iter().map(|l| l.local.port()).collect());
         let inodes: HashSet<u32> = listeners.iter().map(|l| l.inode).collect();
         self.holders.retain(|inode, _| inodes.contains(inode));
         self.in_vain.retain(|inode, since| inodes.contains(inode) && since.elapsed() < SEARCH_AGAIN);
         let joined: HashSet<u32> = question.joined.iter().copied().collect();
         if question.unhooked {
             self.accept_at_once(listeners.iter().map(|l| l.inode));
-            return Ok(Seen { listening: !listeners.is_empty(), ..Seen::default() });
+            return Ok(Seen { listening, ..Seen::default() });
         }
         let mut program = Vec::new();
-        let mut seen = Seen { listening: !listeners.is_empty(), ..Seen::default() };
+        let mut seen = Seen { listening, ..Seen::default() };
         let mut named = HashSet::new();
         for listener in &listeners {
             let port = listener.local.port();
@@ -272,6 +283,11 @@ fn parent(pid: u32) -> Option<u32> {
     (!matches!(state, "Z" | "X")).then_some(parent)
 }
 
+/// Whether a process is this one, or was started by it or by one of its descendants.
+pub fn is_descendant(pid: u32, of: u32) -> bool {
+    std::iter::successors(Some(pid), |pid| parent(*pid)).take(GENERATIONS).any(|pid| pid == of)
+}
+
 /// The manager has started it for itself.
 fn is_of_the_manager(pid: u32) -> bool {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -340,13 +356,18 @@ fn is_secure(pid: u32) -> bool {
 /// started, looked for in PATH.
 #[must_use]
 pub fn why_not(program: &OsStr) -> Option<String> {
+    why_no_library(&found(program)?)
+}
+
+/// The file of a program that is given as it is started: looked for in PATH.
+#[must_use]
+pub fn found(program: &OsStr) -> Option<PathBuf> {
     let path = PathBuf::from(program);
     if path.components().count() > 1 {
-        return why_no_library(&path);
+        return Some(path).filter(|path| path.is_file());
     }
     let places = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&places).map(|dir| dir.join(&path)).find(|p| p.is_file())?;
-    why_no_library(&found)
+    std::env::split_paths(&places).map(|dir| dir.join(&path)).find(|p| p.is_file())
 }
 
 /// The same with what can be done about it.
@@ -469,13 +490,13 @@ mod tests {
             Look { ours: Ours::at(&[at]), sockdiag: SockDiag::open().unwrap(), holders: HashMap::new(), in_vain: HashMap::new() };
         let me = std::process::id();
         let question = |joined: &[u32]| Question { joined: joined.to_vec(), ..Question::default() };
-        assert_eq!(look.at(&question(&[me])).unwrap(), Seen { listening: true, ..Seen::default() });
+        assert_eq!(look.at(&question(&[me])).unwrap(), Seen { listening: Some(BTreeSet::from([at.port()])), ..Seen::default() });
         let seen = look.at(&question(&[1])).unwrap();
         let [stranger] = &seen.strangers[..] else { panic!("{seen:?}") };
         let expected = format!("port {} is served by process {me} (", at.port());
         assert!(stranger.starts_with(&expected) && stranger.contains("--no-preload"), "{stranger}");
         drop(listener);
-        assert_eq!(look.at(&question(&[me])).unwrap(), Seen::default());
+        assert_eq!(look.at(&question(&[me])).unwrap(), Seen { listening: Some(BTreeSet::new()), ..Seen::default() });
     }
 
     #[test]

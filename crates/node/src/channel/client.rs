@@ -151,6 +151,8 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a watched manager is looked at.
 const WATCH_NAP: Duration = Duration::from_millis(20);
+/// How long a role is waited for: a dead manager wakes nobody.
+const ROLE_NAP: Duration = Duration::from_millis(200);
 /// How long a producer naps between looks at a full ring.
 const FULL_NAP: Duration = Duration::from_micros(100);
 
@@ -468,10 +470,21 @@ impl Client {
             if self.is_gone() {
                 return Err(gone());
             }
-            // A dead manager wakes nobody: look again from time to time.
-            let slice = Duration::from_millis(200);
-            sys::futex_wait(word, value, Some(left.map_or(slice, |l| l.min(slice))));
+            sys::futex_wait(word, value, Some(left.map_or(ROLE_NAP, |l| l.min(ROLE_NAP))));
         }
+    }
+
+    /// Waits for a moment, or until the role is another one.
+    pub fn await_another_role(&self, role: ChannelRole) {
+        let _inside = Bypass::enter();
+        sys::futex_wait(&self.mapping.header().role, role as u32, Some(ROLE_NAP));
+        self.look_for_manager();
+    }
+
+    /// Has whoever waits for a role in this process look at it again.
+    pub fn wake_for_role(&self) {
+        let _inside = Bypass::enter();
+        sys::futex_wake(&self.mapping.header().role);
     }
 
     /// How many recovered sessions of a listening port wait to be accepted.

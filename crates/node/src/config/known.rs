@@ -77,7 +77,7 @@ impl Config {
 fn warning(port: u16, standby: Standby) -> Option<String> {
     let (_, protocol) = KNOWN.iter().find(|(known, _)| *known == port)?;
     let when = match standby {
-        Standby::Warm => "after a takeover",
+        Standby::Warm | Standby::Cold => "after a takeover",
         Standby::Hot => "after a takeover without the follower (it has diverged, or was not there yet)",
     };
     Some(format!(

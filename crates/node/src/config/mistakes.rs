@@ -1,6 +1,10 @@
 //! What is wrong with a file: every mistake is collected, and the user sees all of them at once.
 
 use std::net::IpAddr;
+use std::time::Duration;
+
+/// One hour. A longer time in one of these keys is a slip of the unit; with this limit arithmetic on times cannot overflow.
+const MAX_MS: i64 = 3_600_000;
 
 /// The mistakes that were found so far. A check that fails adds its message and returns a value with which validation can go
 /// on.
@@ -27,6 +31,11 @@ impl Mistakes {
         }
         self.add(format!("{key} = {value} is out of range; use {low} to {high}"));
         low
+    }
+
+    /// A time in milliseconds.
+    pub(super) fn ms(&mut self, key: &str, value: Option<i64>, default: i64) -> Duration {
+        Duration::from_millis(self.number(key, value.unwrap_or(default), 1, MAX_MS) as u64)
     }
 
     pub(super) fn port(&mut self, key: &str, value: i64) -> u16 {

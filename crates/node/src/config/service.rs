@@ -9,7 +9,7 @@ use tcpr_session::turn::{PortPolicy, Unanswered};
 
 use super::mistakes::{no_machine, Mistakes};
 use super::raw;
-use super::types::{Greeting, OnTakeover, Outgoing, Port, Service, Standby, VirtualIp};
+use super::types::{Greeting, Life, OnDemote, OnTakeover, Outgoing, Port, Readiness, Service, Standby, VirtualIp};
 use super::types::{DEFAULT_DATA_BYTES, DEFAULT_MAX_UNANSWERED_BYTES, DEFAULT_STANDBY_TRACE_BYTES};
 use crate::channel::ring::SLOTS;
 
@@ -59,7 +59,12 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
     };
     let state_dir = dir("service.state_dir", &r.state_dir, "/var/lib/tcpr");
     let run_dir = dir("service.run_dir", &r.run_dir, "/run/tcpr");
-    let standby = m.word("service.standby", r.standby.as_deref(), &[("warm", Standby::Warm), ("hot", Standby::Hot)]);
+    let standby = m.word(
+        "service.standby",
+        r.standby.as_deref(),
+        &[("warm", Standby::Warm), ("hot", Standby::Hot), ("cold", Standby::Cold)],
+    );
+    let life = life(m, r, standby);
     let standby_trace_bytes = match r.standby_trace_bytes {
         None => DEFAULT_STANDBY_TRACE_BYTES,
         Some(n) => m.number("service.standby_trace_bytes", n, 1 << 20, 1 << 40) as u64,
@@ -97,14 +102,49 @@ pub(super) fn service(m: &mut Mistakes, r: &raw::Service) -> Service {
         standby_trace_bytes,
         standby_files,
         data_bytes,
+        life,
         ports,
         outgoing,
     }
 }
 
+fn life(m: &mut Mistakes, r: &raw::Service, standby: Standby) -> Life {
+    let on_demote = r.on_demote.as_deref().map(|what| {
+        m.word("service.on_demote", Some(what), &[("restart", OnDemote::Restart), ("disconnect", OnDemote::Disconnect)])
+    });
+    let contradiction = match standby {
+        Standby::Warm => None,
+        Standby::Hot => Some("the program of a former master must begin anew to follow the new one"),
+        Standby::Cold => Some("it would leave the program running on a backup, where none is to run"),
+    };
+    if let (Some(OnDemote::Disconnect), Some(why)) = (on_demote, contradiction) {
+        m.add(format!(
+            "service.on_demote = \"disconnect\" needs service.standby = \"warm\": {why}; leave one of the two keys out"
+        ));
+    }
+    let choices = [("joined", Readiness::Joined), ("listen", Readiness::Listen), ("notify", Readiness::Notify)];
+    let ready = m.word("service.ready", r.ready.as_deref(), &choices);
+    if ready == Readiness::Listen && r.ports.is_empty() {
+        m.add(
+            "service.ready = \"listen\" needs a [[service.ports]]: there is no port to listen on; use \"joined\" or \"notify\"",
+        );
+    }
+    let stop_timeout = m.ms("service.stop_timeout_ms", r.stop_timeout_ms, 5000);
+    let back_off = m.ms("service.back_off_ms", r.back_off_ms, 100);
+    let back_off_max = m.ms("service.back_off_max_ms", r.back_off_max_ms, 10_000.max(back_off.as_millis() as i64));
+    if back_off_max < back_off {
+        m.add(format!(
+            "service.back_off_max_ms = {} is less than service.back_off_ms = {}; use at least as much",
+            back_off_max.as_millis(),
+            back_off.as_millis()
+        ));
+    }
+    Life { on_demote, ready, stop_timeout, back_off, back_off_max }
+}
+
 fn standby_files(m: &mut Mistakes, files: &[String], standby: Standby) -> Vec<PathBuf> {
     const KEY: &str = "service.standby_files";
-    if standby == Standby::Warm && !files.is_empty() {
+    if standby != Standby::Hot && !files.is_empty() {
         m.add(format!("{KEY} is for standby = \"hot\": a program that starts afresh needs no equal files; leave it out"));
     }
     if files.len() > MAX_STANDBY_FILES {

@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tcpr_session::framing::Framing;
 use tcpr_session::turn::Unanswered;
@@ -71,6 +72,9 @@ fn defaults() {
     assert!(c.service.outgoing.is_empty());
     assert_eq!((c.service.standby, c.service.standby_trace_bytes), (Standby::Warm, 268435456));
     assert_eq!(c.service.data_bytes, 16777216);
+    let life = &c.service.life;
+    assert_eq!((life.on_demote, life.ready, life.disconnects()), (None, Readiness::Joined, false));
+    assert_eq!([life.stop_timeout, life.back_off, life.back_off_max].map(|t| t.as_millis()), [5000, 100, 10_000]);
     assert_eq!((c.replication.port, c.replication.durability, c.replication.busy_poll), (7400, Durability::Sync, None));
     let f = &c.failover;
     assert_eq!((f.heartbeat_port, f.misses), (7400, 3));
@@ -102,6 +106,11 @@ queues = [300, 301]
 state_dir = "/srv/state"
 run_dir = "/srv/run"
 standby = "warm"
+on_demote = "disconnect"
+ready = "notify"
+stop_timeout_ms = 100
+back_off_ms = 20000
+back_off_max_ms = 30000
 standby_trace_bytes = 2097152
 data_bytes = 1000
 [[service.ports]]
@@ -149,6 +158,9 @@ endpoints = ["http://192.0.2.10:2379"]
     assert_eq!(c.service.queues, (300, 301));
     assert_eq!((c.service.standby, c.service.standby_trace_bytes), (Standby::Warm, 2 << 20));
     assert_eq!(c.service.data_bytes, 1000);
+    let life = &c.service.life;
+    assert_eq!((life.on_demote, life.ready), (Some(OnDemote::Disconnect), Readiness::Notify));
+    assert_eq!([life.stop_timeout, life.back_off, life.back_off_max].map(|t| t.as_millis()), [100, 20_000, 30_000]);
     assert_eq!(c.service.virtual_ips.len(), 2);
     let [to] = &c.service.outgoing[..] else { panic!("{:?}", c.service.outgoing) };
     assert_eq!(to.address, "198.51.100.9:179".parse().unwrap());
@@ -331,6 +343,35 @@ fn a_greeting_that_only_the_library_can_absorb() {
 }
 
 #[test]
+fn how_the_program_lives() {
+    let key = |k: &str| with("[service]", &format!("[service]\n{k}"));
+    let good = |k: &str| Config::parse(&key(k), None).unwrap();
+    let cold = good("standby = \"cold\"\non_demote = \"restart\"\nready = \"listen\"");
+    assert_eq!((cold.service.standby, cold.service.life.on_demote), (Standby::Cold, Some(OnDemote::Restart)));
+    assert_eq!(cold.service.life.ready, Readiness::Listen);
+    // Who hosts the manager itself has nobody who would start it, or hear it.
+    let embedded = cold.unsupported_embedded();
+    assert!(embedded[0].contains("standby = \"cold\"") && embedded[1].contains("on_demote = \"restart\""), "{embedded:?}");
+    let [notify] = &good("ready = \"notify\"").unsupported_embedded()[..] else { panic!("one") };
+    assert!(notify.contains("ready = \"notify\"") && notify.contains("tcpr run"), "{notify}");
+    let disconnect = good("on_demote = \"disconnect\"");
+    assert!(disconnect.service.life.disconnects() && disconnect.unsupported_embedded().is_empty());
+    for standby in ["hot", "cold"] {
+        let both = key(&format!("standby = \"{standby}\"\non_demote = \"disconnect\""));
+        says(&both, &["on_demote = \"disconnect\"", "standby = \"warm\""]);
+    }
+    says(&key("on_demote = \"stop\""), &["service.on_demote", "\"restart\" or \"disconnect\""]);
+    says(&key("ready = \"yes\""), &["service.ready", "\"joined\" or \"listen\" or \"notify\""]);
+    let ports = "[[service.ports]]\nport = 5555\n";
+    let outgoing = "[[service.outgoing]]\naddress = \"1.2.3.4:5\"\n";
+    says(&key("ready = \"listen\"").replace(ports, outgoing), &["ready = \"listen\"", "[[service.ports]]"]);
+    says(&key("stop_timeout_ms = 0"), &["service.stop_timeout_ms = 0", "1 to 3600000"]);
+    says(&key("back_off_ms = 50\nback_off_max_ms = 40"), &["service.back_off_max_ms = 40", "at least"]);
+    let longer = good("back_off_ms = 20000").service.life;
+    assert_eq!((longer.back_off, longer.back_off_max), (Duration::from_secs(20), Duration::from_secs(20)));
+}
+
+#[test]
 fn hot_standby_and_what_it_needs() {
     let hot = with("[service]", "[service]\nstandby = \"hot\"\nstandby_trace_bytes = 1048576");
     let c = Config::parse(&hot, None).unwrap();
@@ -346,7 +387,7 @@ fn hot_standby_and_what_it_needs() {
     let b = "[[members]]\nname = \"b\"\naddress = \"192.0.2.2\"\n";
     says(&hot.replace(b, ""), &["standby = \"hot\"", "a second [[members]]"]);
     let key = |k: &str| with("[service]", &format!("[service]\n{k}"));
-    says(&key("standby = \"cold\""), &["service.standby", "\"warm\" or \"hot\""]);
+    says(&key("standby = \"lukewarm\""), &["service.standby", "\"warm\" or \"hot\" or \"cold\""]);
     says(&key("standby_trace_bytes = 1000"), &["service.standby_trace_bytes = 1000", "1048576 to 1099511627776"]);
     let files = hot.replace("[service]", "[service]\nstandby_files = [\"/etc/a\", \"/etc/b\"]");
     assert_eq!(Config::parse(&files, None).unwrap().service.standby_files, ["/etc/a", "/etc/b"].map(PathBuf::from));

@@ -111,6 +111,50 @@ pub enum Standby {
     Warm,
     /// What the master's program knew: it lives behind it.
     Hot,
+    /// Nothing: it is not started before its member is master.
+    Cold,
+}
+
+/// What becomes of the program of a member that is master no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDemote {
+    /// It is killed, and started again as the backup's.
+    Restart,
+    /// Its connections end, and it goes on as the backup's.
+    Disconnect,
+}
+
+/// When the program would take sessions over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// One of its processes has joined; without the library, it listens on a protected port.
+    Joined,
+    /// It listens on every protected port.
+    Listen,
+    /// It has said so, as `sd_notify` does.
+    Notify,
+}
+
+/// How the program is started, stopped and started again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    /// What becomes of it when its member is master no longer, if the file says it; under `tcpr run` it is started again if not.
+    pub on_demote: Option<OnDemote>,
+    /// When it would take sessions over.
+    pub ready: Readiness,
+    /// How long it has to end when it is told to.
+    pub stop_timeout: Duration,
+    /// How long it is waited before one is started again that crashes soon after its start; doubled with each crash.
+    pub back_off: Duration,
+    /// The longest such time.
+    pub back_off_max: Duration,
+}
+
+impl Life {
+    /// Whether the program of a former master goes on, without its connections.
+    pub fn disconnects(&self) -> bool {
+        self.on_demote == Some(OnDemote::Disconnect)
+    }
 }
 
 /// The protected service.
@@ -130,6 +174,8 @@ pub struct Service {
     pub run_dir: PathBuf,
     /// What the backup's program knows when it takes over.
     pub standby: Standby,
+    /// How the program is started and stopped.
+    pub life: Life,
     /// Most memory for the trace of a hot standby.
     pub standby_trace_bytes: u64,
     /// Files that must be alike on both members of a hot standby.
@@ -259,12 +305,30 @@ impl Config {
 
     /// Why the program cannot host the manager itself.
     pub fn unsupported_embedded(&self) -> Vec<String> {
-        let hot = (self.service.standby == Standby::Hot).then(|| {
-            "service.standby = \"hot\" needs `tcpr run`, and this program hosts its manager itself: recording begins before the \
-             program's main, and the manager must outlive the follower; start the program with `tcpr run`, or use standby = \"warm\""
-                .to_owned()
-        });
-        hot.into_iter().collect()
+        const SELF: &str = "needs `tcpr run`, and this program hosts its manager itself";
+        let mut list = Vec::new();
+        match self.service.standby {
+            Standby::Warm => {}
+            Standby::Hot => list.push(format!(
+                "service.standby = \"hot\" {SELF}: recording begins before the program's main, and the manager must outlive the \
+                 follower; start the program with `tcpr run`, or use standby = \"warm\""
+            )),
+            Standby::Cold => list.push(format!(
+                "service.standby = \"cold\" {SELF}: it runs already; start it with `tcpr run`, or use standby = \"warm\""
+            )),
+        }
+        if self.service.life.on_demote == Some(OnDemote::Restart) {
+            list.push(format!(
+                "service.on_demote = \"restart\" {SELF}: nobody is there to start it again; start it with `tcpr run`, or use \
+                 on_demote = \"disconnect\""
+            ));
+        }
+        if self.service.life.ready == Readiness::Notify {
+            list.push(format!(
+                "service.ready = \"notify\" {SELF}: nobody is there to hear it; start it with `tcpr run`, or use ready = \"listen\""
+            ));
+        }
+        list
     }
 
     /// What this file asks for that the format knows but that is not built yet. `run` refuses to

@@ -10,9 +10,6 @@ use super::raw;
 use super::service::service;
 use super::types::{Arbiter, Config, Durability, Engine, Failover, Member, Recovery, Replication, Service, Standby};
 
-/// One hour. A longer time in one of these keys is a slip of the unit; with this limit arithmetic on times cannot overflow.
-const MAX_MS: i64 = 3_600_000;
-
 pub(super) fn validate(f: raw::File, env_member: Option<&str>) -> Result<Config, Vec<String>> {
     let mut m = Mistakes::default();
     let members = members(&mut m, &f.members);
@@ -32,7 +29,7 @@ pub(super) fn validate(f: raw::File, env_member: Option<&str>) -> Result<Config,
             f.recovery.engine.as_deref(),
             &[("repair", Engine::Repair), ("splice", Engine::Splice)],
         ),
-        max_turn: ms(&mut m, "recovery.max_turn_ms", f.recovery.max_turn_ms, 50),
+        max_turn: m.ms("recovery.max_turn_ms", f.recovery.max_turn_ms, 50),
     };
     if let Some(s) = &service {
         across(&mut m, &members, s, &replication, &failover);
@@ -44,10 +41,6 @@ pub(super) fn validate(f: raw::File, env_member: Option<&str>) -> Result<Config,
         Some(service) if m.is_empty() => Ok(Config { member_index, members, service, replication, failover, recovery }),
         _ => Err(m.into_messages()),
     }
-}
-
-fn ms(m: &mut Mistakes, key: &str, value: Option<i64>, default: i64) -> Duration {
-    Duration::from_millis(m.number(key, value.unwrap_or(default), 1, MAX_MS) as u64)
 }
 
 fn members(m: &mut Mistakes, raw: &[raw::Member]) -> Vec<Member> {
@@ -142,9 +135,9 @@ fn replication(m: &mut Mistakes, r: &raw::Replication, members: &[Member]) -> Re
 
 fn failover(m: &mut Mistakes, f: &raw::File) -> Failover {
     let r = &f.failover;
-    let heartbeat = ms(m, "failover.heartbeat_ms", r.heartbeat_ms, 20);
+    let heartbeat = m.ms("failover.heartbeat_ms", r.heartbeat_ms, 20);
     let misses = m.number("failover.misses", r.misses.unwrap_or(3), 1, 1000) as u32;
-    let solo_after = ms(m, "failover.solo_after_ms", r.solo_after_ms, 100);
+    let solo_after = m.ms("failover.solo_after_ms", r.solo_after_ms, 100);
     let suspect = heartbeat * misses;
     if solo_after < suspect {
         m.add(format!(

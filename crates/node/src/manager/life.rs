@@ -5,10 +5,12 @@ use tcpr_session::filter::{Mode, PROGRAM};
 use tcpr_session::role::{Role, RoleInput};
 use tcpr_session::Now;
 
+use super::notify::Notify;
 use super::program::{self, Program};
 use super::signals::Signals;
 use super::stop::Step;
 use super::{Manager, Token};
+use crate::config::Standby;
 use crate::link::Goodbye;
 
 /// A program that crashes so often in a row is killed by what it is asked.
@@ -16,11 +18,12 @@ const POISONED: u32 = 4;
 
 impl Manager {
     pub(super) fn program_timers(&mut self, now: Now) {
-        if self.stop.is_under_way() || !self.cleanup.is_done() {
+        if self.stop.is_under_way() || !self.cleanup.is_done() || !self.may_start_program() {
             return;
         }
         let Some(program) = &mut self.program else { return };
         if program.is_due(now) {
+            self.notify.iter_mut().for_each(Notify::begin);
             self.standby.program_starts(self.role.role());
         }
         match program.start_if_due(now) {
@@ -36,6 +39,18 @@ impl Manager {
                 log::error!("{what}");
                 self.note_program_trouble(what);
             }
+        }
+    }
+
+    /// Whether this member's program is to run: with a cold standby only the master's does.
+    pub(super) fn may_start_program(&self) -> bool {
+        self.config.service.standby != Standby::Cold || matches!(self.role.role(), Role::Master | Role::Fenced)
+    }
+
+    /// By `sd_notify`.
+    pub(super) fn program_says(&mut self) {
+        if self.notify.as_mut().is_some_and(Notify::hear) {
+            log::info!("the program says that it is ready");
         }
     }
 
@@ -193,6 +208,9 @@ impl Manager {
         let Some(program) = &mut self.program else {
             return Err("the manager is part of the program: only `tcpr run` can start it again");
         };
+        if program.pid().is_none() && self.config.service.standby == Standby::Cold && self.role.role() != Role::Master {
+            return Err("with standby = \"cold\" the program runs on the master only");
+        }
         program.replace();
         Ok(program.starts)
     }

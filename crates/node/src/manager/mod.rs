@@ -4,7 +4,8 @@
 //!
 //! - `packets`: the two queues, and the filter's actions
 //! - `apps`: channels to the applications' hooks
-//! - `program`: the server that `tcpr run` starts; `life`: what follows when it ends or is replaced; `stop`: the manager's own end
+//! - `program`: the server that `tcpr run` starts; `life`: what follows when it ends or is replaced; `notify`: it says that it is
+//!   ready; `stop`: the manager's own end
 //! - `roles`: which verb does what the role machine decides
 //! - `transitions`: what a change of role does, step by step
 //! - `partner`: what the members say to each other
@@ -43,6 +44,7 @@ mod host;
 mod life;
 mod link;
 mod local_record;
+mod notify;
 mod packets;
 mod partner;
 mod poller;
@@ -114,6 +116,8 @@ pub struct Manager {
 
     apps: apps::Apps,
     program: Option<program::Program>,
+    /// Where it says that it is ready, if it is to.
+    notify: Option<notify::Notify>,
 
     partner: partner::Partner,
     heartbeats: heartbeats::Heartbeats,
@@ -233,6 +237,8 @@ impl Manager {
             );
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
+        let notify = (service.life.ready == config::Readiness::Notify).then(notify::Notify::open).transpose();
+        let notify = notify.map_err(context("cannot make a socket for sd_notify"))?;
         let program = hosting.program.map(|mut spec| {
             spec.hot_library = hot_library;
             let mut environment = vec![
@@ -246,6 +252,9 @@ impl Manager {
                 let list: Vec<String> = service.outgoing.iter().map(|o| o.address.to_string()).collect();
                 environment.push(("TCPR_OUTGOING".to_owned(), list.join(",")));
             }
+            if let Some(notify) = &notify {
+                environment.push((notify::VARIABLE.to_owned(), notify.name().to_owned()));
+            }
             if let Some(path) = &hosting.config_path {
                 environment.push(("TCPR_CONFIG".to_owned(), path.display().to_string()));
             }
@@ -253,7 +262,8 @@ impl Manager {
                 let list: Vec<String> = service.standby_files.iter().map(|path| path.display().to_string()).collect();
                 environment.push(("TCPR_STANDBY_FILES".to_owned(), list.join("\n")));
             }
-            program::Program::new(spec, environment, now)
+            let life = &service.life;
+            program::Program::new(spec, environment, program::BackOff::new(life.back_off, life.back_off_max), now)
         });
         let key = match &config.replication.key_file {
             Some(path) => key::load(path).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e.to_string()))?,
@@ -294,6 +304,7 @@ impl Manager {
             virtual_ip,
             apps,
             program,
+            notify,
             partner,
             heartbeats,
             reachability,
@@ -311,7 +322,7 @@ impl Manager {
             epochs,
             _lock: lock,
             signals,
-            stop: stop::Stop::default(),
+            stop: stop::Stop::new(config.service.life.stop_timeout),
             config,
         };
         manager.watch_all()?;
@@ -326,6 +337,9 @@ impl Manager {
         p.add(self.control.fd(), Token::Control)?;
         if let Some(guard) = self.host.fd() {
             p.add(guard, Token::Guard)?;
+        }
+        if let Some(notify) = &self.notify {
+            p.add(notify.fd(), Token::Notify)?;
         }
         if let Some(signals) = &self.signals {
             p.add(signals.fd(), Token::Signal)?;
@@ -420,7 +434,7 @@ impl Manager {
             self.takeover.poll_timeout(),
             self.apps.poll_timeout(),
             self.sweep.poll_timeout(),
-            self.program.as_ref().and_then(program::Program::poll_timeout),
+            self.program.as_ref().filter(|_| self.may_start_program()).and_then(program::Program::poll_timeout),
             self.virtual_ip.poll_timeout(self.mandate()),
             self.host.poll_timeout(now),
             self.stop.poll_timeout(now),
@@ -453,6 +467,7 @@ impl Manager {
             Token::Signal => self.signalled(),
             Token::PathMtu => self.receive_path_mtu(),
             Token::Guard => self.host_told(),
+            Token::Notify => self.program_says(),
         }
     }
 

@@ -43,6 +43,8 @@ pub enum Token {
     PathMtu,
     /// What became of what is ours on this host.
     Guard,
+    /// What the program says of itself.
+    Notify,
 }
 
 impl Token {
@@ -64,6 +66,7 @@ impl Token {
             Token::Signal => (14, 0),
             Token::PathMtu => (15, 0),
             Token::Guard => (16, 0),
+            Token::Notify => (17, 0),
         };
         kind << 32 | u64::from(id)
     }
@@ -86,6 +89,7 @@ impl Token {
             13 => Token::Program,
             15 => Token::PathMtu,
             16 => Token::Guard,
+            17 => Token::Notify,
             _ => Token::Signal,
         }
     }

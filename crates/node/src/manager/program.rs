@@ -17,11 +17,6 @@ use rustix::process::{
 };
 use tcpr_session::Now;
 
-/// Wait before a program that crashes again soon is started again; doubled with each such crash. The first time it is not
-/// waited for: its connections wait, too.
-const BACK_OFF: Duration = Duration::from_millis(100);
-/// Longest wait.
-const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether a process that was killed has ended.
 const NAP: Duration = Duration::from_millis(1);
 /// Longest that the end of a process is waited for that has lost its memory.
@@ -46,6 +41,30 @@ pub struct ProgramSpec {
     pub hot_library: Option<PathBuf>,
 }
 
+/// How long it is waited before a program that crashes again and again is started again. The first time it is not waited for: its
+/// connections wait, too.
+#[derive(Clone, Copy, Debug)]
+pub struct BackOff {
+    /// The second time.
+    pub first: Duration,
+    /// Doubled each time, up to this.
+    pub longest: Duration,
+    next: Duration,
+}
+
+impl BackOff {
+    /// Nothing has crashed yet.
+    pub fn new(first: Duration, longest: Duration) -> BackOff {
+        BackOff { first, longest, next: Duration::ZERO }
+    }
+
+    fn next(&mut self) -> Duration {
+        let next = self.next;
+        self.next = (next * 2).clamp(self.first, self.longest);
+        next
+    }
+}
+
 /// A program under supervision.
 pub struct Program {
     spec: ProgramSpec,
@@ -55,7 +74,7 @@ pub struct Program {
     main: u32,
     /// When it was started last.
     since: Now,
-    back_off: Duration,
+    back_off: BackOff,
     /// How often in a row it crashed soon.
     crashes: u32,
     /// It ended otherwise than in order, and was not started again.
@@ -78,12 +97,12 @@ pub struct Program {
 impl Program {
     /// Nothing runs yet; it is to be started at once. From now on this process is the parent of what the program's
     /// processes leave behind when they end.
-    pub fn new(spec: ProgramSpec, environment: Vec<(String, String)>, now: Now) -> Program {
+    pub fn new(spec: ProgramSpec, environment: Vec<(String, String)>, back_off: BackOff, now: Now) -> Program {
         if let Err(error) = set_child_subreaper(Some(getpid())) {
             log::warn!(error:%; "the program's own children may outlive it");
         }
         let (child, not_ours) = (None, children());
-        let (back_off, start_at) = (Duration::ZERO, Some(now));
+        let start_at = Some(now);
         Program {
             spec,
             environment,
@@ -249,7 +268,7 @@ impl Program {
     /// such crashes there were in a row, none of them by SIGKILL.
     pub fn crashed(&mut self, now: Now, status: ExitStatus) -> u32 {
         if now > self.since + STEADY {
-            self.back_off = Duration::ZERO;
+            self.back_off.next = Duration::ZERO;
             self.crashes = 0;
         }
         self.crashes = if status.signal() == Some(libc::SIGKILL) { 0 } else { self.crashes + 1 };
@@ -258,8 +277,7 @@ impl Program {
     }
 
     fn start_after_a_while(&mut self, now: Now) {
-        self.start_at = Some(now + self.back_off);
-        self.back_off = (self.back_off * 2).clamp(BACK_OFF, BACK_OFF_MAX);
+        self.start_at = Some(now + self.back_off.next());
     }
 
     /// Kills it, to be started again when it has ended.
@@ -402,7 +420,12 @@ mod tests {
 
     fn started(command: &[&str]) -> Program {
         let command = command.iter().map(OsString::from).collect();
-        let mut program = Program::new(ProgramSpec { command, library: None, hot_library: None }, Vec::new(), Duration::ZERO);
+        let mut program = Program::new(
+            ProgramSpec { command, library: None, hot_library: None },
+            Vec::new(),
+            BackOff::new(Duration::ZERO, Duration::ZERO),
+            Duration::ZERO,
+        );
         program.start_if_due(Duration::ZERO).unwrap().unwrap();
         program
     }
@@ -436,6 +459,13 @@ mod tests {
         assert!(!program.has_crashed());
         program.reap().unwrap();
         assert!(!program.has_crashed());
+    }
+
+    #[test]
+    fn what_crashes_again_and_again_waits_longer_each_time() {
+        let mut back_off = BackOff::new(Duration::from_millis(30), Duration::from_millis(100));
+        let waits: Vec<u128> = (0..6).map(|_| back_off.next().as_millis()).collect();
+        assert_eq!(waits, [0, 30, 60, 100, 100, 100]);
     }
 
     /// Who holds processes as a debugger does: the kernel does not let their parent reap them.

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use tcpr_session::Now;
 
+use super::notify::Notify;
+use super::program::Program;
 use super::Manager;
+use crate::config::Readiness;
 use crate::serving::{self, Question, Seen, Watch};
 use crate::sockdiag::Ours;
 
@@ -37,6 +40,17 @@ impl Serving {
     }
 }
 
+/// Why a program that is to be started when its member becomes master would not run.
+fn why_not_started(program: &Program) -> Option<String> {
+    let name = program.name();
+    let missing = || format!("the program {} is not there, and would not be started", name.display());
+    match serving::found(name) {
+        None => Some(missing()),
+        Some(_) if program.is_hooked() => serving::advice(name).map(|advice| format!("{}: {advice}", name.display())),
+        Some(_) => None,
+    }
+}
+
 impl Manager {
     /// Processes that have joined, and are the same programs as then.
     pub(super) fn applications(&self) -> usize {
@@ -45,6 +59,29 @@ impl Manager {
 
     /// Why nobody here would serve the sessions after a failover.
     pub(super) fn program_trouble(&self) -> Option<String> {
+        if !self.may_start_program() {
+            return self.program.as_ref().and_then(why_not_started);
+        }
+        self.program_missing().or_else(|| self.program_not_ready())
+    }
+
+    /// What the configuration waits for that the program has yet to do.
+    fn program_not_ready(&self) -> Option<String> {
+        match self.config.service.life.ready {
+            Readiness::Joined => None,
+            Readiness::Listen => {
+                let listening = self.serving.seen.as_ref()?.listening.as_ref()?;
+                let silent = self.config.service.ports.iter().map(|p| p.port).find(|port| !listening.contains(port))?;
+                Some(format!("the program is not ready (ready = \"listen\"): nobody listens on port {silent}"))
+            }
+            Readiness::Notify => {
+                let ready = self.notify.as_ref().is_none_or(Notify::is_ready);
+                (!ready).then(|| "the program is not ready (ready = \"notify\"): it has not said READY=1 by sd_notify".to_owned())
+            }
+        }
+    }
+
+    fn program_missing(&self) -> Option<String> {
         let strangers = self.serving.seen.iter().flat_map(|seen| &seen.strangers);
         let ended = || self.program.as_ref().and_then(|program| program.trouble.clone());
         if self.filter.hooked() {
@@ -59,7 +96,7 @@ impl Manager {
         if self.program.as_ref().is_some_and(|program| program.pid().is_none()) {
             return Some(ended().unwrap_or_else(|| "the program does not run".to_owned()));
         }
-        let idle = !self.config.service.ports.is_empty() && self.serving.seen.as_ref().is_none_or(|seen| !seen.listening);
+        let idle = !self.config.service.ports.is_empty() && !self.serving.seen.as_ref().is_some_and(Seen::has_listener);
         idle.then(|| "the program listens on no protected port".to_owned())
     }
 
@@ -80,6 +117,10 @@ impl Manager {
         if trouble.as_ref() != serving.trouble.as_ref().map(|(_, text)| text) {
             serving.trouble = trouble.map(|text| (now, text));
         }
+        if self.serving.trouble.is_none() {
+            self.notify.iter_mut().for_each(Notify::tell_above);
+        }
+        let serving = &mut self.serving;
         let lasting = serving.trouble.as_ref().filter(|(since, _)| now >= *since + LASTS).map(|(_, text)| text.clone());
         self.tell_program(lasting.as_deref());
         let serving = &mut self.serving;

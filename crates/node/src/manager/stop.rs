@@ -6,8 +6,6 @@ use tcpr_session::Now;
 
 /// How long a member that stops waits for its partner to take over.
 const HAND_OVER: Duration = Duration::from_secs(1);
-/// How long a program that was told to end has for it.
-const END: Duration = Duration::from_secs(5);
 /// How often it is looked at whether the program has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -29,13 +27,18 @@ struct Stopping {
 }
 
 /// A stop that is under way, and the manager's exit code once it leaves.
-#[derive(Default)]
 pub(super) struct Stop {
+    /// How long a program that was told to end has for it.
+    patience: Duration,
     stopping: Option<Stopping>,
     exit: Option<i32>,
 }
 
 impl Stop {
+    pub(super) fn new(patience: Duration) -> Stop {
+        Stop { patience, stopping: None, exit: None }
+    }
+
     pub(super) fn is_under_way(&self) -> bool {
         self.stopping.is_some()
     }
@@ -64,7 +67,7 @@ impl Stop {
         }
         let step = match stopping.told_program {
             false => Step::Terminate,
-            true if now > stopping.since + END => Step::Kill,
+            true if now > stopping.since + self.patience => Step::Kill,
             true => return Step::Wait,
         };
         self.stopping = Some(Stopping { since: now, told_program: true });
@@ -87,19 +90,19 @@ mod tests {
 
     #[test]
     fn first_the_handover_then_the_program() {
-        let (mut stop, ms) = (Stop::default(), Duration::from_millis);
+        let (mut stop, ms) = (Stop::new(Duration::from_millis(3000)), Duration::from_millis);
         assert_eq!(stop.next(ms(0), true, true), Step::Wait, "nobody asked");
         stop.begin(ms(5000));
         assert_eq!(stop.next(ms(5999), true, true), Step::Wait);
         assert_eq!(stop.next(ms(6000), true, true), Step::Terminate, "the partner does not take over");
-        assert_eq!(stop.next(ms(10_999), false, true), Step::Wait);
-        assert_eq!(stop.next(ms(11_001), false, true), Step::Kill);
-        assert_eq!(stop.next(ms(11_002), false, false), Step::Leave);
+        assert_eq!(stop.next(ms(8999), false, true), Step::Wait);
+        assert_eq!(stop.next(ms(9001), false, true), Step::Kill);
+        assert_eq!(stop.next(ms(9002), false, false), Step::Leave);
     }
 
     #[test]
     fn whoever_asks_twice_waits_for_no_handover() {
-        let (mut stop, ms) = (Stop::default(), Duration::from_millis);
+        let (mut stop, ms) = (Stop::new(Duration::ZERO), Duration::from_millis);
         stop.begin(ms(5000));
         stop.hurry();
         assert_eq!(stop.next(ms(5001), true, true), Step::Terminate);
@@ -107,7 +110,7 @@ mod tests {
 
     #[test]
     fn without_a_program_the_end_of_the_handover_is_the_end() {
-        let (mut stop, ms) = (Stop::default(), Duration::from_millis);
+        let (mut stop, ms) = (Stop::new(Duration::ZERO), Duration::from_millis);
         stop.begin(ms(0));
         assert_eq!(stop.next(ms(10), true, false), Step::Wait);
         assert_eq!(stop.next(ms(10), false, false), Step::Leave);

@@ -230,7 +230,7 @@ impl Manager {
         self.filter_actions();
         self.takeover.abandon();
         self.takeover.set_died(false);
-        if !self.stop.is_under_way() {
+        if !self.stop.is_under_way() && !self.config.service.life.disconnects() {
             if let Some(mut program) = self.program.take() {
                 // Before its sockets go: none of its processes is to see a connection end.
                 program.kill(|| self.stay_alive());
