@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::readers::Sources;
 use super::{Among, Owner};
 use crate::record::Cause;
 use crate::tuple::SessionId;
@@ -105,10 +104,15 @@ impl Doubts {
         self.unclear.get(&id).is_some_and(|d| !d.shared && d.among.as_ref() != Some(left))
     }
 
-    /// The peers' sessions that these come from; None: perhaps any.
-    pub fn clients_of(&self, sources: &Sources, owner: &impl Fn(SessionId) -> Owner) -> Option<BTreeSet<SessionId>> {
-        let mut clients: BTreeSet<SessionId> = sources.ins.iter().copied().collect();
-        for out in &sources.outs {
+    /// The peers' sessions that these come from, peers' sessions and outgoing ones; None: perhaps any.
+    pub fn clients_of(
+        &self,
+        ins: &[SessionId],
+        outs: &[SessionId],
+        owner: &impl Fn(SessionId) -> Owner,
+    ) -> Option<BTreeSet<SessionId>> {
+        let mut clients: BTreeSet<SessionId> = ins.iter().copied().collect();
+        for out in outs {
             match (owner(*out).root(*out), self.unclear.get(out)) {
                 (Some(root), _) => clients.extend([root]),
                 (None, Some(doubt)) => clients.extend(doubt.among.as_ref()?.keys()),

@@ -269,9 +269,9 @@ impl Readers {
         }
         let idle = Worker::default();
         let worker = self.workers.get(&thread).unwrap_or(&idle);
-        let sources = self.unspent(thread, worker, owner);
-        let Some(read) = doubts.clients_of(&sources, owner) else { return Caller::Unclear(None) };
-        if let ([one], Life::One(only)) = (&sources.ins[..], worker.life) {
+        let Sources { ins, outs } = self.unspent(thread, worker, owner);
+        let Some(read) = doubts.clients_of(&ins, &outs, owner) else { return Caller::Unclear(None) };
+        if let ([one], Life::One(only)) = (&ins[..], worker.life) {
             // A thread of its own: what others have accepted meanwhile is for other threads.
             let first = self.served.get(one).is_some_and(|s| s.read && s.called == 0);
             if *one == only && read.len() == 1 && first {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::calls::Calls;
 use super::doubts::{Doubts, Shown};
 use super::one_by_one::OneByOne;
-use super::readers::{Readers, Sources};
+use super::readers::Readers;
 use super::*;
 use crate::filter::processes::thread_key;
 use crate::tuple::FourTuple;
@@ -134,11 +134,11 @@ fn whoever_no_session_in_doubt_may_belong_to_is_cleared() {
 #[test]
 fn what_is_anybodys_comes_from_anybody() {
     let mut d = Doubts::default();
-    let sources = Sources { ins: vec![BOB], outs: vec![TO_ALICES, TO_WHOSE] };
-    assert_eq!(d.clients_of(&sources, &owner), Some([ALICE, BOB].into()));
+    let outs = [TO_ALICES, TO_WHOSE];
+    assert_eq!(d.clients_of(&[BOB], &outs, &owner), Some([ALICE, BOB].into()));
     assert_eq!(d.set(TO_WHOSE, None, false), []);
     assert!(d.is_anybodys(TO_WHOSE));
-    assert_eq!(d.clients_of(&sources, &owner), None);
+    assert_eq!(d.clients_of(&[BOB], &outs, &owner), None);
 }
 
 // ---- calls ---------------------------------------------------------------------------------------------
