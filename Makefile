@@ -13,7 +13,7 @@ TEST_PACKAGES := memcached redis-server ngircd nftables nginx-light libnginx-mod
 # What the benchmarks compare with; they say what is missing.
 BENCH_PACKAGES := keepalived criu
 # What does not depend on the engine is not run twice.
-ENGINELESS := --skip bad_input --skip unhooked --skip hot:: --skip routing:: --skip joined:: --skip options:: --skip strangers:: --skip workers:: --skip ::hot
+ENGINELESS := --skip bad_input --skip unhooked --skip hot:: --skip routing:: --skip joined:: --skip options:: --skip strangers:: --skip workers:: --skip ::hot --skip bgp::
 # Unit tests of our own crates: quick to build matters more than quick to run. The dependencies are the product's.
 UNIT := --release $(foreach p,tcpr tcpr-session tcpr-node tcpr-cli tcpr-lab,--config profile.release.package.$(p).opt-level=0)
 
