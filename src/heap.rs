@@ -10,6 +10,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
 
 use dlmalloc::{Allocator, Dlmalloc};
+use tcpr_node::place;
 
 use crate::{errno, sys};
 
@@ -18,7 +19,9 @@ static HEAP: Heap = Heap;
 
 /// Away from what the kernel gives a program that asks for no address, and from the trace, which may take 2 TiB of addresses.
 const AREA: usize = 0x5400_0000_0000;
-const END: usize = AREA + (1 << 40);
+const END: usize = AREA + (1 << 39);
+/// Behind it lies what this library maps otherwise.
+const MAPPINGS: usize = END;
 
 const UNKNOWN: u8 = 0;
 const C_LIBRARY: u8 = 1;
@@ -147,6 +150,13 @@ pub fn hold() {
 pub fn release() {
     if HOLDS.replace(false) {
         OWN_HEAP.release();
+    }
+}
+
+/// Has what this library maps lie apart from the program's memory, where that matters.
+pub fn place_mappings() {
+    if is_own() {
+        place::begin_at(MAPPINGS);
     }
 }
 

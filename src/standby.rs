@@ -1,11 +1,13 @@
 //! What `libtcpr_hot.so` calls. These symbols are private: they change with that library, which is built with this one.
 
 use libc::{c_int, size_t};
+use tcpr_node::channel::client::Bypass;
 use tcpr_session::trace::SESSION;
 
 use crate::guard::inside;
-use crate::ops;
 use crate::ops::standing::{self, HotConnection, Session};
+use crate::table::{self, Entry};
+use crate::{ops, turn};
 
 /// A descriptor of the trace's memory; -1: this process neither leads nor follows; -2: this library is just beginning.
 #[no_mangle]
@@ -14,6 +16,20 @@ pub extern "C" fn tcpr_hot_memory() -> c_int {
         true => standing::memory().unwrap_or(-1),
         false => -2,
     })
+}
+
+/// Whether a descriptor is one of this library's own: 1; else 0.
+#[no_mangle]
+pub extern "C" fn tcpr_hot_owns(fd: c_int) -> c_int {
+    (table::get(fd) == Some(Entry::Internal)).into()
+}
+
+/// The calling thread has the memory of one in another process, and goes on from a wait: what this library knew of that one is
+/// of no account here.
+#[no_mangle]
+pub extern "C" fn tcpr_hot_thread_begins() {
+    Bypass::reset();
+    turn::forget(false);
 }
 
 /// Whether a descriptor is a protected connection: 1, and which one; 2: it is connecting to a protected destination; 0: neither.

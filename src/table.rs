@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use libc::c_int;
+use tcpr_node::place;
 
 /// Descriptors from here on are never protected; Linux's default `fs.nr_open`.
 const CAPACITY: usize = 1 << 20;
@@ -161,7 +162,7 @@ fn map() {
     // SAFETY: a fresh private mapping at an address of the kernel's choice.
     let base = unsafe {
         libc::mmap(
-            std::ptr::null_mut(),
+            place::wish(length),
             length,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,

@@ -9,7 +9,7 @@ use super::{adopt, attach, fork, listening, signals, streams};
 use crate::guard::first_inside;
 use crate::manager::Steps;
 use crate::table::{self, Entry};
-use crate::{connections, diag, environment, manager, real, roles, sys, turn};
+use crate::{connections, diag, environment, heap, manager, real, roles, sys, turn};
 
 /// Called by the constructor, or by that of the hot standby's library if it runs first. Little is done this early. But inherited listeners are looked for now: if the program only waits
 /// on one of them, no later call would tell us, and nobody would wake the program.
@@ -30,6 +30,7 @@ pub fn begin() -> bool {
 }
 
 fn begin_once() {
+    heap::place_mappings();
     manager::hand_in(Steps { prepare, joined });
     let environment = environment::read();
     let runs = environment.service.is_some();

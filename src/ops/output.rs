@@ -14,6 +14,7 @@ use libc::{
 use tcpr_node::channel::client::Client;
 use tcpr_node::channel::ring::{Sent, MAX_PAYLOAD};
 use tcpr_node::channel::Event;
+use tcpr_node::place;
 
 use super::attach::connection;
 use super::descriptors::{is_internal, refuse};
@@ -280,7 +281,7 @@ fn wait_in_send(fd: c_int) -> Result<(), c_int> {
     let page = *UNREADABLE.get_or_init(|| {
         // SAFETY: a fresh mapping at an address of the kernel's choice; it is never unmapped.
         let page =
-            unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+            unsafe { libc::mmap(place::wish(4096), 4096, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
         page.addr()
     });
     // SAFETY: the address is for the kernel alone, which checks it.

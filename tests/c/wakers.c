@@ -2,6 +2,7 @@
    else. Commands, a line each: "one" and "all" wake those at the first condition, "late" the one at the second, "count" tells how
    often those at each have returned. */
 #include <arpa/inet.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,10 +53,11 @@ int main(int argc, char **argv)
     for (int i = 0; i < 3; i++)
         pthread_create(&thread, NULL, i < 2 ? wait_for_ever : wait_long, NULL);
     for (;;) {
-        int client = accept(listener, NULL, NULL);
+        struct pollfd client = {.fd = accept(listener, NULL, NULL), .events = POLLIN};
         ssize_t n;
 
-        while ((n = recv(client, line, sizeof line - 1, 0)) > 0) {
+        /* Where it waits for descriptors, a snapshot of it can be made. */
+        while (poll(&client, 1, -1) > 0 && (n = recv(client.fd, line, sizeof line - 1, 0)) > 0) {
             line[n] = 0;
             pthread_mutex_lock(&lock);
             if (strncmp(line, "one", 3) == 0)
@@ -66,7 +68,7 @@ int main(int argc, char **argv)
                 pthread_cond_signal(&second);
             n = snprintf(line, sizeof line, "%d %d\n", woken[0], woken[1]);
             pthread_mutex_unlock(&lock);
-            send(client, line, (size_t)n, 0);
+            send(client.fd, line, (size_t)n, 0);
         }
     }
 }

@@ -55,6 +55,16 @@ pub fn enter(condition: *mut c_void) {
     });
 }
 
+/// A thread of a process that begins with a snapshot was waiting: it is entered, if it was not before. Nobody else runs.
+pub fn enter_as(number: usize, condition: usize) {
+    let Some(waiter) = WAITERS.get(number) else { return };
+    if waiter.condition.swap(condition, Ordering::Relaxed) == 0 {
+        ENTERED.fetch_add(1, Ordering::SeqCst);
+        waiter.woken.store(false, Ordering::Relaxed);
+    }
+    ABOVE.fetch_max(number + 1, Ordering::Relaxed);
+}
+
 /// Whether it was marked.
 pub fn is_woken() -> bool {
     me().is_some_and(|waiter| waiter.woken.load(Ordering::Relaxed))

@@ -49,10 +49,13 @@ struct Entry {
     flags: AtomicU8,
     /// Which of [`CONNECTIONS`], plus one.
     connection: AtomicU32,
+    /// Of a pipe or a pair of sockets: which one. Copies of a descriptor are of the same.
+    pair: AtomicU32,
 }
 
 static ENTRIES: [Entry; MOST] =
-    [const { Entry { kind: AtomicU8::new(0), flags: AtomicU8::new(0), connection: AtomicU32::new(0) } }; MOST];
+    [const { Entry { kind: AtomicU8::new(0), flags: AtomicU8::new(0), connection: AtomicU32::new(0), pair: AtomicU32::new(0) } };
+        MOST];
 
 /// A connection, which duplicates of a descriptor share.
 pub struct Connection {
@@ -103,6 +106,7 @@ impl Connection {
 }
 
 static SERIAL: AtomicU32 = AtomicU32::new(1);
+static PAIRS: AtomicU32 = AtomicU32::new(1);
 
 /// Closed connections of which a manager may not know yet: the newest ones.
 pub const CLOSED: usize = 1024;
@@ -191,6 +195,19 @@ pub fn is_traced(fd: i32) -> bool {
     entry(fd).is_some_and(|e| !matches!(e.kind.load(Ordering::Relaxed), 0 | 6))
 }
 const _: () = assert!(Kind::Own as u8 == 0 && Kind::Epoll as u8 == 6);
+
+/// Two descriptors that were made as a pair: the second one has the next number.
+pub fn set_pair(ends: [i32; 2]) {
+    let number = PAIRS.fetch_add(2, Ordering::Relaxed);
+    for (fd, n) in ends.into_iter().zip([number, number + 1]) {
+        entry(fd).iter().for_each(|e| e.pair.store(n, Ordering::Relaxed));
+    }
+}
+
+/// Which end of which pair it is; 0: of none.
+pub fn pair(fd: i32) -> u32 {
+    entry(fd).map_or(0, |e| e.pair.load(Ordering::Relaxed))
+}
 
 /// A new descriptor.
 pub fn set(fd: i32, kind: Kind, blocking: bool) {
@@ -296,6 +313,7 @@ pub fn forget(fd: i32) {
         release(e);
         e.kind.store(Kind::Own as u8, Ordering::Relaxed);
         e.flags.store(0, Ordering::Relaxed);
+        e.pair.store(0, Ordering::Relaxed);
         unwatch_all(fd);
     }
 }
@@ -306,6 +324,7 @@ pub fn copy(from: i32, to: i32) {
     let (Some(a), Some(b)) = (entry(from), entry(to)) else { return };
     b.kind.store(a.kind.load(Ordering::Relaxed), Ordering::Relaxed);
     b.flags.store(a.flags.load(Ordering::Relaxed), Ordering::Relaxed);
+    b.pair.store(a.pair.load(Ordering::Relaxed), Ordering::Relaxed);
     if let Some(c) = connection(from) {
         c.descriptors.fetch_add(1, Ordering::AcqRel);
         b.connection.store(a.connection.load(Ordering::Acquire), Ordering::Release);

@@ -110,6 +110,22 @@ pub fn begin_following() {
     MODE.store(FOLLOW, Ordering::Release);
 }
 
+/// Nobody appends meanwhile. `f` makes no call of this module.
+pub fn alone<T>(f: impl FnOnce() -> T) -> T {
+    with_log(|_| f())
+}
+
+/// The memory of a leader goes on in this process, at the trace position where that was.
+pub fn go_on_following() {
+    PROMOTED.store(false, Ordering::Relaxed);
+    GOES_LIVE.store(false, Ordering::Relaxed);
+    with_log(|log| {
+        log.running = None;
+        log.tell();
+    });
+    begin_following();
+}
+
 /// The trace is in a file.
 pub fn set_offline() {
     OFFLINE.store(true, Ordering::Relaxed);
@@ -468,15 +484,17 @@ fn wait_for_more(seen: u64, idle: &mut i64, patience: &mut Patience, sleep: impl
     }
 }
 
+/// A thread takes the program from the trace to the world. It is done once: a program that is live never follows again, but for
+/// one that begins with the memory of such a one.
+static GOES_LIVE: AtomicBool = AtomicBool::new(false);
+
 fn go_live() {
-    static BEGUN: AtomicBool = AtomicBool::new(false);
     if is_offline() {
         let records = header().records.load(Ordering::Relaxed);
         start::say(format_args!("the trace ends here, after {records} records"));
         raw::exit_group(0);
     }
-    // It is done once: a program that is live never follows again.
-    if BEGUN.swap(true, Ordering::AcqRel) {
+    if GOES_LIVE.swap(true, Ordering::AcqRel) {
         // Another thread does it.
         raw::sleep_ns(100_000);
         return;

@@ -36,7 +36,12 @@ pub(crate) use hooks;
 /// As [`hooks`], of functions that the allocator calls, too: they are told, behind their arguments, from where they are
 /// called, and the allocator's calls are left out.
 macro_rules! with_caller {
-    ($($register_x86:literal $register_arm:literal fn $name:ident($($arg:ident: $type:ty),*) -> $ret:ty; by $target:ident $body:block)*) => {$(
+    (@pass $name:ident, $call:expr, $($arg:ident),*) => { $call };
+    // A wait for a condition, with its mutex.
+    (@pass $name:ident left_out, $call:expr, $it:ident, $mutex:ident $(, $arg:ident)*) => {
+        $crate::snapshot::park::wait_left_out($it, $mutex, || $call)
+    };
+    ($($register_x86:literal $register_arm:literal fn $name:ident($($arg:ident: $type:ty),*) -> $ret:ty; by $target:ident $(, $left_out:ident)? $body:block)*) => {$(
         /// As in the C library.
         ///
         /// # Safety
@@ -57,7 +62,7 @@ macro_rules! with_caller {
             }
             if $crate::engine::passes() || $crate::threads::is_allocator(caller) {
                 // SAFETY: the caller's arguments, as they came.
-                return unsafe { next($($arg),*) };
+                return unsafe { $crate::forms::with_caller!(@pass $name $($left_out)?, next($($arg),*), $($arg),*) };
             }
             #[allow(unused_unsafe)]
             // SAFETY: the caller keeps the C library's contract, on which the body relies.

@@ -9,6 +9,7 @@
 //! - `start`: what this process does: record, follow, or nothing
 //! - `hooks`, `signals`, `threads`: what the program calls. A hook is written once, for both
 //! - `promotion`: from the trace to the world
+//! - `snapshot`: a process that begins in the middle of the trace
 //! - `forms`: the few forms that calls have
 //! - `engine`: the trace: append, or take what comes next
 //! - `partner`: what libtcpr does for this library
@@ -31,6 +32,7 @@ mod promotion;
 mod raw;
 mod setup;
 mod signals;
+mod snapshot;
 mod start;
 mod tails;
 mod thread;

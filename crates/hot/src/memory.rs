@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use tcpr_session::trace::memory::{
     EXECUTED_AT, HEAD_AT, KEPT_AT, LIMIT_AT, LOG_ADDR, MAGIC, MAGIC_AT, MODE_AT, REASON_AT, REASON_LEN_AT, REASON_MAX,
-    RECORDS_AT, ROOM_UNIT, STATE_AT, TRACE_AT, VERSION, VERSION_AT,
+    RECORDS_AT, ROOM_UNIT, SNAPSHOT_AT, SNAPSHOT_BYTES_AT, SNAPSHOT_PAUSE_AT, SNAPSHOT_POSITION_AT, SNAPSHOT_READ_AT,
+    SNAPSHOT_ROOM, SNAPSHOT_WRITTEN_AT, STATE_AT, TRACE_AT, VERSION, VERSION_AT,
 };
 
 use crate::raw::raw;
@@ -28,6 +29,12 @@ pub struct Header {
     pub owner: AtomicU32,
     reason: [AtomicU8; REASON_MAX],
     pub kept: AtomicU64,
+    pub snapshot: AtomicU32,
+    _reserved_three: AtomicU32,
+    pub snapshot_position: AtomicU64,
+    pub snapshot_written: AtomicU64,
+    pub snapshot_read: AtomicU64,
+    pub snapshot_pause: AtomicU64,
 }
 
 const _: () = {
@@ -37,8 +44,12 @@ const _: () = {
     assert!(offset_of!(Header, records) == RECORDS_AT && offset_of!(Header, state) == STATE_AT);
     assert!(offset_of!(Header, limit) == LIMIT_AT);
     assert!(offset_of!(Header, reason_len) == REASON_LEN_AT && offset_of!(Header, reason) == REASON_AT);
-    assert!(offset_of!(Header, kept) == KEPT_AT);
-    assert!(size_of::<Header>() <= TRACE_AT);
+    assert!(offset_of!(Header, kept) == KEPT_AT && offset_of!(Header, snapshot) == SNAPSHOT_AT);
+    assert!(offset_of!(Header, snapshot_position) == SNAPSHOT_POSITION_AT);
+    assert!(offset_of!(Header, snapshot_written) == SNAPSHOT_WRITTEN_AT);
+    assert!(offset_of!(Header, snapshot_read) == SNAPSHOT_READ_AT);
+    assert!(offset_of!(Header, snapshot_pause) == SNAPSHOT_PAUSE_AT);
+    assert!(size_of::<Header>() <= SNAPSHOT_BYTES_AT);
 };
 
 /// The header. Only after [`map`] has succeeded: who is not OFF has mapped it.
@@ -88,12 +99,40 @@ pub unsafe fn room() -> &'static mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(place(head) as *mut u8, limit.saturating_sub(used) as usize) }
 }
 
+/// Appends to the snapshot as much as there is room for, and returns how much that is. `None`: the header makes no sense.
+///
+/// # Safety
+/// Only for whoever writes the snapshot: one process, one thread.
+pub unsafe fn append_to_snapshot(bytes: &[u8]) -> Option<usize> {
+    let (written, read) = (header().snapshot_written.load(Ordering::Relaxed), header().snapshot_read.load(Ordering::Acquire));
+    let room = SNAPSHOT_ROOM.checked_sub(written.checked_sub(read)? as usize)?;
+    let at = written as usize % SNAPSHOT_ROOM;
+    let n = bytes.len().min(room).min(SNAPSHOT_ROOM - at);
+    // SAFETY: mapped for good, and nobody reads these bytes before `snapshot_written` says that they are there.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (LOG_ADDR + SNAPSHOT_BYTES_AT + at) as *mut u8, n) };
+    header().snapshot_written.store(written + n as u64, Ordering::Release);
+    Some(n)
+}
+
 /// Says why; the state is set after that.
 pub fn set_reason(text: &[u8]) {
     for (to, from) in header().reason.iter().zip(text) {
         to.store(*from, Ordering::Relaxed);
     }
     header().reason_len.store(text.len().min(REASON_MAX) as u32, Ordering::Release);
+}
+
+/// The same of words.
+pub fn say_why(why: std::fmt::Arguments<'_>) {
+    set_reason(Text::of(why).bytes());
+}
+
+/// What was said last.
+pub fn reason() -> Text {
+    let mut text = Text { bytes: [0; REASON_MAX], len: header().reason_len.load(Ordering::Acquire) as usize };
+    text.bytes.iter_mut().zip(&header().reason).for_each(|(to, from)| *to = from.load(Ordering::Relaxed));
+    text.len = text.len.min(REASON_MAX);
+    text
 }
 
 /// Text without allocation, cut where the room ends.

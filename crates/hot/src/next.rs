@@ -103,6 +103,12 @@ next_functions! {
     fn pselect(n: i32, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *const timespec, mask: *const sigset_t) -> i32;
     fn nanosleep(time: *const timespec, left: *mut timespec) -> i32;
     fn sigsuspend(mask: *const sigset_t) -> i32;
+    fn sigaction(signal: i32, new: *const libc::sigaction, old: *mut libc::sigaction) -> i32;
+    fn close(fd: i32) -> i32;
+    fn socket(domain: i32, kind: i32, protocol: i32) -> i32;
+    fn bind(fd: i32, address: *const sockaddr, length: socklen_t) -> i32;
+    fn listen(fd: i32, backlog: i32) -> i32;
+    fn setsockopt(fd: i32, level: i32, name: i32, value: *const c_void, length: socklen_t) -> i32;
     fn fork() -> i32;
     fn pthread_clockjoin_np(thread: pthread_t, result: *mut *mut c_void, clock: i32, until: *const timespec) -> i32;
     fn pthread_cond_clockwait(condition: *mut c_void, mutex: *mut c_void, clock: i32, until: *const timespec) -> i32;

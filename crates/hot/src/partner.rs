@@ -1,7 +1,8 @@
 //! What libtcpr does for this library. Without it, offline, nothing.
 
 use std::ffi::{c_void, CStr};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use tcpr_session::trace::SESSION;
 use tcpr_session::tuple::FourTuple;
@@ -68,6 +69,52 @@ macro_rules! ask {
 /// The descriptor of the trace's memory, which becomes ours; or -1: not in this process, or [`NOT_YET`].
 pub fn memory() -> i32 {
     ask!(c"tcpr_hot_memory", fn() -> i32,).unwrap_or(-1)
+}
+
+/// Whether a descriptor is one of libtcpr's own.
+pub fn owns(fd: i32) -> bool {
+    ask!(c"tcpr_hot_owns", fn(i32) -> i32, fd).is_some_and(|owns| owns == 1)
+}
+
+/// What libtcpr knows of the calling thread is of another process: it begins anew.
+pub fn thread_begins() {
+    ask!(c"tcpr_hot_thread_begins", fn(),);
+}
+
+/// Where libtcpr's code and variables lie: in each process they are its own.
+static RANGE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// The same, as it was found; before that, and offline, nothing.
+pub fn range() -> Range<u64> {
+    RANGE[0].load(Ordering::Relaxed)..RANGE[1].load(Ordering::Relaxed)
+}
+
+/// Finds all that is needed of libtcpr where nothing may be searched.
+pub fn prepare_for_copy() {
+    owns(-1);
+    let of_it = match engine::is_offline() {
+        true => std::ptr::null_mut(),
+        false => next::find_anywhere(c"tcpr_hot_memory"),
+    };
+    // SAFETY: the callback fits its argument, an address.
+    unsafe { libc::dl_iterate_phdr(Some(look_at), of_it) };
+}
+
+unsafe extern "C" fn look_at(info: *mut libc::dl_phdr_info, _: usize, of_it: *mut c_void) -> i32 {
+    // SAFETY: the loader's list.
+    let info = unsafe { &*info };
+    // SAFETY: the loader's list.
+    let parts = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+    let ends = |p: &libc::Elf64_Phdr| [info.dlpi_addr + p.p_vaddr, info.dlpi_addr + p.p_vaddr + p.p_memsz];
+    let loaded = || parts.iter().filter(|p| p.p_type == libc::PT_LOAD).map(ends);
+    const PAGE: u64 = 4096;
+    if let (Some(start), Some(end)) = (loaded().map(|[start, _]| start).min(), loaded().map(|[_, end]| end).max()) {
+        if (start..end).contains(&(of_it as u64)) {
+            RANGE[0].store(start & !(PAGE - 1), Ordering::Relaxed);
+            RANGE[1].store(end.next_multiple_of(PAGE), Ordering::Relaxed);
+        }
+    }
+    0
 }
 
 /// Which session a descriptor is.

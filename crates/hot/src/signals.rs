@@ -57,6 +57,11 @@ const FAULTS: u64 = bit(libc::SIGSEGV)
     | bit(libc::SIGABRT)
     | bit(libc::SIGSYS);
 
+/// Whether it is one of those.
+pub fn is_fault(signal: c_int) -> bool {
+    (1..=64).contains(&signal) && FAULTS & bit(signal) != 0
+}
+
 fn wanted(signal: c_int) -> &'static mut Wanted {
     // SAFETY: see Table; the number was checked.
     unsafe { &mut (&mut *TABLE.wanted.get())[signal.clamp(0, 64) as usize] }

@@ -3,12 +3,12 @@
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use tcpr_session::trace::memory::{mode, LIMIT_AT, MAGIC, TRACE_AT, VERSION};
+use tcpr_session::trace::memory::{mode, snapshot as memory_snapshot, state, LIMIT_AT, MAGIC, TRACE_AT, VERSION};
 use tcpr_session::trace::Call;
 
 use crate::memory::{header, Text};
 use crate::raw::raw;
-use crate::{descriptors, engine, memory, partner, raw, setup, signals, tails, thread, threads};
+use crate::{descriptors, engine, memory, partner, raw, setup, signals, snapshot, tails, thread, threads};
 
 /// Bytes for a trace in a file, if nothing else is said.
 const OFFLINE_LIMIT: u64 = 1 << 30;
@@ -87,14 +87,41 @@ fn offline() -> bool {
         header().version.store(VERSION, Ordering::Relaxed);
         header().limit.store(limit, Ordering::Relaxed);
         header().head.store(0, Ordering::Release);
+        header().snapshot.store(memory_snapshot::NONE, Ordering::Relaxed);
         header().mode.store(mode::RECORD, Ordering::Release);
     } else if !memory::is_known() {
         say(format_args!("TCPR_HOT_FILE is no trace of this version"));
         engine::turn_off();
         return true;
+    } else if !begin_with_snapshot() {
+        let why = memory::reason();
+        say(format_args!("the snapshot is of no use: {}", std::str::from_utf8(why.bytes()).unwrap_or_default()));
+        raw::exit_group(96);
     }
     go(records);
     true
+}
+
+/// The process of the manager of this member.
+pub fn manager() -> i32 {
+    MANAGER.load(Ordering::Relaxed)
+}
+
+/// This process has the memory of one with another manager.
+pub fn set_manager(process: i32) {
+    MANAGER.store(process, Ordering::Relaxed);
+}
+
+/// Begins with a snapshot, if one is named. Returns only if there is none, or, false, if it is of no use.
+fn begin_with_snapshot() -> bool {
+    let Some(path) = variable(c"TCPR_HOT_SNAPSHOT") else { return true };
+    let fd = raw!(SYS_openat, libc::AT_FDCWD, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC, 0) as i32;
+    if fd < 0 {
+        memory::say_why(format_args!("the snapshot cannot be opened: error {}", -fd));
+    } else {
+        snapshot::become_snapshot(fd);
+    }
+    false
 }
 
 fn limit_of(fd: i32) -> u64 {
@@ -141,7 +168,13 @@ fn online() -> bool {
             mode::WAIT if !manager_lives() => engine::diverge(format_args!("the manager is gone")),
             mode::WAIT => raw::futex_wait(header().mode.as_ptr(), mode::WAIT, 1_000_000_000),
             mode::RECORD => break go(true),
-            mode::FOLLOW | mode::PROMOTE => break go(false),
+            mode::FOLLOW | mode::PROMOTE => {
+                if !begin_with_snapshot() {
+                    header().state.store(state::FULL, Ordering::Release);
+                    raw::exit_group(97);
+                }
+                break go(false);
+            }
             _ => break engine::turn_off(),
         }
     }

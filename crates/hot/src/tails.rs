@@ -20,6 +20,7 @@ static NOW: AtomicUsize = AtomicUsize::new(0);
 pub fn begin() -> bool {
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     let flags = flags | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+    FILLED.iter().chain([&NOW]).for_each(|n| n.store(0, Ordering::Relaxed));
     raw!(SYS_mmap, AT, 2 * HALF, protection, flags, -1, 0) == AT as i64
 }
 

@@ -35,6 +35,11 @@ pub fn in_program<T>(f: impl FnOnce() -> T) -> T {
     with_inside(false, f)
 }
 
+/// The thread goes on in another process, out of the middle of a call of the next library.
+pub fn came_back() {
+    ME.with(|me| me.inside.set(false));
+}
+
 /// Makes a call of the next library. Hooks that it reaches are not the program's.
 pub fn outside<T>(f: impl FnOnce() -> T) -> T {
     with_inside(true, f)

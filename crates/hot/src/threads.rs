@@ -12,6 +12,7 @@ use tcpr_session::trace::{Call, Program};
 use crate::engine::{append, follows, is_threaded, passes, set_threaded, take};
 use crate::forms::{hooks, with_caller};
 use crate::hooks::to_kernel;
+use crate::snapshot::park;
 use crate::{conditions, engine, errno, next, raw, signals, thread};
 
 /// Most threads at a time.
@@ -162,6 +163,12 @@ unsafe fn create(
     error
 }
 
+/// Numbers of the threads that there are; `None`: one is just beginning.
+pub fn started() -> impl Iterator<Item = Option<usize>> {
+    let all = SLOTS.iter().enumerate().map(|(n, slot)| (n, slot.state.load(Ordering::Acquire)));
+    all.filter(|(_, state)| *state != FREE).map(|(n, state)| (state == STARTED).then_some(n))
+}
+
 // ---- Locks
 
 /// A lock that was waited for.
@@ -176,10 +183,26 @@ fn attempt(call: Call, live: impl Fn() -> i64, wait: impl Fn() -> i64) -> i64 {
 
 /// The same of a lock that may be left out of the trace.
 fn attempt_if(traced: bool, call: Call, live: impl Fn() -> i64, wait: impl Fn() -> i64) -> i64 {
+    attempt_at(traced, call, None, live, wait)
+}
+
+/// The same of a semaphore, at which a thread may wait while a snapshot is made.
+fn attempt_at(traced: bool, call: Call, semaphore: Option<*mut c_void>, live: impl Fn() -> i64, wait: impl Fn() -> i64) -> i64 {
     if !traced {
         return thread::outside(live);
     }
-    if follows() {
+    loop {
+        if !follows() {
+            let live = || thread::outside(&live);
+            let result = match semaphore {
+                Some(it) => park::wait(park::For::Semaphore(it), live),
+                None => Some(live()),
+            };
+            if let Some(result) = result {
+                append(call, 0, result, &[]);
+                return result;
+            }
+        }
         if let Some(taken) = take(call, 0) {
             let result = taken.result();
             if result == 0 {
@@ -189,62 +212,81 @@ fn attempt_if(traced: bool, call: Call, live: impl Fn() -> i64, wait: impl Fn() 
             return result;
         }
     }
-    let result = thread::outside(live);
-    append(call, 0, result, &[]);
-    result
 }
 
-/// A wait for a condition variable that ends at `until` by this clock of the kernel's, or never. `wait` waits in fact, until then.
+/// A wait for a condition variable that ends by a clock of the kernel's at the time that `end` says, or never. `wait` waits in fact,
+/// until then.
 ///
 /// # Safety
 /// The mutex is the caller's, which has locked it.
 unsafe fn wait(
     condition: *mut c_void,
     mutex: *mut c_void,
-    (clock, until): (c_int, Option<timespec>),
+    end: impl Fn() -> (c_int, Option<timespec>),
     wait: impl Fn(Option<&timespec>) -> c_int,
 ) -> c_int {
     if !is_threaded() && !signals::waits_in_slices() {
-        return thread::outside(|| wait(until.as_ref()));
+        return thread::outside(|| wait(end().1.as_ref()));
     }
-    let follows = follows();
-    if follows {
+    let mut entered = follows();
+    if entered {
         conditions::enter(condition);
         // SAFETY: as the caller says.
         thread::outside(|| unsafe { next::pthread_mutex_unlock(mutex) });
-        let taken = take(Call::CondWait, 0);
-        // SAFETY: as above.
-        thread::outside(|| unsafe { next::pthread_mutex_lock(mutex) });
-        if let Some(taken) = taken {
-            let result = taken.result() as c_int;
-            match result {
-                0 => conditions::leave_woken(condition),
-                _ => drop(conditions::leave()),
-            }
-            taken.done();
+        // SAFETY: as the caller says.
+        if let Some(result) = unsafe { follow_wait(condition, mutex) } {
             return result;
         }
     }
-    let result = wait_in_slices(condition, follows, (clock, until), wait);
-    signals::deliver_in(std::ptr::null());
-    append(Call::CondWait, 0, result.into(), &[]);
-    result
+    loop {
+        if let Some(result) = wait_in_slices((condition, mutex), entered, end(), &wait) {
+            signals::deliver_in(std::ptr::null());
+            append(Call::CondWait, 0, result.into(), &[]);
+            return result;
+        }
+        // A fresh process goes on here, and follows: on another machine, with another clock. The thread is entered, and has not
+        // locked its mutex.
+        // SAFETY: as the caller says.
+        if let Some(result) = unsafe { follow_wait(condition, mutex) } {
+            return result;
+        }
+        entered = true;
+    }
+}
+
+/// The wait of a thread that is entered, and has not locked its mutex. `None`: the trace has ended.
+///
+/// # Safety
+/// The mutex is the program's own.
+unsafe fn follow_wait(condition: *mut c_void, mutex: *mut c_void) -> Option<c_int> {
+    let taken = take(Call::CondWait, 0);
+    // SAFETY: as the caller says.
+    thread::outside(|| unsafe { next::pthread_mutex_lock(mutex) });
+    let taken = taken?;
+    let result = taken.result() as c_int;
+    match result {
+        0 => conditions::leave_woken(condition),
+        _ => drop(conditions::leave()),
+    }
+    taken.done();
+    Some(result)
 }
 
 /// How long a thread that waited at a promotion waits at a time: whoever signals without the mutex may do so just before it waits.
 const RESUMED_NS: i64 = 1_000_000_000;
 
 /// In slices, where that has a reason: the first thread's signals, or that the wait began in a follower (`entered`).
+/// `None`: the thread goes on in a fresh process.
 fn wait_in_slices(
-    condition: *mut c_void,
+    (condition, mutex): (*mut c_void, *mut c_void),
     mut entered: bool,
     (clock, until): (c_int, Option<timespec>),
     wait: impl Fn(Option<&timespec>) -> c_int,
-) -> c_int {
+) -> Option<c_int> {
     loop {
         if entered && conditions::is_woken() {
             conditions::leave();
-            return 0;
+            return Some(0);
         }
         let resumed = || if entered && signals::can_slice() { signals::slice_of(clock, until, RESUMED_NS) } else { None };
         let slice = signals::slice(clock, until).or_else(resumed);
@@ -252,14 +294,15 @@ fn wait_in_slices(
             conditions::enter(condition);
             entered = true;
         }
-        let result = thread::outside(|| wait(slice.or(until).as_ref()));
+        let what = park::For::Condition(condition, mutex);
+        let result = park::wait(what, || thread::outside(|| wait(slice.or(until).as_ref())))?;
         let sliced = slice.is_some() && result == libc::ETIMEDOUT;
         if sliced && !signals::let_in() {
             continue;
         }
         // Where a handler has run, the program is woken: it may wait for what that does.
         let woken = entered && conditions::leave();
-        return if woken || sliced { 0 } else { result };
+        return Some(if woken || sliced { 0 } else { result });
     }
 }
 
@@ -356,7 +399,7 @@ with_caller! {
         const CLOCK: c_int = libc::CLOCK_MONOTONIC;
         let live = || semaphore(CLOCK, None, |until| until.map_or_else(|| next(it), |until| next::sem_clockwait(it, CLOCK, until)));
         let traced = is_threaded() || signals::waits_in_slices();
-        errno::c(attempt_if(traced, Call::Lock, live, || errno::kernel(next(it).into()))) as c_int
+        errno::c(attempt_at(traced, Call::Lock, Some(it), live, || errno::kernel(next(it).into()))) as c_int
     }
 
     "rsi" "x1" fn sem_trywait(it: *mut c_void) -> c_int; by semaphore_trywait {
@@ -365,27 +408,27 @@ with_caller! {
 
     "rdx" "x2" fn sem_timedwait(it: *mut c_void, time: *const timespec) -> c_int; by semaphore_timedwait {
         let live = || semaphore(libc::CLOCK_REALTIME, time.as_ref().copied(), |until| next(it, pointer(until)));
-        errno::c(attempt(Call::TryLock, live, || next::sem_wait(it).into())) as c_int
+        errno::c(attempt_at(is_threaded(), Call::TryLock, Some(it), live, || next::sem_wait(it).into())) as c_int
     }
 
     "rcx" "x3" fn sem_clockwait(it: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by semaphore_clockwait {
         let live = || semaphore(clock, until(Some(clock), time), |until| next(it, clock, pointer(until)));
-        errno::c(attempt(Call::TryLock, live, || next::sem_wait(it).into())) as c_int
+        errno::c(attempt_at(is_threaded(), Call::TryLock, Some(it), live, || next::sem_wait(it).into())) as c_int
     }
 
-    "rdx" "x2" fn pthread_cond_wait(it: *mut c_void, mutex: *mut c_void) -> c_int; by condition_wait {
+    "rdx" "x2" fn pthread_cond_wait(it: *mut c_void, mutex: *mut c_void) -> c_int; by condition_wait, left_out {
         const CLOCK: c_int = libc::CLOCK_MONOTONIC;
-        wait(it, mutex, (CLOCK, None), |until| {
+        wait(it, mutex, || (CLOCK, None), |until| {
             until.map_or_else(|| next(it, mutex), |until| next::pthread_cond_clockwait(it, mutex, CLOCK, until))
         })
     }
 
-    "rcx" "x3" fn pthread_cond_timedwait(it: *mut c_void, mutex: *mut c_void, time: *const timespec) -> c_int; by condition_timedwait {
-        wait(it, mutex, (clock_of(time), until(None, time)), |until| next(it, mutex, pointer(until)))
+    "rcx" "x3" fn pthread_cond_timedwait(it: *mut c_void, mutex: *mut c_void, time: *const timespec) -> c_int; by condition_timedwait, left_out {
+        wait(it, mutex, || (clock_of(time), until(None, time)), |until| next(it, mutex, pointer(until)))
     }
 
-    "r8" "x4" fn pthread_cond_clockwait(it: *mut c_void, mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by condition_clockwait {
-        wait(it, mutex, (clock, until(Some(clock), time)), |until| next(it, mutex, clock, pointer(until)))
+    "r8" "x4" fn pthread_cond_clockwait(it: *mut c_void, mutex: *mut c_void, clock: c_int, time: *const timespec) -> c_int; by condition_clockwait, left_out {
+        wait(it, mutex, || (clock, until(Some(clock), time)), |until| next(it, mutex, clock, pointer(until)))
     }
 }
 

@@ -16,6 +16,7 @@ pub mod nat;
 pub mod nfqueue;
 pub mod outgoing;
 pub mod pathmtu;
+pub mod place;
 pub mod rawsock;
 pub mod reach;
 pub mod repair;

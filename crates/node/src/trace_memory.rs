@@ -10,8 +10,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tcpr_session::standing::Standing;
-use tcpr_session::trace::memory::{self, state};
+use tcpr_session::trace::memory::{self, snapshot, state};
 use tcpr_session::tuple::FourTuple;
+
+use crate::place;
 
 /// Connections of which a program that takes over can tell where it stands.
 const MOST_STANDING: usize = 128 << 10;
@@ -43,11 +45,14 @@ pub struct Place {
 
 /// The memory, mapped.
 pub struct TraceMemory {
-    fd: OwnedFd,
+    /// Of whoever has made it. The program has none: its descriptors are its own.
+    fd: Option<OwnedFd>,
     base: NonNull<u8>,
     limit: u64,
     /// The first byte of the trace that is kept. The program is told, and not believed.
     kept: AtomicU64,
+    /// How much of the snapshot that is under way was read. The program is told, and not believed.
+    snapshot_read: AtomicU64,
 }
 
 // SAFETY: the memory is shared with another process anyway: all of it is accessed through atomics, or copied as bytes.
@@ -76,7 +81,8 @@ impl TraceMemory {
         if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let memory = Self::map(fd, limit)?;
+        let mut memory = Self::map(&fd, limit)?;
+        memory.fd = Some(fd);
         memory.word(memory::MAGIC_AT).store(memory::MAGIC, Ordering::Relaxed);
         memory.word(memory::VERSION_AT).store(memory::VERSION, Ordering::Relaxed);
         memory.long(memory::LIMIT_AT).store(limit, Ordering::Release);
@@ -92,23 +98,29 @@ impl TraceMemory {
         let limit = length.checked_sub(size(0) as u64);
         let limit = limit.filter(|limit| *limit > 0);
         let limit = limit.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a trace memory of a foreign size"))?;
-        Self::map(fd, limit)
+        Self::map(&fd, limit)
     }
 
-    fn map(fd: OwnedFd, limit: u64) -> io::Result<TraceMemory> {
+    fn map(fd: &OwnedFd, limit: u64) -> io::Result<TraceMemory> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), size(limit), protection, flags, fd.as_raw_fd(), 0) };
+        let base = unsafe { libc::mmap(place::wish(size(limit)), size(limit), protection, flags, fd.as_raw_fd(), 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         Ok(TraceMemory {
-            fd,
+            fd: None,
             base: NonNull::new(base.cast()).expect("mmap does not return null"),
             limit,
             kept: AtomicU64::new(0),
+            snapshot_read: AtomicU64::new(0),
         })
+    }
+
+    /// A descriptor of it, for whoever has made it.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
     }
 
     fn word(&self, at: usize) -> &AtomicU32 {
@@ -191,12 +203,82 @@ impl TraceMemory {
         self.long(memory::RECORDS_AT).load(Ordering::Relaxed)
     }
 
-    /// Another process is to begin with this trace.
+    /// The trace is to begin at this position, where a snapshot is. Only for a memory that is empty, and of which no program knows.
+    pub fn begin_at(&self, position: u64) {
+        self.kept.store(position, Ordering::Relaxed);
+        for at in [memory::KEPT_AT, memory::HEAD_AT, memory::EXECUTED_AT] {
+            self.long(at).store(position, Ordering::Release);
+        }
+    }
+
+    /// Another process is to begin with this trace, from the first byte that is kept of it.
     pub fn begin_again(&self) {
-        for at in [memory::EXECUTED_AT, memory::RECORDS_AT] {
+        self.long(memory::EXECUTED_AT).store(self.kept(), Ordering::Relaxed);
+        self.long(memory::RECORDS_AT).store(0, Ordering::Relaxed);
+        self.word(memory::STATE_AT).store(state::STARTING, Ordering::Release);
+    }
+
+    /// Asks the program for a snapshot, to be made at its next wait.
+    pub fn ask_for_snapshot(&self) {
+        self.snapshot_read.store(0, Ordering::Relaxed);
+        for at in [memory::SNAPSHOT_WRITTEN_AT, memory::SNAPSHOT_READ_AT] {
             self.long(at).store(0, Ordering::Relaxed);
         }
-        self.word(memory::STATE_AT).store(state::STARTING, Ordering::Release);
+        self.word(memory::REASON_LEN_AT).store(0, Ordering::Relaxed);
+        self.word(memory::SNAPSHOT_AT).store(snapshot::ASKED, Ordering::Release);
+    }
+
+    /// What became of it: see [`memory::snapshot`].
+    pub fn snapshot_state(&self) -> u32 {
+        self.word(memory::SNAPSHOT_AT).load(Ordering::Acquire)
+    }
+
+    /// Nobody wants the snapshot any more, or all of it is read.
+    pub fn end_snapshot(&self) {
+        self.word(memory::SNAPSHOT_AT).store(snapshot::NONE, Ordering::Release);
+    }
+
+    /// Where the trace was when the snapshot was made, and for how many nanoseconds the program was stopped, once some of it is there.
+    pub fn snapshot_made(&self) -> Option<(u64, u64)> {
+        let is_there = self.long(memory::SNAPSHOT_WRITTEN_AT).load(Ordering::Acquire) > 0;
+        let pause = self.long(memory::SNAPSHOT_PAUSE_AT).load(Ordering::Relaxed);
+        is_there.then(|| (self.snapshot_position(), pause))
+    }
+
+    /// Where the trace was when the newest snapshot was made.
+    pub fn snapshot_position(&self) -> u64 {
+        self.long(memory::SNAPSHOT_POSITION_AT).load(Ordering::Relaxed)
+    }
+
+    /// Reads the next bytes of the snapshot, up to so many; none are there yet, or any more, where it is empty. `None`: what the
+    /// program says of it makes no sense.
+    pub fn read_snapshot(&self, most: usize) -> Option<Vec<u8>> {
+        let read = self.snapshot_read.load(Ordering::Relaxed);
+        let there = self.long(memory::SNAPSHOT_WRITTEN_AT).load(Ordering::Acquire).checked_sub(read)?;
+        let at = (read % memory::SNAPSHOT_ROOM as u64) as usize;
+        let there = usize::try_from(there).ok().filter(|n| *n <= memory::SNAPSHOT_ROOM)?;
+        let mut bytes = vec![0; there.min(most).min(memory::SNAPSHOT_ROOM - at)];
+        self.copy_out(memory::SNAPSHOT_BYTES_AT + at, &mut bytes);
+        let read = read + bytes.len() as u64;
+        self.snapshot_read.store(read, Ordering::Relaxed);
+        self.long(memory::SNAPSHOT_READ_AT).store(read, Ordering::Release);
+        Some(bytes)
+    }
+
+    /// Whether all of the snapshot that was written is read.
+    pub fn snapshot_is_read(&self) -> bool {
+        self.long(memory::SNAPSHOT_WRITTEN_AT).load(Ordering::Acquire) == self.snapshot_read.load(Ordering::Relaxed)
+    }
+
+    /// As the program's library does.
+    #[cfg(test)]
+    pub fn write_snapshot(&self, state: u32, position: u64, bytes: &[u8]) {
+        let written = self.long(memory::SNAPSHOT_WRITTEN_AT).load(Ordering::Relaxed);
+        assert!(bytes.len() as u64 + written <= memory::SNAPSHOT_ROOM as u64, "a short one");
+        self.long(memory::SNAPSHOT_POSITION_AT).store(position, Ordering::Relaxed);
+        self.copy_in(memory::SNAPSHOT_BYTES_AT + written as usize, bytes);
+        self.long(memory::SNAPSHOT_WRITTEN_AT).store(written + bytes.len() as u64, Ordering::Release);
+        self.word(memory::SNAPSHOT_AT).store(state, Ordering::Release);
     }
 
     /// Why the program does not follow, or does not record, in its library's words.
@@ -324,11 +406,5 @@ impl Drop for TraceMemory {
     fn drop(&mut self) {
         // SAFETY: the whole range was mapped by `map`, and no reference into it outlives self.
         unsafe { libc::munmap(self.base.as_ptr().cast(), size(self.limit)) };
-    }
-}
-
-impl AsFd for TraceMemory {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }

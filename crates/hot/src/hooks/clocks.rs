@@ -8,6 +8,7 @@ use tcpr_session::trace::{clock, Call};
 
 use crate::engine::{append, follows, take};
 use crate::forms::{hooks, live, structure, with_caller};
+use crate::snapshot::{self, park};
 use crate::{errno, next, raw, signals, thread};
 
 const NONE: i64 = i64::MIN;
@@ -56,6 +57,16 @@ pub fn shift_clocks() {
             SHIFT[clock as usize].store(last - now, Ordering::Relaxed);
         }
     }
+}
+
+/// What the program's clocks would say now is what they said last, for whoever goes on from here.
+pub fn note_clocks() {
+    let note = |clock: i32, now: i64| LAST[clock as usize].store(now + shift_of(clock), Ordering::Relaxed);
+    for clock in OWN {
+        note(clock, raw::clock_ns(clock));
+    }
+    note(clock::CPU, raw::clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID) / 1000);
+    note(clock::TIMES, ticks());
 }
 
 fn ticks() -> i64 {
@@ -139,8 +150,14 @@ fn doze(time: timespec, left: &mut timespec) -> i64 {
 
 /// # Safety
 /// `left` is live.
-unsafe fn interrupted(left: *mut timespec, live: impl FnOnce() -> i64) -> i64 {
-    if follows() {
+unsafe fn interrupted(left: *mut timespec, live: impl Fn() -> i64) -> i64 {
+    let result = loop {
+        snapshot::at_wait();
+        if !follows() {
+            if let Some(result) = park::wait(park::For::Kernel, &live) {
+                break result;
+            }
+        }
         if let Some(taken) = take(Call::Sleep, 0) {
             let result = taken.result();
             if let Ok(bytes) = <&[u8; size_of::<timespec>()]>::try_from(taken.data()) {
@@ -150,8 +167,7 @@ unsafe fn interrupted(left: *mut timespec, live: impl FnOnce() -> i64) -> i64 {
             taken.done();
             return result;
         }
-    }
-    let result = live();
+    };
     signals::deliver();
     // SAFETY: live.
     let bytes = unsafe { crate::forms::slice(left.cast(), size_of::<timespec>()) };

@@ -82,6 +82,8 @@ unsafe fn new_two(to: *mut [c_int; 2], blocking: bool, live: impl FnOnce() -> i6
         for fd in unsafe { *to } {
             descriptors::set(fd, Kind::Pipe, blocking);
         }
+        // SAFETY: as the caller says.
+        descriptors::set_pair(unsafe { *to });
     } else {
         result = result.max(-4095);
     }

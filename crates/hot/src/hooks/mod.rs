@@ -10,4 +10,5 @@ mod sockets;
 mod streams;
 mod waits;
 
-pub use clocks::{shift_clocks, to_kernel};
+pub use clocks::{note_clocks, shift_clocks, to_kernel};
+pub use names::children_stay_behind;

@@ -21,7 +21,8 @@ const NPROCS: i32 = 1005;
 /// The process id that the program knows, by the trace.
 static PROCESS: AtomicI32 = AtomicI32::new(0);
 
-/// Children of the leader: the follower has none, and on its machine their numbers may be anybody's. The newest ones.
+/// Children of the leader: the follower has none, and on its machine their numbers may be anybody's. The newest ones; those of
+/// this machine are negative.
 static CHILDREN: [AtomicI32; 256] = [const { AtomicI32::new(0) }; 256];
 static NEWEST: AtomicUsize = AtomicUsize::new(0);
 /// No process has this number, which is above all that the kernel gives out.
@@ -35,7 +36,18 @@ pub fn note_child(pid: pid_t) {
 /// A child of this machine.
 pub fn note_own_child(pid: pid_t) {
     for child in &CHILDREN {
-        let _ = child.compare_exchange(pid, 0, Ordering::Relaxed, Ordering::Relaxed);
+        for number in [pid, -pid] {
+            let _ = child.compare_exchange(number, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+    note_child(-pid);
+}
+
+/// What was a child of this machine is one of another machine now: this process has the memory of a leader.
+pub fn children_stay_behind() {
+    for child in &CHILDREN {
+        let pid = child.load(Ordering::Relaxed);
+        child.store(pid.saturating_abs(), Ordering::Relaxed);
     }
 }
 

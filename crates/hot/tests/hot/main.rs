@@ -3,3 +3,4 @@
 mod offline;
 mod program;
 mod promotion;
+mod snapshot;

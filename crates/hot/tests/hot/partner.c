@@ -1,7 +1,8 @@
 /* What libtcpr.so does for libtcpr_hot.so, made small for a test: the trace's memory is a file, every TCP connection is
  * protected, and at a promotion each socket is fetched from the leader's process, which is stopped.
  *
- * PARTNER_MEMORY names the file; PARTNER_LEADER a file with the leader's process id.
+ * PARTNER_MEMORY names the file; PARTNER_LEADER a file with the leader's process id. Where there were snapshots, there is a file
+ * with ".snapshots" behind the name of the memory.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -64,13 +65,16 @@ int tcpr_hot_stand(struct tcpr_hot_connection *list, size_t n)
         return -1;
     syscall(SYS_close, file);
     int leader = (int)syscall(SYS_pidfd_open, atoi(text), 0);
+    char snapshots[4096];
+    snprintf(snapshots, sizeof snapshots, "%s.snapshots", getenv("PARTNER_MEMORY"));
+    int from_snapshot = access(snapshots, F_OK) == 0;
     for (size_t i = 0; i < n; i++) {
         int number = list[i].fd, ended = list[i].state == 1;
         list[i].state = 0;
         if (number < 0)
             continue;
-        /* The end of the output is there, as much as is kept. */
-        if (ended || list[i].tail_len > list[i].written || (list[i].written > 0 && list[i].tail_len == 0))
+        /* The end of the output is there, as much as is kept. What was written before a snapshot is not. */
+        if (ended || list[i].tail_len > list[i].written || (list[i].written > 0 && list[i].tail_len == 0 && !from_snapshot))
             return -1;
         int fd = (int)syscall(SYS_pidfd_getfd, leader, number, 0);
         uint8_t tuple[56];

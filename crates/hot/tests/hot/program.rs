@@ -1,10 +1,20 @@
 //! Programs of the tests, and how they are started.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+// As in `tcpr_session::trace::memory`.
+pub const TRACE: u64 = (64 << 10) + SNAPSHOT_ROOM;
+const SNAPSHOT: u64 = 1032;
+const SNAPSHOT_WRITTEN: u64 = 1048;
+const SNAPSHOT_READ: u64 = 1056;
+const SNAPSHOT_BYTES: u64 = 64 << 10;
+const SNAPSHOT_ROOM: u64 = 1 << 20;
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// More would be a program that spins, or a leak of its records.
@@ -54,12 +64,18 @@ pub fn free_port() -> u16 {
 
 /// With a trace in a file.
 pub fn start(mode: &str, trace: &Path, place: &Place, command: &[String]) -> Child {
-    let environment = [
+    start_from(mode, trace, None, place, command)
+}
+
+/// With a snapshot, too.
+pub fn start_from(mode: &str, trace: &Path, snapshot: Option<&Path>, place: &Place, command: &[String]) -> Child {
+    let mut environment = vec![
         format!("LD_PRELOAD={}", library().display()),
         format!("TCPR_HOT_FILE={}", trace.display()),
         format!("TCPR_HOT_MODE={mode}"),
         format!("TCPR_HOT_LIMIT={}", 2 * MOST_BYTES),
     ];
+    environment.extend(snapshot.map(|path| format!("TCPR_HOT_SNAPSHOT={}", path.display())));
     start_with(&environment, mode, place, command)
 }
 
@@ -142,4 +158,47 @@ pub fn ngircd(port: u16, place: &Place) -> Vec<String> {
     );
     fs::write(&configuration, text).expect("a configuration");
     words(&format!("{} -n -f {}", installed("ngircd"), configuration.display()))
+}
+
+/// Takes a snapshot of the program that writes its trace into this memory, as a manager does, and puts it into a file. Or the
+/// program says why there is none.
+pub fn take_snapshot(memory: &File, path: &Path, mut meanwhile: impl FnMut()) -> Result<(), String> {
+    const ASKED: u32 = 1;
+    const DONE: u32 = 3;
+    const REFUSED: u32 = 4;
+    let number = |at: u64, bytes: usize| {
+        let mut number = [0; 8];
+        memory.read_exact_at(&mut number[..bytes], at).expect("read");
+        u64::from_ne_bytes(number)
+    };
+    let mut to = File::create(path).expect("a file");
+    memory.write_all_at(&ASKED.to_ne_bytes(), SNAPSHOT).expect("written");
+    let begun = Instant::now();
+    let mut read = 0;
+    loop {
+        let state = number(SNAPSHOT, 4) as u32;
+        let written = if state == ASKED { 0 } else { number(SNAPSHOT_WRITTEN, 8) };
+        let mut reason = [0; 960];
+        memory.read_exact_at(&mut reason, 64).expect("read");
+        let reason = String::from_utf8_lossy(&reason).trim_end_matches('\0').to_owned();
+        if state == REFUSED {
+            return Err(reason);
+        }
+        assert!(begun.elapsed() < PATIENCE, "no snapshot: {reason}");
+        if written > read {
+            let n = (written - read).min(SNAPSHOT_ROOM - read % SNAPSHOT_ROOM);
+            let mut bytes = vec![0; n as usize];
+            memory.read_exact_at(&mut bytes, SNAPSHOT_BYTES + read % SNAPSHOT_ROOM).expect("read");
+            to.write_all(&bytes).expect("written");
+            read += n;
+            memory.write_all_at(&read.to_ne_bytes(), SNAPSHOT_READ).expect("written");
+        } else if state == DONE {
+            break;
+        } else {
+            meanwhile();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    memory.write_all_at(&0u32.to_ne_bytes(), SNAPSHOT).expect("written");
+    Ok(())
 }

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use tcpr_session::trace::memory::VERSION;
 
 use crate::program::{
-    connect, example, free_port, installed, library, ngircd, redis, signal, start_with, words, Place, PATIENCE,
+    connect, example, free_port, installed, library, ngircd, redis, signal, start_with, take_snapshot, words, Place, PATIENCE,
+    TRACE,
 };
 
 // As in `tcpr_session::trace::memory`.
@@ -21,7 +22,6 @@ const MODE: u64 = 16;
 const EXECUTED: u64 = 24;
 const STATE: u64 = 40;
 const LIMIT: u64 = 48;
-const TRACE: u64 = 64 << 10;
 const KEPT: u64 = 1024;
 const LIMIT_BYTES: u64 = 16 << 20;
 
@@ -39,6 +39,7 @@ struct Standby {
     memory: File,
     leader: Child,
     follower: Option<Child>,
+    snapshot: Option<PathBuf>,
     started: usize,
 }
 
@@ -64,8 +65,8 @@ impl Standby {
         memory.write_all_at(&limit.to_ne_bytes(), LIMIT).expect("written");
         let mut started = 0;
         set(&memory, MODE, RECORD);
-        let leader = start(&place, &command, &mut started);
-        let standby = Self { place, command, memory, leader, follower: None, started };
+        let leader = start(&place, &command, None, &mut started);
+        let standby = Self { place, command, memory, leader, follower: None, snapshot: None, started };
         standby.until("the leader records", |s| s.word(STATE) == RECORDING);
         standby
     }
@@ -97,6 +98,16 @@ impl Standby {
         self.until("the follower has executed all", |s| s.long(EXECUTED) == s.long(HEAD));
     }
 
+    /// A snapshot of the leader, with which the next follower begins. The trace before it is given up.
+    fn snapshot(&mut self) {
+        let before = self.long(HEAD);
+        let path = self.place.file("snapshot");
+        take_snapshot(&self.memory, &path, || ()).expect("a snapshot");
+        self.memory.write_all_at(&vec![0xff; before as usize], TRACE).expect("written");
+        self.snapshot = Some(path);
+        fs::write(self.place.file("memory.snapshots"), "").expect("written");
+    }
+
     /// What the follower has executed is given up.
     fn give_up(&self) {
         let executed = self.long(EXECUTED);
@@ -106,7 +117,8 @@ impl Standby {
     /// The same program, behind the leader.
     fn follow(&mut self) {
         set(&self.memory, MODE, FOLLOW);
-        self.follower = Some(start(&self.place, &self.command, &mut self.started));
+        let snapshot = self.snapshot.take();
+        self.follower = Some(start(&self.place, &self.command, snapshot, &mut self.started));
         self.until("the follower follows", |s| s.word(STATE) == FOLLOWING);
         self.caught_up();
     }
@@ -140,15 +152,16 @@ fn set(memory: &File, at: u64, word: u32) {
     memory.write_all_at(&word.to_ne_bytes(), at).expect("written");
 }
 
-fn start(place: &Place, command: &[String], started: &mut usize) -> Child {
+fn start(place: &Place, command: &[String], snapshot: Option<PathBuf>, started: &mut usize) -> Child {
     *started += 1;
     let path = |file: PathBuf| file.display().to_string();
-    let environment = [
+    let mut environment = vec![
         format!("LD_PRELOAD={}:{}", path(library()), path(place.file("partner.so"))),
         format!("TCPR_STANDBY=hot:{}", std::process::id()),
         format!("PARTNER_MEMORY={}", path(place.file("memory"))),
         format!("PARTNER_LEADER={}", path(place.file("leader"))),
     ];
+    environment.extend(snapshot.map(|file| format!("TCPR_HOT_SNAPSHOT={}", path(file))));
     start_with(&environment, &format!("program{started}"), place, command)
 }
 
@@ -347,6 +360,40 @@ fn a_follower_stays_behind_a_trace_that_is_longer_than_its_memory() {
     }
 }
 
+/// Each follower begins with a snapshot of a leader that has begun with one itself.
+#[test]
+fn redis_goes_on_from_snapshots_three_times() {
+    let port = free_port();
+    let mut hot = Standby::begin("snapshot-promotion", redis(port));
+    let [mut plain, mut transaction, mut subscriber, mut blocked] = [(); 4].map(|()| Client::new(port));
+    assert_eq!(transaction.ask("SELECT 3"), "+OK");
+    subscriber.send("SUBSCRIBE news");
+    assert_eq!(subscriber.lines(6)[4], "news");
+    for round in 0..3 {
+        assert_eq!(transaction.ask("MULTI"), "+OK");
+        assert_eq!(transaction.ask("INCR inside"), "+QUEUED");
+        blocked.send("BLPOP list 0");
+        assert_eq!(plain.ask(&format!("SET key {round}")), "+OK");
+        hot.snapshot();
+        assert_eq!(transaction.ask("INCR inside"), "+QUEUED");
+        assert_eq!(plain.ask("INCR counter"), format!(":{}", 3 * round + 1));
+        hot.follow();
+        assert_eq!(plain.ask("INCR counter"), format!(":{}", 3 * round + 2));
+        hot.promote();
+        assert_eq!(plain.ask("INCR counter"), format!(":{}", 3 * round + 3));
+        transaction.send("EXEC");
+        assert_eq!(transaction.lines(3), ["*2".to_owned(), format!(":{}", 2 * round + 1), format!(":{}", 2 * round + 2)]);
+        assert_eq!(plain.ask("PUBLISH news now"), ":1");
+        assert_eq!(subscriber.lines(7)[6], "now");
+        assert_eq!(plain.ask("RPUSH list one"), ":1");
+        assert_eq!(blocked.lines(5)[4], "one");
+        assert_eq!(plain.ask("GET key"), "$1");
+        assert_eq!(plain.line(), round.to_string());
+        let mut new = Client::new(port);
+        assert_eq!(new.ask("PING"), "+PONG");
+    }
+}
+
 /// Nobody is woken by a promotion, and nobody who was woken before it is forgotten.
 #[test]
 fn threads_wait_on_for_their_conditions() {
@@ -363,7 +410,11 @@ fn threads_wait_on_for_their_conditions() {
         assert_eq!(client.ask("count"), expected);
     };
     let (mut first, mut second) = (0, 0);
-    for round in 0..6 {
+    for round in 0..8 {
+        // Nor by a snapshot.
+        if round >= 4 {
+            hot.snapshot();
+        }
         hot.follow();
         counts(&mut client, &format!("{first} {second}"));
         for command in ["one", "all", "late"] {

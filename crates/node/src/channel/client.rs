@@ -63,6 +63,14 @@ impl Bypass {
         BYPASS.with(|inside| inside.afterwards.set(Some(f)));
     }
 
+    /// The thread goes on as another one, out of the middle of whatever it was in: it is not inside.
+    pub fn reset() {
+        BYPASS.with(|inside| {
+            inside.depth.set(0);
+            inside.afterwards.set(None);
+        });
+    }
+
     /// For a thread of our own, as the embedded manager: inside for ever.
     pub fn this_thread() {
         std::mem::forget(Self::enter());

@@ -17,6 +17,7 @@ use tcpr_session::options::LONGEST;
 use tcpr_session::tuple::FourTuple;
 
 use super::{sys, Event, Origin};
+use crate::place;
 
 /// Size of the byte ring.
 pub const RING_BYTES: usize = 4 << 20;
@@ -114,7 +115,7 @@ impl Mapping {
         // SAFETY: a fresh reservation at an address of the kernel's choice.
         let base = unsafe {
             libc::mmap(
-                std::ptr::null_mut(),
+                place::wish(Self::LENGTH),
                 Self::LENGTH,
                 libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 /// The replication protocol that this code speaks; it accepts those before, too. Version 2 has `Alone`, and a snapshot that
 /// comes in steps, with the log between them.
-pub const PROTOCOL: u16 = 5;
+pub const PROTOCOL: u16 = 6;
 /// The first that has records of what made the application connect.
 pub const CAUSES: u16 = 2;
 /// The first that has records of the options that the application sets, and says what is wrong with a program.
@@ -27,6 +27,8 @@ pub const OPTIONS: u16 = 3;
 pub const TRACE: u16 = 4;
 /// The first that has records of the application's data.
 pub const DATA: u16 = 5;
+/// The version since which the program of a hot standby may come as a snapshot.
+pub const IMAGE: u16 = 6;
 /// The oldest protocol that it speaks.
 const OLDEST: u16 = 1;
 

@@ -26,6 +26,7 @@ mod kind {
     pub const ACK: u8 = 3;
     pub const FORWARD: u8 = 4;
     pub const ALONE: u8 = 5;
+    pub const IMAGE: u8 = 6;
     pub const HELLO: u8 = 16;
     pub const SNAPSHOT_BEGIN: u8 = 17;
     pub const SNAPSHOT_END: u8 = 18;
@@ -36,6 +37,9 @@ mod kind {
     pub const BYE: u8 = 23;
     pub const PROGRAM: u8 = 24;
     pub const STANDBY: u8 = 25;
+    pub const IMAGE_BEGIN: u8 = 26;
+    pub const IMAGE_END: u8 = 27;
+    pub const IMAGE_STORED: u8 = 28;
 }
 
 /// What the members say to each other; borrowed bytes live until the next call on the link.
@@ -129,6 +133,34 @@ pub enum Message<'a> {
         /// Why it does not follow, where it does not.
         reason: Cow<'a, str>,
     },
+    /// What follows is a snapshot of the master's program. Since protocol version 6, as all of it.
+    ImageBegin {
+        /// Which life of the program.
+        life: u64,
+        /// Where its trace was then.
+        at: u64,
+    },
+    /// A piece of it.
+    Image {
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// It is whole, or there will be none.
+    ImageEnd {
+        /// Which life of the program.
+        life: u64,
+        /// How many bytes it has.
+        bytes: u64,
+        /// Why there is none; empty: it is whole.
+        trouble: Cow<'a, str>,
+    },
+    /// So much of it is stored.
+    ImageStored {
+        /// Which life of the program.
+        life: u64,
+        /// How many bytes.
+        bytes: u64,
+    },
     /// The sender closes the connection on purpose.
     Bye {
         /// Why.
@@ -220,6 +252,26 @@ struct Standby<'a> {
     reason: Cow<'a, str>,
 }
 
+#[derive(Serialize, Deserialize)]
+struct ImageBegin {
+    life: u64,
+    at: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ImageEnd<'a> {
+    life: u64,
+    bytes: u64,
+    #[serde(borrow)]
+    trouble: Cow<'a, str>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ImageStored {
+    life: u64,
+    bytes: u64,
+}
+
 /// Why bytes are not a message, or a message cannot be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
@@ -304,6 +356,16 @@ pub fn encode_head<'a>(message: &Message<'a>, state: &mut Continuation, out: &mu
             let reason = Cow::Borrowed(reason.as_ref());
             put_control(kind::STANDBY, &Standby { life, head, executed, records, state, reason }, out)?;
         }
+        Message::ImageBegin { life, at } => put_control(kind::IMAGE_BEGIN, &ImageBegin { life, at }, out)?,
+        Message::Image { bytes } => {
+            put_length(1 + bytes.len(), out)?;
+            out.push(kind::IMAGE);
+            return Ok(bytes);
+        }
+        Message::ImageEnd { life, bytes, ref trouble } => {
+            put_control(kind::IMAGE_END, &ImageEnd { life, bytes, trouble: Cow::Borrowed(trouble.as_ref()) }, out)?;
+        }
+        Message::ImageStored { life, bytes } => put_control(kind::IMAGE_STORED, &ImageStored { life, bytes }, out)?,
         Message::Bye { ref reason } => {
             put_control(kind::BYE, &Reason { reason: Cow::Borrowed(reason.text()) }, out)?;
         }
@@ -354,6 +416,19 @@ pub fn decode<'a>(message: &'a [u8], state: &mut Continuation) -> Result<Message
         kind::STANDBY => {
             let Standby { life, head, executed, records, state, reason } = take_control(kind, body)?;
             Message::Standby { life, head, executed, records, state, reason }
+        }
+        kind::IMAGE_BEGIN => {
+            let ImageBegin { life, at } = take_control(kind, body)?;
+            Message::ImageBegin { life, at }
+        }
+        kind::IMAGE => Message::Image { bytes: body },
+        kind::IMAGE_END => {
+            let ImageEnd { life, bytes, trouble } = take_control(kind, body)?;
+            Message::ImageEnd { life, bytes, trouble }
+        }
+        kind::IMAGE_STORED => {
+            let ImageStored { life, bytes } = take_control(kind, body)?;
+            Message::ImageStored { life, bytes }
         }
         kind::BYE => Message::Bye { reason: take_control::<Reason<'_>>(kind, body)?.reason.into() },
         other => return Err(Malformed::Kind(other)),
@@ -430,7 +505,7 @@ pub(crate) mod tests {
     pub(crate) type Plan = (u8, Epoch, u64, Vec<u8>);
 
     pub(crate) fn any_plan(longest: usize) -> impl Strategy<Value = Plan> {
-        (0u8..14, any_epoch(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..=longest))
+        (0u8..18, any_epoch(), any::<u64>(), proptest::collection::vec(any::<u8>(), 0..=longest))
     }
 
     pub(crate) fn build((what, epoch, position, bytes): &Plan) -> Message<'_> {
@@ -464,6 +539,10 @@ pub(crate) mod tests {
                 reason: String::from_utf8_lossy(bytes),
             },
             12 => Message::Program { trouble: String::from_utf8_lossy(bytes) },
+            13 => Message::ImageBegin { life: position, at: epoch.number },
+            14 => Message::Image { bytes },
+            15 => Message::ImageEnd { life: position, bytes: epoch.number, trouble: String::from_utf8_lossy(bytes) },
+            16 => Message::ImageStored { life: position, bytes: epoch.number },
             _ => Message::Bye { reason: String::from_utf8_lossy(bytes).into() },
         }
     }
@@ -563,7 +642,10 @@ pub(crate) mod tests {
             let (_, prefix) = take_length(&out).unwrap().unwrap();
             let cut = prefix + cut.index(out.len() - prefix);
             if let Ok(message) = decode(&out[prefix..cut], &mut Continuation::default()) {
-                let shorter = matches!(message, Message::Records { .. } | Message::Forward { .. } | Message::Alone { .. });
+                let shorter = matches!(
+                    message,
+                    Message::Records { .. } | Message::Forward { .. } | Message::Alone { .. } | Message::Image { .. }
+                );
                 prop_assert!(shorter);
             }
         }

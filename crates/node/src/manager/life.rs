@@ -26,7 +26,7 @@ impl Manager {
             self.notify.iter_mut().for_each(Notify::begin);
             self.standby.program_starts(self.role.role());
         }
-        match program.start_if_due(now) {
+        match program.start_if_due(now, self.standby.image()) {
             Ok(Some(pidfd)) => {
                 log::info!(pid = program.pid().unwrap_or(0); "started the program");
                 if let Err(error) = self.poller.add(pidfd, Token::Program) {

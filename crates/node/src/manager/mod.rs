@@ -134,6 +134,8 @@ pub struct Manager {
     sweep: sweep::Sweep,
     serving: serving::Serving,
     standby: standby::Standby,
+    /// So much of a snapshot of the partner's program is here, which it has yet to be told.
+    images_stored: Option<(u64, u64)>,
     epochs: disk::EpochFile,
     _lock: disk::Lock,
 
@@ -314,6 +316,7 @@ impl Manager {
             throttle: throttle::Throttle::default(),
             serving: serving::Serving::new(ours.clone()),
             standby: standby::Standby::new(hot, config.service.standby_trace_bytes),
+            images_stored: None,
             takeover: takeover::Takeover::new(ours, hooked),
             cleanup,
             control,
@@ -438,7 +441,7 @@ impl Manager {
             self.virtual_ip.poll_timeout(self.mandate()),
             self.host.poll_timeout(now),
             self.stop.poll_timeout(now),
-            self.standby.poll_timeout(),
+            self.standby.poll_timeout(now),
         ]
         .into_iter()
         .flatten()

@@ -142,11 +142,11 @@ impl Program {
         self.start_at.is_some_and(|at| now >= at) && self.child.is_none()
     }
 
-    /// Starts it if it is due. Returns its pidfd to watch.
+    /// Starts it if it is due, with a snapshot of itself if there is one. Returns its pidfd to watch.
     ///
     /// # Errors
     /// The program cannot be started; it is tried again later.
-    pub fn start_if_due(&mut self, now: Now) -> io::Result<Option<RawFd>> {
+    pub fn start_if_due(&mut self, now: Now, snapshot: Option<RawFd>) -> io::Result<Option<RawFd>> {
         if !self.is_due(now) {
             return Ok(None);
         }
@@ -168,13 +168,20 @@ impl Program {
             }
             command.env("LD_PRELOAD", preload);
         }
+        if let Some(fd) = snapshot {
+            command.env("TCPR_HOT_SNAPSHOT", format!("/proc/self/fd/{fd}"));
+        }
         let hot = self.spec.hot_library.is_some();
-        // SAFETY: between fork and exec only async-signal-safe calls are made: sigemptyset, sigprocmask, personality.
+        // SAFETY: between fork and exec only async-signal-safe calls are made: sigemptyset, sigprocmask, personality, fcntl.
         unsafe {
             command.pre_exec(move || {
                 if hot {
                     // Leader and follower have everything at the same addresses.
                     libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
+                }
+                if let Some(fd) = snapshot {
+                    // The program inherits it.
+                    libc::fcntl(fd, libc::F_SETFD, 0);
                 }
                 let mut none: libc::sigset_t = std::mem::zeroed();
                 libc::sigemptyset(&raw mut none);
@@ -426,7 +433,7 @@ mod tests {
             BackOff::new(Duration::ZERO, Duration::ZERO),
             Duration::ZERO,
         );
-        program.start_if_due(Duration::ZERO).unwrap().unwrap();
+        program.start_if_due(Duration::ZERO, None).unwrap().unwrap();
         program
     }
 
@@ -446,7 +453,7 @@ mod tests {
         program.reap().unwrap();
         assert!(program.has_crashed());
         program.restart(Duration::ZERO);
-        program.start_if_due(Duration::ZERO).unwrap().unwrap();
+        program.start_if_due(Duration::ZERO, None).unwrap().unwrap();
         assert!(!program.has_crashed());
         program.kill(|| ());
     }

@@ -4,7 +4,7 @@
 //! always before the commits of the turns that made it. The partner's manager writes it into its own memory, where the program of
 //! that member follows it. See docs/hot-standby.md.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use tcpr_session::filter::Filter;
@@ -19,9 +19,10 @@ use super::control::{StandbyState, StandbyStatus};
 use super::link::PartnerLink;
 use super::program::Program;
 use super::Manager;
-use crate::link::{Message, TRACE};
+use crate::link::{Message, IMAGE, TRACE};
 use crate::trace_memory::TraceMemory;
 
+mod image;
 #[cfg(test)]
 mod tests;
 
@@ -140,6 +141,9 @@ pub(super) struct Standby {
     /// The program stands with these connections: what the takeover begins with.
     standing: Option<Vec<Standing>>,
     promotions: u64,
+    /// Snapshots of the program, and whether the partner knows of such.
+    images: image::Images,
+    images_are_spoken: bool,
 }
 
 impl Standby {
@@ -166,6 +170,8 @@ impl Standby {
             promoting: None,
             standing: None,
             promotions: 0,
+            images: image::Images::default(),
+            images_are_spoken: true,
         }
     }
 
@@ -173,9 +179,10 @@ impl Standby {
         self.hot
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Now> {
+    pub(super) fn poll_timeout(&self, now: Now) -> Option<Now> {
         let promotion = self.promoting.map(|_| Duration::ZERO);
-        promotion.or_else(|| self.memory.is_some().then_some(self.due))
+        let due = self.images.due(now).map_or(self.due, |due| due.min(self.due));
+        promotion.or_else(|| self.memory.is_some().then_some(due))
     }
 
     /// The takeover waits for the follower.
@@ -197,9 +204,13 @@ impl Standby {
         if role != Role::Backup {
             self.broken = None;
         }
-        // Whoever begins to follow begins with the first record.
-        let lacks = self.memory.as_ref().is_some_and(|m| m.mode() == mode::FOLLOW && m.kept() > 0);
-        if lacks && self.broken.is_none() {
+        // Whoever begins to follow begins with the first record, or with a snapshot.
+        let lacks = self.memory.as_ref().is_some_and(|m| m.mode() == mode::FOLLOW && m.kept() > 0) && !self.begins_with_image();
+        if lacks && self.broken.is_none() && self.memory.as_ref().is_some_and(|m| !is_ill(m.state())) {
+            if role == Role::Backup && self.images_are_spoken {
+                // It waits for one.
+                return self.begin_life();
+            }
             self.broken = Some(Broken::full("the program was started again, and the trace is not kept from its beginning"));
         }
         self.note_divergence();
@@ -235,6 +246,7 @@ impl Standby {
         (self.shipped, self.complete, self.exact, self.taken) = (0, false, false, false);
         (self.said_complete, self.named, self.said_end, self.elsewhere) = (false, false, false, false);
         self.standing = None;
+        self.images = image::Images::default();
     }
 
     /// The program's first process asks for the memory.
@@ -243,8 +255,12 @@ impl Standby {
             return None;
         }
         self.decide(role);
+        // One that was started before a snapshot came cannot begin in the middle of the trace. It is replaced when that is whole.
+        if self.follows() && self.image().is_none() && self.memory.as_ref().is_some_and(|m| m.kept() > 0) {
+            return None;
+        }
         self.taken = true;
-        self.memory.as_ref().map(AsFd::as_fd)
+        self.memory.as_ref().and_then(TraceMemory::descriptor)
     }
 
     /// What the program does follows from the role, once that is known.
@@ -308,7 +324,8 @@ impl Standby {
 
     /// The same for a partner that has yet to catch up, as fast as the link takes it.
     fn catch_up(&mut self, now: Now, filter: &mut Filter, waiting: u64) {
-        if self.say_end(now, filter) || self.complete || !self.leads() || waiting > AHEAD && self.named {
+        if self.say_end(now, filter) || self.complete || !self.leads() || waiting > AHEAD && self.named || self.waits_for_image()
+        {
             return;
         }
         // The replica knows of another life before anything that follows from it.
@@ -366,13 +383,19 @@ impl Standby {
         true
     }
 
-    /// The beginning of the trace is given up when the memory fills, if the partner has it and its program follows. Without a
-    /// follower the trace ends there: nobody could use the rest of it.
+    /// The beginning of the trace is given up when the memory fills: what the partner has, if its program follows. Without a
+    /// follower whoever comes gets a snapshot; where none can be made, the trace ends there: nobody could use the rest of it.
     fn give_up_the_beginning(&self) {
-        let (Some(memory), Some(partner)) = (self.memory.as_ref().filter(|_| self.leads()), &self.partner) else { return };
-        if partner.life == self.life && !is_ill(partner.state) {
-            let end = memory.head().saturating_sub(most_kept(memory));
-            memory.give_up(end.min(partner.head).min(self.shipped));
+        let Some(memory) = self.memory.as_ref().filter(|_| self.leads()) else { return };
+        let end = memory.head().saturating_sub(most_kept(memory));
+        let partner = self.partner.as_ref().filter(|p| p.life == self.life);
+        let follower = partner.filter(|p| !is_ill(p.state) && p.head >= memory.kept());
+        match (follower, self.images.need_the_trace(memory, self.shipped)) {
+            (_, Some(needed)) => memory.give_up(end.min(needed)),
+            (Some(follower), None) => memory.give_up(end.min(follower.head).min(self.shipped)),
+            (None, None) if partner.is_some_and(|p| is_ill(p.state)) => {}
+            (None, None) if self.images_are_spoken && self.images.are_possible() => memory.give_up(end),
+            (None, None) => {}
         }
     }
 
@@ -396,6 +419,9 @@ impl Standby {
         let same = |p: &&Report| p.life == *life && p.executed <= *executed;
         let before = self.partner.as_ref().filter(same).and_then(|p| p.caught_up);
         let near = self.complete && executed.saturating_add(NEAR) >= *head;
+        if near {
+            self.images.note_follower(now);
+        }
         self.partner = Some(Report {
             caught_up: if near { Some(now) } else { before },
             executed: *executed,
@@ -411,6 +437,7 @@ impl Standby {
     pub(super) fn forget_partner(&mut self) {
         self.partner = None;
         self.told = None;
+        self.images.forget_partner(self.memory.as_ref());
     }
 }
 
@@ -440,8 +467,19 @@ impl Standby {
         let end = at.saturating_add(bytes.len() as u64);
         // The link was lost, and it begins again.
         let fresh = &bytes[(head.saturating_sub(at) as usize).min(bytes.len())..];
+        if at > head && self.images_are_spoken && (head == 0 || self.images.await_the_trace()) {
+            // A snapshot comes first, or the trace behind it again from its position on.
+            return again;
+        }
+        self.images.note_trace();
         memory.give_up(memory.executed().min(end.saturating_sub(most_kept(memory))));
-        if self.broken.is_none() && (at > head || !fresh.is_empty() && !memory.append(head, fresh)) {
+        let is_full = self.broken.is_none() && at <= head && !fresh.is_empty() && !memory.append(head, fresh);
+        if is_full && self.images_are_spoken {
+            log::warn!(behind = head.saturating_sub(memory.executed()); "the program here is too slow for the trace of the partner's: it begins anew, with a snapshot");
+            self.begin_life();
+            return true;
+        }
+        if is_full || self.broken.is_none() && at > head {
             let behind = head.saturating_sub(memory.executed());
             let broken = match at > head {
                 true if head == 0 => Broken::full(format!(
@@ -523,14 +561,15 @@ impl Standby {
 
     /// Tells the leader how far the follower has come, if that has changed.
     fn report(&mut self, link: &mut PartnerLink) {
-        if !link.is_up() || !link.speaks(TRACE) || !self.follows() && self.given_up == 0 {
+        // A leader that makes snapshots is told, too, that nothing is here.
+        if !link.is_up() || !link.speaks(TRACE) || !self.follows() && self.given_up == 0 && !link.speaks(IMAGE) {
             return;
         }
         let Some(memory) = &self.memory else { return };
-        let (state, reason) = self.state();
+        let (state, reason) = if self.follows() || self.given_up != 0 { self.state() } else { (state::STARTING, String::new()) };
         let life = if self.follows() { self.life } else { self.given_up };
         let (head, records) = if self.follows() { (memory.head(), memory.records()) } else { (0, 0) };
-        let executed = memory.executed();
+        let executed = if self.follows() { memory.executed() } else { 0 };
         let now = (life, head, executed, state);
         if self.told.replace(now) == Some(now) {
             return;
@@ -547,6 +586,7 @@ impl Manager {
         }
         self.standby.decide(self.role.role());
         self.go_on_promoting(now);
+        self.image_timers(now);
         if self.ships_trace() {
             let acknowledged = self.filter.log().needs_replica().then(|| self.filter.log().acknowledged());
             let behind = self.replication.behind(self.filter.log().written(), acknowledged);

@@ -36,11 +36,39 @@ pub const REASON_AT: usize = 64;
 pub const REASON_MAX: usize = 960;
 /// Offset of the position of the first byte of the trace that is kept, u64. The manager writes it; it never goes back.
 pub const KEPT_AT: usize = 1024;
+/// Offset of what is to be or was done about a [`snapshot`], u32.
+pub const SNAPSHOT_AT: usize = 1032;
+/// Offset of the trace position of a snapshot, u64.
+pub const SNAPSHOT_POSITION_AT: usize = 1040;
+/// Offset of how many bytes of a snapshot were written, u64. While it is 0, nothing else of the snapshot is known.
+pub const SNAPSHOT_WRITTEN_AT: usize = 1048;
+/// Offset of how many bytes of a snapshot were read, u64. The manager writes it.
+pub const SNAPSHOT_READ_AT: usize = 1056;
+/// Offset of how long the program was stopped for a snapshot, in nanoseconds, u64.
+pub const SNAPSHOT_PAUSE_AT: usize = 1064;
+/// Offset of the room through which a snapshot goes: the byte at position `p` of it lies at `p % SNAPSHOT_ROOM`.
+pub const SNAPSHOT_BYTES_AT: usize = 64 << 10;
+/// So many bytes of a snapshot may be written and not read.
+pub const SNAPSHOT_ROOM: usize = 1 << 20;
 /// Offset of the trace, a multiple of every page size.
-pub const TRACE_AT: usize = 64 << 10;
+pub const TRACE_AT: usize = SNAPSHOT_BYTES_AT + SNAPSHOT_ROOM;
 /// The room for a trace is a multiple of this, so that it can be mapped a second time behind itself: then what goes on at its
 /// beginning lies in one piece.
 pub const ROOM_UNIT: u64 = 64 << 10;
+
+/// A snapshot of the leader: the process as it is at a wait, at one position of the trace. A copy of the process writes it.
+pub mod snapshot {
+    /// There is none, and none is asked for. The manager sets it, also when it wants no more of one that is under way.
+    pub const NONE: u32 = 0;
+    /// The manager asks for one: at the next wait.
+    pub const ASKED: u32 = 1;
+    /// It is being written.
+    pub const WRITING: u32 = 2;
+    /// It is written.
+    pub const DONE: u32 = 3;
+    /// None can be made; the reason says why.
+    pub const REFUSED: u32 = 4;
+}
 
 /// What the manager tells the library to do.
 pub mod mode {

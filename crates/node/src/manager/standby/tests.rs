@@ -3,7 +3,9 @@ use tcpr_session::filter::{Engine, FilterConfig};
 use tcpr_session::record::{self, Record};
 use tcpr_session::tuple::FourTuple;
 
+use super::image::APART;
 use crate::trace_memory::Place;
+use tcpr_session::trace::memory::snapshot;
 
 const LIMIT: u64 = 1 << 20;
 const NOW: Now = Duration::ZERO;
@@ -16,8 +18,10 @@ fn filter() -> Filter {
     filter
 }
 
+/// The partner's version knows no snapshots, if nothing else is said.
 fn leader() -> Standby {
     let mut leader = Standby::new(true, LIMIT);
+    leader.images_are_spoken = false;
     leader.program_starts(Role::Starting);
     assert!(leader.take_memory(Role::Master).is_some());
     begins(&leader);
@@ -31,6 +35,7 @@ fn begins(leader: &Standby) {
 
 fn follower() -> Standby {
     let mut follower = Standby::new(true, LIMIT);
+    follower.images_are_spoken = false;
     follower.program_starts(Role::Backup);
     assert!(follower.take_memory(Role::Backup).is_some());
     follower
@@ -231,6 +236,12 @@ fn a_gap_and_a_memory_that_is_full_are_said() {
     let mut follower = self::follower();
     let _ = follower.follow(7, 0, &vec![0; LIMIT as usize + 1], TracePart::Complete);
     assert!(follower.cannot_promote().unwrap().contains("full"));
+    // Where there are snapshots, it begins with one.
+    let mut follower = self::follower();
+    follower.images_are_spoken = true;
+    assert!(follower.follow(7, 0, &vec![0; LIMIT as usize + 1], TracePart::Complete), "the program is started anew");
+    follower.program_starts(Role::Backup);
+    assert!(follower.take_memory(Role::Backup).is_some() && follower.follows() && follower.life == 0);
 }
 
 /// What the follower has executed, and what its manager tells the leader.
@@ -291,13 +302,17 @@ fn after_a_lost_link_a_follower_goes_on_with_a_trace_whose_beginning_is_gone() {
     records(&leader, b"and then");
     leader.begin_shipping();
     follower.snapshot_begins();
+    leader.images_are_spoken = true;
+    leader.catch_up(NOW, &mut filter, 0);
+    assert!(!leader.named, "it may be that the partner needs a snapshot");
+    executes(&follower, &mut leader);
     catches_up(&mut leader, &mut filter);
     assert!(!deliver(&mut filter, &mut follower) && follower.exact && follower.broken.is_none());
     assert_eq!(follower.memory.as_ref().unwrap().head(), leader.memory.as_ref().unwrap().head());
 }
 
 #[test]
-fn nobody_begins_to_follow_a_trace_without_its_beginning() {
+fn without_snapshots_nobody_begins_to_follow_a_trace_without_its_beginning() {
     let (mut leader, mut follower, mut filter) = long_trace();
     let mut late = self::follower();
     leader.forget_partner();
@@ -310,6 +325,149 @@ fn nobody_begins_to_follow_a_trace_without_its_beginning() {
     follower.program_starts(Role::Backup);
     assert_eq!((follower.state().0, follower.given_up), (state::FULL, leader.life));
     assert!(follower.take_memory(Role::Backup).is_some() && follower.leads());
+}
+
+/// What the leader's manager says to the follower's, of a snapshot. Returns whether the program is to be started with one.
+fn image(leader: &mut Standby, follower: &mut Standby, now: Now) -> bool {
+    let (mut start, mut stored) = (false, None);
+    leader.go_on_with_image(now, true, &mut |message| match message {
+        Message::ImageBegin { life, at } => follower.image_begins(*life, *at).unwrap(),
+        Message::Image { bytes } => stored = follower.image_goes_on(bytes).unwrap(),
+        Message::ImageEnd { life, trouble, .. } if !trouble.is_empty() => follower.no_image(*life, trouble.to_string()),
+        Message::ImageEnd { life, bytes, .. } => start |= follower.image_ends(*life, *bytes),
+        other => panic!("{other:?}"),
+    });
+    stored.into_iter().for_each(|(life, bytes)| leader.image_stored(life, bytes));
+    start
+}
+
+/// The partner, whose version knows snapshots, has nothing.
+fn has_nothing(leader: &mut Standby) {
+    leader.images_are_spoken = true;
+    let (state, reason) = (state::STARTING, "".into());
+    leader.hear(NOW, &Message::Standby { life: 0, head: 0, executed: 0, records: 0, state, reason });
+}
+
+#[test]
+fn who_cannot_begin_with_the_trace_begins_with_a_snapshot() {
+    let (mut leader, _, mut filter) = long_trace();
+    let mut late = self::follower();
+    late.images_are_spoken = true;
+    leader.forget_partner();
+    leader.begin_shipping();
+    has_nothing(&mut leader);
+    // A program that leads on has recorded more when the snapshot begins, and what the log has of that comes first.
+    let before = leader.memory.as_ref().unwrap().head();
+    assert!(!image(&mut leader, &mut late, NOW));
+    assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::ASKED);
+    leader.catch_up(NOW, &mut filter, 0);
+    assert!(!deliver(&mut filter, &mut late) && late.life == 0, "the trace waits for the snapshot");
+    records(&leader, b"behind it");
+    let bytes: Vec<u8> = (0..300_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
+    leader.memory.as_ref().unwrap().write_snapshot(snapshot::WRITING, before, &bytes[..200_000]);
+    let starts = (0..20).any(|n| {
+        if n == 10 {
+            leader.memory.as_ref().unwrap().write_snapshot(snapshot::DONE, before, &bytes[200_000..]);
+        }
+        leader.catch_up(NOW, &mut filter, 0);
+        let again = deliver(&mut filter, &mut late);
+        assert!(!again && late.broken.is_none(), "{:?}", late.broken);
+        image(&mut leader, &mut late, NOW)
+    });
+    assert!(starts && leader.complete && late.exact && late.life == leader.life);
+    let theirs = late.memory.as_ref().unwrap();
+    assert_eq!((theirs.kept(), theirs.head(), theirs.executed()), (before, before + 9, before));
+    // The program is started with it.
+    late.program_starts(Role::Backup);
+    let fd = late.image().expect("a snapshot");
+    assert!(late.take_memory(Role::Backup).is_some() && late.follows());
+    let mut there = Vec::new();
+    std::io::Read::read_to_end(&mut std::fs::File::open(format!("/proc/self/fd/{fd}")).unwrap(), &mut there).unwrap();
+    assert!(there == bytes);
+    assert!(late.cannot_promote().is_some(), "not before it follows");
+    executes(&late, &mut leader);
+    assert!(late.cannot_promote().is_none());
+    late.forget_read_image();
+    assert!(late.image().is_none());
+    // One that is started again waits for another snapshot, and what the log says means nothing to it meanwhile.
+    late.program_starts(Role::Backup);
+    assert!(late.take_memory(Role::Backup).is_some() && late.follows() && late.life == 0);
+    records(&leader, b", and more");
+    leader.ship(NOW, &mut filter);
+    assert!(!deliver(&mut filter, &mut late) && late.broken.is_none());
+    has_nothing(&mut leader);
+    assert!(!image(&mut leader, &mut late, NOW));
+    assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::NONE, "not so soon");
+    assert!(!image(&mut leader, &mut late, NOW + 5 * APART));
+    assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::ASKED);
+}
+
+#[test]
+fn a_program_of_which_no_snapshot_can_be_made_is_followed_from_its_beginning_or_not_at_all() {
+    for beginning_is_there in [true, false] {
+        let (mut leader, mut late, mut filter) = match beginning_is_there {
+            true => (self::leader(), follower(), filter()),
+            false => {
+                let (leader, _, filter) = long_trace();
+                (leader, follower(), filter)
+            }
+        };
+        if beginning_is_there {
+            // A longer way than that of a snapshot.
+            records(&leader, &vec![1; LIMIT as usize / 8]);
+        }
+        leader.forget_partner();
+        leader.begin_shipping();
+        has_nothing(&mut leader);
+        image(&mut leader, &mut late, NOW);
+        let memory = leader.memory.as_ref().unwrap();
+        assert_eq!(memory.snapshot_state(), snapshot::ASKED);
+        memory.ask_for_snapshot();
+        memory.write_snapshot(snapshot::REFUSED, 0, b"");
+        image(&mut leader, &mut late, NOW);
+        assert!(leader.images.outgoing.is_none() && leader.leads() && leader.broken.is_none());
+        for _ in 0..100 {
+            leader.catch_up(NOW, &mut filter, 0);
+            deliver(&mut filter, &mut late);
+        }
+        match beginning_is_there {
+            true => assert!(leader.complete && late.exact && late.broken.is_none()),
+            false => {
+                assert_eq!(late.state().0, state::FULL);
+                assert!(late.state().1.contains("no snapshot"), "{}", late.state().1);
+                late.note_divergence();
+                late.program_starts(Role::Backup);
+                assert!(late.take_memory(Role::Backup).is_some() && late.leads());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_that_ends_with_the_link_leaves_the_leader_as_it_was() {
+    let (mut leader, _, _) = long_trace();
+    let mut late = self::follower();
+    late.images_are_spoken = true;
+    leader.forget_partner();
+    leader.begin_shipping();
+    has_nothing(&mut leader);
+    image(&mut leader, &mut late, NOW);
+    let at = leader.memory.as_ref().unwrap().head();
+    leader.memory.as_ref().unwrap().write_snapshot(snapshot::WRITING, at, &[1; 1000]);
+    image(&mut leader, &mut late, NOW);
+    assert!(late.images.incoming.is_some() && late.life == leader.life);
+    leader.forget_partner();
+    late.forget_partner();
+    assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::NONE);
+    assert!(leader.leads() && leader.broken.is_none() && late.images.incoming.is_none());
+    // It begins anew over the next link.
+    late.forget_half_image();
+    late.decide(Role::Backup);
+    assert!(late.life == 0 && late.follows());
+    leader.begin_shipping();
+    has_nothing(&mut leader);
+    image(&mut leader, &mut late, NOW + 5 * APART);
+    assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::ASKED);
 }
 
 #[test]

@@ -1,0 +1,417 @@
+//! The snapshot of the leader's program on its way: for a partner that cannot follow the trace from where it begins.
+//!
+//! A copy of the program writes it into the memory of the trace, as fast as it is read there. It goes over the link in pieces, of
+//! which few are under way at a time: the log and heartbeats do not wait for it. The partner keeps it in a memory file, and starts
+//! the program with that.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::time::Duration;
+
+use tcpr_session::role::Role;
+use tcpr_session::trace::memory::{mode, snapshot, state};
+use tcpr_session::Now;
+
+use super::super::program::Program;
+use super::super::Manager;
+use super::{is_ill, Broken, Standby};
+use crate::link::{Message, IMAGE};
+use crate::trace_memory::TraceMemory;
+
+/// Longest piece in one message.
+const PIECE: usize = 32 << 10;
+/// So much may be under way and not stored. The log waits behind it: at 1 Gbit/s for a millisecond.
+const UNDER_WAY: u64 = 128 << 10;
+/// It waits where so much of the log is not stored.
+const BEHIND: u64 = 256 << 10;
+/// How long nothing may come of it.
+const PATIENCE: Duration = Duration::from_secs(30);
+const SHORT_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the copy has written more.
+const NAP: Duration = Duration::from_millis(1);
+/// Where a follower would have more of the trace to execute than this part of what there is room for, a snapshot is the shorter
+/// way.
+const LONG_WAY: u64 = 16;
+/// After one snapshot it is so long until the next; doubled with each, a hundred times at most.
+pub(super) const APART: Duration = Duration::from_secs(1);
+/// A follower that has stayed for so long needed none in vain.
+const STEADY: Duration = Duration::from_secs(60);
+/// Memory is looked at whenever so much of a snapshot has come.
+const LOOK_EVERY: u64 = 16 << 20;
+/// Whether the program's library makes snapshots on this processor.
+const IS_KNOWN: bool = cfg!(target_arch = "x86_64");
+
+/// A snapshot that goes to the partner.
+pub(super) struct Outgoing {
+    /// When something came of it last.
+    moved: Now,
+    begun: Now,
+    /// Where the trace was, once it is made.
+    position: Option<u64>,
+    sent: u64,
+    stored: u64,
+}
+
+/// What is known of snapshots of this life of the program.
+#[derive(Default)]
+pub(super) struct Images {
+    pub(super) outgoing: Option<Outgoing>,
+    pub(super) incoming: Option<Incoming>,
+    /// Why none can be made.
+    refused: Option<String>,
+    /// It was said to the partner over this link.
+    said_refused: bool,
+    tries: u32,
+    next: Now,
+    /// As follower: nothing of the trace behind the snapshot is here yet.
+    awaits_trace: bool,
+}
+
+/// A snapshot that comes from the partner.
+pub(super) struct Incoming {
+    life: u64,
+    file: File,
+    bytes: u64,
+    /// When it has so many, it is looked whether there is memory enough.
+    look_at: u64,
+    /// All of it is here.
+    whole: bool,
+    /// A program was started with it.
+    used: bool,
+}
+
+impl Images {
+    /// When something is to be done, if a snapshot is under way.
+    pub(super) fn due(&self, now: Now) -> Option<Now> {
+        self.outgoing.is_some().then_some(now + NAP)
+    }
+
+    /// From where on the trace is needed for a snapshot that is under way.
+    pub(super) fn need_the_trace(&self, memory: &TraceMemory, shipped: u64) -> Option<u64> {
+        let is_made = || matches!(memory.snapshot_state(), snapshot::WRITING | snapshot::DONE);
+        self.outgoing.as_ref().map(|one| match one.position {
+            Some(_) => shipped,
+            None if is_made() => memory.snapshot_position(),
+            None => u64::MAX,
+        })
+    }
+
+    /// Whether a partner that cannot begin with the trace can begin with a snapshot.
+    pub(super) fn are_possible(&self) -> bool {
+        IS_KNOWN && self.refused.is_none()
+    }
+
+    /// Whether the trace waits: for a snapshot that is being made, and determines where it begins.
+    pub(super) fn hold_the_trace(&self) -> bool {
+        self.outgoing.as_ref().is_some_and(|one| one.position.is_none())
+    }
+
+    /// The partner is not there any more.
+    pub(super) fn forget_partner(&mut self, memory: Option<&TraceMemory>) {
+        if self.outgoing.take().is_some() {
+            memory.into_iter().for_each(TraceMemory::end_snapshot);
+        }
+        self.incoming.take_if(|one| !one.whole);
+        (self.refused, self.said_refused) = (None, false);
+    }
+
+    /// Whether what the log had of the trace before the snapshot began may still come.
+    pub(super) fn await_the_trace(&self) -> bool {
+        self.awaits_trace
+    }
+
+    /// The trace goes on where the snapshot is.
+    pub(super) fn note_trace(&mut self) {
+        self.awaits_trace = false;
+    }
+
+    /// The partner's follower has caught up.
+    pub(super) fn note_follower(&mut self, now: Now) {
+        if now > self.next + STEADY {
+            self.tries = 0;
+        }
+    }
+}
+
+fn is_long(memory: &TraceMemory) -> bool {
+    memory.head() - memory.kept() > memory.limit() / LONG_WAY
+}
+
+/// As leader.
+impl Standby {
+    /// Whether the partner's program cannot begin with what is kept of the trace, or had better not.
+    fn needs_image(&self) -> bool {
+        let (Some(memory), Some(partner)) = (self.memory.as_ref().filter(|_| self.leads()), &self.partner) else { return false };
+        let mine = partner.life == self.life;
+        let there = if mine { partner.head } else { 0 };
+        let records = matches!(memory.state(), state::RECORDING | state::LIVE);
+        let is_long = there == 0 && !self.complete && is_long(memory);
+        records && self.broken.is_none() && !(mine && is_ill(partner.state)) && (there < memory.kept() || is_long)
+    }
+
+    /// Whether the trace is not to be shipped from its beginning, for a snapshot may come first.
+    pub(super) fn waits_for_image(&self) -> bool {
+        let Some(memory) = self.memory.as_ref().filter(|_| self.images_are_spoken && self.images.are_possible()) else {
+            return false;
+        };
+        let unknown = self.partner.is_none() && (memory.kept() > 0 || is_long(memory)) && !self.complete;
+        self.images.hold_the_trace() || self.images.outgoing.is_none() && (unknown || self.needs_image())
+    }
+
+    /// Goes on with a snapshot, or begins one where it is needed. `room`: pieces of it delay nobody now.
+    pub(super) fn go_on_with_image(&mut self, now: Now, room: bool, send: &mut impl FnMut(&Message<'_>)) {
+        if self.images.outgoing.is_none() && self.needs_image() {
+            self.begin_image(now, send);
+        }
+        let Some(memory) = &self.memory else { return };
+        let Some(one) = &mut self.images.outgoing else { return };
+        let (told, made) = (memory.snapshot_state(), memory.snapshot_made());
+        // Where there is another way, that is taken soon.
+        let patience = if one.position.is_none() && memory.kept() == 0 { SHORT_PATIENCE } else { PATIENCE };
+        if one.position.is_none() {
+            match made.filter(|_| matches!(told, snapshot::WRITING | snapshot::DONE)) {
+                Some((at, _)) if at < memory.kept() || at > memory.head() => {
+                    return self.fail_image(send, "the program says nonsense of its snapshot".to_owned());
+                }
+                Some((at, pause)) => {
+                    log::info!(position = at, pause_us = pause / 1000; "a snapshot of the program goes to the partner");
+                    (one.position, one.moved) = (Some(at), now);
+                    send(&Message::ImageBegin { life: self.life, at });
+                    // The trace goes on from there.
+                    (self.shipped, self.complete, self.said_complete, self.named) = (at, false, false, false);
+                }
+                None => {}
+            }
+        }
+        if told == snapshot::REFUSED {
+            let why = memory.reason();
+            return self.fail_image(send, format!("no snapshot of the program can be made: {why}"));
+        }
+        while one.position.is_some() && one.sent - one.stored < UNDER_WAY && room {
+            let Some(bytes) = memory.read_snapshot(PIECE) else {
+                return self.fail_image(send, "the program says nonsense of its snapshot".to_owned());
+            };
+            if bytes.is_empty() {
+                break;
+            }
+            send(&Message::Image { bytes: &bytes });
+            (one.sent, one.moved) = (one.sent + bytes.len() as u64, now);
+        }
+        // The state was read before the bytes were.
+        if told == snapshot::DONE && one.position.is_some() && memory.snapshot_is_read() {
+            let (bytes, ms) = (one.sent, (now - one.begun).as_millis() as u64);
+            log::info!(bytes, ms; "the partner has a snapshot of the program");
+            send(&Message::ImageEnd { life: self.life, bytes, trouble: "".into() });
+            memory.end_snapshot();
+            self.images.outgoing = None;
+        } else if now > one.moved + patience {
+            let reason = memory.reason();
+            let why = match (one.position, reason.is_empty()) {
+                (Some(_), _) => "the snapshot of the program does not go on".to_owned(),
+                (None, true) => "the program has made no snapshot: its first thread does not wait for descriptors".to_owned(),
+                (None, false) => format!("the program has made no snapshot: {reason}"),
+            };
+            self.fail_image(send, why);
+        }
+    }
+
+    fn begin_image(&mut self, now: Now, send: &mut impl FnMut(&Message<'_>)) {
+        let Some(memory) = &self.memory else { return };
+        if let Some(why) = self.images.refused.clone() {
+            // From its beginning, if that is there.
+            if memory.kept() > 0 && !std::mem::replace(&mut self.images.said_refused, true) {
+                send(&Message::ImageEnd { life: self.life, bytes: 0, trouble: why.into() });
+            }
+            return;
+        }
+        if now < self.images.next || !IS_KNOWN && memory.kept() == 0 {
+            return;
+        }
+        self.images.tries += 1;
+        self.images.next = now + APART * (1 << self.images.tries.min(7)).min(100);
+        if !IS_KNOWN {
+            return self.fail_image(send, "no snapshots of programs are made on this processor".to_owned());
+        }
+        memory.ask_for_snapshot();
+        self.images.outgoing = Some(Outgoing { moved: now, begun: now, position: None, sent: 0, stored: 0 });
+    }
+
+    /// There will be no snapshot. The leader goes on; if its trace is there from the beginning, the partner can follow that.
+    fn fail_image(&mut self, send: &mut impl FnMut(&Message<'_>), why: String) {
+        log::warn!(why = why.as_str(); "the partner gets no snapshot of the program");
+        let Some(memory) = &self.memory else { return };
+        memory.end_snapshot();
+        let began = self.images.outgoing.take().is_some_and(|one| one.position.is_some());
+        self.images.refused = Some(why.clone());
+        if began || memory.kept() > 0 {
+            self.images.said_refused = true;
+            send(&Message::ImageEnd { life: self.life, bytes: 0, trouble: why.into() });
+        }
+    }
+
+    /// The partner has stored so much of the snapshot.
+    pub(super) fn image_stored(&mut self, life: u64, bytes: u64) {
+        if let Some(one) = self.images.outgoing.as_mut().filter(|_| life == self.life) {
+            one.stored = bytes.clamp(one.stored, one.sent);
+        }
+    }
+}
+
+/// As follower.
+impl Standby {
+    /// A snapshot of the leader's program comes.
+    pub(super) fn image_begins(&mut self, life: u64, at: u64) -> io::Result<()> {
+        self.images.incoming = None;
+        if !self.hot || self.given_up == life {
+            return Ok(());
+        }
+        self.begin_life();
+        let Some(memory) = &self.memory else { return Ok(()) };
+        memory.set_mode(mode::FOLLOW);
+        memory.begin_at(at);
+        (self.life, self.broken) = (life, None);
+        // SAFETY: the name is a C string; the call takes nothing else.
+        let fd = unsafe { libc::memfd_create(c"tcpr-program".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just gave us this descriptor; nobody else knows it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        self.images.incoming = Some(Incoming { life, file, bytes: 0, look_at: LOOK_EVERY, whole: false, used: false });
+        self.images.awaits_trace = true;
+        Ok(())
+    }
+
+    /// A piece of it. Returns life and length of what is here.
+    pub(super) fn image_goes_on(&mut self, bytes: &[u8]) -> io::Result<Option<(u64, u64)>> {
+        let Some(one) = self.images.incoming.as_mut().filter(|one| !one.whole && one.life == self.life) else { return Ok(None) };
+        one.file.write_all(bytes)?;
+        one.bytes += bytes.len() as u64;
+        if one.bytes >= one.look_at {
+            one.look_at += LOOK_EVERY;
+            // The program needs as much again.
+            if available_memory().is_some_and(|free| free < one.bytes) {
+                let text = format!("{} bytes of it are here, and no more than that is free", one.bytes);
+                return Err(io::Error::new(io::ErrorKind::OutOfMemory, text));
+            }
+        }
+        Ok(Some((one.life, one.bytes)))
+    }
+
+    /// It is whole. Returns whether the program is to be started with it.
+    pub(super) fn image_ends(&mut self, life: u64, bytes: u64) -> bool {
+        let Some(one) = self.images.incoming.as_mut().filter(|one| one.life == life && life == self.life) else { return false };
+        one.whole = one.bytes == bytes && bytes > 0;
+        if !one.whole {
+            self.images.incoming = None;
+            self.no_image(life, "the snapshot of the program has come only in part".to_owned());
+            return false;
+        }
+        true
+    }
+
+    /// There is none: this life cannot be followed.
+    pub(super) fn no_image(&mut self, life: u64, why: String) {
+        self.images.incoming = None;
+        if !self.hot || self.given_up == life {
+            return;
+        }
+        log::error!(why = why.as_str(); "the program here cannot follow the master's");
+        if self.follows() {
+            (self.life, self.exact) = (life, false);
+        } else {
+            self.given_up = life;
+        }
+        self.broken = Some(Broken::full(why));
+    }
+
+    /// The program is about to be started: whether it begins with a snapshot.
+    pub(super) fn begins_with_image(&mut self) -> bool {
+        let one = self.images.incoming.as_mut().filter(|one| one.whole && one.life == self.life && !one.used);
+        one.is_some_and(|one| {
+            one.used = true;
+            true
+        })
+    }
+
+    /// The snapshot that the program which is about to start begins with.
+    pub(in super::super) fn image(&self) -> Option<RawFd> {
+        self.images.incoming.as_ref().filter(|one| one.used && self.follows()).map(|one| one.file.as_raw_fd())
+    }
+
+    /// A snapshot that was lost with the link: this member waits for another one.
+    pub(super) fn forget_half_image(&mut self) {
+        let is_empty = self.memory.as_ref().is_some_and(|m| m.kept() > 0) && !self.taken;
+        if self.follows() && is_empty && self.images.incoming.is_none() && self.broken.is_none() {
+            self.begin_life();
+        }
+    }
+
+    /// The program that was started with it has read it.
+    pub(super) fn forget_read_image(&mut self) {
+        let follows = self.taken && self.memory.as_ref().is_some_and(|m| m.state() == state::FOLLOWING);
+        self.images.incoming.take_if(|one| one.used && follows);
+    }
+}
+
+/// What this machine has left, as far as the kernel says.
+fn available_memory() -> Option<u64> {
+    let told = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = told.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+impl Manager {
+    /// What the partner says of a snapshot.
+    pub(in super::super) fn hear_of_image(&mut self, message: &Message<'_>) {
+        let is_backup = self.role.role() == Role::Backup;
+        let failed = match *message {
+            Message::ImageStored { life, bytes } => return self.standby.image_stored(life, bytes),
+            _ if !is_backup => return,
+            Message::ImageBegin { life, at } => self.standby.image_begins(life, at),
+            Message::Image { bytes } => self.standby.image_goes_on(bytes).map(|stored| {
+                if let Some((life, bytes)) = stored {
+                    self.images_stored = Some((life, bytes));
+                }
+            }),
+            Message::ImageEnd { life, ref trouble, .. } if !trouble.is_empty() => {
+                self.standby.no_image(life, trouble.clone().into_owned());
+                Ok(())
+            }
+            Message::ImageEnd { life, bytes, .. } => {
+                if self.standby.image_ends(life, bytes) {
+                    log::info!(bytes; "a snapshot of the partner's program is here: ours is started anew with it");
+                    self.program.iter_mut().for_each(Program::replace);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = failed {
+            let life = self.standby.life;
+            self.standby.no_image(life, format!("no memory for a snapshot of the program: {error}"));
+        }
+    }
+
+    /// What is due with snapshots.
+    pub(super) fn image_timers(&mut self, now: Now) {
+        if self.link.is_up() {
+            self.standby.images_are_spoken = self.link.speaks(IMAGE);
+        }
+        if let Some((life, bytes)) = self.images_stored.take() {
+            self.link.send(&Message::ImageStored { life, bytes });
+        }
+        self.standby.forget_read_image();
+        if self.role.role() == Role::Backup {
+            self.standby.forget_half_image();
+        }
+        if self.ships_trace() && self.link.speaks(IMAGE) {
+            let acknowledged = self.filter.log().needs_replica().then(|| self.filter.log().acknowledged());
+            let behind = self.replication.behind(self.filter.log().written(), acknowledged);
+            let room = behind <= BEHIND && self.link.has_room();
+            let Manager { standby, link, .. } = self;
+            standby.go_on_with_image(now, room, &mut |message| link.send(message));
+        }
+    }
+}
