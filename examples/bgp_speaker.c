@@ -357,7 +357,7 @@ static int check_attribute(const unsigned char *head, struct bytes whole, struct
         [ORIGIN] = { TRANSITIVE, 1 }, [AS_PATH] = { TRANSITIVE, -1 }, [NEXT_HOP] = { TRANSITIVE, 4 }, [MED] = { OPTIONAL, 4 },
         [LOCAL_PREF] = { TRANSITIVE, 4 }, [ATOMIC_AGGREGATE] = { TRANSITIVE, 0 },
         [AGGREGATOR] = { OPTIONAL | TRANSITIVE, 8 }, [AS4_PATH] = { OPTIONAL | TRANSITIVE, -1 },
-        [AS4_AGGREGATOR] = { OPTIONAL | TRANSITIVE, 8 },
+        [AS4_AGGREGATOR] = { OPTIONAL | TRANSITIVE, -1 },
     };
     unsigned flags = head[0], type = head[1];
     int length;
@@ -471,9 +471,11 @@ static int read_attributes(struct bytes list, const struct sender *from, struct 
             if (from->four_octets || read_path(value, 4, &p->path4) < 0)
                 buffer_drop(&p->path4, buffer_len(&p->path4));
             break;
-        case AS4_AGGREGATOR:
-            p->has_aggregator4 = !from->four_octets;
-            memcpy(p->aggregator4, value.at, 8);
+        case AS4_AGGREGATOR:    /* one that makes no sense is ignored (RFC 6793, section 6) */
+            if (!from->four_octets && value.n == 8) {
+                p->has_aggregator4 = 1;
+                memcpy(p->aggregator4, value.at, 8);
+            }
             break;
         default:                /* unknown: passed on, or not */
             if (head[0] & TRANSITIVE)
@@ -705,7 +707,10 @@ static int is_better(const struct route *a, const struct route *b, const uint32_
         return i < j;
     if (x->origin != y->origin)
         return x->origin < y->origin;
-    if (first_as(x) == first_as(y) && x->med != y->med)
+    /* MED counts among routes of one neighbouring AS. Those stand together, so that the order of all is one. */
+    if (first_as(x) != first_as(y))
+        return first_as(x) < first_as(y);
+    if (x->med != y->med)
         return x->med < y->med;
     if (x->identifier != y->identifier)
         return x->identifier < y->identifier;
@@ -891,6 +896,16 @@ static struct key key_of(char kind, uint32_t neighbour, const struct prefix *p)
 }
 
 /* A neighbour (or -1: ourselves) has this route to a prefix from now on; or none, if attributes is NULL. */
+/* A key is no more. Where a turn has no room for so many, it may end here: a key without its session means nothing. */
+static int give_up(const struct key *k)
+{
+    int r = tcpr_delete(k, sizeof *k);
+
+    if (r < 0 && errno == ENOBUFS && tcpr_commit() == 0)
+        r = tcpr_delete(k, sizeof *k);
+    return r < 0 && errno != ENOENT ? -1 : 0;
+}
+
 static void set_route(int from, const struct prefix *p, const struct attributes *a)
 {
     struct attributes *copy = NULL, *old = NULL;
@@ -914,6 +929,10 @@ static void set_route(int from, const struct prefix *p, const struct attributes 
     }
     if (i < routes_used)
         old = routes[i].attributes;
+    if (copy != NULL && old != NULL && same_attributes(copy, old)) {
+        free(copy);             /* said again: there is nothing to keep or to tell */
+        return;
+    }
     if (copy != NULL) {
         routes[i] = (struct route){ *p, from, copy };
         routes_used += i == routes_used;
@@ -928,7 +947,7 @@ static void set_route(int from, const struct prefix *p, const struct attributes 
 
         if (copy != NULL)
             must(tcpr_put(&k, sizeof k, copy, size_of(copy)), &neighbours[from]);
-        else if (tcpr_delete(&k, sizeof k) < 0 && errno != ENOENT)
+        else if (give_up(&k) < 0)
             must(-1, &neighbours[from]);
     }
 }
@@ -1543,8 +1562,11 @@ int main(int argc, char **argv)
     if (tcpr_init(NULL) < 0)
         die("tcpr_init");
     while (!ending) {
-        if (tcpr_wait_role(TCPR_ROLE_MASTER, 1000) < 0)
+        if (tcpr_wait_role(TCPR_ROLE_MASTER, 1000) < 0) {
+            if (errno != ETIMEDOUT && errno != EINTR)
+                die("tcpr_wait_role");
             continue;
+        }
         setup();
         while (!ending && serves())
             turn();

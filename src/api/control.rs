@@ -168,7 +168,9 @@ pub extern "C-unwind" fn tcpr_wait_role(role: c_int, timeout_ms: c_int) -> c_int
 /// more until one is registered again.
 ///
 /// Under `tcpr run` a program never sees its member become a backup if it was the master: it is killed and started again. With
-/// `on_demote = "disconnect"`, or without `tcpr run`, it goes on: its connections end (ECONNABORTED), and it is told.
+/// `on_demote = "disconnect"`, or without `tcpr run`, it goes on: its connections end (ECONNABORTED), and it is told. So it does for a
+/// moment when `tcpr run` stops and its connections go to the partner, before it gets SIGTERM. Whoever goes on must take ECONNABORTED,
+/// and EROFS of the data calls, for a loss of the role, too: one that is back after a moment may not be told.
 ///
 /// A program that forbids itself system calls (seccomp) registers before it does so.
 ///

@@ -364,10 +364,14 @@ pub fn why_not(program: &OsStr) -> Option<String> {
 pub fn found(program: &OsStr) -> Option<PathBuf> {
     let path = PathBuf::from(program);
     if path.components().count() > 1 {
-        return Some(path).filter(|path| path.is_file());
+        return Some(path).filter(|path| can_run(path));
     }
     let places = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&places).map(|dir| dir.join(&path)).find(|p| p.is_file())
+    std::env::split_paths(&places).map(|dir| dir.join(&path)).find(|path| can_run(path))
+}
+
+fn can_run(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
 /// The same with what can be done about it.

@@ -129,6 +129,11 @@ fn life(m: &mut Mistakes, r: &raw::Service, standby: Standby) -> Life {
             "service.ready = \"listen\" needs a [[service.ports]]: there is no port to listen on; use \"joined\" or \"notify\"",
         );
     }
+    if ready == Readiness::Notify && standby == Standby::Hot {
+        m.add(
+            "service.ready = \"notify\" does not go with service.standby = \"hot\": what a follower says is not sent; use \"joined\" or \"listen\"",
+        );
+    }
     let stop_timeout = m.ms("service.stop_timeout_ms", r.stop_timeout_ms, 5000);
     let back_off = m.ms("service.back_off_ms", r.back_off_ms, 100);
     let back_off_max = m.ms("service.back_off_max_ms", r.back_off_max_ms, 10_000.max(back_off.as_millis() as i64));

@@ -365,6 +365,7 @@ fn how_the_program_lives() {
     let ports = "[[service.ports]]\nport = 5555\n";
     let outgoing = "[[service.outgoing]]\naddress = \"1.2.3.4:5\"\n";
     says(&key("ready = \"listen\"").replace(ports, outgoing), &["ready = \"listen\"", "[[service.ports]]"]);
+    says(&key("ready = \"notify\"\nstandby = \"hot\""), &["ready = \"notify\"", "standby = \"hot\"", "follower"]);
     says(&key("stop_timeout_ms = 0"), &["service.stop_timeout_ms = 0", "1 to 3600000"]);
     says(&key("back_off_ms = 50\nback_off_max_ms = 40"), &["service.back_off_max_ms = 40", "at least"]);
     let longer = good("back_off_ms = 20000").service.life;

@@ -188,7 +188,8 @@ impl Manager {
 
     /// The program crashed. A partner that can takes the service over; else its sessions go on here with the next one.
     pub(super) fn service_died(&mut self, now: Now) {
-        if self.role.role() == Role::Master && self.can_switch_over().is_ok() {
+        // A partner whose program could not serve is no place to go to.
+        if self.role.role() == Role::Master && self.can_switch_over().is_ok() && self.partner.program_is_well() {
             self.takeover.set_died(true);
             self.role.handle(now, RoleInput::SwitchoverRequested);
         } else {

@@ -57,7 +57,12 @@ impl Notify {
     /// A program is about to be started, which has said nothing yet.
     pub(super) fn begin(&mut self) {
         // What the one before it has said last.
-        while self.next().is_some() {}
+        // No more than fit into a socket's queue as Linux has it: senders that go on are not believed later either.
+        for _ in 0..1024 {
+            if self.next().is_none() {
+                break;
+            }
+        }
         self.ready = false;
     }
 
@@ -66,7 +71,8 @@ impl Notify {
         let before = self.ready;
         for _ in 0..AT_ONCE {
             let Some((says_ready, sender)) = self.next() else { break };
-            self.ready |= says_ready && sender.is_some_and(|pid| serving::is_descendant(pid, std::process::id()));
+            let is_ours = || sender.is_some_and(|pid| serving::is_descendant(pid, std::process::id()));
+            self.ready = self.ready || says_ready && is_ours();
         }
         self.ready && !before
     }

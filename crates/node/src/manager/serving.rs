@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use tcpr_session::role::Role;
 use tcpr_session::Now;
 
 use super::notify::Notify;
@@ -117,7 +118,7 @@ impl Manager {
         if trouble.as_ref() != serving.trouble.as_ref().map(|(_, text)| text) {
             serving.trouble = trouble.map(|text| (now, text));
         }
-        if self.serving.trouble.is_none() {
+        if self.serving.trouble.is_none() && self.role.role() != Role::Starting {
             self.notify.iter_mut().for_each(Notify::tell_above);
         }
         let serving = &mut self.serving;

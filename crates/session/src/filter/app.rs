@@ -239,7 +239,7 @@ impl Filter {
         self.processes.end_turn(now, thread_key(channel, thread));
     }
 
-    /// A thread looks for events and will not wait: see [`crate::turn::TurnPolicy::look`].
+    /// A thread looks for events and will not wait: see [`crate::turn::TurnPolicy::polls`].
     pub(super) fn polls(&mut self, now: Now, channel: u32, thread: u32) {
         self.end_if(now, channel, thread, |turns, thread| turns.polls(thread));
     }
