@@ -247,7 +247,14 @@ unsafe fn wait(
         // A fresh process goes on here, and follows: on another machine, with another clock. The thread is entered, and has not
         // locked its mutex.
         // SAFETY: as the caller says.
-        if let Some(result) = unsafe { follow_wait(condition, mutex) } {
+        let followed = unsafe { follow_wait(condition, mutex) };
+        // It has locked it anew, and was counted as a user all the time, as in any wait for a condition.
+        // SAFETY: the program's mutex, which this thread holds; glibc's has `__nusers` there (x86-64, where snapshots are made).
+        unsafe {
+            let users = mutex.cast::<u32>().add(3);
+            users.write(users.read().wrapping_sub(1));
+        }
+        if let Some(result) = followed {
             return result;
         }
         entered = true;

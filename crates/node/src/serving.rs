@@ -525,6 +525,8 @@ mod tests {
 
     #[test]
     fn what_is_preloaded_where() {
+        use std::os::unix::fs::PermissionsExt;
+
         assert_eq!(why_not(OsStr::new("sh")), None);
         assert_eq!(why_not(OsStr::new("/nowhere/at/all")), None);
         assert_eq!(why_not(OsStr::new("/proc/self/exe")), None);
@@ -538,6 +540,8 @@ mod tests {
         let mut elf = fs::read("/proc/self/exe").unwrap()[..4096].to_vec();
         elf[56..58].copy_from_slice(&0u16.to_ne_bytes());
         fs::write(&path, &elf).unwrap();
+        assert_eq!(found(path.as_os_str()), None, "nobody may execute it");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         assert!(why_not(path.as_os_str()).unwrap().contains("statically"));
         elf[4] = 1;
         fs::write(&path, &elf).unwrap();

@@ -136,7 +136,7 @@ impl TraceMemory {
     /// Where the trace ends.
     pub fn head(&self) -> u64 {
         let kept = self.kept();
-        self.long(memory::HEAD_AT).load(Ordering::Acquire).clamp(kept, kept + self.limit)
+        self.long(memory::HEAD_AT).load(Ordering::Acquire).clamp(kept, kept.saturating_add(self.limit))
     }
 
     /// Where what is kept of it begins.

@@ -8,8 +8,8 @@ use tcpr_session::trace::memory::snapshot as told;
 use super::image::{
     bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Head, Region, Rights, Scratch, Words, MAGIC, NAME, PAGE,
 };
-use super::process::{line, number_in, read_file, read_link, read_mappings};
-use super::{park, swap, ROBUST};
+use super::process::{line, number_in, read_file, read_mappings};
+use super::{has_another_root, park, swap, ROBUST, THREADS};
 use crate::memory::{self, header};
 use crate::partner;
 use crate::raw::{self, raw};
@@ -72,6 +72,12 @@ pub fn write(stack: u64) -> ! {
     if apart < 0 {
         refuse(format_args!("the kernel is too old to make a snapshot of a program (5.11 can): error {}", -apart));
     }
+    // If memory runs out, the copy is to go, and not the program.
+    let score = raw!(SYS_openat, libc::AT_FDCWD, c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY, 0);
+    if score >= 0 {
+        raw!(SYS_write, score, c"1000".as_ptr(), 4);
+        raw!(SYS_close, score);
+    }
     let partner = partner::range();
     let Some(count) = read_mappings(&partner, &mut s.text, &mut s.now) else {
         refuse(format_args!("it has too many mappings, or one with too long a name"))
@@ -86,6 +92,8 @@ pub fn write(stack: u64) -> ! {
     if pages < 0 {
         refuse(format_args!("the kernel does not tell which pages there are: error {}", -pages));
     }
+    // What follows needs it no more, and lasts long.
+    raw!(SYS_prctl, libc::PR_SET_DUMPABLE, i32::from(is_dumpable));
     put(bytes_of(&s.head));
     s.regions[..kept].iter().for_each(|region| put(bytes_of(region)));
     s.descriptors[..descriptors].iter().for_each(|one| put(bytes_of(one)));
@@ -105,15 +113,16 @@ fn check_threads(leader: i64, buffer: &mut [u8]) {
     let Some(known) = park::all_wait() else { stop(told::ASKED) };
     let n = read_file(format_args!("/proc/{leader}/status"), &mut buffer[..8192]);
     let status = &buffer[..n];
-    let threads = number_in(status, b"Threads:", 10);
+    // Both before the copy was made and after it: one that was just ending may have held a lock of the C library's.
+    let now = number_in(status, b"Threads:", 10);
+    let threads = now.max(THREADS.load(Ordering::Relaxed));
     if threads != known {
         try_again(format_args!("it has {threads} threads, of which {known} wait where a snapshot can be made"));
     }
     if number_in(status, b"Seccomp:", 10) != 0 {
         refuse(format_args!("it has locked itself in (seccomp)"));
     }
-    let n = read_link(format_args!("/proc/self/root"), &mut buffer[..NAME]);
-    if &buffer[..n] != b"/" {
+    if has_another_root() {
         refuse(format_args!("its root directory is another one (chroot)"));
     }
     if read_file(format_args!("/proc/{leader}/timers"), &mut buffer[..64]) > 0 {

@@ -9,7 +9,7 @@ use super::image::{
 };
 use super::park::{self, Offsets, RSEQ_SIGNATURE};
 use super::process::read_mappings;
-use super::{remake, switch, FAULTS, TIMERS, WRITER};
+use super::{note_root, remake, switch, FAULTS, TIMERS, TRIED, TRIES, WRITER};
 use crate::memory::{self, header};
 use crate::raw::{self, raw};
 use crate::{descriptors, engine, hooks, next, partner, start, tails, thread};
@@ -216,6 +216,10 @@ pub fn thaw() {
     let s = unsafe { Scratch::again() };
     let head = &s.head;
     WRITER.store(0, Ordering::Relaxed);
+    // By the clock of another machine.
+    TRIES.store(0, Ordering::Relaxed);
+    TRIED.store(0, Ordering::Relaxed);
+    note_root();
     start::set_manager(s.manager);
     partner::thread_begins();
     if raw!(SYS_chdir, head.directory.as_ptr()) < 0 {
@@ -224,6 +228,13 @@ pub fn thaw() {
     raw!(SYS_prctl, libc::PR_SET_NAME, head.command.as_ptr());
     restore_signals(s);
     let all = &s.descriptors[..head.descriptors as usize];
+    // The program may have raised its own limit. What it is in the end, it becomes with its rights.
+    let mut most = [0u64; 2];
+    raw!(SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0, most.as_mut_ptr());
+    let enough = [head.rights.limits[libc::RLIMIT_NOFILE as usize][0].max(most[1]); 2];
+    if raw!(SYS_prlimit64, 0, libc::RLIMIT_NOFILE, enough.as_ptr(), 0) < 0 {
+        raw!(SYS_prlimit64, 0, libc::RLIMIT_NOFILE, [most[1]; 2].as_ptr(), 0);
+    }
     if let Err((fd, error)) = remake::all(all) {
         fail(format_args!("its descriptor {fd} cannot be made: error {error}"));
     }

@@ -3,9 +3,11 @@
 
 use super::image::{Descriptor, Make, Scratch, Words, NAME, OPTIONS};
 use super::process::{line, number, number_in, read_file, read_link, skip};
+use super::THREADS;
 use crate::descriptors::{self, Kind};
 use crate::raw::{self, raw};
 use crate::{memory, partner};
+use std::sync::atomic::Ordering;
 
 /// There is no list; why has been said.
 pub enum Failed {
@@ -25,6 +27,7 @@ pub fn list(s: &mut Scratch) -> Result<usize, Failed> {
     let n = read_file(format_args!("/proc/self/status"), &mut s.buffer[..8192]);
     // So many has the kernel room for.
     let most = number_in(&s.buffer[..n], b"FDSize:", 10).max(64);
+    THREADS.store(number_in(&s.buffer[..n], b"Threads:", 10), Ordering::Relaxed);
     let mut count = 0;
     for fd in 0..most as i32 {
         let flags = raw::fcntl(fd, libc::F_GETFL, 0);

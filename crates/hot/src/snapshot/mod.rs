@@ -63,6 +63,28 @@ unsafe impl Sync for Faults {}
 
 static FAULTS: Faults = Faults(UnsafeCell::new([None; 65]));
 
+/// The root directory that the program began with: device and inode.
+static ROOT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// How many threads the kernel knew when the descriptors were listed.
+static THREADS: AtomicU64 = AtomicU64::new(0);
+
+fn root() -> [u64; 2] {
+    // SAFETY: all zeroes is a value of this plain structure.
+    let mut info: libc::stat = unsafe { std::mem::zeroed() };
+    raw!(SYS_newfstatat, libc::AT_FDCWD, c"/".as_ptr(), &raw mut info, 0);
+    [info.st_dev, info.st_ino]
+}
+
+/// What the root directory is before the program changes it.
+pub fn note_root() {
+    ROOT.iter().zip(root()).for_each(|(to, n)| to.store(n, Ordering::Relaxed));
+}
+
+/// Whether it is another one now.
+fn has_another_root() -> bool {
+    ROOT.iter().zip(root()).any(|(then, now)| then.load(Ordering::Relaxed) != now)
+}
+
 /// At a wait of the program's, before it waits: here a snapshot is taken, if one is asked for, and here a fresh process goes on.
 #[inline]
 pub fn at_wait() {

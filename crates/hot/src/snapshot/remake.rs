@@ -44,7 +44,10 @@ fn alone(one: &Descriptor) -> Result<(), i64> {
     let made = match one.make {
         Make::File => {
             let how = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
-            let fd = checked(raw!(SYS_openat, libc::AT_FDCWD, one.name.as_ptr(), how, 0))?;
+            // The other end of a named pipe may not be there.
+            let early = libc::O_NONBLOCK | libc::O_NOCTTY;
+            let fd = checked(raw!(SYS_openat, libc::AT_FDCWD, one.name.as_ptr(), how | early, 0))?;
+            raw::fcntl(fd, libc::F_SETFL, how.into());
             raw!(SYS_lseek, fd, one.offset, libc::SEEK_SET);
             fd
         }
@@ -66,7 +69,10 @@ fn alone(one: &Descriptor) -> Result<(), i64> {
         Make::Socket => return socket(one),
         Make::Pipe | Make::SocketPair => return Ok(()),
     };
-    raw::move_to(made, one.fd);
+    if made != one.fd {
+        checked(raw!(SYS_dup3, made, one.fd, 0))?;
+        raw!(SYS_close, made);
+    }
     raw::fcntl(one.fd, libc::F_SETFD, one.cloexec.into());
     Ok(())
 }
@@ -94,8 +100,9 @@ fn both_ends(one: &Descriptor, before: &[Descriptor], rest: &[Descriptor]) -> Re
         false => raw!(SYS_socketpair, libc::AF_UNIX, one.numbers[0], 0, ends.as_mut_ptr()),
     })?;
     // Away from the numbers that are to be taken.
-    const AWAY: i64 = 900;
-    let high = ends.map(|fd| raw::fcntl(fd, libc::F_DUPFD, AWAY) as i32);
+    let away = before.iter().chain(rest).map(|one| i64::from(one.fd)).max().unwrap_or(0) + 1;
+    let [read, write] = ends.map(|fd| checked(raw::fcntl(fd, libc::F_DUPFD, away)));
+    let high = [read?, write?];
     ends.iter().for_each(|fd| _ = raw!(SYS_close, *fd));
     for same in rest.iter().filter(is_same) {
         let second = if is_pipe { same.flags as i32 & libc::O_ACCMODE == libc::O_WRONLY } else { same.inode % 2 == 0 };

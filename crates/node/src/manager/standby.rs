@@ -201,6 +201,10 @@ impl Standby {
             return;
         }
         self.taken = false;
+        if role == Role::Backup && self.awaits_image() {
+            // It is replaced when that is whole.
+            return;
+        }
         if role != Role::Backup {
             self.broken = None;
         }
@@ -411,6 +415,9 @@ impl Standby {
         if *life == self.life && is_ill(*state) && !is_ill(before) {
             log::error!(why = reason.as_ref(); "the program on the partner does not follow ours any more: connections survive, its state does not");
         }
+        if *life != self.life && self.partner.as_ref().is_some_and(|p| p.life == self.life) {
+            self.partner_begins_anew();
+        }
         if *life == self.life && !self.complete && self.shipped < *head {
             // It has this much from before.
             self.shipped = self.memory.as_ref().map_or(0, |m| m.head().min(*head));
@@ -524,7 +531,7 @@ impl Standby {
     /// The program has ended in order. Returns whether it followed: then it ended because the leader's did.
     #[must_use]
     pub(super) fn note_follower_ended(&mut self) -> bool {
-        if !self.follows() {
+        if !self.follows() && !self.is_promoting() {
             return false;
         }
         self.broken.get_or_insert_with(|| Broken::diverged("the master's program has ended"));
@@ -686,9 +693,12 @@ impl Manager {
             return;
         }
         if self.has_promoted() {
-            self.host.forget_takeover();
-            self.take_office(now, true);
-            self.pair_if_postponed();
+            // Cut off, it stays postponed until this member is in reach again.
+            if self.role.role() == Role::Master {
+                self.host.forget_takeover();
+                self.take_office(now, true);
+                self.pair_if_postponed();
+            }
         } else {
             std::thread::sleep(NAP);
         }

@@ -250,6 +250,13 @@ impl Standby {
         }
     }
 
+    /// The partner's program follows us no more, and nothing of a snapshot that is on its way is of use there.
+    pub(super) fn partner_begins_anew(&mut self) {
+        if self.images.outgoing.take_if(|one| one.position.is_some()).is_some() {
+            self.memory.iter().for_each(TraceMemory::end_snapshot);
+        }
+    }
+
     /// The partner has stored so much of the snapshot.
     pub(super) fn image_stored(&mut self, life: u64, bytes: u64) {
         if let Some(one) = self.images.outgoing.as_mut().filter(|_| life == self.life) {
@@ -265,6 +272,9 @@ impl Standby {
         self.images.incoming = None;
         if !self.hot || self.given_up == life {
             return Ok(());
+        }
+        if at > u64::MAX / 2 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it has an impossible position in the trace"));
         }
         self.begin_life();
         let Some(memory) = &self.memory else { return Ok(()) };
@@ -299,6 +309,11 @@ impl Standby {
         Ok(Some((one.life, one.bytes)))
     }
 
+    /// Whether a part of a snapshot of this life is here, and the rest comes.
+    pub(super) fn awaits_image(&self) -> bool {
+        self.images.incoming.as_ref().is_some_and(|one| !one.whole && one.life == self.life)
+    }
+
     /// It is whole. Returns whether the program is to be started with it.
     pub(super) fn image_ends(&mut self, life: u64, bytes: u64) -> bool {
         let Some(one) = self.images.incoming.as_mut().filter(|one| one.life == life && life == self.life) else { return false };
@@ -319,7 +334,8 @@ impl Standby {
         }
         log::error!(why = why.as_str(); "the program here cannot follow the master's");
         if self.follows() {
-            (self.life, self.exact) = (life, false);
+            // Whatever program there is waits for a trace that does not come: it is to be replaced.
+            (self.life, self.exact, self.taken) = (life, false, true);
         } else {
             self.given_up = life;
         }
@@ -390,7 +406,7 @@ impl Manager {
         };
         if let Err(error) = failed {
             let life = self.standby.life;
-            self.standby.no_image(life, format!("no memory for a snapshot of the program: {error}"));
+            self.standby.no_image(life, format!("the snapshot of the program cannot be taken: {error}"));
         }
     }
 

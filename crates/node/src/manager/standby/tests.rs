@@ -470,6 +470,39 @@ fn a_snapshot_that_ends_with_the_link_leaves_the_leader_as_it_was() {
     assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::ASKED);
 }
 
+/// What was there before is still being killed when the snapshot begins to come.
+#[test]
+fn a_program_that_starts_while_a_snapshot_comes_does_not_lose_it() {
+    let (mut leader, _, _) = long_trace();
+    let mut late = self::follower();
+    late.images_are_spoken = true;
+    leader.forget_partner();
+    leader.begin_shipping();
+    has_nothing(&mut leader);
+    image(&mut leader, &mut late, NOW);
+    let at = leader.memory.as_ref().unwrap().head();
+    leader.memory.as_ref().unwrap().write_snapshot(snapshot::WRITING, at, &[1; 1000]);
+    image(&mut leader, &mut late, NOW);
+    late.program_starts(Role::Backup);
+    assert!(late.images.incoming.is_some() && late.life == leader.life && !late.taken);
+    // Nobody begins in the middle of the trace.
+    assert!(late.take_memory(Role::Backup).is_none());
+    // It was too slow once more: another snapshot may follow, for this one is of no use.
+    let report = |life| Message::Standby { life, head: at, executed: at, records: 0, state: state::FOLLOWING, reason: "".into() };
+    leader.hear(NOW, &report(leader.life));
+    assert!(leader.images.outgoing.is_some());
+    leader.hear(NOW, &report(0));
+    assert!(leader.images.outgoing.is_none() && leader.images.are_possible());
+}
+
+#[test]
+fn a_snapshot_at_an_impossible_position_is_refused() {
+    let mut late = self::follower();
+    assert!(late.image_begins(7, u64::MAX).is_err() && late.images.incoming.is_none());
+    assert!(late.image_begins(7, u64::MAX / 2).is_ok());
+    assert_eq!(late.memory.as_ref().unwrap().head(), u64::MAX / 2);
+}
+
 #[test]
 fn without_a_follower_the_trace_is_kept_until_the_memory_is_full() {
     let mut leader = leader();
