@@ -378,7 +378,7 @@ programs! {
     vsftpd, warm: Program {
         name: "vsftpd",
         package: "vsftpd",
-        files: &[("conf", "listen=YES\nlisten_port=5555\nbackground=NO\nanonymous_enable=YES\nidle_session_timeout=100000\n\
+        files: &[("conf", "listen=YES\nlisten_port=5555\nbackground=NO\nisolate_network=NO\nanonymous_enable=YES\nidle_session_timeout=100000\n\
             anon_root=/usr/share/doc\nsecure_chroot_dir={dir}\n")],
         command: &["/usr/sbin/vsftpd", "{dir}/conf"],
         before: &[(b"", b"220 "), (b"USER anonymous\r\n", b"331 "), (b"PASS a@example\r\n", b"230 ")],
