@@ -24,6 +24,12 @@ pub extern "C" fn tcpr_hot_owns(fd: c_int) -> c_int {
     (table::get(fd) == Some(Entry::Internal)).into()
 }
 
+/// Whether this process has forbidden itself system calls: 1; else 0. Then nothing is called that the program does not call.
+#[no_mangle]
+pub extern "C" fn tcpr_hot_is_locked_in() -> c_int {
+    ops::is_locked_in().into()
+}
+
 /// The calling thread has the memory of one in another process, and goes on from a wait: what this library knew of that one is
 /// of no account here.
 #[no_mangle]

@@ -1,5 +1,7 @@
 //! Programs that take from themselves what the hooks need: system calls, by seccomp, and the network in which the manager is.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use libc::{c_int, c_long};
 use tcpr_node::channel::client::Bypass;
 use tcpr_node::channel::KICK;
@@ -12,15 +14,25 @@ use crate::{manager, real};
 const SECCOMP_SET_MODE_STRICT: c_long = 0;
 const SECCOMP_SET_MODE_FILTER: c_long = 1;
 
+/// This process has a filter that it has made itself.
+static LOCKED_IN: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process forbids itself system calls.
+pub fn is_locked_in() -> bool {
+    LOCKED_IN.load(Ordering::Relaxed)
+}
+
 /// Before a filter is installed. If the filter forbids something that the library does beside the program's own calls, the
 /// manager is told, and the library does nothing of that any more: the kernel might kill the program for it.
 pub fn before_seccomp(operation: c_long, flags: c_long, argument: c_long) {
-    let locks = match operation {
+    let is_one = match operation {
         SECCOMP_SET_MODE_STRICT => flags == 0 && argument == 0,
         // Without a filter the program only asks whether the kernel has them.
-        SECCOMP_SET_MODE_FILTER => argument != 0 && !lets_us(argument as *const libc::sock_fprog),
+        SECCOMP_SET_MODE_FILTER => argument != 0,
         _ => false,
     };
+    LOCKED_IN.fetch_or(is_one, Ordering::Relaxed);
+    let locks = is_one && (operation == SECCOMP_SET_MODE_STRICT || !lets_us(argument as *const libc::sock_fprog));
     if locks && !Bypass::active() {
         inside((), life::leave);
     }

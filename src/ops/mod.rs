@@ -43,7 +43,7 @@ pub use descriptors::{close, close_range, closefrom, dup, dup2, dup3, fcntl, fcn
 pub use fork::{_Fork, clone};
 pub use input::{__read_chk, __recv_chk, __recvfrom_chk, read, readv, recv, recvfrom, recvmmsg, recvmsg};
 pub use life::{at_exit, begin, exiting};
-pub use lock_in::{prctl, setns, unshare};
+pub use lock_in::{is_locked_in, prctl, setns, unshare};
 pub use options::{getsockopt, setsockopt};
 pub use output::{send, sendfile, sendfile64, sendmmsg, sendmsg, sendto, splice, write, writev};
 pub use signals::{__sysv_signal, bsd_signal, sigaction, signal, sigset, ssignal, sysv_signal};

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use libc::{c_int, sockaddr, socklen_t};
+use libc::{c_int, c_uint, sockaddr, socklen_t};
 use tcpr_node::channel::client::Bypass;
 use tcpr_node::channel::Event;
 
@@ -43,6 +43,10 @@ pub fn protected_socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
     fd
 }
 
+/// How often, and after how long, a port is tried again that is in use: for 100 ms at least, which a busy machine may need.
+const IN_USE_TRIES: u32 = 50;
+const IN_USE_NAP_US: c_uint = 2000;
+
 /// What a bind is to us.
 enum Binding {
     Plain,
@@ -64,7 +68,7 @@ pub unsafe fn bind(fd: c_int, at: *const sockaddr, length: socklen_t) -> c_int {
                 Binding::Plain => {}
                 Binding::Protected => {
                     // SAFETY: the caller's arguments.
-                    let result = unsafe { real::bind(fd, at, length) };
+                    let result = in_use_for_good(|| unsafe { real::bind(fd, at, length) });
                     if result == 0 {
                         inside(None, || table::set(fd, Some(Entry::Candidate)));
                     }
@@ -113,13 +117,32 @@ fn binding(fd: c_int, to: SocketAddr, candidate: bool) -> Binding {
     }
 }
 
+/// Repeats a bind or listen on a protected port that is in use only for a moment: the manager is restoring a connection there, and
+/// between two system calls its socket forbids the reuse of the port (`do_tcp_setsockopt`, TCP_REPAIR).
+fn in_use_for_good(call: impl Fn() -> c_int) -> c_int {
+    let before = errno::get();
+    for _ in 0..IN_USE_TRIES {
+        let result = call();
+        if result == 0 || errno::get() != libc::EADDRINUSE {
+            return result;
+        }
+        // Not inside: a handler of the application may run meanwhile.
+        // SAFETY: takes no pointers.
+        unsafe { real::usleep(IN_USE_NAP_US) };
+        errno::set(before);
+    }
+    call()
+}
+
 /// As in the C library.
 ///
 /// # Safety
 /// As in the C library.
 pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
+    let is_candidate = table::get(fd) == Some(Entry::Candidate);
     // SAFETY: takes no pointers.
-    let result = unsafe { real::listen(fd, backlog) };
+    let call = || unsafe { real::listen(fd, backlog) };
+    let result = if is_candidate { in_use_for_good(call) } else { call() };
     match table::get(fd) {
         Some(Entry::Candidate) if result == 0 && manager::acts() => inside((), || {
             let Some(client) = manager::client() else { return };

@@ -262,12 +262,13 @@ fn a_follower_ends_with_its_manager() {
     wait_until(PATIENCE, "the follower ends", || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
 }
 
+const REDIS: [&str; 12] =
+    ["redis-server", "--port", "5555", "--bind", "*", "-::*", "--protected-mode", "no", "--save", "", "--appendonly", "no"];
+
 /// Many counters in a redis server that keeps nothing on disk.
 #[test]
 fn redis_goes_on_with_its_counters_transactions_and_subscribers() {
-    let program =
-        ["redis-server", "--port", "5555", "--bind", "*", "-::*", "--protected-mode", "no", "--save", "", "--appendonly", "no"];
-    let mut w = World::new("redis", hot("redis").set("service", "standby_trace_bytes", SHORT), &program);
+    let mut w = World::new("redis", hot("redis").set("service", "standby_trace_bytes", SHORT), &REDIS);
     follows(&w);
     let reply = |t: &mut Talker| -> String {
         let line = t.line();
@@ -785,4 +786,38 @@ fn mosquitto_goes_on_with_its_sessions() {
         assert_eq!(late.packet(), (0x31, [&Mqtt::text("kept")[..], said.as_bytes()].concat()), "the retained message");
     }
     w.no_reset();
+}
+
+/// What a snapshot costs: `cargo test --release --test e2e hot::cost_of_a_snapshot -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn cost_of_a_snapshot() {
+    for mib in [10, 100, 400] {
+        let service = hot("cost").set("service", "standby_trace_bytes", SHORT);
+        let mut w = World::new("cost", service, &REDIS);
+        let master = follows(&w);
+        let mut client = Talker::new(&w);
+        client.say(&format!("eval \"for i=1,{mib} do redis.call('set',i,string.rep('x',1048576)) end return 'full'\" 0"));
+        assert_eq!((client.line().as_str(), client.line().as_str()), ("$4", "full"));
+        for round in 0..5 {
+            w.pair.kill_all(1 - master);
+            // The beginning of the trace goes.
+            for _ in 0..20_000 {
+                client.say("ping");
+                assert_eq!(client.line(), "+PONG");
+            }
+            w.pair.restart(1 - master).expect("restart");
+            follows(&w);
+            let err = w.pair.process(master).expect("runs").err();
+            let of = |what: &str, key: &str| {
+                let line = err.lines().rfind(|line| line.contains(what)).expect("a snapshot").to_owned();
+                line.split(&format!("{key}="))
+                    .nth(1)
+                    .and_then(|rest| rest.split(' ').next().map(str::to_owned))
+                    .expect("a figure")
+            };
+            let (pause, ms) = (of("a snapshot of the program goes", "pause_us"), of("the partner has a snapshot", "ms"));
+            eprintln!("{mib} MiB, round {round}: the program stood still for {pause} us; the partner had all after {ms} ms");
+        }
+    }
 }

@@ -148,7 +148,7 @@ while True:
     connection.sendall(connection.recv(100))
 ";
 
-/// With `ready = "notify"` the pair is protected when both programs have said so, and not before.
+/// With `ready = "notify"` the pair is protected when both programs have said so, and not before. Nobody hands over to one that is not.
 #[test]
 fn a_program_that_is_not_ready_does_not_count() {
     let place = Dir::new("ready");
@@ -183,4 +183,12 @@ fn a_program_that_is_not_ready_does_not_count() {
     std::fs::remove_file(&file).expect("removed");
     w.pair.kill_program(1 - master).expect("killed");
     wait_until(PATIENCE, "the backup waits for its program", || not_ready(&w, 1 - master));
+    // So a crash is mended at home: there is no place to go to.
+    wait_until(PATIENCE, "the master knows", || status(&w, master)["partner"]["trouble"].to_string().contains("READY=1"));
+    w.pair.kill_program(master).expect("killed");
+    wait_until(PATIENCE, "the program is started again", || status(&w, master)["program_starts"] == 2);
+    std::fs::write(&file, "").expect("written");
+    talker.say("again");
+    assert_eq!((talker.line().as_str(), w.protected()), ("again", master));
+    w.no_reset();
 }

@@ -289,6 +289,40 @@ fn an_independent_server_goes_on_with_answers_in_parts() {
     w.pair.wait_sessions(0, PATIENCE).unwrap_or_else(|e| panic!("records are left: {e}"));
 }
 
+/// The port is in use when the server binds, and another one when it listens, as while a connection is restored there.
+#[test]
+fn a_port_that_is_in_use_for_a_moment_is_waited_for() {
+    const SERVER: &str = "
+import socket, threading, time
+def in_use_for_a_moment(taken):
+    threading.Timer(0.03, taken.close).start()
+taken = socket.socket()
+taken.bind(('', 5555))
+in_use_for_a_moment(taken)
+listener = socket.socket()
+listener.bind(('', 5555))
+listener.close()
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(('', 5555))
+taken = socket.socket()
+taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+taken.bind(('', 5555))
+taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+in_use_for_a_moment(taken)
+listener.listen()
+while True:
+    client = listener.accept()[0]
+    client.sendall(client.recv(100))
+";
+    let w = World::new("inuse", Service::new("lines", PORT).lines(), &["python3", "-c", SERVER]);
+    let master = w.protected();
+    let mut talker = crate::hot::Talker::new(&w);
+    talker.say("hello");
+    assert_eq!(talker.line(), "hello");
+    assert_eq!(w.pair.status(master).map(|s| s["program_starts"].to_string()).ok().as_deref(), Some("1"));
+}
+
 /// The server closes first and keeps the connection in TIME_WAIT, while its client comes back from the same port.
 #[test]
 fn a_port_that_was_in_use_a_moment_ago_is_served() {

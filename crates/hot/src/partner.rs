@@ -76,6 +76,11 @@ pub fn owns(fd: i32) -> bool {
     ask!(c"tcpr_hot_owns", fn(i32) -> i32, fd).is_some_and(|owns| owns == 1)
 }
 
+/// Whether the program has forbidden itself system calls.
+pub fn is_locked_in() -> bool {
+    ask!(c"tcpr_hot_is_locked_in", fn() -> i32,).is_some_and(|locked| locked == 1)
+}
+
 /// What libtcpr knows of the calling thread is of another process: it begins anew.
 pub fn thread_begins() {
     ask!(c"tcpr_hot_thread_begins", fn(),);

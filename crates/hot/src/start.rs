@@ -184,7 +184,7 @@ fn online() -> bool {
 fn go(records: bool) {
     signals::begin();
     threads::begin();
-    snapshot::note_root();
+    snapshot::note_surroundings();
     // Its input is not the member's own.
     descriptors::set(0, descriptors::Kind::Outside, false);
     thread::set_id(0);

@@ -199,17 +199,18 @@ pub fn restore(spec: &RestoreSpec<'_>) -> Result<OwnedFd, RestoreError> {
     step("TCP_REPAIR_WINDOW", set_tcp(fd, libc::TCP_REPAIR_WINDOW, &window))?;
     step("TCP_REPAIR off", set_tcp(fd, libc::TCP_REPAIR, &REPAIR_OFF_NO_PROBE))?;
 
+    // Repair forbids the reuse of the port when it ends. Whoever binds to it or listens on it before this call gets EADDRINUSE; the
+    // library tries again then.
+    step("SO_REUSEADDR", set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1))?;
+
     step("unsent bytes", push(fd, spec, &spec.unsent, &mut raised))?;
     if raised {
         step("TCP_NOTSENT_LOWAT", set_tcp(fd, libc::TCP_NOTSENT_LOWAT, &0))?;
     }
-    // Repair forbids the reuse of the port when it ends; a listener would get EADDRINUSE.
-    step("SO_REUSEADDR", set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1))?;
     Ok(socket)
 }
 
-/// Closes a connection without telling the peer. Silent only if no other descriptor, in any process, refers
-/// to the socket; if one may, use [`abort_silently`].
+/// Closes a connection without telling the peer. Silent only if no other descriptor, in any process, refers to the socket.
 ///
 /// # Errors
 /// If the kernel refuses repair; the descriptor is then given back, for an ordinary close would be heard.
@@ -218,18 +219,6 @@ pub fn close_silently(socket: OwnedFd) -> Result<(), (OwnedFd, io::Error)> {
         Ok(()) => Ok(()),
         Err(error) => Err((socket, error)),
     }
-}
-
-/// Ends a connection at once, without telling the peer, whoever else holds descriptors of it. Those then read
-/// ECONNABORTED once, and after that find a socket that is not connected.
-pub fn abort_silently(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let fd = socket.as_raw_fd();
-    set_tcp(fd, libc::TCP_REPAIR, &REPAIR_ON)?;
-    let unspecified = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
-    let length = mem::size_of_val(&unspecified) as libc::socklen_t;
-    // SAFETY: the pointer and length describe `unspecified`.
-    check(unsafe { libc::connect(fd, &raw const unspecified, length) })?;
-    set_tcp(fd, libc::TCP_REPAIR, &REPAIR_OFF_NO_PROBE)
 }
 
 /// Reads the state of a live connection. The socket is under repair meanwhile, for some microseconds; a

@@ -5,7 +5,7 @@
 //! It is a thread of its own, for to look into every process of a host may take a while.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -39,6 +39,8 @@ pub struct Question {
     pub told: Vec<u16>,
     /// The program runs without the library: nobody joins, and its listeners are asked for in the peers' names.
     pub unhooked: bool,
+    /// A program that is not to run here now, and whether the library is to be put into it: could it be started?
+    pub program: Option<(OsString, bool)>,
 }
 
 /// What was seen.
@@ -52,6 +54,8 @@ pub struct Seen {
     /// A process has the library, and a listener of which another one has told: it joins when it is used (the worker of a
     /// server that has put itself into the background, for instance).
     pub dormant: bool,
+    /// Why the program that was asked about could not be started.
+    pub cannot_start: Option<String>,
 }
 
 impl Seen {
@@ -83,10 +87,11 @@ impl Watch {
             Bypass::this_thread();
             while let Ok(question) = asked.recv() {
                 let before = Instant::now();
-                let seen = look.at(&question).unwrap_or_else(|error| {
+                let mut seen = look.at(&question).unwrap_or_else(|error| {
                     log::debug!(error:%; "cannot see who serves the protected ports");
                     Seen::default()
                 });
+                seen.cannot_start = question.program.and_then(|(program, hooked)| why_not_started(&program, hooked));
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
                 // On a host of many processes and descriptors most of the time is for others.
                 std::thread::sleep((before.elapsed() * SHARE).min(LONGEST));
@@ -372,6 +377,15 @@ pub fn found(program: &OsStr) -> Option<PathBuf> {
 
 fn can_run(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// Why a program that is to be started when its member becomes master would not run.
+fn why_not_started(program: &OsStr, hooked: bool) -> Option<String> {
+    match found(program) {
+        None => Some(format!("the program {} is not there, or not executable, and would not be started", program.display())),
+        Some(_) if hooked => advice(program).map(|advice| format!("{}: {advice}", program.display())),
+        Some(_) => None,
+    }
 }
 
 /// The same with what can be done about it.

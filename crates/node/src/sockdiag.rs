@@ -2,8 +2,7 @@
 //!
 //! [`SockDiag::destroy`] works on orphans too (`inode` 0; FIN_WAIT1 with its queue, FIN_WAIT2, TIME_WAIT). It
 //! sends a RST with ACK to the peer, through OUTPUT like any segment, so the rules must hold it and the filter
-//! drop it. Only TIME_WAIT and an orphan in FIN_WAIT2 go in silence. Where a descriptor of the socket can be
-//! had, [`crate::repair::abort_silently`] is the silent way.
+//! drop it. Only TIME_WAIT and an orphan in FIN_WAIT2 go in silence.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

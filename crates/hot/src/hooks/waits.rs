@@ -8,7 +8,7 @@ use tcpr_session::trace::Call;
 use crate::engine::{append, follows, take};
 use crate::forms::{hooks, live, slice};
 use crate::snapshot::{self, park};
-use crate::{engine, errno, next, raw, signals, thread};
+use crate::{engine, errno, next, partner, raw, signals, thread};
 
 /// A long wait of the first thread's goes in pieces: between them it looks whether a snapshot is asked for.
 struct Pieces {
@@ -27,7 +27,7 @@ impl Pieces {
 
     /// How long the next piece is; `None`: the wait is made as the program says.
     fn next(&self) -> Option<i64> {
-        if !self.is_long || !engine::records() {
+        if !self.is_long || !engine::records() || partner::is_locked_in() {
             return None;
         }
         let left = self.until.map_or(snapshot::LOOK_NS, |until| until - raw::clock_ns(libc::CLOCK_MONOTONIC));

@@ -9,7 +9,7 @@ use super::image::{
     bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Head, Region, Rights, Scratch, Words, MAGIC, NAME, PAGE,
 };
 use super::process::{line, number_in, read_file, read_mappings};
-use super::{has_another_root, park, swap, ROBUST, THREADS};
+use super::{changed_surroundings, park, swap, ROBUST, THREADS};
 use crate::memory::{self, header};
 use crate::partner;
 use crate::raw::{self, raw};
@@ -119,11 +119,8 @@ fn check_threads(leader: i64, buffer: &mut [u8]) {
     if threads != known {
         try_again(format_args!("it has {threads} threads, of which {known} wait where a snapshot can be made"));
     }
-    if number_in(status, b"Seccomp:", 10) != 0 {
-        refuse(format_args!("it has locked itself in (seccomp)"));
-    }
-    if has_another_root() {
-        refuse(format_args!("its root directory is another one (chroot)"));
+    if let Some(why) = changed_surroundings() {
+        refuse(format_args!("{why}"));
     }
     if read_file(format_args!("/proc/{leader}/timers"), &mut buffer[..64]) > 0 {
         refuse(format_args!("it has timers of timer_create"));

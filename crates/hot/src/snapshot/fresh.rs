@@ -9,7 +9,7 @@ use super::image::{
 };
 use super::park::{self, Offsets, RSEQ_SIGNATURE};
 use super::process::read_mappings;
-use super::{note_root, remake, switch, FAULTS, TIMERS, TRIED, TRIES, WRITER};
+use super::{note_surroundings, remake, switch, FAULTS, TIMERS, TRIED, TRIES, WRITER};
 use crate::memory::{self, header};
 use crate::raw::{self, raw};
 use crate::{descriptors, engine, hooks, next, partner, start, tails, thread};
@@ -219,7 +219,7 @@ pub fn thaw() {
     // By the clock of another machine.
     TRIES.store(0, Ordering::Relaxed);
     TRIED.store(0, Ordering::Relaxed);
-    note_root();
+    note_surroundings();
     start::set_manager(s.manager);
     partner::thread_begins();
     if raw!(SYS_chdir, head.directory.as_ptr()) < 0 {

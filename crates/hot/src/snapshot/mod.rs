@@ -63,26 +63,35 @@ unsafe impl Sync for Faults {}
 
 static FAULTS: Faults = Faults(UnsafeCell::new([None; 65]));
 
-/// The root directory that the program began with: device and inode.
-static ROOT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// What the program began with: device and inode of its root directory, and how many seccomp filters it has from those who started
+/// it.
+static SURROUNDINGS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 /// How many threads the kernel knew when the descriptors were listed.
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
-fn root() -> [u64; 2] {
+fn surroundings() -> [u64; 3] {
     // SAFETY: all zeroes is a value of this plain structure.
-    let mut info: libc::stat = unsafe { std::mem::zeroed() };
-    raw!(SYS_newfstatat, libc::AT_FDCWD, c"/".as_ptr(), &raw mut info, 0);
-    [info.st_dev, info.st_ino]
+    let mut root: libc::stat = unsafe { std::mem::zeroed() };
+    raw!(SYS_newfstatat, libc::AT_FDCWD, c"/".as_ptr(), &raw mut root, 0);
+    let mut status = [0; 8192];
+    let n = process::read_file(format_args!("/proc/self/status"), &mut status);
+    [root.st_dev, root.st_ino, process::number_in(&status[..n], b"Seccomp_filters:", 10)]
 }
 
-/// What the root directory is before the program changes it.
-pub fn note_root() {
-    ROOT.iter().zip(root()).for_each(|(to, n)| to.store(n, Ordering::Relaxed));
+/// Before the program changes them.
+pub fn note_surroundings() {
+    SURROUNDINGS.iter().zip(surroundings()).for_each(|(to, n)| to.store(n, Ordering::Relaxed));
 }
 
-/// Whether it is another one now.
-fn has_another_root() -> bool {
-    ROOT.iter().zip(root()).any(|(then, now)| then.load(Ordering::Relaxed) != now)
+/// What the program has changed of them, in words.
+fn changed_surroundings() -> Option<&'static str> {
+    let before = SURROUNDINGS.each_ref().map(|n| n.load(Ordering::Relaxed));
+    let now = surroundings();
+    match (before[..2] == now[..2], before[2] == now[2]) {
+        (false, _) => Some("its root directory is another one (chroot)"),
+        (_, false) => Some("it has locked itself in (seccomp)"),
+        _ => None,
+    }
 }
 
 /// At a wait of the program's, before it waits: here a snapshot is taken, if one is asked for, and here a fresh process goes on.
@@ -139,6 +148,10 @@ fn take_if_due() {
         // Why is what the last one said.
         header().snapshot.store(told::REFUSED, Ordering::Release);
         return;
+    }
+    if partner::is_locked_in() {
+        // The kernel might end it for what a snapshot calls.
+        return cannot(format_args!("it has locked itself in (seccomp)"));
     }
     TRIES.store(tries + 1, Ordering::Relaxed);
     TRIED.store(now, Ordering::Relaxed);

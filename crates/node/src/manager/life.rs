@@ -24,6 +24,7 @@ impl Manager {
         let Some(program) = &mut self.program else { return };
         if program.is_due(now) {
             self.notify.iter_mut().for_each(Notify::begin);
+            self.serving.program_starts();
             self.standby.program_starts(self.role.role());
         }
         match program.start_if_due(now, self.standby.image()) {

@@ -7,7 +7,6 @@ use tcpr_session::role::Role;
 use tcpr_session::Now;
 
 use super::notify::Notify;
-use super::program::Program;
 use super::Manager;
 use crate::config::Readiness;
 use crate::serving::{self, Question, Seen, Watch};
@@ -36,19 +35,14 @@ impl Serving {
         Serving { watch, due: Duration::ZERO, seen: None, trouble: None, said: None, told: BTreeSet::new() }
     }
 
+    /// What was seen was of the one before it.
+    pub(super) fn program_starts(&mut self) {
+        self.seen = None;
+        self.due = Duration::ZERO;
+    }
+
     pub(super) fn note_listening(&mut self, port: u16) {
         self.told.insert(port);
-    }
-}
-
-/// Why a program that is to be started when its member becomes master would not run.
-fn why_not_started(program: &Program) -> Option<String> {
-    let name = program.name();
-    let missing = || format!("the program {} is not there, and would not be started", name.display());
-    match serving::found(name) {
-        None => Some(missing()),
-        Some(_) if program.is_hooked() => serving::advice(name).map(|advice| format!("{}: {advice}", name.display())),
-        Some(_) => None,
     }
 }
 
@@ -61,7 +55,7 @@ impl Manager {
     /// Why nobody here would serve the sessions after a failover.
     pub(super) fn program_trouble(&self) -> Option<String> {
         if !self.may_start_program() {
-            return self.program.as_ref().and_then(why_not_started);
+            return self.serving.seen.as_ref().and_then(|seen| seen.cannot_start.clone());
         }
         self.program_missing().or_else(|| self.program_not_ready())
     }
@@ -71,7 +65,12 @@ impl Manager {
         match self.config.service.life.ready {
             Readiness::Joined => None,
             Readiness::Listen => {
-                let listening = self.serving.seen.as_ref()?.listening.as_ref()?;
+                let Some(seen) = &self.serving.seen else {
+                    return Some(
+                        "the program is not ready (ready = \"listen\"): it is not known yet where it listens".to_owned(),
+                    );
+                };
+                let listening = seen.listening.as_ref()?;
                 let silent = self.config.service.ports.iter().map(|p| p.port).find(|port| !listening.contains(port))?;
                 Some(format!("the program is not ready (ready = \"listen\"): nobody listens on port {silent}"))
             }
@@ -108,11 +107,13 @@ impl Manager {
         self.serving.due = now + if self.serving.trouble.is_some() { LOOK_AGAIN } else { LOOK };
         let joined = self.apps.telling().collect();
         let told = self.serving.told.iter().copied().collect();
+        let rests = self.program.as_ref().filter(|_| !self.may_start_program());
+        let program = rests.map(|program| (program.name().to_owned(), program.is_hooked()));
         let Some(watch) = &mut self.serving.watch else { return };
         if let Some(seen) = watch.take() {
             self.serving.seen = Some(seen);
         }
-        watch.ask(Question { joined, told, unhooked: !self.filter.hooked() });
+        watch.ask(Question { joined, told, unhooked: !self.filter.hooked(), program });
         let trouble = self.program_trouble();
         let serving = &mut self.serving;
         if trouble.as_ref() != serving.trouble.as_ref().map(|(_, text)| text) {
@@ -130,7 +131,7 @@ impl Manager {
                 log::error!("not protected: {text}");
                 serving.said = Some(text.clone());
             }
-            None if serving.said.take().is_some() => log::info!("the program has joined"),
+            None if serving.said.take().is_some() => log::info!("the program is ready"),
             _ => {}
         }
     }

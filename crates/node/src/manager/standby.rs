@@ -39,8 +39,9 @@ const EVERY: Duration = Duration::from_millis(20);
 /// How long a follower that takes over has to come to the end of the trace.
 const CATCH_UP: Duration = Duration::from_secs(5);
 const NAP: Duration = Duration::from_micros(100);
-/// For so long nothing else is done meanwhile.
+/// For so long nothing else is done meanwhile; after that it is looked so often.
 const AT_ONCE: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What is known of the partner's follower.
 struct Report {
@@ -117,6 +118,8 @@ pub(super) struct Standby {
     life: u64,
     /// A process of ours has the memory.
     taken: bool,
+    /// It was refused to a program that has asked, and will not ask again.
+    left_out: bool,
     /// As leader: how much of it is in the log, and whether that is all of it.
     shipped: u64,
     complete: bool,
@@ -154,6 +157,7 @@ impl Standby {
             memory: None,
             life: 0,
             taken: false,
+            left_out: false,
             shipped: 0,
             complete: false,
             said_complete: false,
@@ -180,9 +184,8 @@ impl Standby {
     }
 
     pub(super) fn poll_timeout(&self, now: Now) -> Option<Now> {
-        let promotion = self.promoting.map(|_| Duration::ZERO);
-        let due = self.images.due(now).map_or(self.due, |due| due.min(self.due));
-        promotion.or_else(|| self.memory.is_some().then_some(due))
+        let due = self.memory.is_some().then_some(self.due);
+        due.into_iter().chain(self.images.due(now)).chain(self.promoting.map(|_| now + LOOK)).min()
     }
 
     /// The takeover waits for the follower.
@@ -200,7 +203,7 @@ impl Standby {
         if !self.hot {
             return;
         }
-        self.taken = false;
+        (self.taken, self.left_out) = (false, false);
         if role == Role::Backup && self.awaits_image() {
             // It is replaced when that is whole.
             return;
@@ -261,6 +264,7 @@ impl Standby {
         self.decide(role);
         // One that was started before a snapshot came cannot begin in the middle of the trace. It is replaced when that is whole.
         if self.follows() && self.image().is_none() && self.memory.as_ref().is_some_and(|m| m.kept() > 0) {
+            self.left_out = true;
             return None;
         }
         self.taken = true;
@@ -689,18 +693,11 @@ impl Manager {
 
     /// A takeover that waits for the follower.
     fn go_on_promoting(&mut self, now: Now) {
-        if !self.standby.is_promoting() {
-            return;
-        }
-        if self.has_promoted() {
-            // Cut off, it stays postponed until this member is in reach again.
-            if self.role.role() == Role::Master {
-                self.host.forget_takeover();
-                self.take_office(now, true);
-                self.pair_if_postponed();
-            }
-        } else {
-            std::thread::sleep(NAP);
+        // Cut off, it stays postponed until this member is in reach again.
+        if self.standby.is_promoting() && self.has_promoted() && self.role.role() == Role::Master {
+            self.host.forget_takeover();
+            self.take_office(now, true);
+            self.pair_if_postponed();
         }
     }
 

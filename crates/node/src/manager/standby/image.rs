@@ -356,12 +356,16 @@ impl Standby {
         self.images.incoming.as_ref().filter(|one| one.used && self.follows()).map(|one| one.file.as_raw_fd())
     }
 
-    /// A snapshot that was lost with the link: this member waits for another one.
-    pub(super) fn forget_half_image(&mut self) {
+    /// A snapshot that was lost with the link: this member waits for another one. Returns whether the program is to be started
+    /// anew: it was told that it cannot follow.
+    #[must_use]
+    pub(super) fn forget_half_image(&mut self) -> bool {
         let is_empty = self.memory.as_ref().is_some_and(|m| m.kept() > 0) && !self.taken;
-        if self.follows() && is_empty && self.images.incoming.is_none() && self.broken.is_none() {
-            self.begin_life();
+        if !self.follows() || !is_empty || self.images.incoming.is_some() || self.broken.is_some() {
+            return false;
         }
+        self.begin_life();
+        std::mem::take(&mut self.left_out)
     }
 
     /// The program that was started with it has read it.
@@ -419,8 +423,8 @@ impl Manager {
             self.link.send(&Message::ImageStored { life, bytes });
         }
         self.standby.forget_read_image();
-        if self.role.role() == Role::Backup {
-            self.standby.forget_half_image();
+        if self.role.role() == Role::Backup && self.standby.forget_half_image() {
+            self.program.iter_mut().for_each(Program::replace);
         }
         if self.ships_trace() && self.link.speaks(IMAGE) {
             let acknowledged = self.filter.log().needs_replica().then(|| self.filter.log().acknowledged());

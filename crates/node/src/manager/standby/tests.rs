@@ -443,8 +443,8 @@ fn a_program_of_which_no_snapshot_can_be_made_is_followed_from_its_beginning_or_
     }
 }
 
-#[test]
-fn a_snapshot_that_ends_with_the_link_leaves_the_leader_as_it_was() {
+/// A leader, and a follower that has the beginning of a snapshot; and where the trace was.
+fn half_a_snapshot() -> (Standby, Standby, u64) {
     let (mut leader, _, _) = long_trace();
     let mut late = self::follower();
     late.images_are_spoken = true;
@@ -455,13 +455,19 @@ fn a_snapshot_that_ends_with_the_link_leaves_the_leader_as_it_was() {
     let at = leader.memory.as_ref().unwrap().head();
     leader.memory.as_ref().unwrap().write_snapshot(snapshot::WRITING, at, &[1; 1000]);
     image(&mut leader, &mut late, NOW);
+    (leader, late, at)
+}
+
+#[test]
+fn a_snapshot_that_ends_with_the_link_leaves_the_leader_as_it_was() {
+    let (mut leader, mut late, _) = half_a_snapshot();
     assert!(late.images.incoming.is_some() && late.life == leader.life);
     leader.forget_partner();
     late.forget_partner();
     assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::NONE);
     assert!(leader.leads() && leader.broken.is_none() && late.images.incoming.is_none());
     // It begins anew over the next link.
-    late.forget_half_image();
+    assert!(!late.forget_half_image(), "no program was left out");
     late.decide(Role::Backup);
     assert!(late.life == 0 && late.follows());
     leader.begin_shipping();
@@ -473,20 +479,19 @@ fn a_snapshot_that_ends_with_the_link_leaves_the_leader_as_it_was() {
 /// What was there before is still being killed when the snapshot begins to come.
 #[test]
 fn a_program_that_starts_while_a_snapshot_comes_does_not_lose_it() {
-    let (mut leader, _, _) = long_trace();
-    let mut late = self::follower();
-    late.images_are_spoken = true;
-    leader.forget_partner();
-    leader.begin_shipping();
-    has_nothing(&mut leader);
-    image(&mut leader, &mut late, NOW);
-    let at = leader.memory.as_ref().unwrap().head();
-    leader.memory.as_ref().unwrap().write_snapshot(snapshot::WRITING, at, &[1; 1000]);
-    image(&mut leader, &mut late, NOW);
+    let (mut leader, mut late, at) = half_a_snapshot();
     late.program_starts(Role::Backup);
     assert!(late.images.incoming.is_some() && late.life == leader.life && !late.taken);
-    // Nobody begins in the middle of the trace.
+    // Nobody begins in the middle of the trace. Who was told so is started anew if the snapshot is lost, too.
     assert!(late.take_memory(Role::Backup).is_none());
+    assert!(!late.forget_half_image(), "the rest of it comes");
+    let mut cut = self::follower();
+    cut.images_are_spoken = true;
+    cut.image_begins(leader.life, at).unwrap();
+    assert!(cut.take_memory(Role::Backup).is_none());
+    cut.forget_partner();
+    assert!(cut.forget_half_image() && !cut.forget_half_image());
+    assert!(cut.take_memory(Role::Backup).is_some(), "the next program can follow");
     // It was too slow once more: another snapshot may follow, for this one is of no use.
     let report = |life| Message::Standby { life, head: at, executed: at, records: 0, state: state::FOLLOWING, reason: "".into() };
     leader.hear(NOW, &report(leader.life));
