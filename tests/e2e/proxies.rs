@@ -82,8 +82,11 @@ fn answer_requests(mut stream: TcpStream) -> std::io::Result<()> {
 /// What a client has seen.
 #[derive(Default)]
 struct Seen {
-    answers: AtomicUsize,
+    /// By client.
+    answers: [AtomicUsize; CLIENTS],
     resets: AtomicUsize,
+    /// Clients that have asked and have not been answered.
+    waiting: AtomicUsize,
     /// Answers that came twice.
     doubled: AtomicUsize,
     wrong: Mutex<Vec<String>>,
@@ -111,6 +114,7 @@ fn client(i: usize, to: SocketAddr, (http, doubles): (bool, bool), stop: &Atomic
             let said = if n == 0 { name.clone() } else { format!("{n}") };
             let asked = if http { format!("GET /{said} HTTP/1.1\r\nHost: {name}\r\n\r\n") } else { format!("{said}\n") };
             let mut answer = String::new();
+            seen.waiting.fetch_add(1, Relaxed);
             let mut heard = stream.write_all(asked.as_bytes()).and_then(|()| match http {
                 true => body(&mut answers, &mut answer),
                 false => answers.read_line(&mut answer),
@@ -120,6 +124,7 @@ fn client(i: usize, to: SocketAddr, (http, doubles): (bool, bool), stop: &Atomic
                 answer.clear();
                 heard = answers.read_line(&mut answer);
             }
+            seen.waiting.fetch_sub(1, Relaxed);
             match heard {
                 Ok(n) if n > 0 => {}
                 Err(e) if !matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof) => {
@@ -133,7 +138,7 @@ fn client(i: usize, to: SocketAddr, (http, doubles): (bool, bool), stop: &Atomic
             if answer != format!("{name}|{said}\n") {
                 return seen.wrong.lock().expect("no panic").push(format!("{name}, {said}: {answer:?}"));
             }
-            seen.answers.fetch_add(1, Relaxed);
+            seen.answers[i].fetch_add(1, Relaxed);
             n += 1;
             std::thread::sleep(rng.duration(Duration::ZERO, Duration::from_millis(60)));
         }
@@ -172,7 +177,7 @@ struct Proxy<'a> {
     /// may be read and passed on once more (see docs/guarantees.md).
     doubles: bool,
     /// At most so many of a hundred may be reset at a failover: what cannot be known is, and who waits for an answer where the
-    /// program connects only when its client says more.
+    /// program connects only when its client says more. Clients that wait for an answer when it happens are not counted.
     most: usize,
 }
 
@@ -201,9 +206,13 @@ fn proxied(p: &Proxy<'_>) {
             std::thread::spawn(move || peer.enter(|| client(i, vip, how, &stop, &seen, Rng::new(i as u64 + 1))))
         })
         .collect();
+    let answers = || -> Vec<usize> { seen.answers.iter().map(|n| n.load(Relaxed)).collect() };
     let moves = |w: &World, what: &str| {
-        let before = seen.answers.load(Relaxed);
-        let moved = wait_for(PATIENCE, || seen.answers.load(Relaxed) >= before + 30 * CLIENTS);
+        let before = answers();
+        let all: usize = before.iter().sum();
+        let moved = wait_for(PATIENCE, || answers().iter().sum::<usize>() >= all + 30 * CLIENTS);
+        // Each client has its connection again, or another one, before the next fault.
+        let moved = moved && wait_for(SILENCE, || answers().iter().zip(&before).all(|(now, before)| now >= &(before + 2)));
         let wrong = seen.wrong.lock().expect("no panic").clone();
         assert!(wrong.is_empty(), "{what}: {wrong:?}\n{}", w.pair.describe());
         assert!(moved, "{what}: nothing moves\n{}", w.pair.describe());
@@ -218,6 +227,9 @@ fn proxied(p: &Proxy<'_>) {
         };
         usize::try_from(of(0) + of(1)).expect("few")
     };
+    // A program that connects when its client has said something has nothing to do so for, if the client waits for an answer that
+    // was on its way. On a busy machine that is so for many.
+    let mut may_be_lost = 0;
     // Whoever counted lives.
     let mut counts = true;
     let mut lost: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -230,6 +242,7 @@ fn proxied(p: &Proxy<'_>) {
                 assert!(resets <= counted, "before {fault:?}: {resets} clients were reset, {counted} sessions counted");
             }
             counts &= !matches!(fault, Fault::KillAll);
+            may_be_lost += seen.waiting.load(Relaxed);
             w.fail_over(fault);
             moves(&w, &format!("{fault:?}"));
             let reset = seen.resets.load(Relaxed) - resets;
@@ -243,10 +256,18 @@ fn proxied(p: &Proxy<'_>) {
         thread.join().expect("no panic");
     }
     let (reset, of) = lost.values().fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
-    eprintln!("{}: {reset} of {of} reset, {} answers doubled: {lost:?}", p.label, seen.doubled.load(Relaxed));
+    eprintln!(
+        "{}: {reset} of {of} reset, {may_be_lost} waited, {} answers doubled: {lost:?}",
+        p.label,
+        seen.doubled.load(Relaxed)
+    );
     let wrong = seen.wrong.lock().expect("no panic").clone();
     assert!(wrong.is_empty(), "{wrong:?}");
-    assert!(reset * 100 <= p.most * of, "{reset} of {of} were reset: {lost:?}\n{}", w.pair.describe());
+    assert!(
+        reset * 100 <= p.most * of + may_be_lost * 100,
+        "{reset} of {of} were reset, {may_be_lost} waited: {lost:?}\n{}",
+        w.pair.describe()
+    );
 }
 
 /// Ends the backend and the clients.
