@@ -7,7 +7,7 @@ use tcpr_session::data::{MAX_KEY, MAX_VALUE};
 use super::control::{client, connection};
 use crate::guard::{boundary, Failure};
 use crate::memory::Checked;
-use crate::{manager, sys, turn};
+use crate::{environment, manager, sys, turn};
 
 /// The most bytes of a value that tcpr keeps for the program.
 pub const TCPR_MAX_VALUE: size_t = 32768;
@@ -81,9 +81,20 @@ unsafe fn give(value: &[u8], buffer: *mut c_void, len: size_t) -> Result<c_int, 
     Ok(value.len() as c_int)
 }
 
+/// The follower of a hot standby has no sessions yet, and would be told something else than its leader.
+fn refuse_if_hot() -> Result<(), Failure> {
+    if environment::get().is_some_and(|e| e.hot) {
+        return Err(Failure::new(
+            libc::ENOTSUP,
+            "with standby = \"hot\" the program's own memory survives, and nothing is kept beside",
+        ));
+    }
+    Ok(())
+}
+
 /// Before the program gives us data: it waits where the log is too far ahead of the replica, as a write does.
 fn before_giving() {
-    if let Some(client) = manager::joined() {
+    if let Some(client) = manager::joined().filter(|_| refuse_if_hot().is_ok()) {
         turn::before_write(client);
     }
 }
@@ -113,6 +124,7 @@ fn before_giving() {
 pub unsafe extern "C-unwind" fn tcpr_checkpoint(fd: c_int, data: *const c_void, len: size_t) -> c_int {
     before_giving();
     boundary(|| {
+        refuse_if_hot()?;
         let handle = handle(fd)?;
         // SAFETY: the caller's arguments.
         let data = unsafe { value(data, len) }?;
@@ -138,6 +150,7 @@ pub unsafe extern "C-unwind" fn tcpr_checkpoint(fd: c_int, data: *const c_void, 
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_restore(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
     let size = boundary(|| {
+        refuse_if_hot()?;
         let handle = handle(fd)?;
         match client()?.data(Request::Restore { handle })? {
             // SAFETY: the caller's arguments.
@@ -168,6 +181,7 @@ pub unsafe extern "C-unwind" fn tcpr_restore(fd: c_int, buffer: *mut c_void, len
 pub unsafe extern "C-unwind" fn tcpr_put(key: *const c_void, keylen: size_t, value: *const c_void, len: size_t) -> c_int {
     before_giving();
     boundary(|| {
+        refuse_if_hot()?;
         // SAFETY: the caller's arguments.
         let (key, value) = unsafe { (self::key(key, keylen)?, self::value(value, len)?) };
         let client = client()?;
@@ -189,6 +203,7 @@ pub unsafe extern "C-unwind" fn tcpr_put(key: *const c_void, keylen: size_t, val
 #[no_mangle]
 pub unsafe extern "C-unwind" fn tcpr_get(key: *const c_void, keylen: size_t, buffer: *mut c_void, len: size_t) -> ssize_t {
     let size = boundary(|| {
+        refuse_if_hot()?;
         // SAFETY: the caller's arguments.
         let key = unsafe { self::key(key, keylen) }?;
         let client = client()?;
@@ -211,6 +226,7 @@ pub unsafe extern "C-unwind" fn tcpr_get(key: *const c_void, keylen: size_t, buf
 pub unsafe extern "C-unwind" fn tcpr_delete(key: *const c_void, keylen: size_t) -> c_int {
     before_giving();
     boundary(|| {
+        refuse_if_hot()?;
         // SAFETY: the caller's arguments.
         let key = unsafe { self::key(key, keylen) }?;
         let client = client()?;
@@ -241,6 +257,7 @@ pub unsafe extern "C-unwind" fn tcpr_iterate(
     keylen: size_t,
 ) -> ssize_t {
     let size = boundary(|| {
+        refuse_if_hot()?;
         let after = match afterlen {
             0 => Bytes::default(),
             // SAFETY: the caller's arguments.

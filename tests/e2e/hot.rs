@@ -14,7 +14,7 @@ use crate::requests::connect;
 use crate::world::{built, Dir, Fault, Stop, World, PATIENCE, PORT};
 
 /// So little room for a trace that whoever rejoins begins with a snapshot.
-const SHORT: &str = "1048576";
+pub const SHORT: &str = "1048576";
 
 /// How long a client waits for an answer. A restarted kernel timer alone takes seconds on a machine that stands still.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -23,7 +23,7 @@ pub fn hot(name: &str) -> Service {
     Service::new(name, PORT).set("service", "standby", "\"hot\"").set("recovery", "engine", "\"repair\"")
 }
 
-fn standby(w: &World, member: usize) -> Value {
+pub fn standby(w: &World, member: usize) -> Value {
     w.pair.status(member).map_or(Value::Null, |status| status["standby"].clone())
 }
 
@@ -73,7 +73,7 @@ fn rooms_ask(t: &mut Talker, line: &str) -> String {
 }
 
 /// Somebody in a room, who knows what the server must know of them.
-struct Member {
+pub struct Member {
     talker: Talker,
     name: String,
     token: String,
@@ -82,7 +82,7 @@ struct Member {
 }
 
 impl Member {
-    fn new(w: &World, n: usize) -> Member {
+    pub fn new(w: &World, n: usize) -> Member {
         let mut talker = Talker::new(w);
         let name = format!("member{n}");
         assert_eq!(rooms_ask(&mut talker, &format!("name {name}")), format!("ok {name}"));
@@ -92,7 +92,7 @@ impl Member {
     }
 
     /// Says something and looks at everything.
-    fn check(&mut self) {
+    pub fn check(&mut self) {
         let room = self.name.replace("member", "room");
         self.lines += 5;
         assert_eq!(rooms_ask(&mut self.talker, "who"), self.name);
@@ -262,7 +262,7 @@ fn a_follower_ends_with_its_manager() {
     wait_until(PATIENCE, "the follower ends", || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
 }
 
-const REDIS: [&str; 12] =
+pub const REDIS: [&str; 12] =
     ["redis-server", "--port", "5555", "--bind", "*", "-::*", "--protected-mode", "no", "--save", "", "--appendonly", "no"];
 
 /// Many counters in a redis server that keeps nothing on disk.
@@ -452,24 +452,30 @@ fn memcached_goes_on_with_its_values() {
     w.no_reset();
 }
 
+pub const COROUTINES: &str = "
+import asyncio
+async def serve(reader, writer):
+    n = 0
+    while line := await reader.readline():
+        n += 1
+        if line.startswith(b'wait'): await asyncio.sleep(0.2)
+        writer.write(b'%d %s' % (n, line.strip()) + b'\\n')
+        await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(serve, '', 5555)
+    await server.serve_forever()
+asyncio.run(main())
+";
+
 /// Coroutines of Python, each in the middle of something.
 #[test]
 fn coroutines_of_python_go_on() {
-    let program = "import asyncio\n\
-        async def serve(reader, writer):\n\
-        \x20   n = 0\n\
-        \x20   while line := await reader.readline():\n\
-        \x20       n += 1\n\
-        \x20       if line.startswith(b'wait'): await asyncio.sleep(0.2)\n\
-        \x20       writer.write(b'%d %s' % (n, line.strip()) + b'\\n')\n\
-        \x20       await writer.drain()\n\
-        \x20   writer.close()\n\
-        async def main():\n\
-        \x20   server = await asyncio.start_server(serve, '', 5555)\n\
-        \x20   await server.serve_forever()\n\
-        asyncio.run(main())\n";
-    let mut w =
-        World::new("asyncio", hot("asyncio").set("service", "standby_trace_bytes", SHORT), &["/usr/bin/python3", "-c", program]);
+    let mut w = World::new(
+        "asyncio",
+        hot("asyncio").set("service", "standby_trace_bytes", SHORT),
+        &["/usr/bin/python3", "-c", COROUTINES],
+    );
     follows(&w);
     let mut talkers: Vec<Talker> = (0..4).map(|_| Talker::new(&w)).collect();
     let mut n = 0;
@@ -785,6 +791,42 @@ fn mosquitto_goes_on_with_its_sessions() {
         assert_eq!(late.packet(), (0x90, vec![0, 1, 0]));
         assert_eq!(late.packet(), (0x31, [&Mqtt::text("kept")[..], said.as_bytes()].concat()), "the retained message");
     }
+    w.no_reset();
+}
+
+/// Output that goes past all hooks is not in the trace: the standby ends, and says so. The connection goes on.
+#[test]
+fn output_past_the_hooks_ends_the_standby() {
+    const PRINTS: &str = "
+import ctypes, signal, socket
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+library = ctypes.CDLL(None)
+listener = socket.create_server(('', 5555))
+n = 0
+while True:
+    client = listener.accept()[0]
+    while line := client.recv(100):
+        n += 1
+        if line.startswith(b'past'):
+            library.dprintf(client.fileno(), b'%d past\\n', n)
+        else:
+            client.sendall(b'%d %s' % (n, line))
+";
+    let mut w = World::new("past", hot("past").lines(), &["/usr/bin/python3", "-c", PRINTS]);
+    let master = follows(&w);
+    let mut talker = Talker::new(&w);
+    talker.say("one");
+    assert_eq!(talker.line(), "1 one");
+    w.fail_over(Fault::Switchover);
+    follows(&w);
+    talker.say("two");
+    assert_eq!(talker.line(), "2 two");
+    talker.say("past");
+    assert_eq!(talker.line(), "3 past");
+    wait_until(PATIENCE, "the standby ends", || standby(&w, master)["reason"].to_string().contains("dprintf"));
+    w.fail_over(Fault::KillAll);
+    talker.say("four");
+    assert_eq!(talker.line(), "1 four");
     w.no_reset();
 }
 

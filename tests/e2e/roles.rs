@@ -1,14 +1,14 @@
 //! The program and the role of its member: callbacks, programs that run on the master only, programs that live on when their
 //! member is a backup again, and when a program is ready.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tcpr_lab::client::{EchoClients, EchoOptions, Rate};
 use tcpr_lab::member::{Hosted, Service};
 use tcpr_lab::{wait_listening, wait_until};
 
-use crate::hot::Talker;
+use crate::hot::{follows, hot, Talker};
 use crate::servers::answered_through;
 use crate::world::{built, Dir, Fault, World, FOUR, PATIENCE, PORT};
 
@@ -190,5 +190,129 @@ fn a_program_that_is_not_ready_does_not_count() {
     std::fs::write(&file, "").expect("written");
     talker.say("again");
     assert_eq!((talker.line().as_str(), w.protected()), ("again", master));
+    w.no_reset();
+}
+
+/// A program that binds at once and listens when somebody has made a file; once it has one, it answers each connection once.
+const LISTENS_LATE: &str = "
+import os, socket, sys, time
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(('', 5555))
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.05)
+listener.listen()
+while True:
+    connection = listener.accept()[0]
+    connection.sendall(connection.recv(100))
+";
+
+/// With `ready = "listen"` a program counts as soon as it listens, and not when it has joined; so does the one after it.
+#[test]
+fn a_program_that_does_not_listen_yet_does_not_count() {
+    let place = Dir::new("listens");
+    let file = place.0.join("file");
+    let service = Service::new("listens", PORT).set("service", "ready", "\"listen\"");
+    let w = started("listens", service, &["python3", "-c", LISTENS_LATE, &file.display().to_string()], Hosted::ByRun);
+    let trouble = |member| status(&w, member)["program_trouble"].to_string();
+    let silent = |member| trouble(member).contains("ready = \\\"listen\\\"") && status(&w, member)["applications"] == 1;
+    wait_until(PATIENCE, "both programs have joined and do not listen", || silent(0) && silent(1));
+    let master = w.pair.wait_master(PATIENCE).expect("a master");
+    assert_eq!(status(&w, master)["protected"], false);
+    std::fs::write(&file, "").expect("written");
+    assert_eq!(w.protected(), master);
+    let mut talker = Talker::new(&w);
+    talker.say("hello");
+    assert_eq!(talker.line(), "hello");
+    std::fs::remove_file(&file).expect("removed");
+    w.pair.kill_program(1 - master).expect("killed");
+    wait_until(PATIENCE, "the backup's next program does not listen", || silent(1 - master));
+    wait_until(PATIENCE, "nor is the pair protected", || status(&w, master)["protected"] == false);
+    std::fs::write(&file, "").expect("written");
+    assert_eq!(w.protected(), master);
+    w.no_reset();
+}
+
+/// A program that crashes each time is started again at once, then after a while, and after twice as long each time up to a bound.
+#[test]
+fn a_program_that_crashes_each_time_is_waited_for() {
+    const CRASHES: &str = "import sys, time; print(time.monotonic()); sys.exit(1)";
+    let service = Service::new("crashes", PORT).set("service", "back_off_ms", "300").set("service", "back_off_max_ms", "600");
+    let w = started("crashes", service, &["python3", "-c", CRASHES], Hosted::ByRun);
+    let starts = || -> Vec<f64> {
+        let out = w.pair.process(0).expect("started").out();
+        out.lines().map(|line| line.parse().expect("a time")).collect()
+    };
+    wait_until(PATIENCE, "the program has run eight times", || starts().len() >= 8);
+    let starts = starts();
+    let waited: Vec<f64> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // Doubled without a bound, the seventh would be after 19 s.
+    let least = [0.0, 0.3, 0.6, 0.6, 0.6, 0.6, 0.6];
+    assert!(waited.iter().zip(least).all(|(waited, least)| *waited >= least) && waited[6] < 10.0, "{waited:?}");
+    let trouble = status(&w, 0)["program_trouble"].to_string();
+    assert!(trouble.contains("exit status: 1"), "{trouble}");
+}
+
+/// A program that does not end when it is told to is killed after `stop_timeout_ms`, and nothing of it is left.
+#[test]
+fn a_program_that_does_not_end_is_killed() {
+    const IGNORES: &str = "
+import signal, socket, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+listener = socket.create_server(('', 5555))
+while True:
+    time.sleep(100)
+";
+    let service = Service::new("ignores", PORT).set("service", "stop_timeout_ms", "700");
+    let mut w = started("ignores", service, &["python3", "-c", IGNORES], Hosted::ByRun);
+    let master = w.protected();
+    wait_listening(w.pair.host(master), PORT, PATIENCE).expect("the server listens");
+    // Nobody is there to hand over to.
+    w.pair.kill_all(1 - master);
+    wait_until(PATIENCE, "the master is alone", || status(&w, master)["partner"]["connected"] == false);
+    let [program] = w.pair.programs(master)[..] else { panic!("one process") };
+    let asked = Instant::now();
+    let run = w.pair.process(master).expect("started");
+    run.signal(libc::SIGTERM).expect("told to stop");
+    let ended = run.wait(PATIENCE).expect("it ends");
+    assert!(asked.elapsed() >= Duration::from_millis(700), "killed after {:?}", asked.elapsed());
+    assert!(ended.success() && run.err().contains("the program does not end; killing it"), "{ended}\n{}", run.err());
+    assert!(!std::path::Path::new(&format!("/proc/{program}")).exists(), "the program is still there");
+}
+
+/// What a program cannot have under a hot standby is refused, and it can tell.
+#[test]
+fn roles_and_data_are_refused_under_a_hot_standby() {
+    const ASKS: &str = "
+import ctypes, errno, socket
+library = ctypes.CDLL(None, use_errno=True)
+callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(lambda role, argument: None)
+room = ctypes.create_string_buffer(100)
+listener = socket.create_server(('', 5555))
+connection = listener.accept()[0]
+calls = {
+    b'on_role_change': lambda: library.tcpr_on_role_change(callback, None),
+    b'put': lambda: library.tcpr_put(b'key', 3, b'value', 5),
+    b'get': lambda: library.tcpr_get(b'key', 3, room, 100),
+    b'delete': lambda: library.tcpr_delete(b'key', 3),
+    b'iterate': lambda: library.tcpr_iterate(None, 0, room, 100),
+    b'checkpoint': lambda: library.tcpr_checkpoint(connection.fileno(), b'data', 4),
+    b'restore': lambda: library.tcpr_restore(connection.fileno(), room, 100),
+}
+while word := connection.recv(100).strip():
+    ctypes.set_errno(0)
+    result = calls[word]()
+    connection.sendall(b'%d %s\\n' % (result, errno.errorcode.get(ctypes.get_errno(), 'none').encode()))
+";
+    let mut w = World::new("refused", hot("refused"), &["/usr/bin/python3", "-c", ASKS]);
+    let mut talker = Talker::new(&w);
+    for fault in [Fault::Switchover, Fault::KillAll] {
+        for word in ["on_role_change", "put", "get", "delete", "iterate", "checkpoint", "restore"] {
+            talker.say(word);
+            assert_eq!(talker.line(), "-1 ENOTSUP", "{word}");
+        }
+        follows(&w);
+        w.fail_over(fault);
+    }
     w.no_reset();
 }

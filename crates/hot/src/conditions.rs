@@ -8,7 +8,7 @@
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
-use crate::threads::MOST;
+use crate::thread::MOST;
 use crate::{raw, thread};
 
 /// A thread that was entered, by its number.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use tcpr_session::trace::SESSION;
 use tcpr_session::tuple::FourTuple;
 
-use crate::engine;
+use crate::activity;
 
 /// Descriptors above are not looked after: their calls pass.
 pub const MOST: usize = 65536;
@@ -31,10 +31,21 @@ pub enum Kind {
     Epoll,
     /// A timer or inotify descriptor: real, and what it gives comes from the trace.
     Timer,
+    /// A counter of events: as a pipe.
+    Event,
 }
 
-const KINDS: [Kind; 8] =
-    [Kind::Own, Kind::Stream, Kind::Connection, Kind::OtherSocket, Kind::Pipe, Kind::Outside, Kind::Epoll, Kind::Timer];
+const KINDS: [Kind; 9] = [
+    Kind::Own,
+    Kind::Stream,
+    Kind::Connection,
+    Kind::OtherSocket,
+    Kind::Pipe,
+    Kind::Outside,
+    Kind::Epoll,
+    Kind::Timer,
+    Kind::Event,
+];
 
 /// It was bound in the leader and could not be here.
 pub const BIND_FAILED: u8 = 1;
@@ -43,13 +54,15 @@ pub const BLOCKING: u8 = 2;
 
 /// It is connecting to a protected destination.
 pub const CONNECTING: u8 = 4;
+/// It is connecting, and the program does not know yet what became of that.
+pub const UNDER_WAY: u8 = 8;
 
 struct Entry {
     kind: AtomicU8,
     flags: AtomicU8,
     /// Which of [`CONNECTIONS`], plus one.
     connection: AtomicU32,
-    /// Of a pipe or a pair of sockets: which one. Copies of a descriptor are of the same.
+    /// Of a pipe, a pair of sockets or a counter: which one. Copies of a descriptor are of the same.
     pair: AtomicU32,
 }
 
@@ -204,15 +217,29 @@ pub fn set_pair(ends: [i32; 2]) {
     }
 }
 
+/// A counter of events: it has a number as if it were one end of a pair.
+pub fn set_counter(fd: i32) {
+    set_pair([fd, -1]);
+}
+
 /// Which end of which pair it is; 0: of none.
 pub fn pair(fd: i32) -> u32 {
     entry(fd).map_or(0, |e| e.pair.load(Ordering::Relaxed))
 }
 
+/// The other end of its pair.
+pub fn other_end(fd: i32) -> u32 {
+    match pair(fd) {
+        0 => 0,
+        first if first % 2 == 1 => first + 1,
+        second => second - 1,
+    }
+}
+
 /// A new descriptor.
 pub fn set(fd: i32, kind: Kind, blocking: bool) {
     if fd >= MOST as i32 && kind != Kind::Own {
-        return crate::engine::refuse("it has more descriptors than can be traced");
+        return activity::refuse("it has more descriptors than can be traced");
     }
     if let Some(e) = entry(fd) {
         forget(fd);
@@ -256,7 +283,7 @@ pub fn set_connection(fd: i32, session: Option<[u8; SESSION]>) {
         if c.descriptors.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             c.read.store(before[0], Ordering::Relaxed);
             c.written.store(before[1], Ordering::Relaxed);
-            c.since.store(engine::position(), Ordering::Relaxed);
+            c.since.store(activity::position(), Ordering::Relaxed);
             c.shut.store(0, Ordering::Relaxed);
             c.serial.store(SERIAL.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
             // SAFETY: the place is ours alone.
@@ -277,7 +304,7 @@ pub fn protect(fd: i32, session: &[u8; SESSION]) {
     let before = |n: usize| numbers[8 * n..8 * n + 8].try_into().map_or(0, u64::from_ne_bytes);
     c.read.fetch_add(before(0), Ordering::Relaxed);
     c.written.fetch_add(before(1), Ordering::Relaxed);
-    c.since.store(engine::position(), Ordering::Relaxed);
+    c.since.store(activity::position(), Ordering::Relaxed);
     // SAFETY: see `Sync`.
     unsafe { *c.tuple.get() = *addresses };
     c.protected.store(1, Ordering::Release);
@@ -292,7 +319,7 @@ pub fn connection(fd: i32) -> Option<&'static Connection> {
 fn release(e: &Entry) {
     let place = e.connection.swap(0, Ordering::AcqRel);
     if let Some(c) = (place as usize).checked_sub(1).and_then(|place| CONNECTIONS.get(place)) {
-        let last = engine::follows() && c.descriptors.load(Ordering::Acquire) == 1;
+        let last = activity::follows() && c.descriptors.load(Ordering::Acquire) == 1;
         if let Some(tuple) = c.tuple().filter(|_| last) {
             let serial = c.serial.load(Ordering::Relaxed);
             let closed = &CLOSED_ONES[serial as usize % CLOSED];
@@ -352,8 +379,53 @@ struct Watch {
 static WATCHES: [[Watch; WATCHERS]; MOST] =
     [const { [const { Watch { by: AtomicI32::new(0), events: AtomicU32::new(0), data: AtomicU64::new(0) } }; WATCHERS] }; MOST];
 
+const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
+/// What is left of a watch for one event when that has been delivered (`EP_PRIVATE_BITS` of the kernel).
+const LEFT: u32 = ONE_SHOT | (libc::EPOLLET | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE) as u32;
+/// Some watch is for one event.
+static ONE_SHOTS: AtomicU8 = AtomicU8::new(0);
+/// The descriptor of such a watch, plus one, by its instance and data; another one may have taken the place.
+static HINTS: [AtomicI32; 4096] = [const { AtomicI32::new(0) }; 4096];
+
+fn hint(epoll: i32, data: u64) -> &'static AtomicI32 {
+    let mixed = (data ^ (epoll as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    &HINTS[(mixed >> 52) as usize]
+}
+
+/// The instance has delivered events with such data: watches for one event are over until they are renewed.
+pub fn delivered(epoll: i32, data: impl Iterator<Item = u64>) {
+    if ONE_SHOTS.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    for data in data {
+        let is = |w: &&Watch| {
+            w.by.load(Ordering::Relaxed) == epoll + 1
+                && w.data.load(Ordering::Relaxed) == data
+                && w.events.load(Ordering::Relaxed) & ONE_SHOT != 0
+        };
+        let place = hint(epoll, data).load(Ordering::Relaxed);
+        let hinted = (place as usize).checked_sub(1).and_then(|fd| WATCHES.get(fd)).and_then(|all| all.iter().find(is));
+        if let Some(w) = hinted.or_else(|| WATCHES.iter().flatten().find(is)) {
+            w.events.fetch_and(LEFT, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Descriptors of watches for one event that was delivered.
+pub fn spent() -> impl Iterator<Item = (i32, i32, u32, u64)> {
+    let fds = if ONE_SHOTS.load(Ordering::Relaxed) == 0 { 0 } else { MOST as i32 };
+    let is_spent = |events: u32| events & ONE_SHOT != 0 && events & !LEFT == 0;
+    (0..fds).flat_map(move |fd| {
+        watchers(fd).filter(move |(_, events, _)| is_spent(*events)).map(move |(by, events, data)| (fd, by, events, data))
+    })
+}
+
 /// An instance watches a descriptor, or does so in another way.
 pub fn watch(epoll: i32, fd: i32, events: u32, data: u64) {
+    if events & ONE_SHOT != 0 {
+        ONE_SHOTS.store(1, Ordering::Relaxed);
+        hint(epoll, data).store(fd + 1, Ordering::Relaxed);
+    }
     let Some(watches) = usize::try_from(fd).ok().and_then(|fd| WATCHES.get(fd)) else { return };
     let by = |number| watches.iter().find(|w| w.by.load(Ordering::Relaxed) == number);
     if let Some(w) = by(epoll + 1).or_else(|| by(0)) {

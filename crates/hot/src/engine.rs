@@ -1,114 +1,19 @@
 //! Record or follow: what each hook asks.
 //!
-//! A hook that is not left out ([`passes`]) either makes its call and then appends a record of it, or takes the next record
+//! A hook that is not left out (`start::passes`) either makes its call and then appends a record of it, or takes the next record
 //! and does what that says. One lock keeps the trace in one total order.
 
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tcpr_session::trace::memory::{mode, state};
 use tcpr_session::trace::{Call, Cursor, Divergence, Marker, Program, Record, Step};
 
+use crate::activity::{self, diverge, follows, give_up, is_offline, is_threaded, records};
 use crate::descriptors::{self, CONNECTING};
 use crate::memory::{self, header, Text};
 use crate::partner::{self, Session};
-use crate::{promotion, raw, signals, start, thread};
-
-/// Nothing is decided: the first hooked call does that.
-const UNKNOWN: u8 = 0;
-/// Every hook is a tail call.
-const OFF: u8 = 1;
-const RECORD: u8 = 2;
-const FOLLOW: u8 = 3;
-
-static MODE: AtomicU8 = AtomicU8::new(UNKNOWN);
-/// The trace is in a file, and nobody takes over.
-static OFFLINE: AtomicBool = AtomicBool::new(false);
-/// This was a follower.
-static PROMOTED: AtomicBool = AtomicBool::new(false);
-/// The program has made threads.
-static THREADED: AtomicBool = AtomicBool::new(false);
-
-/// Whether the call goes straight to the next library.
-#[inline]
-pub fn passes() -> bool {
-    match MODE.load(Ordering::Relaxed) {
-        OFF => {
-            signals::settle();
-            true
-        }
-        UNKNOWN => {
-            start::begin();
-            !is_on() || passes_unless_own()
-        }
-        _ => passes_unless_own(),
-    }
-}
-
-#[inline]
-fn passes_unless_own() -> bool {
-    if thread::is_left_out() {
-        return true;
-    }
-    false
-}
-
-/// Whether this process records or follows.
-pub fn is_on() -> bool {
-    matches!(MODE.load(Ordering::Relaxed), RECORD | FOLLOW)
-}
-
-/// Whether results come from the trace.
-#[inline]
-pub fn follows() -> bool {
-    MODE.load(Ordering::Acquire) == FOLLOW
-}
-
-/// Whether results go to the trace.
-#[inline]
-pub fn records() -> bool {
-    MODE.load(Ordering::Relaxed) == RECORD
-}
-
-/// Where the trace is: how much is recorded, or executed.
-pub fn position() -> u64 {
-    match follows() {
-        true => header().executed.load(Ordering::Relaxed),
-        false => header().head.load(Ordering::Relaxed),
-    }
-}
-
-/// Whether the trace is in a file, and nobody takes over.
-pub fn is_offline() -> bool {
-    OFFLINE.load(Ordering::Relaxed)
-}
-
-/// Whether this was a follower.
-pub fn was_promoted() -> bool {
-    PROMOTED.load(Ordering::Relaxed)
-}
-
-/// Whether the program has made threads.
-pub fn is_threaded() -> bool {
-    THREADED.load(Ordering::Relaxed)
-}
-
-/// The program makes a thread.
-pub fn set_threaded() {
-    THREADED.store(true, Ordering::Relaxed);
-}
-
-/// Begins; the memory is mapped.
-pub fn begin_recording() {
-    header().state.store(state::RECORDING, Ordering::Release);
-    MODE.store(RECORD, Ordering::Release);
-}
-
-/// Begins; the memory is mapped.
-pub fn begin_following() {
-    header().state.store(state::FOLLOWING, Ordering::Release);
-    MODE.store(FOLLOW, Ordering::Release);
-}
+use crate::{environment, handlers, promotion, raw, thread};
 
 /// Nobody appends meanwhile. `f` makes no call of this module.
 pub fn alone<T>(f: impl FnOnce() -> T) -> T {
@@ -117,23 +22,12 @@ pub fn alone<T>(f: impl FnOnce() -> T) -> T {
 
 /// The memory of a leader goes on in this process, at the trace position where that was.
 pub fn go_on_following() {
-    PROMOTED.store(false, Ordering::Relaxed);
     GOES_LIVE.store(false, Ordering::Relaxed);
     with_log(|log| {
         log.running = None;
         log.tell();
     });
-    begin_following();
-}
-
-/// The trace is in a file.
-pub fn set_offline() {
-    OFFLINE.store(true, Ordering::Relaxed);
-}
-
-/// Nothing is recorded or followed any more, or it never was.
-pub fn turn_off() {
-    MODE.store(OFF, Ordering::Release);
+    activity::begin_following();
 }
 
 /// The trace, and where we stand in it.
@@ -214,7 +108,7 @@ fn with_log<T>(f: impl FnOnce(&mut Inner) -> T) -> T {
 
 /// The lock is free in a forked child, whoever held it in the parent.
 pub fn reset_in_child() {
-    turn_off();
+    activity::turn_off();
     LOG.lock.store(0, Ordering::Relaxed);
 }
 
@@ -273,25 +167,6 @@ fn write_record(log: &mut Inner, record: &Record<'_>, parts: &[&[u8]]) -> Option
 /// Appends a marker.
 pub fn mark(marker: Marker) {
     append(Call::Marker, 0, marker as i64, &[]);
-}
-
-/// This program cannot be recorded or followed any more.
-pub fn refuse(reason: &str) {
-    if follows() {
-        diverge(format_args!("{reason}"));
-    }
-    give_up(Some(state::REFUSED), reason);
-}
-
-/// Stops recording: the program goes on as if nothing was.
-fn give_up(why: Option<u32>, reason: &str) {
-    // Told before anything is done that is not recorded.
-    if let Some(why) = why {
-        memory::set_reason(reason.as_bytes());
-        header().state.store(why, Ordering::Release);
-    }
-    turn_off();
-    signals::give_back();
 }
 
 // ---- Following
@@ -429,7 +304,7 @@ pub fn take(call: Call, fd: i32) -> Option<Taken> {
             Step::Result(record) => return Some(Taken(record)),
             Step::Before(record) => {
                 match record.call {
-                    Call::Signal => signals::replay(Taken(record)),
+                    Call::Signal => signalled(Taken(record)),
                     _ => connected(Taken(record)),
                 }
                 leave();
@@ -450,6 +325,24 @@ pub fn take(call: Call, fd: i32) -> Option<Taken> {
             Step::Malformed(malformed) => diverge(format_args!("{malformed}")),
         }
     }
+}
+
+/// A handler of the program's runs here.
+fn signalled(taken: Taken) {
+    let (signal, data) = (taken.result() as i32, taken.data());
+    // SAFETY: all zeroes is a valid libc::siginfo_t; no more is written than it holds.
+    let mut info = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let n = data.len().min(size_of::<libc::siginfo_t>());
+        std::ptr::copy_nonoverlapping(data.as_ptr(), (&raw mut info).cast::<u8>(), n);
+        info
+    };
+    if !(1..=64).contains(&signal) {
+        taken.diverges_in(format_args!("knows no such signal"));
+    }
+    handlers::forget(signal);
+    taken.done();
+    handlers::run(signal, &mut info);
 }
 
 /// The connection of the record has been made.
@@ -473,7 +366,7 @@ fn wait_for_more(seen: u64, idle: &mut i64, patience: &mut Patience, sleep: impl
         mode::PROMOTE if with_log(|log| log.runs_on(patience, LAST_NS)) => raw::sleep_ns(20_000),
         mode::PROMOTE => go_live(),
         mode::OFF => diverge(format_args!("the manager has ended it")),
-        _ if !start::manager_lives() => diverge(format_args!("the manager is gone")),
+        _ if !environment::manager_lives() => diverge(format_args!("the manager is gone")),
         _ if WATCHED.swap(true, Ordering::AcqRel) => sleep(),
         _ => {
             *idle = (*idle * 2).clamp(20_000, 5_000_000);
@@ -491,7 +384,7 @@ static GOES_LIVE: AtomicBool = AtomicBool::new(false);
 fn go_live() {
     if is_offline() {
         let records = header().records.load(Ordering::Relaxed);
-        start::say(format_args!("the trace ends here, after {records} records"));
+        activity::say(format_args!("the trace ends here, after {records} records"));
         raw::exit_group(0);
     }
     if GOES_LIVE.swap(true, Ordering::AcqRel) {
@@ -505,20 +398,8 @@ fn go_live() {
         header().head.store(log.cursor.position(), Ordering::Release);
     });
     thread::outside(promotion::stand);
-    PROMOTED.store(true, Ordering::Release);
-    MODE.store(RECORD, Ordering::Release);
+    activity::begin_leading();
     mark(Marker::Promoted);
     header().state.store(state::LIVE, Ordering::Release);
     ALL_BEDS.iter().for_each(Bed::wake);
-}
-
-/// The program does something else than the trace says: it is of no use any more.
-pub fn diverge(why: std::fmt::Arguments<'_>) -> ! {
-    let text = Text::of(why);
-    memory::set_reason(text.bytes());
-    header().state.store(state::DIVERGED, Ordering::Release);
-    if is_offline() {
-        start::say(format_args!("diverged: {why}"));
-    }
-    raw::exit_group(97)
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use tcpr_session::trace::SESSION;
 use tcpr_session::tuple::FourTuple;
 
-use crate::{engine, next, thread};
+use crate::{activity, next, thread};
 
 /// libtcpr's constructor has not run.
 pub const NOT_YET: i32 = -2;
@@ -41,7 +41,7 @@ impl Function {
     }
 
     fn get(&self) -> Option<*mut c_void> {
-        if engine::is_offline() {
+        if activity::is_offline() {
             return None;
         }
         let mut found = self.found.load(Ordering::Relaxed);
@@ -97,7 +97,7 @@ pub fn range() -> Range<u64> {
 /// Finds all that is needed of libtcpr where nothing may be searched.
 pub fn prepare_for_copy() {
     owns(-1);
-    let of_it = match engine::is_offline() {
+    let of_it = match activity::is_offline() {
         true => std::ptr::null_mut(),
         false => next::find_anywhere(c"tcpr_hot_memory"),
     };

@@ -1,10 +1,9 @@
 //! Promotion: the follower's program gets the sockets.
 
-use crate::descriptors;
-use crate::hooks::shift_clocks;
+use crate::activity::diverge;
 use crate::partner::{self, HotConnection};
 use crate::raw::{self, raw};
-use crate::tails;
+use crate::{between, clocks, descriptors, tails};
 
 /// Slots for connections, more than twice as many as there can be.
 const SLOTS: usize = 2 * (descriptors::MOST + descriptors::CLOSED) + 1;
@@ -23,7 +22,7 @@ impl Scratch {
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
         let at = raw!(SYS_mmap, 0, bytes.max(1), protection, flags, -1, 0);
         if at < 0 {
-            crate::engine::diverge(format_args!("no memory for a list of {bytes} bytes"));
+            diverge(format_args!("no memory for a list of {bytes} bytes"));
         }
         Self { at: at as usize, bytes: bytes.max(1) }
     }
@@ -42,7 +41,7 @@ impl Drop for Scratch {
 
 /// All at once: called when the trace is executed, before any call of the program goes on.
 pub fn stand() {
-    shift_clocks();
+    clocks::shift();
     let count = descriptors::open().count() + descriptors::closed().count();
     let memory = Scratch::new(count * size_of::<HotConnection>());
     // SAFETY: fresh memory of this size, and aligned; all zeroes is a valid list. It lives until the end of this function.
@@ -60,7 +59,7 @@ pub fn stand() {
     gather(list, serials.bytes(), output.bytes());
     tails::end();
     if !partner::stand(list) {
-        crate::engine::diverge(format_args!("the manager does not give the sockets of the sessions"));
+        diverge(format_args!("the manager does not give the sockets of the sessions"));
     }
     // Both are in the order of the descriptors.
     let mut told = list.iter().filter(|one| one.fd >= 0).peekable();
@@ -79,6 +78,12 @@ pub fn stand() {
         }
         watch_again(fd);
     }
+    // Those of connections are registered so.
+    for (fd, epoll, events, data) in descriptors::spent() {
+        let event = libc::epoll_event { events, u64: data };
+        raw!(SYS_epoll_ctl, epoll, libc::EPOLL_CTL_MOD, fd, &raw const event);
+    }
+    between::end();
 }
 
 /// Puts the pieces of output that were kept together, connection by connection.
@@ -145,18 +150,44 @@ fn duplicate(from: i32, to: i32) {
     unsafe { crate::next::dup3(from, to, if cloexec { libc::O_CLOEXEC } else { 0 }) };
 }
 
-/// A connection whose peer has gone.
+/// A connection whose peer has gone, or one that was under way and is refused.
 fn hang_up(fd: i32) {
     let cloexec = raw::fcntl(fd, libc::F_GETFD, 0) & i64::from(libc::FD_CLOEXEC) != 0;
     let nonblocking = raw::fcntl(fd, libc::F_GETFL, 0) & i64::from(libc::O_NONBLOCK) != 0;
-    let kind = libc::SOCK_STREAM | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
+    let refused = || descriptors::has(fd, descriptors::UNDER_WAY).then(refused).flatten();
+    let Some(made) = refused().or_else(ended) else { return };
+    raw::fcntl(made, libc::F_SETFL, if nonblocking { libc::O_NONBLOCK.into() } else { 0 });
+    raw!(SYS_dup3, made, fd, if cloexec { libc::O_CLOEXEC } else { 0 });
+    raw!(SYS_close, made);
+}
+
+fn ended() -> Option<i32> {
     let mut ends = [-1i32; 2];
-    if raw!(SYS_socketpair, libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) < 0 {
-        return;
+    if raw!(SYS_socketpair, libc::AF_UNIX, libc::SOCK_STREAM, 0, ends.as_mut_ptr()) < 0 {
+        return None;
     }
     raw!(SYS_close, ends[1]);
-    raw!(SYS_dup3, ends[0], fd, if cloexec { libc::O_CLOEXEC } else { 0 });
-    raw!(SYS_close, ends[0]);
+    Some(ends[0])
+}
+
+/// A socket with the news, for `poll` and `SO_ERROR`, that it was refused.
+fn refused() -> Option<i32> {
+    let make = || raw!(SYS_socket, libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0) as i32;
+    let (here, made) = (make(), make());
+    // SAFETY: all zeroes is an address of this kind.
+    let mut at: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    at.sin_family = libc::AF_INET as libc::sa_family_t;
+    at.sin_addr.s_addr = u32::from_be(0x7f00_0001);
+    let mut length = size_of::<libc::sockaddr_in>() as u32;
+    // Nobody listens where somebody is bound.
+    let done = raw!(SYS_bind, here, &raw const at, length) == 0
+        && raw!(SYS_getsockname, here, &raw mut at, &raw mut length) == 0
+        && raw!(SYS_connect, made, &raw const at, length) == -i64::from(libc::EINPROGRESS);
+    raw!(SYS_close, here);
+    if !done {
+        raw!(SYS_close, made);
+    }
+    done.then_some(made)
 }
 
 /// Registrations of the stand-in ended with it.

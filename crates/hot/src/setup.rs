@@ -8,9 +8,10 @@ use std::ffi::CStr;
 use tcpr_session::trace::setup::{difference, is_compared, Item, Kind};
 use tcpr_session::trace::{Call, Hash};
 
+use crate::environment::variable;
 use crate::memory::Text;
 use crate::raw::raw;
-use crate::{engine, start};
+use crate::{activity, engine};
 
 /// Room for the list and for a file of `/proc`. What does not fit is not compared, on both members alike.
 const ROOM: usize = 512 << 10;
@@ -32,7 +33,7 @@ const LIMITS: [(&str, libc::__rlimit_resource_t); 6] = [
 pub fn compare() {
     let at = raw!(SYS_mmap, 0, 2 * ROOM, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
     if at < 0 {
-        return engine::refuse("there is no memory to compare what the program starts from");
+        return activity::refuse("there is no memory to compare what the program starts from");
     }
     // SAFETY: just mapped, so many bytes of zeros, and nobody else's.
     let (list, scratch) = unsafe { std::slice::from_raw_parts_mut(at as *mut u8, 2 * ROOM) }.split_at_mut(ROOM);
@@ -43,10 +44,10 @@ pub fn compare() {
 }
 
 fn tell(here: &[u8]) {
-    if engine::follows() {
+    if activity::follows() {
         if let Some(taken) = engine::take(Call::Setup, -1) {
             if let Some(difference) = difference(taken.data(), here) {
-                engine::diverge(format_args!("the members are not alike: {difference}"));
+                activity::diverge(format_args!("the members are not alike: {difference}"));
             }
             return taken.done();
         }
@@ -98,7 +99,7 @@ impl List<'_> {
             let text = Text::of(format_args!("{} and {}", Limit(both.rlim_cur), Limit(both.rlim_max)));
             self.push_text(Kind::Limit, name.as_bytes(), text.bytes());
         }
-        for path in start::variable(c"TCPR_STANDBY_FILES").map(CStr::to_bytes).into_iter().flat_map(|all| lines(all, b'\n')) {
+        for path in variable(c"TCPR_STANDBY_FILES").map(CStr::to_bytes).into_iter().flat_map(|all| lines(all, b'\n')) {
             self.push_file(Kind::File, path);
         }
     }

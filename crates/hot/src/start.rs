@@ -1,14 +1,16 @@
 //! How it begins: before `main`, or at the first hooked call if that comes earlier.
 
-use std::ffi::{c_char, c_int, c_void, CStr};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::ffi::{c_int, c_void, CStr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tcpr_session::trace::memory::{mode, snapshot as memory_snapshot, state, LIMIT_AT, MAGIC, TRACE_AT, VERSION};
 use tcpr_session::trace::Call;
 
-use crate::memory::{header, Text};
+use crate::activity::{self, say};
+use crate::environment::{manager_lives, set_manager, variable};
+use crate::memory::header;
 use crate::raw::raw;
-use crate::{descriptors, engine, memory, partner, raw, setup, signals, snapshot, tails, thread, threads};
+use crate::{descriptors, engine, handlers, memory, partner, raw, setup, snapshot, tails, thread, threads};
 
 /// Bytes for a trace in a file, if nothing else is said.
 const OFFLINE_LIMIT: u64 = 1 << 30;
@@ -39,13 +41,20 @@ pub fn begin() {
     });
 }
 
-/// A variable of the environment that the program was started with.
-pub fn variable(name: &CStr) -> Option<&'static CStr> {
-    // SAFETY: name is NUL-terminated; what is found is a string of the environment, which the program has not changed yet.
-    unsafe {
-        let value = libc::getenv(name.as_ptr());
-        (!value.is_null()).then(|| CStr::from_ptr(value))
+/// Whether a hooked call goes straight to the next library.
+#[inline]
+pub fn passes() -> bool {
+    if activity::is_off() {
+        handlers::settle();
+        return true;
     }
+    if activity::is_undecided() {
+        begin();
+        if !activity::is_on() {
+            return true;
+        }
+    }
+    thread::is_left_out()
 }
 
 /// With a file; false if none is named.
@@ -55,30 +64,30 @@ fn offline() -> bool {
         Some(b"record") => true,
         Some(b"follow") => false,
         _ => {
-            engine::turn_off();
+            activity::turn_off();
             return true;
         }
     };
-    engine::set_offline();
+    activity::set_offline();
     let flags = libc::O_RDWR | libc::O_CLOEXEC | if records { libc::O_CREAT } else { 0 };
     let fd = raw!(SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0o600) as i32;
     if fd < 0 {
         say(format_args!("cannot open TCPR_HOT_FILE: error {}", -fd));
-        engine::turn_off();
+        activity::turn_off();
         return true;
     }
     let asked = variable(c"TCPR_HOT_LIMIT").and_then(|text| text.to_str().ok()?.parse().ok());
     let limit = if records { asked.unwrap_or(OFFLINE_LIMIT) } else { limit_of(fd) };
     if records && raw!(SYS_ftruncate, fd, TRACE_AT as u64 + limit) < 0 || !memory::map(fd, limit, false) {
         say(format_args!("cannot map TCPR_HOT_FILE"));
-        engine::turn_off();
+        activity::turn_off();
         return true;
     }
     raw!(SYS_close, fd);
     let (me, owner) = (raw!(SYS_getpid), header().owner.load(Ordering::Relaxed));
     // A program that the recorded one starts has its environment.
     if owner != 0 && i64::from(owner) != me && raw!(SYS_kill, owner, 0) != i64::from(-libc::ESRCH) {
-        engine::turn_off();
+        activity::turn_off();
         return true;
     }
     header().owner.store(me as u32, Ordering::Relaxed);
@@ -91,7 +100,7 @@ fn offline() -> bool {
         header().mode.store(mode::RECORD, Ordering::Release);
     } else if !memory::is_known() {
         say(format_args!("TCPR_HOT_FILE is no trace of this version"));
-        engine::turn_off();
+        activity::turn_off();
         return true;
     } else if !begin_with_snapshot() {
         let why = memory::reason();
@@ -100,16 +109,6 @@ fn offline() -> bool {
     }
     go(records);
     true
-}
-
-/// The process of the manager of this member.
-pub fn manager() -> i32 {
-    MANAGER.load(Ordering::Relaxed)
-}
-
-/// This process has the memory of one with another manager.
-pub fn set_manager(process: i32) {
-    MANAGER.store(process, Ordering::Relaxed);
 }
 
 /// Begins with a snapshot, if one is named. Returns only if there is none, or, false, if it is of no use.
@@ -128,22 +127,13 @@ fn limit_of(fd: i32) -> u64 {
     (raw!(SYS_lseek, fd, 0, libc::SEEK_END) as u64).saturating_sub(TRACE_AT as u64)
 }
 
-/// The process of the manager, which has started this one.
-static MANAGER: AtomicI32 = AtomicI32::new(0);
-
-/// Whether the manager that has started this process is there. Without it a follower waits for ever.
-pub fn manager_lives() -> bool {
-    let manager = MANAGER.load(Ordering::Relaxed);
-    manager != 0 && raw!(SYS_getppid) == i64::from(manager)
-}
-
 /// With the manager; false if libtcpr cannot say yet.
 fn online() -> bool {
     let manager = variable(c"TCPR_STANDBY").and_then(|value| value.to_str().ok()?.strip_prefix("hot:")?.parse().ok());
-    MANAGER.store(manager.unwrap_or(0), Ordering::Relaxed);
+    set_manager(manager.unwrap_or(0));
     if !manager_lives() {
         // Nobody has started a hot standby, or a process of one has started this.
-        engine::turn_off();
+        activity::turn_off();
         return true;
     }
     let fd = partner::memory();
@@ -151,7 +141,7 @@ fn online() -> bool {
         return false;
     }
     if fd < 0 {
-        engine::turn_off();
+        activity::turn_off();
         return true;
     }
     // Behind the trace lies what is the manager's alone.
@@ -160,12 +150,12 @@ fn online() -> bool {
     let mapped = known && memory::map(fd, limit, true) && memory::is_known();
     raw!(SYS_close, fd);
     if !mapped {
-        engine::turn_off();
+        activity::turn_off();
         return true;
     }
     loop {
         match header().mode.load(Ordering::Acquire) {
-            mode::WAIT if !manager_lives() => engine::diverge(format_args!("the manager is gone")),
+            mode::WAIT if !manager_lives() => activity::diverge(format_args!("the manager is gone")),
             mode::WAIT => raw::futex_wait(header().mode.as_ptr(), mode::WAIT, 1_000_000_000),
             mode::RECORD => break go(true),
             mode::FOLLOW | mode::PROMOTE => {
@@ -175,14 +165,14 @@ fn online() -> bool {
                 }
                 break go(false);
             }
-            _ => break engine::turn_off(),
+            _ => break activity::turn_off(),
         }
     }
     true
 }
 
 fn go(records: bool) {
-    signals::begin();
+    handlers::begin();
     threads::begin();
     snapshot::note_surroundings();
     // Its input is not the member's own.
@@ -191,14 +181,14 @@ fn go(records: bool) {
     // SAFETY: the function fits; registered first, it runs after all that the program registers.
     unsafe { on_exit(exiting, std::ptr::null_mut()) };
     if records {
-        engine::begin_recording();
+        activity::begin_recording();
     } else {
         header().executed.store(0, Ordering::Relaxed);
         header().records.store(0, Ordering::Relaxed);
-        if !engine::is_offline() && !tails::begin() {
-            engine::diverge(format_args!("the place in memory for the newest output is taken"));
+        if !activity::is_offline() && !tails::begin() {
+            activity::diverge(format_args!("the place in memory for the newest output is taken"));
         }
-        engine::begin_following();
+        activity::begin_following();
     }
     setup::compare();
     seed();
@@ -214,7 +204,7 @@ fn seed() {
         }
         &mut *at
     };
-    if engine::follows() {
+    if activity::follows() {
         if let Some(taken) = engine::take(Call::Random, -1) {
             if let Ok(theirs) = taken.data().try_into() {
                 *bytes = theirs;
@@ -237,25 +227,19 @@ extern "C" fn exiting(status: c_int, _: *mut c_void) {
 
 /// The program ends of its own accord.
 pub fn exit(status: c_int) {
-    if !engine::is_on() || thread::is_left_out() {
+    if !activity::is_on() || thread::is_left_out() {
         return;
     }
-    if engine::follows() {
+    if activity::follows() {
         if let Some(taken) = engine::take(Call::Exit, 0) {
             if taken.result() != i64::from(status) {
                 taken.diverges_in(format_args!("exits with {status}"));
             }
             taken.done();
-            engine::turn_off();
+            activity::turn_off();
             return;
         }
     }
     engine::append(Call::Exit, 0, i64::from(status), &[]);
-    engine::turn_off();
-}
-
-/// Offline only: a line on standard error.
-pub fn say(words: std::fmt::Arguments<'_>) {
-    let text = Text::of(format_args!("tcpr hot standby: {words}\n"));
-    raw!(SYS_write, 2, text.bytes().as_ptr().cast::<c_char>(), text.bytes().len());
+    activity::turn_off();
 }

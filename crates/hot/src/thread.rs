@@ -2,6 +2,9 @@
 
 use std::cell::Cell;
 
+/// Most threads at a time.
+pub const MOST: usize = 8192;
+
 /// A thread of which nothing is recorded: it is not the program's own, or is about to end.
 pub const FOREIGN: i32 = -1;
 

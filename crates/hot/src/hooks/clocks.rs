@@ -1,102 +1,18 @@
 //! Clocks and sleep.
 
 use std::ffi::{c_int, c_long, c_uint};
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use libc::{clockid_t, rusage, timespec, timeval};
 use tcpr_session::trace::{clock, Call};
 
-use crate::engine::{append, follows, take};
-use crate::forms::{hooks, live, structure, with_caller};
+use super::exported::{hooks, with_caller};
+use crate::activity::follows;
+use crate::clocks::{self, ns, shift_of, spec, to_kernel};
+use crate::engine::{append, take};
+use crate::forms::{live, structure};
+use crate::handlers::{mask_of_wait, set_of};
 use crate::snapshot::{self, park};
 use crate::{errno, next, raw, signals, thread};
-
-const NONE: i64 = i64::MIN;
-/// What each clock said last, by the trace.
-static LAST: [AtomicI64; clock::COUNT as usize] = [const { AtomicI64::new(NONE) }; clock::COUNT as usize];
-/// What is added to this machine's clock, after a promotion.
-static SHIFT: [AtomicI64; clock::COUNT as usize] = [const { AtomicI64::new(0) }; clock::COUNT as usize];
-
-/// Clocks that count from the start of a machine or of a process.
-const OWN: [i32; 6] = [
-    libc::CLOCK_MONOTONIC,
-    libc::CLOCK_PROCESS_CPUTIME_ID,
-    libc::CLOCK_THREAD_CPUTIME_ID,
-    libc::CLOCK_MONOTONIC_RAW,
-    libc::CLOCK_MONOTONIC_COARSE,
-    libc::CLOCK_BOOTTIME,
-];
-
-fn place(clock: i32) -> Option<usize> {
-    usize::try_from(clock).ok().filter(|&place| place < LAST.len())
-}
-
-fn shift_of(clock: i32) -> i64 {
-    place(clock).map_or(0, |place| SHIFT[place].load(Ordering::Relaxed))
-}
-
-/// The program's clocks go on where they were on the other machine.
-pub fn shift_clocks() {
-    let mut monotonic = 0;
-    for clock in OWN {
-        let place = clock as usize;
-        let last = LAST[place].load(Ordering::Relaxed);
-        let is_cpu = clock == libc::CLOCK_PROCESS_CPUTIME_ID || clock == libc::CLOCK_THREAD_CPUTIME_ID;
-        if last != NONE {
-            SHIFT[place].store(last - raw::clock_ns(clock), Ordering::Relaxed);
-        } else if !is_cpu {
-            SHIFT[place].store(monotonic, Ordering::Relaxed);
-        }
-        if clock == libc::CLOCK_MONOTONIC {
-            monotonic = shift_of(clock);
-        }
-    }
-    for (clock, now) in [(clock::CPU, raw::clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID) / 1000), (clock::TIMES, ticks())] {
-        let last = LAST[clock as usize].load(Ordering::Relaxed);
-        if last != NONE {
-            SHIFT[clock as usize].store(last - now, Ordering::Relaxed);
-        }
-    }
-}
-
-/// What the program's clocks would say now is what they said last, for whoever goes on from here.
-pub fn note_clocks() {
-    let note = |clock: i32, now: i64| LAST[clock as usize].store(now + shift_of(clock), Ordering::Relaxed);
-    for clock in OWN {
-        note(clock, raw::clock_ns(clock));
-    }
-    note(clock::CPU, raw::clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID) / 1000);
-    note(clock::TIMES, ticks());
-}
-
-fn ticks() -> i64 {
-    raw::raw!(SYS_times, 0)
-}
-
-/// A time of the program's clock, as this machine's clock says it. While the member follows, by what the clock said last.
-pub fn to_kernel(clock: i32, time: timespec) -> timespec {
-    let shift = match place(clock).filter(|_| OWN.contains(&clock)) {
-        Some(place) if follows() => match LAST[place].load(Ordering::Relaxed) {
-            NONE => 0,
-            last => last - raw::clock_ns(clock),
-        },
-        Some(place) => SHIFT[place].load(Ordering::Relaxed),
-        None => 0,
-    };
-    if shift == 0 {
-        time
-    } else {
-        spec((ns(time) - shift).max(1))
-    }
-}
-
-fn ns(time: timespec) -> i64 {
-    time.tv_sec.wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec)
-}
-
-fn spec(ns: i64) -> timespec {
-    timespec { tv_sec: ns.div_euclid(1_000_000_000), tv_nsec: ns.rem_euclid(1_000_000_000) }
-}
 
 /// A clock's number in the trace. The kernel's numbers of the processor time of threads and processes have their ids in them
 /// (`CPUCLOCK_WHICH` and `CPUCLOCK_PERTHREAD_MASK` of the kernel are the rest), which differ between the members.
@@ -116,9 +32,7 @@ fn number(clock: i32, live: impl FnOnce() -> i64) -> i64 {
     if follows() {
         if let Some(taken) = take(Call::Clock, clock) {
             let result = taken.result();
-            if let Some(place) = place(clock) {
-                LAST[place].store(result, Ordering::Relaxed);
-            }
+            clocks::told(clock, result);
             taken.done();
             return result;
         }
@@ -136,10 +50,10 @@ fn doze(time: timespec, left: &mut timespec) -> i64 {
     let left: *mut timespec = left;
     // SAFETY: live.
     unsafe {
-        interrupted(left, || match signals::mask_of_wait(std::ptr::null()) {
+        interrupted(left, || match mask_of_wait(std::ptr::null()) {
             None => live!(next::nanosleep(&raw const time, left)),
             Some(mask) => {
-                let (set, begun) = (signals::set_of(mask), raw::clock_ns(libc::CLOCK_MONOTONIC));
+                let (set, begun) = (set_of(mask), raw::clock_ns(libc::CLOCK_MONOTONIC));
                 let result = live!(next::ppoll(std::ptr::null_mut(), 0, &raw const time, &raw const set));
                 *left = spec((ns(time) - (raw::clock_ns(libc::CLOCK_MONOTONIC) - begun)).max(0));
                 result
@@ -224,7 +138,7 @@ hooks! {
         let result = structure(Call::Clock, clock::TIMES, own, || {
             thread::outside(|| next(own)) + shift_of(clock::TIMES)
         });
-        LAST[clock::TIMES as usize].store(result, Ordering::Relaxed);
+        clocks::told(clock::TIMES, result);
         if let Some(to) = to.as_mut() {
             *to = *own;
         }
@@ -267,5 +181,14 @@ hooks! {
     fn sleep(seconds: c_uint) -> c_uint {
         let mut rest = timespec { tv_sec: 0, tv_nsec: 0 };
         if doze(spec(i64::from(seconds) * 1_000_000_000), &mut rest) < 0 { rest.tv_sec as c_uint + u32::from(rest.tv_nsec >= 500_000_000) } else { 0 }
+    }
+
+    fn thrd_sleep(time: *const timespec, left: *mut timespec) -> c_int {
+        // -1: a signal came; less: another error.
+        match nanosleep(time, left) {
+            0 => 0,
+            _ if errno::get() == libc::EINTR => -1,
+            _ => -2,
+        }
     }
 }

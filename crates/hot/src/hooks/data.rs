@@ -6,34 +6,27 @@ use std::sync::atomic::Ordering;
 use libc::{iovec, mmsghdr, msghdr, off64_t, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
 use tcpr_session::trace::{Call, Hash};
 
-use crate::descriptors::{self, Kind};
-use crate::engine::{append, follows, take};
-use crate::forms::{append_pieces, buffers, hooks, live, pieces, room, scatter, slice};
+use super::exported::hooks;
+use crate::activity::follows;
+use crate::descriptors::UNDER_WAY;
+use crate::engine::{append, take};
+use crate::forms::{append_pieces, buffers, live, pieces, room, scatter, slice};
 use crate::raw::raw;
-use crate::{errno, raw, signals, tails, thread};
+use crate::{between, descriptors, errno, signals, tails, thread};
 
 // ---- Input
 
-/// Of a pipe or timer of this member, takes what the program has read by the trace.
-fn drain(fd: c_int, n: usize) {
-    if !matches!(descriptors::kind(fd), Kind::Pipe | Kind::Timer) {
-        return;
-    }
-    let mut left = n;
-    let mut rubbish = [0u8; 4096];
-    while left > 0 && raw::poll_now(fd, libc::POLLIN) & libc::POLLIN != 0 {
-        let now = left.min(rubbish.len()).max(8);
-        let got = raw!(SYS_read, fd, rubbish.as_mut_ptr(), now);
-        if got <= 0 {
-            return;
-        }
-        left = left.saturating_sub(got as usize);
+/// A connection that has carried bytes.
+fn is_made(fd: c_int) {
+    if descriptors::has(fd, UNDER_WAY) {
+        descriptors::set_flag(fd, UNDER_WAY, false);
     }
 }
 
 fn note_read(fd: c_int, n: i64, flags: c_int) {
     if let Some(connection) = descriptors::connection(fd).filter(|_| n > 0 && flags & libc::MSG_PEEK == 0) {
         connection.read.fetch_add(n as u64, Ordering::Relaxed);
+        is_made(fd);
     }
 }
 
@@ -47,10 +40,10 @@ unsafe fn input(fd: c_int, list: &[iovec], flags: c_int, live: impl FnOnce() -> 
             // SAFETY: as the caller says.
             unsafe { scatter(taken.data(), list) };
             note_read(fd, result, flags);
-            taken.done();
             if result > 0 && flags & libc::MSG_PEEK == 0 {
-                drain(fd, result as usize);
+                between::has_read(fd, taken.data());
             }
+            taken.done();
             return result;
         }
     }
@@ -75,10 +68,14 @@ unsafe fn input_message(fd: c_int, message: &mut msghdr, flags: c_int, live: imp
                 taken.diverges_in(format_args!("has less room"));
             }
             note_read(fd, result, flags);
-            taken.done();
-            if result > 0 && flags & libc::MSG_PEEK == 0 {
-                drain(fd, result as usize);
+            let data = taken.data();
+            // The bytes are at its end.
+            if let Some(bytes) = data.len().checked_sub(result.max(0) as usize).map(|at| &data[at..]) {
+                if result > 0 && flags & libc::MSG_PEEK == 0 {
+                    between::has_read(fd, bytes);
+                }
             }
+            taken.done();
             return result;
         }
     }
@@ -134,6 +131,7 @@ unsafe fn replay_message(message: &mut msghdr, list: &[iovec], data: &[u8]) -> b
 fn note_written(fd: c_int, n: i64) {
     if let Some(connection) = descriptors::connection(fd).filter(|_| n > 0) {
         connection.written.fetch_add(n as u64, Ordering::Relaxed);
+        is_made(fd);
     }
 }
 
@@ -158,12 +156,10 @@ unsafe fn output(fd: c_int, list: &[iovec], live: impl FnOnce() -> i64) -> i64 {
                 note_written(fd, result);
                 // SAFETY: as the caller says.
                 unsafe { pieces(list, result as usize) }.for_each(|piece| keep(fd, piece));
+                // SAFETY: as the caller says.
+                between::has_written(fd, unsafe { pieces(list, result as usize) });
             }
             taken.done();
-            if result > 0 && descriptors::kind(fd) == Kind::Pipe {
-                // SAFETY: as the caller says.
-                unsafe { write_here(fd, list, result as usize) };
-            }
             return result;
         }
     }
@@ -183,26 +179,6 @@ unsafe fn output(fd: c_int, list: &[iovec], live: impl FnOnce() -> i64) -> i64 {
 fn keep(fd: c_int, bytes: &[u8]) {
     if let Some(serial) = descriptors::serial(fd) {
         tails::keep(serial, bytes);
-    }
-}
-
-/// Between parts of the program, in the follower.
-///
-/// # Safety
-/// As for `writev`.
-unsafe fn write_here(fd: c_int, list: &[iovec], n: usize) {
-    // Nobody reads: the leader's reader is a process that the follower does not have.
-    if raw::poll_now(fd, libc::POLLOUT) != libc::POLLOUT {
-        return;
-    }
-    // SAFETY: as the caller says.
-    for piece in unsafe { pieces(list, n) } {
-        const NO_WAIT: i32 = 8;
-        let one = iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
-        let result = raw!(SYS_pwritev2, fd, &raw const one, 1, -1, -1, NO_WAIT);
-        if matches!(-result as i32, libc::EOPNOTSUPP | libc::ESPIPE | libc::EINVAL) {
-            raw!(SYS_write, fd, piece.as_ptr(), piece.len());
-        }
     }
 }
 
@@ -275,6 +251,15 @@ hooks! {
             return thread::outside(|| next(fd, buffer, n));
         }
         errno::c(input(fd, &one(buffer, n), 0, || live!(next(fd, buffer, n)))) as ssize_t
+    }
+
+    fn eventfd_read(fd: c_int, value: *mut u64) -> c_int {
+        // The C library's would go past our hook.
+        if read(fd, value.cast(), size_of::<u64>()) == 8 { 0 } else { -1 }
+    }
+
+    fn eventfd_write(fd: c_int, value: u64) -> c_int {
+        if write(fd, (&raw const value).cast(), size_of::<u64>()) == 8 { 0 } else { -1 }
     }
 
     fn __read_chk(fd: c_int, buffer: *mut c_void, n: size_t, size: size_t) -> ssize_t {

@@ -5,9 +5,11 @@ use std::ffi::{c_int, c_long, c_uint, c_void};
 use libc::{epoll_event, sigset_t, size_t};
 use tcpr_session::trace::{Call, Program};
 
+use super::exported::hooks;
+use crate::activity::{follows, is_threaded};
 use crate::descriptors::{self, Kind, BLOCKING};
-use crate::engine::{append, follows, is_threaded, take};
-use crate::forms::{hooks, live};
+use crate::engine::{append, take};
+use crate::forms::live;
 use crate::{errno, raw};
 
 /// One new descriptor. The follower makes one as well, whose number becomes the leader's.
@@ -149,7 +151,7 @@ fn close_range_here(first: c_uint, last: c_uint) {
 unsafe fn control(fd: c_int, command: c_int, argument: c_long, next: impl FnOnce(c_long) -> c_int) -> c_int {
     match command {
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => copied(fd, || errno::kernel(next(argument).into())),
-        libc::F_SETOWN => next(super::names::to_kernel_pid(argument as libc::pid_t).into()),
+        libc::F_SETOWN => next(crate::processes::to_kernel_pid(argument as libc::pid_t).into()),
         libc::F_SETFL => {
             descriptors::set_flag(fd, BLOCKING, argument as c_int & libc::O_NONBLOCK == 0);
             next(argument)
@@ -172,7 +174,11 @@ hooks! {
     }
 
     fn eventfd(value: c_uint, flags: c_int) -> c_int {
-        errno::c(new_one(Call::NewFd, 0, Kind::Pipe, flags & libc::O_NONBLOCK == 0, || live!(next(value, flags)))) as c_int
+        let fd = new_one(Call::NewFd, 0, Kind::Event, flags & libc::O_NONBLOCK == 0, || live!(next(value, flags)));
+        if fd >= 0 {
+            descriptors::set_counter(fd as c_int);
+        }
+        errno::c(fd) as c_int
     }
 
     fn timerfd_create(clock: c_int, flags: c_int) -> c_int {
@@ -185,7 +191,7 @@ hooks! {
             // Times that count from a machine's start are shifted; those of the calendar lie far above and are not.
             let monotonic = own.it_value.tv_sec < 1_000_000_000;
             if monotonic {
-                own.it_value = super::to_kernel(libc::CLOCK_MONOTONIC, own.it_value);
+                own.it_value = crate::clocks::to_kernel(libc::CLOCK_MONOTONIC, own.it_value);
             }
         }
         next(fd, flags, &raw const own, old)

@@ -5,9 +5,10 @@ use std::ffi::{c_char, c_int, c_uint, CStr};
 use libc::stat as Stat;
 use tcpr_session::trace::Call;
 
+use super::exported::hooks;
 use crate::descriptors::Kind;
 use crate::errno;
-use crate::forms::{hooks, live, structure};
+use crate::forms::{live, structure};
 
 /// What a path leads to.
 ///

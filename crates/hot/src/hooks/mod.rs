@@ -3,12 +3,12 @@
 mod clocks;
 mod data;
 mod descriptors;
+mod exported;
 mod files;
 mod names;
 mod processes;
+mod signals;
 mod sockets;
 mod streams;
+mod threads;
 mod waits;
-
-pub use clocks::{note_clocks, shift_clocks, to_kernel};
-pub use names::children_stay_behind;

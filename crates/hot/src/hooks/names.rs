@@ -1,15 +1,15 @@
 //! Random numbers, ids and names of this machine.
 
 use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use libc::{pid_t, rlimit, size_t, ssize_t, sysinfo as SysInfo, utsname};
 use tcpr_session::trace::{id, Call};
 
-use crate::engine::{append, follows, take};
-use crate::forms::{filled, hooks, live, structure, told};
-use crate::raw::raw;
-use crate::{engine, errno, next, thread};
+use super::exported::hooks;
+use crate::activity::{follows, was_promoted};
+use crate::engine::{append, take};
+use crate::forms::{filled, live, structure, told};
+use crate::{errno, next, processes, thread};
 
 /// Numbers of calls that are none of the kernel's.
 const GETHOSTNAME: i32 = 1001;
@@ -18,63 +18,10 @@ const SYSCONF: i32 = 1003;
 const GETLOADAVG: i32 = 1004;
 const NPROCS: i32 = 1005;
 
-/// The process id that the program knows, by the trace.
-static PROCESS: AtomicI32 = AtomicI32::new(0);
-
-/// Children of the leader: the follower has none, and on its machine their numbers may be anybody's. The newest ones; those of
-/// this machine are negative.
-static CHILDREN: [AtomicI32; 256] = [const { AtomicI32::new(0) }; 256];
-static NEWEST: AtomicUsize = AtomicUsize::new(0);
-/// No process has this number, which is above all that the kernel gives out.
-const NOBODY: pid_t = pid_t::MAX;
-
-/// A child that the leader has made, and the follower has not.
-pub fn note_child(pid: pid_t) {
-    CHILDREN[NEWEST.fetch_add(1, Ordering::Relaxed) % CHILDREN.len()].store(pid, Ordering::Relaxed);
-}
-
-/// A child of this machine.
-pub fn note_own_child(pid: pid_t) {
-    for child in &CHILDREN {
-        for number in [pid, -pid] {
-            let _ = child.compare_exchange(number, 0, Ordering::Relaxed, Ordering::Relaxed);
-        }
-    }
-    note_child(-pid);
-}
-
-/// What was a child of this machine is one of another machine now: this process has the memory of a leader.
-pub fn children_stay_behind() {
-    for child in &CHILDREN {
-        let pid = child.load(Ordering::Relaxed);
-        child.store(pid.saturating_abs(), Ordering::Relaxed);
-    }
-}
-
-/// What the kernel calls the process, or process group, that the program calls so.
-pub fn to_kernel_pid(pid: pid_t) -> pid_t {
-    if !engine::was_promoted() {
-        return pid;
-    }
-    let number = pid.saturating_abs();
-    let to = if number != 0 && number == PROCESS.load(Ordering::Relaxed) {
-        raw!(SYS_getpid) as pid_t
-    } else if number > 1 && CHILDREN.iter().any(|child| child.load(Ordering::Relaxed) == number) {
-        NOBODY
-    } else {
-        number
-    };
-    if pid < 0 {
-        -to
-    } else {
-        to
-    }
-}
-
 fn process_id(live: impl FnOnce() -> i64) -> pid_t {
-    let known = PROCESS.load(Ordering::Relaxed);
-    let result = told(Call::Id, id::PROCESS, || if engine::was_promoted() && known != 0 { i64::from(known) } else { live() });
-    PROCESS.store(result as pid_t, Ordering::Relaxed);
+    let known = processes::known();
+    let result = told(Call::Id, id::PROCESS, || if was_promoted() && known != 0 { i64::from(known) } else { live() });
+    processes::set_known(result as pid_t);
     result as pid_t
 }
 
@@ -234,4 +181,16 @@ hooks! {
         append(Call::Misc, SYSCONF, result, &[]);
         result
     }
+}
+
+/// `std::random_device` of libstdc++, which asks the processor, past the C library.
+///
+/// # Safety
+/// As in libstdc++.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn _ZNSt13random_device9_M_getvalEv(_: *mut c_void) -> c_uint {
+    let mut value = 0;
+    // SAFETY: live, of this size.
+    unsafe { getrandom((&raw mut value).cast(), size_of::<c_uint>(), 0) };
+    value
 }

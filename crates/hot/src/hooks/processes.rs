@@ -1,13 +1,16 @@
 //! Processes. The follower has no children: what they were and how they ended comes from the trace.
 
-use std::ffi::{c_char, c_int, c_long, c_void};
+use std::ffi::{c_char, c_int, c_long, c_void, CStr};
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
-use libc::{id_t, idtype_t, pid_t, rusage, siginfo_t, sigval};
+use libc::{id_t, idtype_t, pid_t, rusage, siginfo_t, sigval, FILE};
 use tcpr_session::trace::Call;
 
-use crate::engine::{append, follows, take};
-use crate::forms::{hooks, live, structure, told};
-use crate::{engine, errno, next, raw, signals, start, thread};
+use super::exported::hooks;
+use crate::activity::{self, follows};
+use crate::engine::{append, take};
+use crate::forms::{live, structure, told};
+use crate::{engine, errno, handlers, next, processes, raw, start, thread};
 
 const SYSTEM: i32 = 1006;
 
@@ -15,7 +18,7 @@ fn fork_any() -> pid_t {
     if follows() {
         if let Some(taken) = take(Call::Fork, 0) {
             let result = taken.result();
-            super::names::note_child(result as pid_t);
+            processes::note_child(result as pid_t);
             taken.done();
             return errno::c(result) as pid_t;
         }
@@ -24,11 +27,11 @@ fn fork_any() -> pid_t {
     let result = live!(unsafe { next::fork() });
     if result == 0 {
         engine::reset_in_child();
-        signals::give_back();
-        signals::restore_mask();
+        handlers::give_back();
+        handlers::restore_mask();
         return 0;
     }
-    super::names::note_own_child(result as pid_t);
+    processes::note_own_child(result as pid_t);
     append(Call::Fork, 0, result, &[]);
     errno::c(result) as pid_t
 }
@@ -55,7 +58,7 @@ unsafe fn wait_any(status: *mut c_int, usage: *mut rusage, live: impl FnOnce(*mu
 
 /// What comes then has another memory, which nobody records or follows.
 fn before_exec() {
-    engine::refuse("the program replaces itself by another one (exec): have tcpr run start that one itself");
+    activity::refuse("the program replaces itself by another one (exec): have tcpr run start that one itself");
 }
 
 /// # Safety
@@ -64,9 +67,9 @@ unsafe fn spawn(pid: *mut pid_t, live: impl FnOnce(*mut pid_t) -> c_int) -> c_in
     let mut child: pid_t = 0;
     let follower = follows();
     let result = told(Call::Fork, 0, || {
-        let error = signals::with_the_programs_mask(|| thread::outside(|| live(&raw mut child)));
+        let error = handlers::with_the_programs_mask(|| thread::outside(|| live(&raw mut child)));
         if error == 0 {
-            super::names::note_own_child(child);
+            processes::note_own_child(child);
             i64::from(child)
         } else {
             -i64::from(error)
@@ -76,7 +79,7 @@ unsafe fn spawn(pid: *mut pid_t, live: impl FnOnce(*mut pid_t) -> c_int) -> c_in
         return -result as c_int;
     }
     if follower && child == 0 {
-        super::names::note_child(result as pid_t);
+        processes::note_child(result as pid_t);
     }
     if !pid.is_null() {
         // SAFETY: the program's, writable.
@@ -120,17 +123,17 @@ hooks! {
     }
 
     fn kill(pid: pid_t, signal: c_int) -> c_int {
-        let to = super::names::to_kernel_pid(pid);
+        let to = processes::to_kernel_pid(pid);
         errno::c(told(Call::Misc, libc::SYS_kill as i32, || live!(next(to, signal)))) as c_int
     }
 
     fn killpg(group: pid_t, signal: c_int) -> c_int {
-        let to = super::names::to_kernel_pid(group);
+        let to = processes::to_kernel_pid(group);
         errno::c(told(Call::Misc, libc::SYS_kill as i32, || live!(next(to, signal)))) as c_int
     }
 
     fn sigqueue(pid: pid_t, signal: c_int, value: sigval) -> c_int {
-        let to = super::names::to_kernel_pid(pid);
+        let to = processes::to_kernel_pid(pid);
         errno::c(told(Call::Misc, libc::SYS_rt_sigqueueinfo as i32, || live!(next(to, signal, value)))) as c_int
     }
 
@@ -143,9 +146,13 @@ hooks! {
                 return result as c_int;
             }
         }
-        let result = signals::with_the_programs_mask(|| thread::outside(|| next(command)));
+        let result = handlers::with_the_programs_mask(|| thread::outside(|| next(command)));
         append(Call::Wait, SYSTEM, result.into(), &[]);
         result
+    }
+
+    fn popen(command: *const c_char, mode: *const c_char) -> *mut FILE {
+        open_command(command, mode)
     }
 
     fn posix_spawn(pid: *mut pid_t, path: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *mut c_char, environment: *const *mut c_char) -> c_int {
@@ -201,4 +208,90 @@ hooks! {
             _ => thread::outside(|| next(number, a, b, c, d, e, f)),
         }
     }
+}
+
+/// Streams of commands, and their processes.
+static COMMANDS: [(AtomicPtr<FILE>, AtomicI32); 64] = [const { (AtomicPtr::new(std::ptr::null_mut()), AtomicI32::new(0)) }; 64];
+
+/// `popen` out of calls that have hooks; the C library's would make its own.
+///
+/// # Safety
+/// As for `popen`.
+unsafe fn open_command(command: *const c_char, mode: *const c_char) -> *mut FILE {
+    // SAFETY: NUL-terminated, says the caller.
+    let how = unsafe { CStr::from_ptr(mode) }.to_bytes();
+    let null = std::ptr::null_mut();
+    let reads = how.contains(&b'r');
+    if reads == how.contains(&b'w') {
+        errno::set(libc::EINVAL);
+        return null;
+    }
+    let mut ends = [-1; 2];
+    // SAFETY: live.
+    if unsafe { super::descriptors::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {
+        return null;
+    }
+    let (ours, theirs) = if reads { (ends[0], ends[1]) } else { (ends[1], ends[0]) };
+    let mut child = 0;
+    // SAFETY: the lists are live and end with null; actions are initialized before their use, and destroyed after.
+    let error = unsafe {
+        let mut actions: libc::posix_spawn_file_actions_t = std::mem::zeroed();
+        libc::posix_spawn_file_actions_init(&raw mut actions);
+        libc::posix_spawn_file_actions_adddup2(&raw mut actions, theirs, i32::from(reads));
+        let arguments = [c"sh".as_ptr(), c"-c".as_ptr(), c"--".as_ptr(), command, std::ptr::null()];
+        let at = (&raw const actions).cast();
+        let error = posix_spawn(&raw mut child, c"/bin/sh".as_ptr(), at, std::ptr::null(), arguments.as_ptr().cast(), environ);
+        libc::posix_spawn_file_actions_destroy(&raw mut actions);
+        super::descriptors::close(theirs);
+        error
+    };
+    let mode = if reads { c"r" } else { c"w" };
+    let file = match error {
+        // SAFETY: an open descriptor and a string.
+        0 => unsafe { super::streams::stream_on(ours, mode.as_ptr()) },
+        _ => null,
+    };
+    if file.is_null() {
+        // SAFETY: ours.
+        unsafe { super::descriptors::close(ours) };
+        errno::set(if error == 0 { libc::ENOMEM } else { error });
+        return null;
+    }
+    if !how.contains(&b'e') {
+        raw::fcntl(ours, libc::F_SETFD, 0);
+    }
+    let free =
+        |(at, _): &&(AtomicPtr<FILE>, AtomicI32)| at.compare_exchange(null, file, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    if let Some((_, pid)) = COMMANDS.iter().find(free) {
+        pid.store(child, Ordering::Release);
+    }
+    file
+}
+
+extern "C" {
+    static environ: *const *mut c_char;
+}
+
+/// As in the C library. Streams stay ours when nothing is recorded any more.
+///
+/// # Safety
+/// As in the C library.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn pclose(file: *mut FILE) -> c_int {
+    let Some((at, child)) = COMMANDS.iter().find(|(at, _)| at.load(Ordering::Acquire) == file) else {
+        return next::call_next!(pclose(file: *mut FILE) -> c_int);
+    };
+    let child = child.load(Ordering::Acquire);
+    at.store(std::ptr::null_mut(), Ordering::Release);
+    let mut status = -1;
+    // SAFETY: the stream is open, says the caller; the status is live.
+    unsafe {
+        super::streams::fclose(file);
+        while waitpid(child, &raw mut status, 0) < 0 {
+            if errno::get() != libc::EINTR {
+                return -1;
+            }
+        }
+    }
+    status
 }

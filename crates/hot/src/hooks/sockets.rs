@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering;
 use libc::{sockaddr, sockaddr_storage, socklen_t};
 use tcpr_session::trace::{Accepted, Call, Program, ACCEPTED_MAX};
 
-use crate::descriptors::{self, Kind, BIND_FAILED, CONNECTING};
-use crate::engine::{append, diverge, follows, take};
-use crate::forms::{hooks, live, slice, told};
+use super::exported::hooks;
+use crate::activity::{diverge, follows};
+use crate::descriptors::{self, Kind, BIND_FAILED, CONNECTING, UNDER_WAY};
+use crate::engine::{append, take};
+use crate::forms::{live, slice, told};
 use crate::partner::Session;
 use crate::raw::raw;
 use crate::{errno, next, partner, raw, signals};
@@ -102,6 +104,7 @@ unsafe fn connect_to(fd: c_int, address: *const sockaddr, length: socklen_t, mut
             } else if !is_stream {
                 raw!(SYS_connect, fd, address, length);
             }
+            descriptors::set_flag(fd, UNDER_WAY, is_stream && result == -i64::from(libc::EINPROGRESS));
             taken.done();
             return result;
         }
@@ -114,6 +117,7 @@ unsafe fn connect_to(fd: c_int, address: *const sockaddr, length: socklen_t, mut
         session = found.there();
         descriptors::set_connection(fd, session);
     }
+    descriptors::set_flag(fd, UNDER_WAY, is_stream && result == -i64::from(libc::EINPROGRESS));
     match &session {
         Some(session) => append(Call::Connect, fd, result, &[session]),
         None => append(Call::Connect, fd, result, &[]),
@@ -243,7 +247,11 @@ hooks! {
     }
 
     fn getsockopt(fd: c_int, level: c_int, name: c_int, to: *mut c_void, length: *mut socklen_t) -> c_int {
-        errno::c(value(Call::GetSockOpt, fd, to, length, || live!(next(fd, level, name, to, length)))) as c_int
+        let result = value(Call::GetSockOpt, fd, to, length, || live!(next(fd, level, name, to, length)));
+        if level == libc::SOL_SOCKET && name == libc::SO_ERROR {
+            descriptors::set_flag(fd, UNDER_WAY, false);
+        }
+        errno::c(result) as c_int
     }
 
     fn getsockname(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int {

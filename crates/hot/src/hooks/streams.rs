@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
 use libc::{off64_t, size_t, ssize_t, FILE};
 
+use super::exported::hooks;
+use crate::activity::is_threaded;
 use crate::descriptors::{self, Kind};
-use crate::engine::{self, is_threaded};
-use crate::forms::hooks;
 use crate::next::{self, call_next};
-use crate::thread;
+use crate::{start, thread};
 
 /// cookie_io_functions_t of glibc's <stdio.h>.
 #[repr(C)]
@@ -52,9 +52,11 @@ unsafe extern "C-unwind" fn close_cookie(cookie: *mut c_void) -> c_int {
 static STREAMS: [(AtomicPtr<FILE>, AtomicI32); 1024] =
     [const { (AtomicPtr::new(std::ptr::null_mut()), AtomicI32::new(-1)) }; 1024];
 
+/// A stream of ours on a descriptor.
+///
 /// # Safety
 /// As for `fdopen`.
-unsafe fn stream_on(fd: c_int, mode: *const c_char) -> *mut FILE {
+pub unsafe fn stream_on(fd: c_int, mode: *const c_char) -> *mut FILE {
     let calls = CookieCalls { read: read_cookie, write: write_cookie, seek: None, close: close_cookie };
     // SAFETY: as the caller says.
     let file = unsafe { fopencookie(fd as usize as *mut c_void, mode, calls) };
@@ -168,7 +170,7 @@ pub unsafe extern "C-unwind" fn fileno_unlocked(file: *mut FILE) -> c_int {
 pub unsafe extern "C-unwind" fn fclose(file: *mut FILE) -> c_int {
     if let Some((at, _)) = place_of(file) {
         at.store(std::ptr::null_mut(), Ordering::Release);
-    } else if !engine::passes() && is_threaded() {
+    } else if !start::passes() && is_threaded() {
         // SAFETY: an open stream, says the caller.
         let fd = thread::outside(|| unsafe { fileno(file) });
         if fd >= 0 {

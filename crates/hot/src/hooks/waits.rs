@@ -5,10 +5,12 @@ use std::ffi::c_int;
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 use tcpr_session::trace::Call;
 
-use crate::engine::{append, follows, take};
-use crate::forms::{hooks, live, slice};
+use super::exported::hooks;
+use crate::activity::{self, follows};
+use crate::engine::{append, take};
+use crate::forms::{live, slice};
 use crate::snapshot::{self, park};
-use crate::{engine, errno, next, partner, raw, signals, thread};
+use crate::{descriptors, errno, handlers, next, partner, raw, signals, thread};
 
 /// A long wait of the first thread's goes in pieces: between them it looks whether a snapshot is asked for.
 struct Pieces {
@@ -27,7 +29,7 @@ impl Pieces {
 
     /// How long the next piece is; `None`: the wait is made as the program says.
     fn next(&self) -> Option<i64> {
-        if !self.is_long || !engine::records() || partner::is_locked_in() {
+        if !self.is_long || !activity::records() || partner::is_locked_in() {
             return None;
         }
         let left = self.until.map_or(snapshot::LOOK_NS, |until| until - raw::clock_ns(libc::CLOCK_MONOTONIC));
@@ -70,6 +72,14 @@ fn of_ns(ns: i64) -> timespec {
     timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 }
 }
 
+const EACH: usize = size_of::<epoll_event>();
+
+/// What the program has given with the watches of these events.
+fn datas(events: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    const AT: usize = std::mem::offset_of!(epoll_event, u64);
+    events.chunks_exact(EACH).filter_map(|event| event.get(AT..AT + 8)?.try_into().ok().map(u64::from_ne_bytes))
+}
+
 /// # Safety
 /// As for `epoll_wait`.
 unsafe fn wait_epoll(
@@ -80,9 +90,8 @@ unsafe fn wait_epoll(
     mask: *const sigset_t,
     live: impl Fn(Option<&sigset_t>) -> i64,
 ) -> i64 {
-    const EACH: usize = size_of::<epoll_event>();
     let live = |piece: Option<i64>| {
-        let set = signals::mask_of_wait(mask).map(signals::set_of);
+        let set = handlers::mask_of_wait(mask).map(handlers::set_of);
         let Some(ns) = piece else { return live(set.as_ref()) };
         let set = set.as_ref().map_or(mask, std::ptr::from_ref);
         // SAFETY: as the caller says.
@@ -98,6 +107,7 @@ unsafe fn wait_epoll(
             taken.check_room(EACH * max.max(0) as usize);
             // SAFETY: as the caller says; they fit.
             unsafe { std::ptr::copy_nonoverlapping(taken.data().as_ptr(), events.cast(), taken.data().len()) };
+            descriptors::delivered(epoll, datas(taken.data()));
             taken.done();
             return result;
         }
@@ -105,6 +115,7 @@ unsafe fn wait_epoll(
     signals::deliver_in(mask);
     // SAFETY: so many events were filled.
     let bytes = unsafe { slice(events.cast(), EACH * result.max(0) as usize) };
+    descriptors::delivered(epoll, datas(bytes));
     append(Call::EpollWait, epoll, result, if bytes.is_empty() { &[] } else { std::slice::from_ref(&bytes) });
     result
 }
@@ -119,7 +130,7 @@ unsafe fn wait_poll(
     live: impl Fn(Option<&sigset_t>) -> i64,
 ) -> i64 {
     let live = |piece: Option<i64>| {
-        let set = signals::mask_of_wait(mask).map(signals::set_of);
+        let set = handlers::mask_of_wait(mask).map(handlers::set_of);
         let Some(ns) = piece else { return live(set.as_ref()) };
         let set = set.as_ref().map_or(mask, std::ptr::from_ref);
         let time = of_ns(ns);
@@ -210,7 +221,7 @@ unsafe fn select_for(
     let mut saved = [[0u8; SETS]; 3];
     let there = || sets.iter().filter(|set| !set.is_null()).map(|set| set.cast::<u8>());
     let mut live = |piece: Option<i64>| {
-        let set = signals::mask_of_wait(mask).map(signals::set_of);
+        let set = handlers::mask_of_wait(mask).map(handlers::set_of);
         let set = set.as_ref().map_or(mask, std::ptr::from_ref);
         let [read, write, except] = sets;
         let time = piece.map(of_ns).or(timeout);

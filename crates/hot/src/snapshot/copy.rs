@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 
 use tcpr_session::trace::memory::snapshot as told;
 
-use super::image::{
-    bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Head, Region, Rights, Scratch, Words, MAGIC, NAME, PAGE,
-};
-use super::process::{line, number_in, read_file, read_mappings};
-use super::{changed_surroundings, park, swap, ROBUST, THREADS};
+use super::image::{bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Head, Rights, Scratch, Words, MAGIC, PAGE};
+use super::mappings::{read_mappings, Region, NAME};
+use super::park;
+use super::process::{line, number_in, read_file};
+use super::state::{changed_surroundings, swap, ROBUST, THREADS};
 use crate::memory::{self, header};
 use crate::partner;
 use crate::raw::{self, raw};

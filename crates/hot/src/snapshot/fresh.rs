@@ -4,15 +4,16 @@ use std::sync::atomic::Ordering;
 
 use super::copy::CAPABILITIES;
 use super::image::{
-    bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Region, Rights, Scratch, Words, MAGIC, MOST_DESCRIPTORS,
-    MOST_MAPPINGS,
+    bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Rights, Scratch, Words, MAGIC, MOST_DESCRIPTORS, MOST_MAPPINGS,
 };
+use super::mappings::read_mappings;
+use super::mappings::Region;
 use super::park::{self, Offsets, RSEQ_SIGNATURE};
-use super::process::read_mappings;
-use super::{note_surroundings, remake, switch, FAULTS, TIMERS, TRIED, TRIES, WRITER};
+use super::state::{note_surroundings, FAULTS, TIMERS, TRIED, TRIES, WRITER};
+use super::{remake, switch};
 use crate::memory::{self, header};
 use crate::raw::{self, raw};
-use crate::{descriptors, engine, hooks, next, partner, start, tails, thread};
+use crate::{activity, descriptors, engine, environment, next, partner, processes, tails, thread};
 use tcpr_session::trace::memory::{snapshot as told, state};
 
 /// Becomes what the snapshot is that can be read from there. Returns only if that cannot be; why has been said.
@@ -105,7 +106,7 @@ fn prepare(fd: i32) -> Option<&'static mut Scratch> {
     if let Some(one) = s.descriptors[..fds].iter().find(|one| partner::owns(one.fd)) {
         return no(format_args!("tcpr itself has the program's descriptor {}", one.fd));
     }
-    s.manager = start::manager();
+    s.manager = environment::manager();
     let is_free = |n: i32| !partner::owns(n) && s.descriptors[..fds].iter().all(|one| one.fd != n);
     let free = (512..descriptors::MOST as i32).chain(3..512).find(|n| *n != fd && is_free(*n));
     let moved = free.map_or(-1, |n| raw!(SYS_dup3, fd, n, libc::O_CLOEXEC));
@@ -220,7 +221,7 @@ pub fn thaw() {
     TRIES.store(0, Ordering::Relaxed);
     TRIED.store(0, Ordering::Relaxed);
     note_surroundings();
-    start::set_manager(s.manager);
+    environment::set_manager(s.manager);
     partner::thread_begins();
     if raw!(SYS_chdir, head.directory.as_ptr()) < 0 {
         fail(format_args!("its working directory is not here"));
@@ -241,13 +242,13 @@ pub fn thaw() {
     if let Err((what, error)) = take_rights(&head.rights) {
         fail(format_args!("its {what} cannot be had: error {error}"));
     }
-    hooks::children_stay_behind();
+    processes::children_stay_behind();
     let fs = head.fs;
     let offsets =
         Offsets { tid: head.tid - fs, robust: head.robust - fs, rseq: s.rseq[0].wrapping_sub(fs), rseq_length: s.rseq[1] };
     Scratch::unmap();
     header().snapshot.store(told::NONE, Ordering::Relaxed);
-    if !engine::is_offline() && !tails::begin() {
+    if !activity::is_offline() && !tails::begin() {
         fail(format_args!("the place in memory for the newest output is taken"));
     }
     engine::go_on_following();

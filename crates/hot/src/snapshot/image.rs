@@ -1,82 +1,18 @@
 //! What goes from the copy to the fresh process: a head, the mappings, the descriptors, and what is in the mappings. Both are the
 //! same program with the same library: it is plain data.
 
-use std::ops::Range;
-
-use tcpr_session::trace::memory::LOG_ADDR;
 use tcpr_session::trace::Hash;
 
+use super::mappings::{Region, NAME};
 use super::process;
 use crate::raw::raw;
 
-/// The trace, the newest output, the memory of libtcpr, and what both sides need meanwhile. No mapping of the program lies there.
-const OURS: Range<u64> = LOG_ADDR as u64..0x5500_0000_0000;
 /// Behind the newest output of `tails`, and before the memory of libtcpr.
 const SCRATCH: usize = 0x5380_0000_0000;
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"TCPRSNP1");
 pub const MOST_MAPPINGS: usize = 65536;
 pub const MOST_DESCRIPTORS: usize = 65536;
 pub const PAGE: u64 = 4096;
-/// Longest name, with a zero behind it.
-pub const NAME: usize = 200;
-
-/// A mapping.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Region {
-    pub start: u64,
-    pub end: u64,
-    pub offset: u64,
-    pub protection: u32,
-    pub shared: u32,
-    /// Of the part of the file, if it is one.
-    pub hash: u64,
-    pub name: [u8; NAME],
-}
-
-impl Region {
-    pub fn name(&self) -> &[u8] {
-        until_zero(&self.name)
-    }
-
-    pub fn is_file(&self) -> bool {
-        self.name[0] == b'/'
-    }
-
-    /// This member's own: it neither goes into a snapshot nor comes out of one.
-    pub fn is_ours(&self, partner: &Range<u64>) -> bool {
-        OURS.contains(&self.start) || partner.contains(&self.start)
-    }
-
-    /// The kernel's own: the same wherever the kernel is.
-    pub fn is_kernels(&self) -> bool {
-        self.name().starts_with(b"[v")
-    }
-
-    pub fn is_heap(&self) -> bool {
-        self.name() == b"[heap]"
-    }
-
-    pub fn may(&self, protection: i32) -> bool {
-        self.protection & protection as u32 != 0
-    }
-
-    pub fn is_same_as(&self, other: &Region) -> bool {
-        let file = !self.is_file() || self.offset == other.offset;
-        (self.start, self.end, self.protection, self.shared) == (other.start, other.end, other.protection, other.shared)
-            && self.name() == other.name()
-            && file
-    }
-
-    pub fn length(&self) -> u64 {
-        self.end - self.start
-    }
-
-    pub fn overlaps(&self, range: &Range<u64>) -> bool {
-        self.start < range.end && range.start < self.end
-    }
-}
-
 /// What a descriptor is made of again.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -217,12 +153,6 @@ impl Scratch {
     pub fn unmap() {
         raw!(SYS_munmap, SCRATCH, size_of::<Scratch>());
     }
-}
-
-/// What comes before the first zero.
-pub fn until_zero(name: &[u8]) -> &[u8] {
-    let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
-    &name[..end]
 }
 
 /// Words for a message.

@@ -8,34 +8,38 @@
 //!
 //! From the top down:
 //!
-//! - this file: in the leader, and what both have in common
+//! - this file: in the leader
 //! - `listing`: the leader's descriptors. `copy`: in the copy
 //! - `fresh`: in the fresh process. `remake`: its descriptors
 //! - `park`: threads that wait, and threads made again
-//! - `image`: what goes from the one to the other; `process`: what the kernel tells of a process
-//! - `switch`: saved registers
+//! - `image`: what goes from the one to the other; `mappings`,
+//!   `process`: what the kernel tells of a process
+//! - `state`: what both have in common. `switch`: saved registers
 
 mod copy;
 mod fresh;
 mod image;
 mod listing;
+mod mappings;
 pub mod park;
 mod process;
 mod remake;
+mod state;
 mod switch;
 
-use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use tcpr_session::trace::memory::snapshot as told;
 
 use crate::memory::{self, header};
 use crate::raw::{self, raw};
-use crate::{engine, hooks, next, partner, signals, thread};
+use crate::{activity, clocks, engine, handlers, next, partner, thread};
 
 pub use fresh::become_snapshot;
+pub use state::note_surroundings;
 
 use image::Scratch;
+use state::{swap, FAULTS, ROBUST, TIMERS, TRIED, TRIES, WRITER};
 
 /// So often a snapshot is tried where something is under way that cannot be kept.
 const MOST_TRIES: u32 = 16;
@@ -46,54 +50,6 @@ const APART_NS: i64 = 3_000_000_000;
 /// A program that waits for longer is asked so often.
 pub const LOOK_NS: i64 = 1_000_000_000;
 
-/// Timers of the process, which a copy does not have; they are in its memory.
-static TIMERS: [[AtomicI64; 4]; 3] = [const { [const { AtomicI64::new(0) }; 4] }; 3];
-/// Where the C library keeps the list of locks that are to be given back if the thread dies. A copy has none.
-static ROBUST: AtomicU64 = AtomicU64::new(0);
-/// The copy that writes a snapshot.
-static WRITER: AtomicI32 = AtomicI32::new(0);
-static TRIES: AtomicU32 = AtomicU32::new(0);
-static TRIED: AtomicI64 = AtomicI64::new(0);
-
-/// Handlers of signals that tell a fault: libtcpr has them, and its memory stays behind.
-struct Faults(UnsafeCell<[Option<libc::sigaction>; 65]>);
-
-// SAFETY: written by the first thread before the copy is made, and read by the first thread of the process that has this memory.
-unsafe impl Sync for Faults {}
-
-static FAULTS: Faults = Faults(UnsafeCell::new([None; 65]));
-
-/// What the program began with: device and inode of its root directory, and how many seccomp filters it has from those who started
-/// it.
-static SURROUNDINGS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
-/// How many threads the kernel knew when the descriptors were listed.
-static THREADS: AtomicU64 = AtomicU64::new(0);
-
-fn surroundings() -> [u64; 3] {
-    // SAFETY: all zeroes is a value of this plain structure.
-    let mut root: libc::stat = unsafe { std::mem::zeroed() };
-    raw!(SYS_newfstatat, libc::AT_FDCWD, c"/".as_ptr(), &raw mut root, 0);
-    let mut status = [0; 8192];
-    let n = process::read_file(format_args!("/proc/self/status"), &mut status);
-    [root.st_dev, root.st_ino, process::number_in(&status[..n], b"Seccomp_filters:", 10)]
-}
-
-/// Before the program changes them.
-pub fn note_surroundings() {
-    SURROUNDINGS.iter().zip(surroundings()).for_each(|(to, n)| to.store(n, Ordering::Relaxed));
-}
-
-/// What the program has changed of them, in words.
-fn changed_surroundings() -> Option<&'static str> {
-    let before = SURROUNDINGS.each_ref().map(|n| n.load(Ordering::Relaxed));
-    let now = surroundings();
-    match (before[..2] == now[..2], before[2] == now[2]) {
-        (false, _) => Some("its root directory is another one (chroot)"),
-        (_, false) => Some("it has locked itself in (seccomp)"),
-        _ => None,
-    }
-}
-
 /// At a wait of the program's, before it waits: here a snapshot is taken, if one is asked for, and here a fresh process goes on.
 #[inline]
 pub fn at_wait() {
@@ -103,7 +59,7 @@ pub fn at_wait() {
 }
 
 fn is_concerned() -> bool {
-    engine::is_on() && (header().snapshot.load(Ordering::Relaxed) != told::NONE || WRITER.load(Ordering::Relaxed) != 0)
+    activity::is_on() && (header().snapshot.load(Ordering::Relaxed) != told::NONE || WRITER.load(Ordering::Relaxed) != 0)
 }
 
 #[cold]
@@ -119,14 +75,9 @@ fn look() {
             memory::set_reason(b"the copy of the program that writes the snapshot has ended early");
         }
     }
-    if header().snapshot.load(Ordering::Acquire) == told::ASKED && engine::records() {
+    if header().snapshot.load(Ordering::Acquire) == told::ASKED && activity::records() {
         take_if_due();
     }
-}
-
-/// Whether the state was this one; then it is that one.
-fn swap(from: u32, to: u32) -> bool {
-    header().snapshot.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }
 
 /// No snapshot can be made of this program.
@@ -174,7 +125,7 @@ fn take() {
     }
     // SAFETY: see Faults.
     let faults = unsafe { &mut *FAULTS.0.get() };
-    for (signal, action) in faults.iter_mut().enumerate().filter(|(signal, _)| signals::is_fault(*signal as i32)) {
+    for (signal, action) in faults.iter_mut().enumerate().filter(|(signal, _)| handlers::is_fault(*signal as i32)) {
         // SAFETY: all zeroes is an action; it is live.
         *action = unsafe {
             let mut now: libc::sigaction = std::mem::zeroed();
@@ -182,7 +133,7 @@ fn take() {
             (got == 0).then_some(now)
         };
     }
-    hooks::note_clocks();
+    clocks::note();
     partner::prepare_for_copy();
     let begun = raw::clock_ns(libc::CLOCK_MONOTONIC);
     let Some(s) = Scratch::map() else { return cannot(format_args!("there is no memory for a snapshot")) };

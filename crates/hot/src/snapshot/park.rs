@@ -7,9 +7,9 @@
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::switch;
+use super::switch::{self, Begin};
 use crate::raw::raw;
-use crate::{conditions, engine, memory, next, partner, signals, thread, threads};
+use crate::{activity, conditions, handlers, memory, next, partner, thread, threads};
 
 /// Where a thread waits.
 struct Place {
@@ -58,7 +58,7 @@ static OTHERS: [Place; 64] = [const { Place::new() }; 64];
 /// A wait of a thread. `None`: the thread goes on in a fresh process, which follows. It has not got what it waited for, and a
 /// mutex of it is not locked.
 pub fn wait<T>(what: For, live: impl FnOnce() -> T) -> Option<T> {
-    let place = PLACES.get(thread::id() as usize).filter(|_| engine::records() && thread::id() > 0);
+    let place = PLACES.get(thread::id() as usize).filter(|_| activity::records() && thread::id() > 0);
     match place {
         Some(place) => wait_at(place, what, live),
         None => Some(live()),
@@ -71,7 +71,7 @@ pub fn wait<T>(what: For, live: impl FnOnce() -> T) -> Option<T> {
 /// The mutex is the caller's, which has locked it.
 pub unsafe fn wait_left_out(condition: *mut c_void, mutex: *mut c_void, live: impl FnOnce() -> c_int) -> c_int {
     let take = |place: &&Place| place.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-    let is_other = engine::is_on() && thread::id() == thread::FOREIGN;
+    let is_other = activity::is_on() && thread::id() == thread::FOREIGN;
     let Some(place) = is_other.then(|| OTHERS.iter().find(take)).flatten() else { return live() };
     let result = wait_at(place, For::Condition(condition, mutex), live);
     if result.is_none() {
@@ -228,15 +228,6 @@ pub struct Offsets {
     pub rseq_length: u64,
 }
 
-/// What a thread that is made again begins with.
-#[repr(C)]
-pub struct Begin {
-    stack: u64,
-    robust: u64,
-    rseq: u64,
-    rseq_length: u64,
-}
-
 /// Makes the threads again, each at its wait.
 pub fn make_threads(offsets: &Offsets) {
     for condition in waiting().map(|place| place.condition.load(Ordering::Relaxed)).filter(|at| *at != 0) {
@@ -293,12 +284,12 @@ fn make_thread(place: &Place, offsets: &Offsets) {
         | libc::CLONE_SETTLS
         | libc::CLONE_PARENT_SETTID
         | libc::CLONE_CHILD_CLEARTID;
-    let mask = signals::block_all();
+    let mask = handlers::block_all();
     // SAFETY: the new thread runs on its own stack, with what it needs at the top of that.
     let made = unsafe { switch::tcpr_hot_clone(flags.into(), at as u64, tid, tid, fs, begin_thread, at) };
-    signals::unblock(mask);
+    handlers::unblock(mask);
     if made < 0 {
-        engine::diverge(format_args!("a thread of the snapshot cannot be made: error {}", -made));
+        activity::diverge(format_args!("a thread of the snapshot cannot be made: error {}", -made));
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::ffi::CStr;
 
-use super::image::{Region, NAME};
 use crate::memory::Text;
 use crate::raw::raw;
 
@@ -52,45 +51,4 @@ pub fn read_file(path: std::fmt::Arguments<'_>, to: &mut [u8]) -> usize {
 pub fn read_link(path: std::fmt::Arguments<'_>, to: &mut [u8]) -> usize {
     let path = Text::of(format_args!("{path}\0"));
     raw!(SYS_readlinkat, libc::AT_FDCWD, path.bytes().as_ptr(), to.as_mut_ptr(), to.len()).max(0) as usize
-}
-
-/// Reads the list of mappings; those that go over an end of `cut` are two. `None`: they are too many, or have too long names.
-pub fn read_mappings(cut: &std::ops::Range<u64>, buffer: &mut [u8], to: &mut [Region]) -> Option<usize> {
-    let n = read_file(format_args!("/proc/self/maps"), buffer);
-    if n == buffer.len() {
-        return None;
-    }
-    let mut count = 0;
-    for line in buffer[..n].split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-        let mut rest = parse(line)?;
-        for end in [cut.start, cut.end, u64::MAX] {
-            if rest.start < rest.end && end > rest.start {
-                let part = Region { end: end.min(rest.end), ..rest };
-                *to.get_mut(count)? = part;
-                count += 1;
-                rest.offset += if rest.is_file() { part.length() } else { 0 };
-                rest.start = part.end;
-            }
-        }
-    }
-    Some(count)
-}
-
-fn parse(mut line: &[u8]) -> Option<Region> {
-    let start = number(&mut line, 16);
-    skip(&mut line, 1);
-    let end = number(&mut line, 16);
-    skip(&mut line, 1);
-    let has = |at: usize, what: u8| line.get(at) == Some(&what);
-    let flag = |at: usize, what: u8, flag: i32| if has(at, what) { flag as u32 } else { 0 };
-    let protection = flag(0, b'r', libc::PROT_READ) | flag(1, b'w', libc::PROT_WRITE) | flag(2, b'x', libc::PROT_EXEC);
-    let shared = u32::from(has(3, b's'));
-    skip(&mut line, 5);
-    let offset = number(&mut line, 16);
-    let at = line.iter().position(|b| matches!(b, b'/' | b'[')).unwrap_or(line.len());
-    let text = &line[at..];
-    let mut name = [0; NAME];
-    name.get_mut(..text.len())?.copy_from_slice(text);
-    // Behind the name there is always a zero.
-    (text.len() < NAME).then_some(Region { start, end, offset, protection, shared, hash: 0, name })
 }

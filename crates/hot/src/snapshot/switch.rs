@@ -1,6 +1,13 @@
 //! Saved registers: what a function must keep for its caller is on the stack, and the stack is in the memory.
 
-use super::park::Begin;
+/// What a thread that is made again begins with.
+#[repr(C)]
+pub struct Begin {
+    pub stack: u64,
+    pub robust: u64,
+    pub rseq: u64,
+    pub rseq_length: u64,
+}
 
 /// Whether this is written for the processor.
 pub const IS_KNOWN: bool = cfg!(target_arch = "x86_64");

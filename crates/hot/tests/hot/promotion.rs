@@ -436,3 +436,43 @@ fn threads_wait_on_for_their_conditions() {
     }
     counts(&mut client, &format!("{first} {second}"));
 }
+
+/// What goes between parts of the program is there after a promotion, once: bytes in a pipe, a count of events, watches for one event,
+/// and the news of a connect that was under way.
+#[test]
+fn what_is_between_threads_stays_there() {
+    let port = free_port();
+    let mut hot = Standby::begin("between", vec![example("between"), port.to_string()]);
+    let (mut client, mut watched) = (Client::new(port), Client::new(port));
+    let tells = |client: &mut Client, expected: &str| {
+        let begun = Instant::now();
+        while client.ask("told") != expected && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // So it stays.
+        std::thread::sleep(Duration::from_millis(150));
+        assert_eq!(client.ask("told"), expected);
+    };
+    watched.send("not read");
+    let marks = hot.place.file("marks");
+    client.ask(&format!("run echo x >> {}; date +%N", marks.display()));
+    let told = client.ask("told");
+    let time = told.split(' ').nth(4).expect("a time").to_owned();
+    assert!(time.parse::<u32>().is_ok(), "{told}");
+    tells(&mut client, &format!("0 0 1 1 {time}"));
+    let mut seen = 0;
+    for round in 1..=2 {
+        hot.follow();
+        assert_eq!(client.ask("connect"), "under way");
+        client.ask("jobs");
+        client.ask("events");
+        hot.promote();
+        seen += 5;
+        tells(&mut client, &format!("{seen} {seen} {round} 1 {time}"));
+        assert_eq!(client.ask("error"), libc::ECONNREFUSED.to_string());
+        client.ask("arm");
+        tells(&mut client, &format!("{seen} {seen} {} 1 {time}", round + 1));
+    }
+    // The command ran once.
+    assert_eq!(fs::read_to_string(marks).expect("written"), "x\n");
+}

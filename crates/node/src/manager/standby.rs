@@ -127,8 +127,9 @@ pub(super) struct Standby {
     /// Its log has named this life, and has said that nobody can follow.
     named: bool,
     said_end: bool,
-    /// Another process of the program has connections.
-    elsewhere: bool,
+    /// Something was done that cannot be in the trace; and how much output had gone around the library before.
+    unrecorded: Option<&'static str>,
+    adopted: Option<u64>,
     partner: Option<Report>,
     /// As follower: the leader's trace was complete at some point of the log that we have.
     exact: bool,
@@ -163,7 +164,8 @@ impl Standby {
             said_complete: false,
             named: false,
             said_end: false,
-            elsewhere: false,
+            unrecorded: None,
+            adopted: None,
             partner: None,
             exact: false,
             opened: BySession::default(),
@@ -251,7 +253,8 @@ impl Standby {
             }
         }
         (self.shipped, self.complete, self.exact, self.taken) = (0, false, false, false);
-        (self.said_complete, self.named, self.said_end, self.elsewhere) = (false, false, false, false);
+        (self.said_complete, self.named, self.said_end) = (false, false, false);
+        (self.unrecorded, self.adopted) = (None, None);
         self.standing = None;
         self.images = image::Images::default();
     }
@@ -312,8 +315,9 @@ impl Standby {
         if self.say_end(now, filter) {
             return;
         }
-        if self.elsewhere && self.leads() {
-            return self.end(now, filter, Broken::diverged("another process of the program has connections, too"));
+        self.note_output_around(filter.counters().adopted_bytes);
+        if let Some(why) = self.unrecorded.filter(|_| self.leads()) {
+            return self.end(now, filter, Broken::diverged(why));
         }
         if self.complete && self.leads() {
             self.ship_to(now, filter, u64::MAX);
@@ -409,7 +413,15 @@ impl Standby {
 
     /// A connection is held by another process than the one that records.
     pub(super) fn held_elsewhere(&mut self) {
-        self.elsewhere = true;
+        self.unrecorded = Some("another process of the program has connections, too");
+    }
+
+    /// So much output was on the wire, in all, that no call of the program's has announced.
+    fn note_output_around(&mut self, adopted: u64) {
+        if self.leads() && *self.adopted.get_or_insert(adopted) != adopted {
+            self.unrecorded =
+                Some("the program has written to a connection by a call that has no hook (dprintf, or a system call of its own)");
+        }
     }
 
     /// What the partner says of its follower.

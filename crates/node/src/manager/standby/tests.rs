@@ -180,6 +180,25 @@ fn what_a_leader_cannot_record_nobody_follows() {
     assert!(leader.take_memory(Role::Master).is_some() && leader.leads());
 }
 
+/// The follower has not written that, and would be behind.
+#[test]
+fn output_that_goes_around_the_library_ends_it() {
+    let (mut leader, mut follower, mut filter) = (leader(), follower(), filter());
+    leader.begin_shipping();
+    catches_up(&mut leader, &mut filter);
+    // What an earlier program has written does not count.
+    leader.note_output_around(7);
+    leader.note_output_around(7);
+    assert!(leader.unrecorded.is_none());
+    leader.note_output_around(8);
+    leader.ship(NOW, &mut filter);
+    deliver(&mut filter, &mut follower);
+    assert!(follower.cannot_promote().unwrap().contains("dprintf"));
+    // A program that is started again leads a new life.
+    leader.program_starts(Role::Master);
+    assert!(leader.take_memory(Role::Master).is_some() && leader.unrecorded.is_none());
+}
+
 #[test]
 fn that_nobody_can_follow_is_said_again_over_the_next_link() {
     let (mut leader, mut follower, mut filter) = (leader(), follower(), filter());
