@@ -2,22 +2,25 @@
 //! seeds, on a machine that is busy otherwise.
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tcpr_lab::client::{ChatClients, ChatOptions};
 use tcpr_lab::member::Service;
-use tcpr_lab::{seed_from_env, Rng};
+use tcpr_lab::{seed_from_env, wait_until, Rng};
 
-use crate::world::{built, Stop, World, PORT};
+use crate::hot::{follows, hot, standby, Member, Talker, COROUTINES, REDIS, SHORT};
+use crate::world::{built, Fault, Stop, World, PATIENCE, PORT};
 
 /// All tests of these modules take part, but for those that are ignored as known faults.
-const MODULES: [&str; 9] =
-    ["ipv6", "listeners", "processes", "proxies", "responses", "servers", "streams", "unhooked", "workers"];
+const MODULES: [&str; 12] =
+    ["bgp", "data", "hot", "ipv6", "listeners", "processes", "proxies", "responses", "servers", "streams", "unhooked", "workers"];
+/// Of these one engine is enough: linked programs with data of their own, hot standbys, and programs without the library.
+const ONE_ENGINE: [&str; 4] = ["bgp::", "hot::", "soak::hot_", "unhooked::"];
 /// Tests that fail with engine splice: see "Known fault" in docs/guarantees.md.
 const NOT_BY_SPLICE: [&str; 2] = ["an_edge_triggered", "io_uring_accepts"];
 /// These are ignored because nothing but the soak runs them.
-const OWN: [&str; 2] = ["soak::a_chat_with_pauses", "soak::a_linked_chat_with_pauses"];
+const OWN: [&str; 3] = ["soak::a_chat_with_pauses", "soak::a_linked_chat_with_pauses", "soak::hot_"];
 
 /// The names of tests in this binary.
 fn listed(args: &[&str]) -> Vec<String> {
@@ -31,12 +34,12 @@ fn listed(args: &[&str]) -> Vec<String> {
 fn cases() -> Vec<(String, &'static str)> {
     let (all, ignored) = (listed(&[]), listed(&["--ignored"]));
     let of_module = |name: &String| MODULES.iter().any(|m| name.starts_with(&format!("{m}::")));
-    let names = all.iter().filter(|name| OWN.contains(&name.as_str()) || (of_module(name) && !ignored.contains(name)));
+    let own = |name: &String| OWN.iter().any(|own| name.starts_with(own));
+    let names = all.iter().filter(|name| own(name) || (of_module(name) && !ignored.contains(name)));
     let mut cases = Vec::new();
     for name in names {
         cases.push((name.clone(), "repair"));
-        // Programs without the library have engine splice in both runs.
-        if !name.starts_with("unhooked::") && !NOT_BY_SPLICE.iter().any(|known| name.contains(known)) {
+        if !ONE_ENGINE.iter().any(|part| name.starts_with(part)) && !NOT_BY_SPLICE.iter().any(|known| name.contains(known)) {
             cases.push((name.clone(), "splice"));
         }
     }
@@ -58,7 +61,7 @@ fn soak() {
         let _stop = Stop(&stop);
         for _ in 0..2 {
             threads.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.load(Relaxed) {
                     std::hint::spin_loop();
                 }
             });
@@ -110,4 +113,87 @@ fn a_chat_with_pauses() {
 #[ignore = "part of make soak"]
 fn a_linked_chat_with_pauses() {
     chat_with_pauses("lsoak", Service::new("chat", PORT), "chat_server");
+}
+
+/// One thing that a client asks, and what it must hear: what was executed and not recorded shows, and what was swallowed.
+type Step = Box<dyn FnMut() + Send>;
+
+/// A hot standby takes over at random moments, `TCPR_FAILOVERS` times or 125 times, under load. Its trace has so little room that who
+/// rejoins begins with a snapshot as a rule.
+fn killed_at_random_moments(label: &str, program: &[&str], client: impl Fn(&World, usize) -> Step) {
+    let failovers = std::env::var("TCPR_FAILOVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(125);
+    let mut w = World::new(label, hot(label).set("service", "standby_trace_bytes", SHORT), program);
+    follows(&w);
+    let mut clients: Vec<Step> = (0..6).map(|n| client(&w, n)).collect();
+    let (stop, steps) = (AtomicBool::new(false), [const { AtomicUsize::new(0) }; 6]);
+    std::thread::scope(|threads| {
+        let _stop = Stop(&stop);
+        for (n, step) in clients.iter_mut().enumerate() {
+            let (stop, steps) = (&stop, &steps);
+            threads.spawn(move || {
+                while !stop.load(Relaxed) {
+                    step();
+                    steps[n].fetch_add(1, Relaxed);
+                    std::thread::sleep(Duration::from_millis(3));
+                }
+            });
+        }
+        for round in 0..failovers {
+            let backup = 1 - follows(&w);
+            let promotions = |w: &World| standby(w, backup)["promotions"].as_u64().unwrap_or(0);
+            let before = (promotions(&w), steps.each_ref().map(|n| n.load(Relaxed)));
+            let all = [Fault::Switchover, Fault::Cut, Fault::KillServer, Fault::KillAll, Fault::Freeze];
+            let fault = all[w.rng.range(0, 4) as usize];
+            w.fail_over(fault);
+            let go_on = || steps.iter().zip(before.1).all(|(now, before)| now.load(Relaxed) >= before + 3);
+            wait_until(2 * PATIENCE, "all go on", go_on);
+            assert_eq!(promotions(&w), before.0 + 1, "round {round}, {fault:?}: not promoted\n{}", w.pair.describe());
+            eprintln!("round {round}: {fault:?}");
+        }
+    });
+    w.no_reset();
+}
+
+/// A client of a server that counts, and says how far.
+fn counts(mut talker: Talker, asks: String, answer: &'static str) -> Step {
+    let mut count = 0;
+    Box::new(move || {
+        count += 1;
+        talker.say(&asks);
+        assert_eq!(talker.line(), answer.replace('N', &count.to_string()));
+    })
+}
+
+#[test]
+#[ignore = "part of make soak"]
+fn hot_rooms() {
+    killed_at_random_moments("hrooms", &[&built("rooms_server"), "5555"], |w, n| {
+        let mut member = Member::new(w, n);
+        Box::new(move || member.check())
+    });
+}
+
+#[test]
+#[ignore = "part of make soak"]
+fn hot_redis() {
+    killed_at_random_moments("hredis", &REDIS, |w, n| counts(Talker::new(w), format!("incr counter{n}"), ":N"));
+}
+
+#[test]
+#[ignore = "part of make soak"]
+fn hot_memcached() {
+    killed_at_random_moments("hmemc", &["memcached", "-u", "nobody", "-p", "5555", "-t", "4"], |w, n| {
+        let mut talker = Talker::new(w);
+        talker.say(&format!("set counter{n} 0 0 1"));
+        talker.say("0");
+        assert_eq!(talker.line(), "STORED");
+        counts(talker, format!("incr counter{n} 1"), "N")
+    });
+}
+
+#[test]
+#[ignore = "part of make soak"]
+fn hot_coroutines() {
+    let program = ["/usr/bin/python3", "-c", COROUTINES];
+    killed_at_random_moments("hcoro", &program, |w, _| counts(Talker::new(w), "line".to_owned(), "N line"));
 }
