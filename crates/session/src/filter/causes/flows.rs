@@ -66,6 +66,9 @@ impl Filter {
         let ins: Vec<SessionId> = ins.iter().copied().filter(|id| self.causes.readers.was_read(*id)).collect();
         match self.known().cause(to) {
             Some(Cause::Of { session, .. }) => {
+                if self.new_instead(now, to, session) {
+                    return;
+                }
                 let from_it = ins.contains(&session) || outs.iter().any(|out| self.known().root(*out) == Some(session));
                 if !ins.is_empty() && !from_it {
                     self.share(to, ins.iter().copied().chain([session]));
@@ -80,7 +83,11 @@ impl Filter {
 
     /// `unknown`: what the thread has read, perhaps before it waited, of those of which it is not known whose they are.
     fn flows_in(&mut self, now: Now, to: SessionId, Sources { ins, outs }: &Sources, unknown: &[SessionId]) {
-        if outs.iter().any(|out| self.known().root(*out) == Some(to)) {
+        let own: Vec<SessionId> = outs.iter().copied().filter(|out| self.known().root(*out) == Some(to)).collect();
+        if !own.is_empty() {
+            for out in own {
+                self.new_instead(now, out, to);
+            }
             return;
         }
         if outs.iter().chain(unknown).any(|out| self.contradict(now, *out, to)) {
@@ -139,6 +146,12 @@ impl Filter {
         let nth = self.known().place((Some(to), destination), id);
         self.set_cause(id, Some(Cause::Of { session: to, nth, read }));
         self.unmark(cleared);
+    }
+
+    /// Bytes flow between a peer's session and one that was made for it. If that one is new since the takeover, they are lost to
+    /// the one that waits: however it came to be made, nobody is to go on like that.
+    fn new_instead(&mut self, now: Now, id: SessionId, client: SessionId) -> bool {
+        self.live.get(&id).is_some_and(|live| !live.local.is_new_half()) && self.contradict(now, id, client)
     }
 
     /// The peer's session has one of its own, which waits to be called for: this one is not it. Who goes on with another

@@ -149,6 +149,23 @@ impl Proxy {
         injected.then(|| self.r.f.peer_tuple(&out_tuple(port)).expect("known").local.port())
     }
 
+    fn is_there(&self, port: u16) -> bool {
+        let at = if port >= 30_000 { out_tuple(port) } else { tuple(port) };
+        self.r.f.store().find(&at).is_some()
+    }
+
+    /// The peer of that connection resets it.
+    fn is_reset(&mut self, port: u16) -> Vec<Action> {
+        let s = self.r.f.store().get(self.id(port)).unwrap();
+        if port >= 30_000 {
+            let gone = packet(port, false, RST, s.in_seq(s.in_end()), Seq(0), b"");
+            return self.r.inp(&gone);
+        }
+        let gone = say(RST, s.in_end(), 0, b"");
+        self.r.port = port;
+        self.r.peer(gone)
+    }
+
     fn sessions(&self) -> usize {
         self.r.f.store().len()
     }
@@ -902,6 +919,45 @@ fn the_second_one_that_a_client_caused_is_not_given_for_the_first() {
     assert_eq!(p.has_back(50_001, 5), None);
     p.answered(50_001);
     assert_eq!(p.has_back(50_002, 5), Some(40_003));
+}
+
+/// The first one has ended, and its place is taken by a new one. What that one is told or says while the other one still waits
+/// to be called for, the other one would never hear.
+#[test]
+fn a_client_that_talks_to_a_new_connection_while_its_own_waits_does_not_go_on() {
+    for reply in [false, true] {
+        let mut p = of_threads();
+        p.connects(TO_CAROLS, 3);
+        p.is_reset(TO_BOBS);
+        p.taken_over();
+        p.holds(BOB, 1, Origin::Recovered);
+        p.r.f.lift_barrier(p.r.now);
+        p.reads(BOB, 5);
+        assert_eq!(p.has_back(50_001, 5), None);
+        p.answered(50_001);
+        if reply {
+            p.waits(5);
+            p.hears(50_001, 6);
+            p.writes(BOB, 6);
+        } else {
+            p.writes(50_001, 5);
+        }
+        assert!(!p.is_there(BOB) && !p.is_there(TO_CAROLS), "{reply}");
+        assert_eq!(p.r.f.counters().unpaired, 2, "{reply}");
+    }
+    // Both are made before anything is said.
+    let mut p = of_threads();
+    p.connects(TO_CAROLS, 3);
+    p.is_reset(TO_BOBS);
+    p.taken_over();
+    p.holds(BOB, 1, Origin::Recovered);
+    p.r.f.lift_barrier(p.r.now);
+    p.reads(BOB, 5);
+    assert_eq!(p.has_back(50_001, 5), None);
+    p.answered(50_001);
+    assert_eq!(p.has_back(50_002, 5), Some(TO_CAROLS));
+    p.writes(50_001, 5);
+    assert!(p.is_there(BOB) && p.is_there(TO_CAROLS));
 }
 
 /// The first one has ended, and who is called for it anew refuses.
