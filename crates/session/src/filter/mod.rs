@@ -468,6 +468,7 @@ impl Filter {
             self.gate.solo.ended(&open);
         }
         let partners = self.known().partners(id);
+        self.orphan(id);
         self.write(0, |out| record::encode_end(id, reason, out));
         self.processes.turns.close(id);
         self.forget_early(id);

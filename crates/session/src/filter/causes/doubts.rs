@@ -12,6 +12,8 @@ struct Doubt {
     among: Option<Among>,
     /// It was used for more than one.
     shared: bool,
+    /// How many peers' sessions had ended that were read from.
+    ended: u64,
 }
 
 /// What bytes that flow between a session in doubt and some peers' sessions show.
@@ -30,6 +32,8 @@ pub(super) enum Shown {
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
     unclear: HashMap<SessionId, Doubt>,
+    /// How many peers' sessions have ended that were read from.
+    ended: u64,
     /// What came to be known while the log did not grow.
     late: Vec<(SessionId, Option<Cause>)>,
 }
@@ -38,7 +42,7 @@ impl Doubts {
     /// Whose the session may be from now on. Returns the peers' sessions that no session in doubt may belong to any more.
     #[must_use]
     pub fn set(&mut self, id: SessionId, among: Option<Among>, shared: bool) -> Vec<SessionId> {
-        let before = self.unclear.insert(id, Doubt { among, shared });
+        let before = self.unclear.insert(id, Doubt { among, shared, ended: self.ended });
         self.cleared(before)
     }
 
@@ -47,6 +51,11 @@ impl Doubts {
     pub fn forget(&mut self, id: SessionId) -> Vec<SessionId> {
         let before = self.unclear.remove(&id);
         self.cleared(before)
+    }
+
+    /// A peer's session that was read from has ended.
+    pub fn client_ended(&mut self) {
+        self.ended += 1;
     }
 
     fn cleared(&self, before: Option<Doubt>) -> Vec<SessionId> {
@@ -82,11 +91,16 @@ impl Doubts {
     }
 
     /// The session is one of these: of them, those that it may have been before. `ended`: or one of those that have ended since,
-    /// whose bytes the program may still pass on.
+    /// whose bytes the program may still pass on; if all have, it may be used for somebody else now.
     pub fn narrowed(&self, id: SessionId, to: &[SessionId], ended: Option<&impl Fn(SessionId) -> bool>) -> Shown {
-        let before = self.unclear.get(&id).filter(|d| !d.shared).and_then(|d| d.among.as_ref());
+        let doubt = self.unclear.get(&id).filter(|d| !d.shared);
+        if ended.is_some() && doubt.is_some_and(|d| d.among.is_none() && d.ended < self.ended) {
+            return Shown::Nothing;
+        }
+        let before = doubt.and_then(|d| d.among.as_ref());
         let read = |id: &SessionId| before.and_then(|among| among.get(id).copied()).unwrap_or(true);
-        let known = |id: &SessionId| before.is_none_or(|among| among.is_empty() || among.contains_key(id));
+        let orphan = |among: &Among| ended.is_some_and(|ended| among.keys().all(|id| ended(*id)));
+        let known = |id: &SessionId| before.is_none_or(|among| among.contains_key(id) || among.is_empty() || orphan(among));
         let mut left: Among = to.iter().filter(|id| known(id)).map(|id| (*id, read(id))).collect();
         if let Some(ended) = ended.filter(|_| !left.is_empty()) {
             left.extend(before.into_iter().flatten().filter(|(id, _)| ended(**id)));

@@ -118,7 +118,11 @@ impl Filter {
     fn narrow(&mut self, now: Now, id: SessionId, to: &[SessionId], or_ended: bool) {
         let ended = |id| !self.live.contains_key(&id);
         match self.causes.doubts.narrowed(id, to, or_ended.then_some(&ended)) {
-            Shown::Nothing => {}
+            Shown::Nothing => {
+                for client in to {
+                    self.contradict(now, id, *client);
+                }
+            }
             Shown::Shared => self.share(id, to.iter().copied()),
             Shown::Whose(client) => self.tie(now, id, client),
             Shown::OneOf(left) => {

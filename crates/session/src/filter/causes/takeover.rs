@@ -113,6 +113,9 @@ impl Filter {
     /// A session is over.
     pub(in crate::filter) fn forget_cause(&mut self, id: SessionId) {
         self.causes.calls.forget(id);
+        if self.causes.readers.was_read(id) {
+            self.causes.doubts.client_ended();
+        }
         self.causes.readers.forget(id);
         let cleared = self.causes.doubts.forget(id);
         self.unmark(cleared);

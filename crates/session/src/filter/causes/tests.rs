@@ -114,6 +114,8 @@ fn bytes_narrow_a_doubt_down() {
     assert_eq!(d.narrowed(TO_WHOSE, &[3], lives), Shown::Shared);
     // Alice has ended: the program may still pass on what she said.
     assert_eq!(d.narrowed(TO_WHOSE, &[BOB], Some(&|id| id == ALICE)), Shown::OneOf(both.clone()));
+    let both_and_3: Among = [(ALICE, true), (BOB, false), (3, true)].into();
+    assert_eq!(d.narrowed(TO_WHOSE, &[3], Some(&|id| id != 3)), Shown::OneOf(both_and_3), "they all have ended");
     assert!(!d.narrows(TO_WHOSE, &both) && d.narrows(TO_WHOSE, &[(BOB, false)].into()));
     assert!(d.was_read(TO_WHOSE, ALICE) && !d.was_read(TO_WHOSE, BOB));
 }
@@ -138,6 +140,11 @@ fn what_is_anybodys_comes_from_anybody() {
     assert_eq!(d.clients_of(&[BOB], &outs, &owner), Some([ALICE, BOB].into()));
     assert_eq!(d.set(TO_WHOSE, None, false), []);
     assert!(d.is_anybodys(TO_WHOSE));
+    let lives = Some(&|_| false);
+    assert_eq!(d.narrowed(TO_WHOSE, &[BOB], lives), Shown::Whose(BOB));
+    d.client_ended();
+    assert_eq!(d.narrowed(TO_WHOSE, &[BOB], lives), Shown::Nothing, "what that one had said may be what is passed on");
+    assert_eq!(d.narrowed(TO_WHOSE, &[BOB], lives.filter(|_| false)), Shown::Whose(BOB));
     assert_eq!(d.clients_of(&[BOB], &outs, &owner), None);
 }
 

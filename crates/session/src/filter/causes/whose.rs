@@ -52,6 +52,16 @@ impl Filter {
         self.unmark(cleared);
     }
 
+    /// A peer's session ends. What it has said may still be passed on: what was made for it is not the next one's that is heard.
+    pub(in crate::filter) fn orphan(&mut self, client: SessionId) {
+        for id in self.store.caused_by(client).to_vec() {
+            if let Some(Cause::Of { read, .. }) = self.known().cause(id) {
+                let cleared = self.causes.doubts.set(id, Some([(client, read)].into()), false);
+                self.unmark(cleared);
+            }
+        }
+    }
+
     /// Those that a session may have belonged to, and no other may.
     pub(super) fn unmark(&mut self, cleared: Vec<SessionId>) {
         cleared.into_iter().for_each(|id| self.set_cause(id, None));

@@ -765,6 +765,78 @@ fn what_was_made_for_a_client_that_is_gone_is_not_taken_for_another_ones() {
     }
 }
 
+/// The same, where the connection had been known for his, or may be anybody's: a thread that has had several clients connects
+/// while another one's client is new.
+#[test]
+fn what_a_client_that_is_gone_has_left_ties_its_connection_to_nobody_else() {
+    for anybodys in [false, true] {
+        let mut p = Proxy::new();
+        if anybodys {
+            for (client, to) in [(1004, 40_004), (1005, 40_005)] {
+                p.accepts(client, 1);
+                p.waits(1);
+                p.reads(client, 2);
+                p.connects(to, 2);
+                p.writes(to, 2);
+                p.waits(2);
+            }
+        }
+        p.accepts(ALICE, 1);
+        p.accepts(BOB, 1);
+        p.waits(1);
+        if anybodys {
+            p.connects(TO_BOBS, 2);
+            p.reads(BOB, 2);
+            assert_eq!(p.cause(TO_BOBS), Some(Cause::Unclear { all: true }));
+        } else {
+            p.reads(BOB, 2);
+            p.connects(TO_BOBS, 2);
+            assert_eq!(p.cause(TO_BOBS), Some(Cause::Of { session: p.id(BOB), nth: 1, read: true }));
+        }
+        p.waits(2);
+        p.is_reset(BOB);
+        p.reads(ALICE, 2);
+        p.calls(TO_ALICES, 2);
+        // Bob's word, in two parts.
+        p.writes(TO_BOBS, 2);
+        p.writes(TO_BOBS, 2);
+        assert_eq!(p.cause(TO_BOBS), Some(Cause::Unclear { all: anybodys }));
+        p.answered(TO_ALICES);
+        assert_eq!(p.cause(TO_ALICES), Some(Cause::Of { session: p.id(ALICE), nth: 1, read: true }));
+        p.writes(TO_ALICES, 2);
+        p.waits(2);
+        p.hears(TO_ALICES, 2);
+        p.writes(ALICE, 2);
+        p.waits(2);
+        assert_eq!(p.cause(ALICE), (!anybodys).then_some(Cause::Unclear { all: false }));
+        p.is_reset(TO_BOBS);
+        assert_eq!(p.cause(ALICE), None);
+        p.reads(ALICE, 2);
+        p.taken_over();
+        p.holds(ALICE, 4, Origin::Recovered);
+        p.r.f.lift_barrier(p.r.now);
+        p.r.f.read(p.r.now, p.channel, 4, u32::from(ALICE), 5);
+        assert_eq!(p.has_back(50_001, 4), Some(TO_ALICES), "{anybodys}");
+    }
+}
+
+/// As proxies do that keep connections for whoever comes next.
+#[test]
+fn what_outlives_its_client_is_the_next_ones_when_that_one_is_answered() {
+    let mut p = of_threads();
+    p.accepts(CAROL, 1);
+    p.waits(1);
+    p.is_reset(BOB);
+    p.waits(3);
+    p.reads(CAROL, 3);
+    p.writes(TO_BOBS, 3);
+    assert_eq!((p.cause(TO_BOBS), p.cause(CAROL)), (Some(Cause::Unclear { all: false }), Some(Cause::Unclear { all: false })));
+    p.waits(3);
+    p.hears(TO_BOBS, 3);
+    p.writes(CAROL, 3);
+    assert_eq!((p.cause(TO_BOBS), p.cause(CAROL)), (Some(Cause::Of { session: p.id(CAROL), nth: 1, read: true }), None));
+}
+
 #[test]
 fn a_thread_that_another_one_hands_a_client_to_is_not_taken_for_its_last_ones() {
     let mut p = of_threads();
