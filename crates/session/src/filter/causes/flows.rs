@@ -71,6 +71,7 @@ impl Filter {
                 }
                 let from_it = ins.contains(&session) || outs.iter().any(|out| self.known().root(*out) == Some(session));
                 if !ins.is_empty() && !from_it {
+                    self.contradict_all(now, to, &ins);
                     self.share(to, ins.iter().copied().chain([session]));
                 }
             }
@@ -118,17 +119,15 @@ impl Filter {
     fn narrow(&mut self, now: Now, id: SessionId, to: &[SessionId], or_ended: bool) {
         let ended = |id| !self.live.contains_key(&id);
         match self.causes.doubts.narrowed(id, to, or_ended.then_some(&ended)) {
-            Shown::Nothing => {
-                for client in to {
-                    self.contradict(now, id, *client);
-                }
+            Shown::Nothing => self.contradict_all(now, id, to),
+            Shown::Shared => {
+                self.contradict_all(now, id, to);
+                self.share(id, to.iter().copied());
             }
-            Shown::Shared => self.share(id, to.iter().copied()),
             Shown::Whose(client) => self.tie(now, id, client),
             Shown::OneOf(left) => {
-                for session in left.keys() {
-                    self.contradict(now, id, *session);
-                }
+                let clients: Vec<SessionId> = left.keys().copied().collect();
+                self.contradict_all(now, id, &clients);
                 if self.causes.doubts.narrows(id, &left) {
                     self.unclear(id, Some(left), false);
                 }
@@ -156,6 +155,12 @@ impl Filter {
     /// the one that waits: however it came to be made, nobody is to go on like that.
     fn new_instead(&mut self, now: Now, id: SessionId, client: SessionId) -> bool {
         self.live.get(&id).is_some_and(|live| !live.local.is_new_half()) && self.contradict(now, id, client)
+    }
+
+    fn contradict_all(&mut self, now: Now, id: SessionId, to: &[SessionId]) {
+        for client in to {
+            self.contradict(now, id, *client);
+        }
     }
 
     /// The peer's session has one of its own, which waits to be called for: this one is not it. Who goes on with another

@@ -686,6 +686,35 @@ fn a_client_that_is_told_what_another_connection_than_its_own_says_does_not_go_o
     }
 }
 
+/// What he says must not reach another one's backend, not even until that answers: a connection that is known for alice's, and
+/// one that is one of two other clients'.
+#[test]
+fn a_client_that_talks_to_another_connection_than_its_own_does_not_go_on() {
+    for known in [false, true] {
+        let mut p = of_threads();
+        p.taken_over();
+        p.holds(ALICE, 1, Origin::Recovered);
+        p.holds(BOB, 1, Origin::Recovered);
+        p.r.f.lift_barrier(p.r.now);
+        p.reads(BOB, 8);
+        p.reads(ALICE, 7);
+        if known {
+            assert_eq!(p.has_back(50_009, 7), Some(TO_ALICES));
+            p.r.f.attach(p.r.now, p.channel, u32::from(TO_ALICES), Origin::Connected, &out_tuple(50_009));
+            p.writes(TO_ALICES, 8);
+        } else {
+            p.accepts(CAROL, 7);
+            p.reads(CAROL, 7);
+            p.connects(50_009, 7);
+            assert_eq!(p.cause(50_009), Some(Cause::Unclear { all: false }));
+            assert_eq!(p.cause(BOB), None);
+            p.writes(50_009, 8);
+        }
+        assert!(!p.is_there(BOB) && !p.is_there(TO_BOBS), "{known}");
+        assert!(p.is_there(ALICE), "{known}");
+    }
+}
+
 /// It was taken for alice's first one. Where one of hers had been, a connect would make a new one.
 #[test]
 fn what_was_somebody_elses_leaves_no_place_free() {
