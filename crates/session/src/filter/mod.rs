@@ -467,7 +467,7 @@ impl Filter {
         if self.live.get(&id).is_some_and(|l| l.alone) {
             self.gate.solo.ended(&open);
         }
-        let partners = self.known().partners(id);
+        let partners = self.known().partners(id, self.is_unused(id));
         self.orphan(id);
         self.write(0, |out| record::encode_end(id, reason, out));
         self.processes.turns.close(id);

@@ -50,6 +50,8 @@ pub(super) struct Calls {
     under_way: VecDeque<(FourTuple, Call)>,
     /// Those that made outgoing sessions.
     numbers: HashMap<SessionId, u64>,
+    /// Those that were had back after a takeover, and over which no byte has flowed since.
+    unused: BTreeSet<SessionId>,
     /// Threads that connect before their process has any peer's session, and whether that is still under way.
     own: HashMap<SocketAddr, BTreeMap<Thread, bool>>,
     /// Places without a session for which the program has called since the takeover, and was refused.
@@ -60,12 +62,14 @@ impl Calls {
     /// What connects is as it was.
     pub fn forget_sessions(&mut self) {
         self.numbers.clear();
+        self.unused.clear();
         self.refused.clear();
     }
 
     /// A session is over.
     pub fn forget(&mut self, id: SessionId) {
         self.numbers.remove(&id);
+        self.unused.remove(&id);
     }
 
     pub fn threads_gone(&mut self, gone: impl Fn(&Thread) -> bool) {
@@ -125,14 +129,29 @@ impl Calls {
     pub fn opened(&mut self, tuple: &FourTuple, id: SessionId) -> Call {
         let call = self.find(tuple);
         self.lent.retain(|(_, other)| other.number != call.number);
-        self.has_back(tuple, &call, id);
+        self.over(tuple, &call, id);
         call
     }
 
     /// The call has this session back.
     pub fn has_back(&mut self, tuple: &FourTuple, call: &Call, id: SessionId) {
+        self.over(tuple, call, id);
+        self.unused.insert(id);
+    }
+
+    fn over(&mut self, tuple: &FourTuple, call: &Call, id: SessionId) {
         self.under_way.retain(|(t, _)| t != tuple);
         self.numbers.insert(id, call.number);
+    }
+
+    /// The program has read from the session, or written to it.
+    pub fn used(&mut self, id: SessionId) {
+        self.unused.remove(&id);
+    }
+
+    /// Whether it was had back, and no byte has flowed since.
+    pub fn is_unused(&self, id: SessionId) -> bool {
+        self.unused.contains(&id)
     }
 
     /// The answers to connects may come in another order than they were made in: the places of those that were made later come

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::calls::Call;
 use super::{first_free, Among, Caller, Causes, Known};
+use crate::filter::live::Live;
 use crate::filter::processes::thread_key;
 use crate::filter::Filter;
 use crate::record::Cause;
@@ -131,6 +132,12 @@ impl Filter {
         let found = found.filter(|id| self.live.get(id).is_some_and(|l| l.uncalled()))?;
         self.causes.calls.has_back(tuple, &call, found);
         Some(found)
+    }
+
+    /// Whether the program has the session back, and has neither read nor written anything: hooks would have told.
+    pub(in crate::filter) fn is_unused(&self, id: SessionId) -> bool {
+        let told = |live: &Live| self.follows() && !live.ownership.is_unhooked() && !live.ownership.is_lost();
+        self.causes.calls.is_unused(id) && self.live.get(&id).is_some_and(|live| told(live))
     }
 
     /// Whoever was called refuses: the next connect is for the next place, or those behind a place that is free, and stays so,

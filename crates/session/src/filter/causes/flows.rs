@@ -36,6 +36,7 @@ impl Filter {
 
     pub(in crate::filter) fn note_read(&mut self, thread: Thread, session: SessionId) {
         if self.follows() {
+            self.causes.calls.used(session);
             let owner = Known::new(&self.store, &self.live).owners();
             self.causes.readers.reads(thread, session, &owner);
         }
@@ -46,6 +47,7 @@ impl Filter {
         if !self.follows() || !self.gate.serves() {
             return;
         }
+        self.causes.calls.used(session);
         let sources = self.causes.readers.sources(thread, &self.known().owners());
         let outgoing = self.live[&session].outgoing;
         if outgoing {

@@ -132,11 +132,12 @@ impl<'a> Known<'a> {
         self.waiting_of(id).any(|other| matches!(self.cause(other), Some(Cause::Of { read: false, .. })))
     }
 
-    /// What ends with this session, if it ends now: connections that nobody will call for, or the peer that had it.
-    pub fn partners(self, id: SessionId) -> Vec<SessionId> {
-        let called_for = self.live.get(&id).is_some_and(|live| live.outgoing) && self.is_had_back(id);
+    /// What ends with this session, if it ends now: connections that nobody will call for, or the peer that had it. `unused`: it
+    /// was called for, and the program has neither read nor written anything. It may try again, and would get another one.
+    pub fn partners(self, id: SessionId, unused: bool) -> Vec<SessionId> {
+        let called_for = |live: &Live| live.outgoing && (self.waits(id) || unused) && !live.ownership.is_closed();
         match self.cause(id) {
-            Some(Cause::Of { session, .. }) if called_for => vec![session],
+            Some(Cause::Of { session, .. }) if self.live.get(&id).is_some_and(|live| called_for(live)) => vec![session],
             _ => self.waiting_of(id).collect(),
         }
     }

@@ -176,6 +176,7 @@ fn places_are_given_in_the_order_of_calls() {
     }
     let third = c.opened(&tuple(3), 13);
     assert_eq!(c.in_order(&third, 13, 1, &[]), []);
+    assert!(!c.is_unused(13));
     let first = c.opened(&tuple(1), 11);
     let places: HashMap<SessionId, u32> = c.in_order(&first, 11, 2, &[(13, 1)]).into_iter().collect();
     assert_eq!(places, [(11, 1), (13, 2)].into());

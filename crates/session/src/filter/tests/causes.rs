@@ -611,6 +611,25 @@ fn a_backend_that_goes_before_it_is_called_again_takes_its_client_along() {
     assert_eq!(p.sessions(), 2);
 }
 
+/// The program has called for it, and has neither read nor written anything: it would try again.
+#[test]
+fn a_backend_that_goes_before_a_byte_has_flowed_takes_its_client_along() {
+    for flows in [false, true] {
+        let mut p = of_threads();
+        p.taken_over();
+        p.holds(BOB, 1, Origin::Recovered);
+        p.r.f.lift_barrier(p.r.now);
+        p.reads(BOB, 6);
+        assert_eq!(p.has_back(50_002, 6), Some(TO_BOBS));
+        if flows {
+            p.r.f.attach(p.r.now, p.channel, u32::from(TO_BOBS), Origin::Connected, &out_tuple(50_002));
+            p.writes(TO_BOBS, 6);
+        }
+        p.is_reset(TO_BOBS);
+        assert_eq!((p.is_there(TO_BOBS), p.is_there(BOB)), (false, flows), "{flows}");
+    }
+}
+
 /// A program that connects when its client has said something will not do so: all that the client has said was passed on. What
 /// the backend answers after the takeover has no way to the client.
 #[test]
