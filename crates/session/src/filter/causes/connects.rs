@@ -141,10 +141,14 @@ impl Filter {
     }
 
     /// Whoever was called refuses: the next connect is for the next place, or those behind a place that is free, and stays so,
-    /// would never be called for.
+    /// would never be called for. Or it is for the same client again.
     pub(in crate::filter) fn note_refusal(&mut self, tuple: &FourTuple, reset: &Segment<'_>) {
         if reset.has(flags::ACK) && self.handshakes.has_called(tuple, reset.ack().add(u32::MAX.into())) {
             let inner = self.local_tuple(tuple);
+            let call = self.causes.calls.find(&inner);
+            if let Caller::Of { session, .. } = call.caller() {
+                self.causes.readers.refused(call.thread(), *session);
+            }
             self.causes.calls.refuse(&inner, tuple.peer);
         }
     }

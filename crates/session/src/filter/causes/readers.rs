@@ -220,6 +220,16 @@ impl Readers {
         }
     }
 
+    /// The connect of that thread for a peer's session is refused: there may be another one for it.
+    pub fn refused(&mut self, thread: Thread, session: SessionId) {
+        let Some(served) = self.served.get_mut(&session) else { return };
+        served.called = 0;
+        // Whoever has read it, has it still; of one that is handed on without that, nothing else would tell.
+        if let Some(process) = self.processes.get_mut(&channel_of(thread)).filter(|_| !served.read) {
+            process.fresh.insert(session);
+        }
+    }
+
     // ---- what that says --------------------------------------------------------------------------------
 
     /// Whether a peer's session was read from; one that was only accepted has said nothing yet.

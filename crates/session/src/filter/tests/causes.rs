@@ -1110,6 +1110,47 @@ fn a_place_that_is_refused_keeps_nobody_from_those_behind_it() {
     }
 }
 
+/// A new client's connect is refused, and the program tries again when it has another client, too: one that another thread has
+/// accepted, or that the same thread has read.
+#[test]
+fn who_is_refused_is_not_given_what_waits_for_another_client() {
+    for of_one_thread in [false, true] {
+        let mut p = of_threads();
+        p.taken_over();
+        p.r.f.lift_barrier(p.r.now);
+        p.accepts(CAROL, 1);
+        let thread = if of_one_thread { 1 } else { 2 };
+        if of_one_thread {
+            p.reads(CAROL, 1);
+        }
+        assert_eq!(p.has_back(50_003, thread), None);
+        p.r.inp(&packet(50_003, false, RST | ACK, Seq(0), isn(50_003).add(1), b""));
+        p.waits(1);
+        p.waits(2);
+        p.holds(ALICE, 1, Origin::Recovered);
+        if of_one_thread {
+            p.reads(ALICE, 1);
+        }
+        assert_eq!(p.has_back(50_004, thread), None, "{of_one_thread}");
+        assert!(p.is_there(ALICE) && p.is_there(TO_ALICES));
+    }
+}
+
+#[test]
+fn a_thread_of_its_own_that_is_refused_tries_again_for_its_client() {
+    let mut p = of_threads();
+    p.accepts(CAROL, 1);
+    p.waits(1);
+    p.reads(CAROL, 4);
+    p.calls(TO_CAROLS, 4);
+    p.r.inp(&packet(TO_CAROLS, false, RST | ACK, Seq(0), isn(TO_CAROLS).add(1), b""));
+    p.waits(4);
+    p.accepts(1004, 1);
+    p.waits(1);
+    p.connects(40_004, 4);
+    assert_eq!(p.cause(40_004), Some(Cause::Of { session: p.id(CAROL), nth: 1, read: true }));
+}
+
 #[test]
 fn a_port_of_its_choice_says_which_one_it_is() {
     let mut p = Proxy::new();
