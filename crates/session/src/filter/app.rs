@@ -318,6 +318,7 @@ impl Filter {
     /// Of a session that has ended, or that its hooks do not know any more.
     fn close_unattached(&mut self, now: Now, channel: u32, handle: u32, shared: bool) {
         let Some(session) = self.processes.detach(channel, handle) else { return };
+        self.causes.closed(channel, session);
         let Some(live) = self.live.get_mut(&session).filter(|l| l.loose() && !shared) else { return };
         live.ownership.left_by(channel);
         if !live.ownership.is_held() {

@@ -118,7 +118,8 @@ impl Doubts {
         self.unclear.get(&id).is_some_and(|d| !d.shared && d.among.as_ref() != Some(left))
     }
 
-    /// The peers' sessions that these come from, peers' sessions and outgoing ones; None: perhaps any.
+    /// The peers' sessions that these come from, peers' sessions and outgoing ones; None: perhaps any. Those that are over are
+    /// left out.
     pub fn clients_of(
         &self,
         ins: &[SessionId],
@@ -129,7 +130,10 @@ impl Doubts {
         for out in outs {
             match (owner(*out).root(*out), self.unclear.get(out)) {
                 (Some(root), _) => clients.extend([root]),
-                (None, Some(doubt)) => clients.extend(doubt.among.as_ref()?.keys()),
+                (None, Some(doubt)) => {
+                    let lives = |id: &&SessionId| owner(**id) != Owner::Gone;
+                    clients.extend(doubt.among.as_ref()?.keys().filter(lives));
+                }
                 (None, None) => {}
             }
         }

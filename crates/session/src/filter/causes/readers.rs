@@ -92,11 +92,9 @@ impl Readers {
         self.processes.values_mut().for_each(|p| p.fresh.clear());
     }
 
-    /// A session is over.
+    /// A session is over. A process that has it unread may not know that, and connect for it, until it closes it.
     pub fn forget(&mut self, id: SessionId) {
-        if self.served.remove(&id).is_some() {
-            self.touched(id);
-        }
+        self.served.remove(&id);
     }
 
     pub fn processes_gone(&mut self, gone: impl Fn(&u32) -> bool) {
@@ -214,7 +212,9 @@ impl Readers {
     pub fn connects_for(&mut self, thread: Thread, session: SessionId) {
         self.touched(session);
         let called = self.tick();
-        self.served.entry(session).or_default().called = called;
+        if let Some(served) = self.served.get_mut(&session) {
+            served.called = called;
+        }
         if let Some(worker) = self.workers.get_mut(&thread) {
             worker.called_for = Some(session);
         }
@@ -310,9 +310,9 @@ impl Readers {
                 Life::Many => return Caller::Unclear(None),
             }
         }
-        among.extend(process.iter().flat_map(|p| &p.fresh));
         let alive = |id: &SessionId| owner(*id) != Owner::Gone;
         among.retain(alive);
+        among.extend(process.iter().flat_map(|p| &p.fresh));
         if !worker.ended {
             // The program may not know yet that one which it has read from in this turn has ended.
             among.extend(worker.ins.keys().filter(|id| !alive(id)));

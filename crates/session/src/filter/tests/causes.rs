@@ -1151,6 +1151,33 @@ fn a_thread_of_its_own_that_is_refused_tries_again_for_its_client() {
     assert_eq!(p.cause(40_004), Some(Cause::Of { session: p.id(CAROL), nth: 1, read: true }));
 }
 
+/// Its process may not know of that, and connect for it.
+#[test]
+fn a_client_that_goes_unread_leaves_its_connect_to_nobody_else() {
+    let mut p = of_threads();
+    p.taken_over();
+    p.r.f.lift_barrier(p.r.now);
+    p.accepts(CAROL, 1);
+    p.is_reset(CAROL);
+    p.holds(ALICE, 1, Origin::Recovered);
+    assert_eq!(p.has_back(50_003, 2), None);
+    // It knows now.
+    p.r.f.close(p.r.now, p.channel, 1, u32::from(CAROL), false);
+    assert_eq!(p.has_back(50_001, 3), Some(TO_ALICES));
+}
+
+/// One that has ended makes no candidate sure.
+#[test]
+fn what_is_heard_of_a_connection_whose_client_is_gone_says_nothing_of_the_next_one() {
+    let mut p = of_threads();
+    p.is_reset(BOB);
+    p.hears(TO_BOBS, 9);
+    p.accepts(CAROL, 1);
+    p.waits(1);
+    p.connects(TO_CAROLS, 9);
+    assert_eq!(p.cause(TO_CAROLS), Some(Cause::Unclear { all: false }));
+}
+
 #[test]
 fn a_port_of_its_choice_says_which_one_it_is() {
     let mut p = Proxy::new();
