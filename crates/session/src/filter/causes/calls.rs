@@ -52,6 +52,8 @@ pub(super) struct Calls {
     numbers: HashMap<SessionId, u64>,
     /// Those that were had back after a takeover, and over which no byte has flowed since.
     unused: BTreeSet<SessionId>,
+    /// Those that were had back by a guess, and over which no byte of their client has flowed since.
+    guessed: BTreeSet<SessionId>,
     /// Threads that connect before their process has any peer's session, and whether that is still under way.
     own: HashMap<SocketAddr, BTreeMap<Thread, bool>>,
     /// Places without a session for which the program has called since the takeover, and was refused.
@@ -63,6 +65,7 @@ impl Calls {
     pub fn forget_sessions(&mut self) {
         self.numbers.clear();
         self.unused.clear();
+        self.guessed.clear();
         self.refused.clear();
     }
 
@@ -70,6 +73,7 @@ impl Calls {
     pub fn forget(&mut self, id: SessionId) {
         self.numbers.remove(&id);
         self.unused.remove(&id);
+        self.guessed.remove(&id);
     }
 
     pub fn threads_gone(&mut self, gone: impl Fn(&Thread) -> bool) {
@@ -137,6 +141,11 @@ impl Calls {
     pub fn has_back(&mut self, tuple: &FourTuple, call: &Call, id: SessionId) {
         self.over(tuple, call, id);
         self.unused.insert(id);
+        if matches!(call.caller, Caller::Of { sure: false, .. }) {
+            self.guessed.insert(id);
+        } else {
+            self.guessed.remove(&id);
+        }
     }
 
     fn over(&mut self, tuple: &FourTuple, call: &Call, id: SessionId) {
@@ -147,6 +156,16 @@ impl Calls {
     /// The program has read from the session, or written to it.
     pub fn used(&mut self, id: SessionId) {
         self.unused.remove(&id);
+    }
+
+    /// Bytes have shown that the session is that client's which it was had back for.
+    pub fn guessed_right(&mut self, id: SessionId) {
+        self.guessed.remove(&id);
+    }
+
+    /// Whether it was had back by a guess, and nothing has shown yet that this was right.
+    pub fn is_guessed(&self, id: SessionId) -> bool {
+        self.guessed.contains(&id)
     }
 
     /// Whether it was had back, and no byte has flowed since.

@@ -71,10 +71,11 @@ impl Filter {
                 if self.new_instead(now, to, session) {
                     return;
                 }
-                let from_it = ins.contains(&session) || outs.iter().any(|out| self.known().root(*out) == Some(session));
-                if !ins.is_empty() && !from_it {
+                if ins.contains(&session) {
+                    self.causes.calls.guessed_right(to);
+                } else if !ins.is_empty() && !outs.iter().any(|out| self.known().root(*out) == Some(session)) {
                     self.contradict_all(now, to, &ins);
-                    self.share(to, ins.iter().copied().chain([session]));
+                    self.share_or_end(now, to, session, ins.iter().copied().chain([session]));
                 }
             }
             Some(Cause::Unclear { .. }) if !of_itself => self.narrow(now, to, &ins, true),
@@ -89,6 +90,7 @@ impl Filter {
         let own: Vec<SessionId> = outs.iter().copied().filter(|out| self.known().root(*out) == Some(to)).collect();
         if !own.is_empty() {
             for out in own {
+                self.causes.calls.guessed_right(out);
                 self.new_instead(now, out, to);
             }
             return;
@@ -108,12 +110,22 @@ impl Filter {
         let known = outs.iter().all(|out| self.known().root(*out).is_some());
         for out in outs {
             match self.known().root(*out) {
-                Some(owner) if known => self.share(*out, [owner, to].into_iter()),
+                Some(owner) if known => self.share_or_end(now, *out, owner, [owner, to].into_iter()),
                 Some(_) => {}
                 None => {
                     self.contradict(now, *out, to);
                 }
             }
+        }
+    }
+
+    /// The session is this client's, and serves others, too. One that was had back by a guess is not shared: the guess was wrong.
+    fn share_or_end(&mut self, now: Now, id: SessionId, client: SessionId, among: impl Iterator<Item = SessionId>) {
+        if self.causes.calls.is_guessed(id) {
+            self.unpair(now, id);
+            self.unpair(now, client);
+        } else {
+            self.share(id, among);
         }
     }
 
@@ -170,10 +182,16 @@ impl Filter {
     fn contradict(&mut self, now: Now, id: SessionId, to: SessionId) -> bool {
         let known = self.known();
         let destination = known.destination(id);
-        let waits = known.waiting_of(to).any(|other| other != id && known.destination(other) == destination);
-        if waits {
-            self.unpair(now, to);
+        let another = |other: &SessionId| *other != id && known.destination(*other) == destination;
+        let waits = known.waiting_of(to).any(|other| another(&other));
+        // One that was had back by a guess was had back for somebody else.
+        let guessed = |other: &SessionId| self.causes.calls.is_guessed(*other) && another(other);
+        let guessed: Vec<SessionId> = self.store.caused_by(to).iter().copied().filter(guessed).collect();
+        if !waits && guessed.is_empty() {
+            return false;
         }
-        waits
+        self.unpair(now, to);
+        guessed.into_iter().for_each(|other| self.unpair(now, other));
+        true
     }
 }

@@ -1151,6 +1151,49 @@ fn a_thread_of_its_own_that_is_refused_tries_again_for_its_client() {
     assert_eq!(p.cause(40_004), Some(Cause::Of { session: p.id(CAROL), nth: 1, read: true }));
 }
 
+/// One thread has read carol, and another one connects for her. It may connect for alice as well, whom nobody has touched.
+#[test]
+fn a_connection_that_a_guess_has_handed_to_another_client_is_reset_with_its_own() {
+    let guessed = || {
+        let mut p = of_threads();
+        p.taken_over();
+        p.r.f.lift_barrier(p.r.now);
+        p.accepts(CAROL, 1);
+        p.reads(CAROL, 1);
+        p.holds(ALICE, 1, Origin::Recovered);
+        assert_eq!(p.has_back(50_003, 2), Some(TO_ALICES));
+        p.r.f.attach(p.r.now, p.channel, u32::from(TO_ALICES), Origin::Connected, &out_tuple(50_003));
+        p
+    };
+    // What carol says goes there; or what it says goes to her.
+    for reply in [false, true] {
+        let mut p = guessed();
+        if reply {
+            p.hears(TO_ALICES, 2);
+            p.writes(CAROL, 2);
+        } else {
+            p.reads(CAROL, 2);
+            p.writes(TO_ALICES, 2);
+        }
+        assert_eq!((p.is_there(ALICE), p.is_there(TO_ALICES), p.is_there(CAROL)), (false, false, true), "{reply}");
+    }
+    // Alice gets another one.
+    let mut p = guessed();
+    p.reads(ALICE, 3);
+    assert_eq!(p.has_back(50_001, 3), None);
+    p.answered(50_001);
+    p.writes(50_001, 3);
+    assert_eq!((p.is_there(ALICE), p.is_there(TO_ALICES), p.is_there(CAROL)), (false, false, true));
+    // It was alice whom the program connected for.
+    let mut p = guessed();
+    p.reads(ALICE, 2);
+    p.writes(TO_ALICES, 2);
+    p.waits(2);
+    p.connects(50_001, 2);
+    p.writes(50_001, 2);
+    assert!(p.is_there(ALICE) && p.is_there(TO_ALICES));
+}
+
 /// Its process may not know of that, and connect for it.
 #[test]
 fn a_client_that_goes_unread_leaves_its_connect_to_nobody_else() {
