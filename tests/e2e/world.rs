@@ -184,7 +184,7 @@ impl World {
         let master = self.protected();
         std::thread::sleep(self.rng.duration(Duration::ZERO, Duration::from_millis(300)));
         match fault {
-            KillServer => self.pair.kill_program(master).expect("kill"),
+            KillServer => self.kill_server(master),
             KillAll => self.pair.kill_all(master),
             Cut => self.pair.host(master).cut_silent().expect("cut"),
             Freeze => self.pair.host(master).freeze(),
@@ -211,6 +211,23 @@ impl World {
                 self.pair.host(master).thaw();
             }
             KillServer | Switchover => {}
+        }
+    }
+
+    /// A crash is mended at home where the partner's program is not well, as one that was started a moment ago may turn out to be:
+    /// then it is killed once more.
+    fn kill_server(&mut self, master: usize) {
+        let of = |w: &World, key: &str| w.pair.status(master).map_or(0, |s| s[key].as_u64().unwrap_or(0));
+        let is_master = |w: &World, member: usize| w.pair.master().ok() == Some(member);
+        loop {
+            let starts = of(self, "program_starts");
+            self.pair.kill_program(master).expect("kill");
+            let at_home = |w: &World| of(w, "program_starts") > starts && of(w, "applications") > 0 && is_master(w, master);
+            tcpr_lab::wait_for(PATIENCE, || is_master(self, 1 - master) || at_home(self));
+            if !at_home(self) {
+                return;
+            }
+            self.protected();
         }
     }
 

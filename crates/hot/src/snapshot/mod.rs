@@ -42,7 +42,7 @@ use image::Scratch;
 use state::{swap, FAULTS, ROBUST, TIMERS, TRIED, TRIES, WRITER};
 
 /// So often a snapshot is tried where something is under way that cannot be kept.
-const MOST_TRIES: u32 = 16;
+const MOST_TRIES: u32 = 32;
 /// Between two tries; doubled with each, up to 64 times.
 const PAUSE_NS: i64 = 5_000_000;
 /// Tries that lie further apart do not belong together.

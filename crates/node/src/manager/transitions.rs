@@ -232,9 +232,13 @@ impl Manager {
         self.takeover.set_died(false);
         if !self.stop.is_under_way() && !self.config.service.life.disconnects() {
             if let Some(mut program) = self.program.take() {
+                // One that has crashed is waited for as long as before.
+                let runs = program.pid().is_some();
                 // Before its sockets go: none of its processes is to see a connection end.
                 program.kill(|| self.stay_alive());
-                program.restart(now);
+                if runs {
+                    program.restart(now);
+                }
                 self.program = Some(program);
             }
         }
