@@ -64,9 +64,9 @@ fn a_cold_backup_without_a_program_is_no_protection() {
     let w = started("missing", service, &[&program.display().to_string(), "5555"], Hosted::ByRun);
     let master = w.protected();
     std::fs::remove_file(&program).expect("removed");
+    let trouble = || status(&w, 1 - master)["program_trouble"].to_string();
+    wait_until(PATIENCE, "the backup says why", || trouble().contains("is not there"));
     wait_until(PATIENCE, "the pair is not protected", || status(&w, master)["protected"] == false);
-    let trouble = status(&w, 1 - master)["program_trouble"].to_string();
-    assert!(trouble.contains("is not there"), "{trouble}");
 }
 
 /// How often the program of a member has said this.
