@@ -282,7 +282,7 @@ while True:
 
 /// What a program cannot have under a hot standby is refused, and it can tell.
 #[test]
-fn roles_and_data_are_refused_under_a_hot_standby() {
+fn hot_standbys_are_refused_roles_and_data() {
     const ASKS: &str = "
 import ctypes, errno, socket
 library = ctypes.CDLL(None, use_errno=True)
