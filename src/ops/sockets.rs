@@ -68,7 +68,7 @@ pub unsafe fn bind(fd: c_int, at: *const sockaddr, length: socklen_t) -> c_int {
                 Binding::Plain => {}
                 Binding::Protected => {
                     // SAFETY: the caller's arguments.
-                    let result = in_use_for_good(|| unsafe { real::bind(fd, at, length) });
+                    let result = patiently(|| unsafe { real::bind(fd, at, length) });
                     if result == 0 {
                         inside(None, || table::set(fd, Some(Entry::Candidate)));
                     }
@@ -119,7 +119,7 @@ fn binding(fd: c_int, to: SocketAddr, candidate: bool) -> Binding {
 
 /// Repeats a bind or listen on a protected port that is in use only for a moment: the manager is restoring a connection there, and
 /// between two system calls its socket forbids the reuse of the port (`do_tcp_setsockopt`, TCP_REPAIR).
-fn in_use_for_good(call: impl Fn() -> c_int) -> c_int {
+fn patiently(call: impl Fn() -> c_int) -> c_int {
     let before = errno::get();
     for _ in 0..IN_USE_TRIES {
         let result = call();
@@ -139,10 +139,10 @@ fn in_use_for_good(call: impl Fn() -> c_int) -> c_int {
 /// # Safety
 /// As in the C library.
 pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
-    let is_candidate = table::get(fd) == Some(Entry::Candidate);
+    let is_candidate = table::get(fd) == Some(Entry::Candidate) && manager::acts();
     // SAFETY: takes no pointers.
     let call = || unsafe { real::listen(fd, backlog) };
-    let result = if is_candidate { in_use_for_good(call) } else { call() };
+    let result = if is_candidate { patiently(call) } else { call() };
     match table::get(fd) {
         Some(Entry::Candidate) if result == 0 && manager::acts() => inside((), || {
             let Some(client) = manager::client() else { return };

@@ -384,12 +384,35 @@ const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
 const LEFT: u32 = ONE_SHOT | (libc::EPOLLET | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE) as u32;
 /// Some watch is for one event.
 static ONE_SHOTS: AtomicU8 = AtomicU8::new(0);
-/// The descriptor of such a watch, plus one, by its instance and data; another one may have taken the place.
-static HINTS: [AtomicI32; 4096] = [const { AtomicI32::new(0) }; 4096];
+/// The descriptor of such a watch, plus one, by its instance and data: in one of some places from there on.
+static PLACES: [AtomicI32; 1 << 16] = [const { AtomicI32::new(0) }; 1 << 16];
 
-fn hint(epoll: i32, data: u64) -> &'static AtomicI32 {
-    let mixed = (data ^ (epoll as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    &HINTS[(mixed >> 52) as usize]
+fn places(epoll: i32, data: u64) -> impl Iterator<Item = &'static AtomicI32> {
+    const SOME: usize = 8;
+    let mixed = (data ^ (epoll as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+    (0..SOME).map(move |n| &PLACES[(mixed as usize + n) % PLACES.len()])
+}
+
+/// The watch for one event that has its place there.
+fn one_shot_at(place: &AtomicI32, such: impl Fn(i32, u64) -> bool) -> Option<&'static Watch> {
+    let watches = WATCHES.get((place.load(Ordering::Relaxed) as usize).checked_sub(1)?)?;
+    watches.iter().find(|w| {
+        let by = w.by.load(Ordering::Relaxed);
+        by != 0 && w.events.load(Ordering::Relaxed) & ONE_SHOT != 0 && such(by - 1, w.data.load(Ordering::Relaxed))
+    })
+}
+
+/// A watch for one event has a place. Where too many should be together, one is forgotten: after a promotion its event may come again.
+fn give_place(epoll: i32, fd: i32, data: u64) {
+    ONE_SHOTS.store(1, Ordering::Relaxed);
+    let is_of = |place: &&AtomicI32| place.load(Ordering::Relaxed) == fd + 1;
+    // A descriptor that has come again, with other data, has other places.
+    let is_free =
+        |place: &&AtomicI32| one_shot_at(place, |by, data| places(by, data).any(|its| std::ptr::eq(its, *place))).is_none();
+    let all = || places(epoll, data);
+    if let Some(place) = all().find(is_of).or_else(|| all().find(is_free)).or_else(|| all().next()) {
+        place.store(fd + 1, Ordering::Relaxed);
+    }
 }
 
 /// The instance has delivered events with such data: watches for one event are over until they are renewed.
@@ -398,14 +421,8 @@ pub fn delivered(epoll: i32, data: impl Iterator<Item = u64>) {
         return;
     }
     for data in data {
-        let is = |w: &&Watch| {
-            w.by.load(Ordering::Relaxed) == epoll + 1
-                && w.data.load(Ordering::Relaxed) == data
-                && w.events.load(Ordering::Relaxed) & ONE_SHOT != 0
-        };
-        let place = hint(epoll, data).load(Ordering::Relaxed);
-        let hinted = (place as usize).checked_sub(1).and_then(|fd| WATCHES.get(fd)).and_then(|all| all.iter().find(is));
-        if let Some(w) = hinted.or_else(|| WATCHES.iter().flatten().find(is)) {
+        let find = |place| one_shot_at(place, |by, theirs| (by, theirs) == (epoll, data));
+        if let Some(w) = places(epoll, data).find_map(find) {
             w.events.fetch_and(LEFT, Ordering::Relaxed);
         }
     }
@@ -423,8 +440,7 @@ pub fn spent() -> impl Iterator<Item = (i32, i32, u32, u64)> {
 /// An instance watches a descriptor, or does so in another way.
 pub fn watch(epoll: i32, fd: i32, events: u32, data: u64) {
     if events & ONE_SHOT != 0 {
-        ONE_SHOTS.store(1, Ordering::Relaxed);
-        hint(epoll, data).store(fd + 1, Ordering::Relaxed);
+        give_place(epoll, fd, data);
     }
     let Some(watches) = usize::try_from(fd).ok().and_then(|fd| WATCHES.get(fd)) else { return };
     let by = |number| watches.iter().find(|w| w.by.load(Ordering::Relaxed) == number);

@@ -112,10 +112,11 @@ unsafe fn wait_epoll(
             return result;
         }
     };
-    signals::deliver_in(mask);
     // SAFETY: so many events were filled.
     let bytes = unsafe { slice(events.cast(), EACH * result.max(0) as usize) };
+    // A handler may renew a watch.
     descriptors::delivered(epoll, datas(bytes));
+    signals::deliver_in(mask);
     append(Call::EpollWait, epoll, result, if bytes.is_empty() { &[] } else { std::slice::from_ref(&bytes) });
     result
 }

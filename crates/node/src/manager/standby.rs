@@ -315,11 +315,14 @@ impl Standby {
         if self.say_end(now, filter) {
             return;
         }
+        if !self.leads() {
+            return;
+        }
         self.note_output_around(filter.counters().adopted_bytes);
-        if let Some(why) = self.unrecorded.filter(|_| self.leads()) {
+        if let Some(why) = self.unrecorded {
             return self.end(now, filter, Broken::diverged(why));
         }
-        if self.complete && self.leads() {
+        if self.complete {
             self.ship_to(now, filter, u64::MAX);
             self.note_end(now, filter);
         }
@@ -418,7 +421,7 @@ impl Standby {
 
     /// So much output was on the wire, in all, that no call of the program's has announced.
     fn note_output_around(&mut self, adopted: u64) {
-        if self.leads() && *self.adopted.get_or_insert(adopted) != adopted {
+        if *self.adopted.get_or_insert(adopted) != adopted {
             self.unrecorded =
                 Some("the program has written to a connection by a call that has no hook (dprintf, or a system call of its own)");
         }

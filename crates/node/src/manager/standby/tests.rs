@@ -191,6 +191,7 @@ fn output_that_goes_around_the_library_ends_it() {
     leader.note_output_around(7);
     assert!(leader.unrecorded.is_none());
     leader.note_output_around(8);
+    assert!(leader.unrecorded.is_some());
     leader.ship(NOW, &mut filter);
     deliver(&mut filter, &mut follower);
     assert!(follower.cannot_promote().unwrap().contains("dprintf"));
