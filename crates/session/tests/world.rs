@@ -58,6 +58,8 @@ fn the_world_is_in_order() {
     (base..base + cases).for_each(&mut one);
     // A hang that was none: a connection whose callee was gone, and nobody said anything more.
     one(77_063_001);
+    // An application gave a connection up before its callee answered, and a takeover brought that back.
+    one(1_796_075_292_880_578);
     // A SYN-ACK that was sent again had shown the peer a later timestamp than the next master's.
     one(9_300_400_616);
     // Output of a turn that went on was out beside what its application kept of another place.

@@ -336,7 +336,9 @@ impl Filter {
                 continue;
             }
             if !live.ownership.is_attached() && !live.ownership.is_held() {
-                if let Some(h) = live.held.iter().find(|h| h.fin) {
+                // An RST of a connection that the application asked for: it gave up before the peer answered. One of a
+                // listener may be no end, see `known_out`.
+                if let Some(h) = live.held.iter().find(|h| h.fin || h.rst && live.outgoing) {
                     if self.processes.last_death().is_some_and(|death| h.since <= death + SUSPICIOUS) {
                         // Accepted by whoever died, most likely, and closed by its death, which we heard of first.
                         live.ownership.die();
@@ -348,6 +350,7 @@ impl Filter {
                         live.ownership.close();
                     });
                     self.commit_unattached(now, session, true);
+                    self.judge_held(now, session);
                 }
                 continue;
             }

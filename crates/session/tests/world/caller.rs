@@ -7,7 +7,7 @@ use tcpr_session::hook::Origin;
 use tcpr_session::record::Cause;
 use tcpr_session::segment::{flags, Segment};
 use tcpr_session::seq::Seq;
-use tcpr_session::store::Session;
+use tcpr_session::store::{Session, Store};
 use tcpr_session::tuple::{FourTuple, SessionId};
 use tcpr_session::Now;
 
@@ -44,8 +44,15 @@ impl Node {
         let waits = |t: &FourTuple| self.sockets.get(t).is_some_and(|s| s.state == State::SynSent);
         let Some(at) = app.calling.iter().position(waits) else { return };
         let tuple = app.calling.remove(at);
+        self.given_up.insert(tuple);
         self.sockets.get_mut(&tuple).expect("waits").close(now);
         self.collect(&tuple);
+    }
+
+    /// Whether a fault comes while it has yet to be known of a connection that its application gave it up: it is accepted by
+    /// its callee, if that hears of it again.
+    pub fn gives_up(&self, store: &Store) -> bool {
+        store.iter().any(|s| !s.closed && self.given_up.contains(&s.open.tuple))
     }
 
     /// One of the connects has come to its end. Returns whether one had.

@@ -635,6 +635,7 @@ impl World {
         self.snapshot_at = None;
         self.paired_at = None;
         let store = Rc::new(self.nodes[n].filter.store().clone());
+        self.guessed |= self.nodes[before].gives_up(&store);
         self.guard[before] = Guard::Overtaken(store);
         self.guard[n] = Guard::Nobody;
         self.master = n;
@@ -796,6 +797,7 @@ impl World {
                     return;
                 }
                 self.sums.recoveries += 1;
+                self.guessed |= self.nodes[node].gives_up(self.nodes[node].filter.store());
                 self.nodes[node].destroy_sockets();
                 self.nodes[node].probed.clear();
                 self.nodes[node].note_lonely();

@@ -153,6 +153,8 @@ pub struct Node {
     pub unpaired: BTreeSet<FourTuple>,
     /// Those of which that is so by now.
     lonely: BTreeSet<FourTuple>,
+    /// Connections that its application gave up before they were made.
+    given_up: BTreeSet<FourTuple>,
     isn: u32,
     /// To whom the application connects, and whether it says something first.
     callees: Vec<SocketAddr>,
@@ -216,6 +218,7 @@ impl Node {
             torn: BTreeSet::new(),
             unpaired: BTreeSet::new(),
             lonely: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             isn,
             callees,
             login,

@@ -341,6 +341,36 @@ fn what_was_half_made_when_the_application_died_is_no_session() {
 }
 
 #[test]
+fn what_the_application_gave_up_before_it_was_answered_is_over_at_once() {
+    for dies in [false, true] {
+        let mut r = Rig::new();
+        r.f = calling(Engine::Repair, true);
+        r.f.activate();
+        r.f.hold_for_replica(0);
+        r.out(&syn(MADE, ISN_OUT, 200));
+        let late =
+            Packet { port: MADE, out: false, flags: SYN | ACK, seq: ISN_IN, ack: ISN_OUT.add(1), ts: (100, 200), bytes: b"" }
+                .build();
+        let late = r.inp(&late);
+        assert!(r.passes(&late));
+        r.stored();
+        // The kernel has no such socket any more.
+        let refusal =
+            Packet { port: MADE, out: true, flags: RST, seq: ISN_OUT.add(1), ack: Seq(0), ts: (0, 0), bytes: b"" }.build();
+        assert_eq!(r.out(&refusal), [], "its hooks may be about to say why");
+        if dies {
+            r.f.process_gone(r.now, CHANNEL);
+        }
+        r.now += Duration::from_millis(50);
+        r.f.handle_timeout(r.now);
+        let mut actions = r.drain();
+        actions.extend(r.stored());
+        assert_eq!(r.passes(&actions), !dies, "{actions:?}");
+        assert_eq!(r.f.store().len(), usize::from(dies), "whoever died connects again when it is started");
+    }
+}
+
+#[test]
 fn what_the_replica_may_not_know_is_not_probed() {
     let mut r = Rig::new();
     r.f = calling(Engine::Repair, true);
