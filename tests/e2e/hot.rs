@@ -830,6 +830,92 @@ while True:
     w.no_reset();
 }
 
+/// What is in the way of a snapshot may go: it is made then.
+#[test]
+fn a_snapshot_that_fails_is_made_later() {
+    const HOLDS: &str = "
+import os, selectors, socket, tempfile
+listener = socket.create_server(('', 5555))
+selector = selectors.DefaultSelector()
+selector.register(listener, selectors.EVENT_READ)
+n, held = 0, None
+while True:
+    for key, _ in selector.select():
+        if key.fileobj is listener:
+            selector.register(listener.accept()[0], selectors.EVENT_READ)
+            continue
+        line = key.fileobj.recv(5000)
+        if line.startswith(b'hold'): held = tempfile.TemporaryFile()
+        if line.startswith(b'leave'): held = None
+        n += 1
+        key.fileobj.sendall(b'%d %s' % (n, line))
+";
+    let service = hot("holds").lines().set("service", "standby_trace_bytes", SHORT);
+    let mut w = World::new("holds", service, &["/usr/bin/python3", "-c", HOLDS]);
+    let master = follows(&w);
+    let mut talker = Talker::new(&w);
+    let mut said = 0;
+    let mut say = |t: &mut Talker, line: &str| {
+        said += 1;
+        t.say(line);
+        assert_eq!(t.line(), format!("{said} {line}"));
+    };
+    say(&mut talker, "hold");
+    let text = "x".repeat(2000);
+    // More than the memory for the trace takes.
+    for n in 0..600 {
+        say(&mut talker, &text);
+        if n % 50 == 49 {
+            follows(&w);
+        }
+    }
+    let [program] = w.pair.programs(1 - master)[..] else { panic!("one process") };
+    assert!(Command::new("kill").args(["-KILL", &program.to_string()]).status().expect("kill").success());
+    let mut last = Value::Null;
+    let refused = wait_for(PATIENCE, || {
+        last = standby(&w, master);
+        last["state"] == "full"
+    });
+    assert!(refused && last["reason"].to_string().contains("no snapshot"), "{last}");
+    // The trace goes on meanwhile.
+    (0..600).for_each(|_| say(&mut talker, &text));
+    assert_eq!(standby(&w, master)["state"], "full");
+    say(&mut talker, "leave");
+    follows(&w);
+    w.fail_over(Fault::KillAll);
+    say(&mut talker, "here");
+    w.no_reset();
+}
+
+/// A follower that stands still would not be there in time for a takeover: status says so.
+#[test]
+fn a_follower_that_stands_still_is_no_standby() {
+    let mut w = World::new("still", hot("rooms"), &[&built("rooms_server"), "5555"]);
+    let master = follows(&w);
+    let mut member = Member::new(&w, 0);
+    let [program] = w.pair.programs(1 - master)[..] else { panic!("one process") };
+    let signal = |signal: &str| {
+        assert!(Command::new("kill").args([signal, &program.to_string()]).status().expect("kill").success());
+    };
+    signal("-STOP");
+    member.check();
+    let mut last = Value::Null;
+    let said = wait_for(PATIENCE, || {
+        last = standby(&w, master);
+        last["state"] == "joining"
+    });
+    assert!(said && last["reason"].to_string().contains("keep up"), "{last}");
+    assert!(last["lag_ms"].as_f64().is_some_and(|ms| ms > 1000.0), "{last}");
+    let required = w.pair.tcpr(master, &["status", "--require", "hot"]).expect("status");
+    assert_ne!(required.status.code(), Some(0), "for monitoring");
+    member.check();
+    signal("-CONT");
+    follows(&w);
+    w.fail_over(Fault::KillAll);
+    member.check();
+    w.no_reset();
+}
+
 /// What a snapshot costs: `cargo test --release --test e2e hot::cost_of_a_snapshot -- --ignored --nocapture`.
 #[test]
 #[ignore = "measures"]

@@ -51,8 +51,41 @@ struct Report {
     records: u64,
     state: u32,
     reason: String,
-    /// When it had executed nearly all that was in the log; `None`: never yet.
-    caught_up: Option<Now>,
+    lag: Lag,
+}
+
+/// Since when a follower is behind, as far as its reports tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lag {
+    /// It has yet to come near the end of the trace for the first time.
+    Joining,
+    None,
+    /// It has yet to execute what was there at that time: the trace up to this byte.
+    Since(Now, u64),
+}
+
+impl Lag {
+    /// It has executed so much of a trace that ends at `head`.
+    fn hears(self, now: Now, executed: u64, head: u64) -> Lag {
+        match self {
+            _ if executed >= head => Lag::None,
+            Lag::Joining if executed.saturating_add(NEAR) < head => Lag::Joining,
+            Lag::Since(since, mark) if executed < mark => Lag::Since(since, mark),
+            _ => Lag::Since(now, head),
+        }
+    }
+
+    fn time(self, now: Now) -> Duration {
+        match self {
+            Lag::Since(since, _) => now.saturating_sub(since),
+            Lag::Joining | Lag::None => Duration::ZERO,
+        }
+    }
+
+    /// Whether a takeover would find it at the end of the trace in time.
+    fn is_close(self, now: Now) -> bool {
+        self != Lag::Joining && self.time(now) < CATCH_UP
+    }
 }
 
 /// Of that what the leader was told last: life, end of the trace, how far it is executed, state.
@@ -138,6 +171,8 @@ pub(super) struct Standby {
     /// Why it cannot be followed any more, and the leader's life of which that is so.
     broken: Option<Broken>,
     given_up: u64,
+    /// The leader's life that was given up for want of a snapshot.
+    imageless: u64,
     due: Now,
     told: Option<Told>,
     /// Since when the follower comes to the end of the trace, to take over.
@@ -171,6 +206,7 @@ impl Standby {
             opened: BySession::default(),
             broken: None,
             given_up: 0,
+            imageless: 0,
             due: Duration::ZERO,
             told: None,
             promoting: None,
@@ -408,8 +444,8 @@ impl Standby {
         match (follower, self.images.need_the_trace(memory, self.shipped)) {
             (_, Some(needed)) => memory.give_up(end.min(needed)),
             (Some(follower), None) => memory.give_up(end.min(follower.head).min(self.shipped)),
-            (None, None) if partner.is_some_and(|p| is_ill(p.state)) => {}
-            (None, None) if self.images_are_spoken && self.images.are_possible() => memory.give_up(end),
+            (None, None) if partner.is_some_and(|p| is_ill(p.state)) && !self.images.are_awaited() => {}
+            (None, None) if self.images_are_spoken && self.images.may_come(memory) => memory.give_up(end),
             (None, None) => {}
         }
     }
@@ -443,13 +479,13 @@ impl Standby {
         }
         // Of the same process: one that was started again begins with the first record.
         let same = |p: &&Report| p.life == *life && p.executed <= *executed;
-        let before = self.partner.as_ref().filter(same).and_then(|p| p.caught_up);
-        let near = self.complete && executed.saturating_add(NEAR) >= *head;
-        if near {
+        let before = self.partner.as_ref().filter(same).map_or(Lag::Joining, |p| p.lag);
+        let lag = if self.complete { before.hears(now, *executed, *head) } else { before };
+        if lag.is_close(now) {
             self.images.note_follower(now);
         }
         self.partner = Some(Report {
-            caught_up: if near { Some(now) } else { before },
+            lag,
             executed: *executed,
             life: *life,
             head: *head,
@@ -767,17 +803,21 @@ impl Manager {
             _ if memory.is_none() => (StandbyState::None, String::new()),
             _ if !why.is_empty() => (word(own, false), why),
             None if master && standby.partner.is_none() => (StandbyState::None, String::new()),
-            Some(p) => (word(p.state, standby.complete && p.caught_up.is_some()), p.reason.clone()),
+            Some(p) if p.lag.is_close(now) || !p.reason.is_empty() => (word(p.state, standby.complete), p.reason.clone()),
+            Some(Report { lag: Lag::Since(..), .. }) => {
+                (StandbyState::Joining, "the program on the partner does not keep up".to_owned())
+            }
+            Some(p) => (word(p.state, false), String::new()),
             None if standby.follows() => (word(own, standby.exact), String::new()),
             None => (StandbyState::Joining, String::new()),
         };
         let behind = partner.map(|p| records.saturating_sub(p.records));
-        let since = partner.and_then(|p| p.caught_up).unwrap_or(now);
+        let lag = partner.map_or(Duration::ZERO, |p| p.lag.time(now));
         StandbyStatus {
             mode: self.config.service.standby,
             state,
             lag_records: behind,
-            lag_ms: behind.map(|n| if n == 0 { 0.0 } else { now.saturating_sub(since).as_micros() as f64 / 1000.0 }),
+            lag_ms: behind.map(|n| if n == 0 { 0.0 } else { lag.as_micros() as f64 / 1000.0 }),
             reason: Some(reason).filter(|reason| !reason.is_empty()),
             trace_bytes: memory.map_or(0, |m| m.head().saturating_sub(m.kept())),
             promotions: standby.promotions,

@@ -58,9 +58,9 @@ pub(super) struct Outgoing {
 pub(super) struct Images {
     pub(super) outgoing: Option<Outgoing>,
     pub(super) incoming: Option<Incoming>,
-    /// Why none can be made.
-    refused: Option<String>,
-    /// It was said to the partner over this link.
+    /// Why the last try came to nothing.
+    pub(super) refused: Option<String>,
+    /// The partner was told so over this link: it does without, until there is one after all.
     said_refused: bool,
     tries: u32,
     next: Now,
@@ -97,9 +97,14 @@ impl Images {
         })
     }
 
-    /// Whether a partner that cannot begin with the trace can begin with a snapshot.
-    pub(super) fn are_possible(&self) -> bool {
-        IS_KNOWN && self.refused.is_none()
+    /// Whether a partner that cannot begin with the trace may get a snapshot. One that can gets the trace where none was made.
+    pub(super) fn may_come(&self, memory: &TraceMemory) -> bool {
+        IS_KNOWN && (self.refused.is_none() || memory.kept() > 0)
+    }
+
+    /// Whether the partner follows nothing for that reason alone.
+    pub(super) fn are_awaited(&self) -> bool {
+        self.said_refused
     }
 
     /// Whether the trace waits: for a snapshot that is being made, and determines where it begins.
@@ -147,12 +152,13 @@ impl Standby {
         let there = if mine { partner.head } else { 0 };
         let records = matches!(memory.state(), state::RECORDING | state::LIVE);
         let is_long = there == 0 && !self.complete && is_long(memory);
-        records && self.broken.is_none() && !(mine && is_ill(partner.state)) && (there < memory.kept() || is_long)
+        let is_lost = mine && is_ill(partner.state) && !self.images.are_awaited();
+        records && self.broken.is_none() && !is_lost && (there < memory.kept() || is_long)
     }
 
     /// Whether the trace is not to be shipped from its beginning, for a snapshot may come first.
     pub(super) fn waits_for_image(&self) -> bool {
-        let Some(memory) = self.memory.as_ref().filter(|_| self.images_are_spoken && self.images.are_possible()) else {
+        let Some(memory) = self.memory.as_ref().filter(|m| self.images_are_spoken && self.images.may_come(m)) else {
             return false;
         };
         let unknown = self.partner.is_none() && (memory.kept() > 0 || is_long(memory)) && !self.complete;
@@ -205,6 +211,7 @@ impl Standby {
             send(&Message::ImageEnd { life: self.life, bytes, trouble: "".into() });
             memory.end_snapshot();
             self.images.outgoing = None;
+            (self.images.refused, self.images.said_refused) = (None, false);
         } else if now > one.moved + patience {
             let reason = memory.reason();
             let why = match (one.position, reason.is_empty()) {
@@ -218,14 +225,16 @@ impl Standby {
 
     fn begin_image(&mut self, now: Now, send: &mut impl FnMut(&Message<'_>)) {
         let Some(memory) = &self.memory else { return };
-        if let Some(why) = self.images.refused.clone() {
-            // From its beginning, if that is there.
-            if memory.kept() > 0 && !std::mem::replace(&mut self.images.said_refused, true) {
+        if let Some(why) = &self.images.refused {
+            if memory.kept() == 0 {
+                // The trace is there from its beginning.
+                return;
+            }
+            if !std::mem::replace(&mut self.images.said_refused, true) {
                 send(&Message::ImageEnd { life: self.life, bytes: 0, trouble: why.into() });
             }
-            return;
         }
-        if now < self.images.next || !IS_KNOWN && memory.kept() == 0 {
+        if now < self.images.next || !IS_KNOWN && (memory.kept() == 0 || self.images.refused.is_some()) {
             return;
         }
         self.images.tries += 1;
@@ -237,7 +246,8 @@ impl Standby {
         self.images.outgoing = Some(Outgoing { moved: now, begun: now, position: None, sent: 0, stored: 0 });
     }
 
-    /// There will be no snapshot. The leader goes on; if its trace is there from the beginning, the partner can follow that.
+    /// There is no snapshot this time. The leader goes on; if its trace is there from the beginning, the partner can follow that.
+    /// Else it is tried again later, for what was in the way may go.
     fn fail_image(&mut self, send: &mut impl FnMut(&Message<'_>), why: String) {
         log::warn!(why = why.as_str(); "the partner gets no snapshot of the program");
         let Some(memory) = &self.memory else { return };
@@ -270,7 +280,7 @@ impl Standby {
     /// A snapshot of the leader's program comes.
     pub(super) fn image_begins(&mut self, life: u64, at: u64) -> io::Result<()> {
         self.images.incoming = None;
-        if !self.hot || self.given_up == life {
+        if !self.hot || self.given_up == life && self.imageless != life {
             return Ok(());
         }
         if at > u64::MAX / 2 {
@@ -280,7 +290,7 @@ impl Standby {
         let Some(memory) = &self.memory else { return Ok(()) };
         memory.set_mode(mode::FOLLOW);
         memory.begin_at(at);
-        (self.life, self.broken) = (life, None);
+        (self.life, self.broken, self.given_up, self.imageless) = (life, None, 0, 0);
         // SAFETY: the name is a C string; the call takes nothing else.
         let fd = unsafe { libc::memfd_create(c"tcpr-program".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
@@ -326,13 +336,14 @@ impl Standby {
         true
     }
 
-    /// There is none: this life cannot be followed.
+    /// There is none: this life cannot be followed, unless one comes later.
     pub(super) fn no_image(&mut self, life: u64, why: String) {
         self.images.incoming = None;
         if !self.hot || self.given_up == life {
             return;
         }
         log::error!(why = why.as_str(); "the program here cannot follow the master's");
+        self.imageless = life;
         if self.follows() {
             // Whatever program there is waits for a trace that does not come: it is to be replaced.
             (self.life, self.exact, self.taken) = (life, false, true);

@@ -458,9 +458,65 @@ fn a_program_of_which_no_snapshot_can_be_made_is_followed_from_its_beginning_or_
                 late.note_divergence();
                 late.program_starts(Role::Backup);
                 assert!(late.take_memory(Role::Backup).is_some() && late.leads());
+                later_there_is_one(leader, late, filter);
             }
         }
     }
+}
+
+/// What was in the way of a snapshot is gone.
+fn later_there_is_one(mut leader: Standby, mut late: Standby, mut filter: Filter) {
+    let (state, reason) = late.state();
+    let report = Message::Standby { life: leader.life, head: 0, executed: 0, records: 0, state, reason: reason.into() };
+    leader.hear(NOW, &report);
+    // The trace does not fill meanwhile.
+    for _ in 0..100 {
+        records(&leader, &vec![1; LIMIT as usize / 20]);
+        leader.catch_up(NOW, &mut filter, 0);
+        leader.give_up_the_beginning();
+    }
+    assert!(!image(&mut leader, &mut late, NOW + APART));
+    let memory = leader.memory.as_ref().unwrap();
+    assert_ne!(memory.snapshot_state(), snapshot::ASKED, "not so soon");
+    assert!(!image(&mut leader, &mut late, NOW + 5 * APART));
+    let memory = leader.memory.as_ref().unwrap();
+    assert_eq!(memory.snapshot_state(), snapshot::ASKED);
+    memory.write_snapshot(snapshot::DONE, memory.head(), b"the program");
+    let starts = (0..9).any(|_| image(&mut leader, &mut late, NOW + 5 * APART));
+    assert!(starts && late.life == leader.life && late.broken.is_none());
+    late.program_starts(Role::Backup);
+    assert!(late.image().is_some() && late.take_memory(Role::Backup).is_some());
+    let head = late.memory.as_ref().unwrap().head();
+    let (executed, state, reason) = (head, state::FOLLOWING, "".into());
+    leader.hear(NOW, &Message::Standby { life: leader.life, head, executed, records: 0, state, reason });
+    catches_up(&mut leader, &mut filter);
+    assert!(!deliver(&mut filter, &mut late) && late.exact && late.follows());
+    // One that diverges is lost as before.
+    let (life, head) = (leader.life, leader.memory.as_ref().unwrap().kept());
+    let report = Message::Standby { life, head: head - 1, executed: 0, records: 0, state: state::DIVERGED, reason: "x".into() };
+    leader.hear(NOW, &report);
+    assert!(!image(&mut leader, &mut late, NOW + 500 * APART) && leader.images.outgoing.is_none());
+}
+
+#[test]
+fn a_follower_that_stands_still_is_not_close() {
+    let (far, second) = (NEAR + 1, Duration::from_secs(1));
+    let joining = Lag::Joining.hears(NOW, 0, far);
+    assert!(joining == Lag::Joining && !joining.is_close(NOW));
+    // Close is good enough at first, and as long as it goes on.
+    let mut lag = joining.hears(NOW, 1, far);
+    for n in 0..20 {
+        lag = lag.hears(NOW + second * n, u64::from(n) * far, u64::from(n + 1) * far);
+        assert!(lag.is_close(NOW + second * n), "{lag:?}");
+    }
+    assert!(lag.time(NOW + 20 * second) <= 2 * second, "{lag:?}");
+    for n in 20..30 {
+        lag = lag.hears(NOW + second * n, 19 * far, u64::from(n + 1) * far);
+    }
+    assert!(!lag.is_close(NOW + 30 * second), "{lag:?}");
+    let again = lag.hears(NOW + 30 * second, 31 * far, 31 * far);
+    // What it had not executed when it was last heard of is as old as that.
+    assert!(again == Lag::None && again.is_close(NOW + 3000 * second));
 }
 
 /// A leader, and a follower that has the beginning of a snapshot; and where the trace was.
@@ -517,7 +573,7 @@ fn a_program_that_starts_while_a_snapshot_comes_does_not_lose_it() {
     leader.hear(NOW, &report(leader.life));
     assert!(leader.images.outgoing.is_some());
     leader.hear(NOW, &report(0));
-    assert!(leader.images.outgoing.is_none() && leader.images.are_possible());
+    assert!(leader.images.outgoing.is_none() && leader.images.refused.is_none());
 }
 
 #[test]
