@@ -185,8 +185,42 @@ fn ten_takeovers_with_a_trace_longer_than_its_memory() {
         assert!(told["trace_bytes"].as_u64().is_some_and(|n| (ROOM / 2..=ROOM).contains(&n)), "{told}");
         w.fail_over(fault);
         members.iter_mut().for_each(Member::check);
-        assert!(standby(&w, w.protected())["promotions"].as_u64().is_some_and(|n| n > 0), "round {round}, {fault:?}");
+        let master = w.protected();
+        assert!(standby(&w, master)["promotions"].as_u64().is_some_and(|n| n > 0), "round {round}, {fault:?}");
+        // It is found by its command line as before.
+        let [program] = w.pair.programs(master)[..] else { panic!("one process") };
+        let line = std::fs::read_to_string(format!("/proc/{program}/cmdline")).expect("it runs");
+        assert_eq!(line.trim_end_matches('\0').split('\0').collect::<Vec<_>>(), [&*built("rooms_server"), "5555"]);
         eprintln!("round {round}: {fault:?}");
+    }
+    w.no_reset();
+}
+
+/// Much more at once than the memory for the trace takes: the program waits for room, and its state is not given up.
+#[test]
+fn a_burst_longer_than_the_memory_for_the_trace() {
+    const LINES: u64 = 2000;
+    let service = hot("burst").set("service", "standby_trace_bytes", SHORT);
+    let mut w = World::new("burst", service, &[&built("rooms_server"), "5555"]);
+    follows(&w);
+    let mut members: Vec<Member> = (0..3).map(|n| Member::new(&w, n)).collect();
+    let text = "x".repeat(3900);
+    for fault in w.faults(3) {
+        follows(&w);
+        std::thread::scope(|threads| {
+            for member in &mut members {
+                let (mut to, text) = (member.talker.to.try_clone().expect("cloned"), &text);
+                threads.spawn(move || (0..LINES).for_each(|_| to.write_all(format!("say {text}\n").as_bytes()).expect("sent")));
+                threads.spawn(move || {
+                    (0..LINES).for_each(|_| assert!(member.talker.line().ends_with(text)));
+                    member.lines += LINES;
+                });
+            }
+        });
+        follows(&w);
+        w.fail_over(fault);
+        members.iter_mut().for_each(Member::check);
+        assert!(standby(&w, w.protected())["promotions"].as_u64().is_some_and(|n| n > 0), "{fault:?}");
     }
     w.no_reset();
 }

@@ -52,6 +52,10 @@ const ALONE_NS: i64 = 1_000_000;
 const LAST_NS: i64 = 100_000_000;
 /// After this time, a thread whose turn was not yet looks again though nobody has woken it.
 const AGAIN_NS: i64 = 10_000_000;
+/// How long it is waited for room in the trace. The manager makes some every 20 ms; a partner that is gone delays that until it is
+/// missed.
+const ROOM_NS: i64 = 500_000_000;
+const NAP_NS: i64 = 200_000;
 /// A turn is short as a rule: so often a thread looks for its own before it sleeps. It does not yield meanwhile: on a busy machine
 /// that may take milliseconds, and a thread that is woken runs sooner.
 const SPINS: u32 = 10;
@@ -140,8 +144,8 @@ fn look_for_connection(fd: i32) {
 }
 
 fn append_one(call: Call, fd: i32, result: i64, parts: &[&[u8]]) -> u64 {
-    let appended = with_log(|log| write_record(log, &Record { thread: me(), call, fd, result, data: &[] }, parts));
-    match appended {
+    let append = || with_log(|log| write_record(log, &Record { thread: me(), call, fd, result, data: &[] }, parts));
+    match append().or_else(|| append_when_there_is_room(append)) {
         Some(head) => {
             if header().mode.load(Ordering::Relaxed) == mode::OFF {
                 give_up(None, "");
@@ -153,6 +157,20 @@ fn append_one(call: Call, fd: i32, result: i64, parts: &[&[u8]]) -> u64 {
             0
         }
     }
+}
+
+/// A program that records faster than the beginning of the trace is given up waits for that.
+#[cold]
+fn append_when_there_is_room(append: impl Fn() -> Option<u64>) -> Option<u64> {
+    let until = raw::clock_ns(libc::CLOCK_MONOTONIC) + ROOM_NS;
+    let waits = || !activity::is_offline() && records() && raw::clock_ns(libc::CLOCK_MONOTONIC) < until;
+    while waits() {
+        raw::sleep_ns(NAP_NS);
+        if let Some(head) = append() {
+            return Some(head);
+        }
+    }
+    None
 }
 
 fn write_record(log: &mut Inner, record: &Record<'_>, parts: &[&[u8]]) -> Option<u64> {

@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering;
 
 use tcpr_session::trace::memory::snapshot as told;
 
-use super::image::{bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Head, Rights, Scratch, Words, MAGIC, PAGE};
+use super::image::{
+    bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Head, Places, Rights, Scratch, Words, MAGIC, PAGE,
+};
 use super::mappings::{read_mappings, Region, NAME};
 use super::park;
-use super::process::{line, number_in, read_file};
+use super::process::{line, number, number_in, read_file};
 use super::state::{changed_surroundings, swap, ROBUST, THREADS};
 use crate::memory::{self, header};
 use crate::partner;
@@ -188,8 +190,29 @@ fn head(s: &mut Scratch, count: usize, (leader, stack): (i64, u64), is_dumpable:
         alternate,
         actions,
         rights: rights(leader, is_dumpable, &mut s.buffer),
+        places: places(&mut s.buffer),
         command,
         directory,
+    }
+}
+
+/// The copy's own, which are the leader's.
+fn places(buffer: &mut [u8]) -> Places {
+    let n = read_file(format_args!("/proc/self/stat"), &mut buffer[..4096]);
+    // Behind the name, which may have anything in it: fields from the third one on (proc_pid_stat(5)).
+    let behind = buffer[..n].iter().rposition(|b| *b == b')').map_or(n, |at| n.min(at + 2));
+    let text = &buffer[behind..n];
+    let field = |n: usize| text.split(|b| *b == b' ').nth(n - 3).map_or(0, |mut word| number(&mut word, 10));
+    Places {
+        code: [field(26), field(27)],
+        data: [field(45), field(46)],
+        heap: [field(47), raw!(SYS_brk, 0) as u64],
+        stack: field(28),
+        arguments: [field(48), field(49)],
+        environment: [field(50), field(51)],
+        auxiliary: 0,
+        auxiliary_length: 0,
+        file: -1,
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::copy::CAPABILITIES;
 use super::image::{
-    bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Rights, Scratch, Words, MAGIC, MOST_DESCRIPTORS, MOST_MAPPINGS,
+    bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Places, Rights, Scratch, Words, MAGIC, MOST_DESCRIPTORS,
+    MOST_MAPPINGS,
 };
 use super::mappings::read_mappings;
 use super::mappings::Region;
@@ -227,6 +228,8 @@ pub fn thaw() {
         fail(format_args!("its working directory is not here"));
     }
     raw!(SYS_prctl, libc::PR_SET_NAME, head.command.as_ptr());
+    // For `ps`. A kernel that cannot does without.
+    raw!(SYS_prctl, libc::PR_SET_MM, libc::PR_SET_MM_MAP, &raw const head.places, size_of::<Places>());
     restore_signals(s);
     let all = &s.descriptors[..head.descriptors as usize];
     // The program may have raised its own limit. What it is in the end, it becomes with its rights.

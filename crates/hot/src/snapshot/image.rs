@@ -9,7 +9,7 @@ use crate::raw::raw;
 
 /// Behind the newest output of `tails`, and before the memory of libtcpr.
 const SCRATCH: usize = 0x5380_0000_0000;
-pub const MAGIC: u64 = u64::from_ne_bytes(*b"TCPRSNP1");
+pub const MAGIC: u64 = u64::from_ne_bytes(*b"TCPRSNP2");
 pub const MOST_MAPPINGS: usize = 65536;
 pub const MOST_DESCRIPTORS: usize = 65536;
 pub const PAGE: u64 = 4096;
@@ -92,6 +92,23 @@ pub struct Rights {
     pub leads_session: u64,
 }
 
+/// Where the kernel takes the parts of a program to be: it reads the command line there, for one (struct prctl_mm_map in
+/// linux/prctl.h).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Places {
+    pub code: [u64; 2],
+    pub data: [u64; 2],
+    pub heap: [u64; 2],
+    pub stack: u64,
+    pub arguments: [u64; 2],
+    pub environment: [u64; 2],
+    /// Neither the auxiliary vector nor the file is changed.
+    pub auxiliary: u64,
+    pub auxiliary_length: u32,
+    pub file: i32,
+}
+
 /// What is known before anything is changed.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -111,6 +128,7 @@ pub struct Head {
     pub alternate: [u64; 3],
     pub actions: [[u64; 4]; 65],
     pub rights: Rights,
+    pub places: Places,
     pub command: [u8; 16],
     pub directory: [u8; NAME],
 }
