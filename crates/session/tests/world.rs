@@ -60,6 +60,8 @@ fn the_world_is_in_order() {
     one(77_063_001);
     // An application gave a connection up before its callee answered, and a takeover brought that back.
     one(1_796_075_292_880_578);
+    // A chat in which nobody says anything.
+    one(40_000_060_875);
     // A SYN-ACK that was sent again had shown the peer a later timestamp than the next master's.
     one(9_300_400_616);
     // Output of a turn that went on was out beside what its application kept of another place.

@@ -881,7 +881,8 @@ impl World {
             if !self.speaking {
                 self.speaking = self.all_hold();
             }
-            if self.peers.iter().all(Peer::satisfied) {
+            // Those that have nothing to say, too, first wait for the others.
+            if self.speaking && self.peers.iter().all(Peer::satisfied) {
                 self.peers.iter_mut().for_each(|p| p.may_end = true);
             }
             let all_over = self.peers.iter().all(Peer::over) && self.calm();
