@@ -55,7 +55,7 @@ struct Lost {
 impl Stand {
     /// Loses the master, and has it back as the backup.
     fn lose(&mut self, loss: Loss, client: &StreamClient) -> Result<Lost, Failure> {
-        let master = self.pair.wait_protected(PATIENCE)?;
+        let master = self.ready()?;
         // What came before is over.
         progress(client)?;
         client.take_longest_gap();
@@ -76,6 +76,7 @@ impl Stand {
         // Midnight may lie between.
         let decided = (decided - when).rem_euclid(86_400_000.0);
         let (probed, restored, done) = (takeover("probed_us"), takeover("restored_us"), takeover("done_us"));
+        let promoted = promotion_us(&log).map(|us| us / 1e3);
         match loss {
             Loss::Switchover => {}
             Loss::Kill => self.pair.restart(master)?,
@@ -86,6 +87,10 @@ impl Stand {
             ("3. the other sockets made", restored - probed),
             ("4. accepted by the application", done - restored),
         ];
+        // A follower is at the end of its trace before anything else.
+        if let Some(ms) = promoted {
+            parts.insert(0, ("1. the program has come to the end of its trace", ms));
+        }
         // Before it hands over, a master goes on.
         if !matches!(loss, Loss::Switchover) {
             parts.insert(0, ("1. detected and decided (from a log in whole ms)", decided));
@@ -106,6 +111,12 @@ fn became_master(log: &str) -> Option<f64> {
     let mut fields = line.split_whitespace().next()?.split(':').map(|f| f.parse::<f64>().ok());
     let mut next = || fields.next().flatten();
     Some((next()? * 3600.0 + next()? * 60.0 + next()?) * 1e3)
+}
+
+/// How long the last promotion of the program took, in us, by the same log.
+fn promotion_us(log: &str) -> Option<f64> {
+    let line = log.lines().rfind(|l| l.contains(": the program goes on with its state "))?;
+    line.rsplit_once("us=")?.1.trim().parse().ok()
 }
 
 /// Waits until the client has heard something new for a while.
@@ -131,5 +142,7 @@ mod tests {
                    00:01:03.000 tcpr info takeover: takeover done";
         assert_eq!(became_master(log), Some(62_250.0));
         assert_eq!(became_master("nothing"), None);
+        let log = "00:32:42.574 tcpr info standby: the program goes on with its state connections=3 us=5375";
+        assert_eq!((promotion_us(log), promotion_us("nothing")), (Some(5375.0), None));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 
 use super::report::{Group, Report};
-use super::stand::{connect, echo, Stand, PATIENCE};
+use super::stand::{connect, echo, Stand};
 use super::{Options, Variant};
 use crate::failure::Failure;
 
@@ -28,7 +28,7 @@ const fn trip(name: &'static str) -> Group {
 
 pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), Failure> {
     let stand = Stand::new(options, variant, 0)?;
-    let master = stand.pair.wait_protected(PATIENCE)?;
+    let master = stand.ready()?;
     let partner = stand.unprotected(1 - master);
     let own = stand.pair.addr();
     for run in 0..options.runs {

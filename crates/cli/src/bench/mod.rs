@@ -6,6 +6,7 @@ mod failover;
 mod keepalived;
 mod latency;
 mod plot;
+mod programs;
 mod recovered;
 mod recovery;
 mod report;
@@ -39,6 +40,8 @@ pub enum What {
     Throughput,
     /// What many sessions need; what a snapshot costs
     Scale,
+    /// Requests per second of redis, memcached and nginx
+    Programs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -53,21 +56,42 @@ enum Durability {
     Async,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Standby {
+    Warm,
+    Hot,
+}
+
 /// How tcpr is configured.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
     engine: Engine,
     durability: Durability,
+    standby: Standby,
 }
 
 impl Variant {
     fn name(self) -> &'static str {
-        match (self.engine, self.durability) {
-            (Engine::Repair, Durability::Sync) => "repair",
-            (Engine::Repair, Durability::Async) => "repair, async",
-            (Engine::Splice, Durability::Sync) => "splice",
-            (Engine::Splice, Durability::Async) => "splice, async",
+        match (self.engine, self.durability, self.standby) {
+            (Engine::Repair, Durability::Sync, Standby::Warm) => "repair",
+            (Engine::Repair, Durability::Async, Standby::Warm) => "repair, async",
+            (Engine::Repair, Durability::Sync, Standby::Hot) => "repair, hot",
+            (Engine::Repair, Durability::Async, Standby::Hot) => "repair, async, hot",
+            (Engine::Splice, Durability::Sync, _) => "splice",
+            (Engine::Splice, Durability::Async, _) => "splice, async",
         }
+    }
+
+    /// Each combination of these that there is: hot standbys are made with engine `repair` alone.
+    fn all(options: &Options) -> Vec<Variant> {
+        let mut all = Vec::new();
+        for &engine in &options.engines {
+            for &durability in &options.durability {
+                let standbys = options.standby.iter().filter(|s| **s == Standby::Warm || engine == Engine::Repair);
+                all.extend(standbys.map(|&standby| Variant { engine, durability, standby }));
+            }
+        }
+        all
     }
 
     fn apply(self, service: Service) -> Service {
@@ -75,9 +99,13 @@ impl Variant {
             Engine::Repair => service,
             Engine::Splice => service.set("recovery", "engine", "\"splice\""),
         };
-        match self.durability {
+        let service = match self.durability {
             Durability::Sync => service,
             Durability::Async => service.set("replication", "durability", "\"async\""),
+        };
+        match self.standby {
+            Standby::Warm => service,
+            Standby::Hot => service.set("service", "standby", "\"hot\""),
         }
     }
 }
@@ -115,6 +143,9 @@ pub struct Options {
     /// When output may leave: what is compared
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Durability::Sync])]
     durability: Vec<Durability>,
+    /// What the backup's program does meanwhile: what is compared (`hot` with engine `repair` alone)
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Standby::Warm])]
+    standby: Vec<Standby>,
     /// heartbeat_ms of both members (a machine that stands still now and then fails over without need at the default)
     #[arg(long, default_value_t = 20, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     heartbeat: u32,
@@ -149,11 +180,10 @@ pub fn bench(options: &Options) -> Result<u8, Failure> {
     Lab::sweep();
     let mut report = Report::new();
     let mut failed = Vec::new();
-    let variants: Vec<_> = options
-        .engines
-        .iter()
-        .flat_map(|&engine| options.durability.iter().map(move |&durability| Variant { engine, durability }))
-        .collect();
+    let variants = Variant::all(options);
+    if variants.is_empty() {
+        return Err("hot standbys are made with engine repair alone: --engines repair".into());
+    }
     for (what, name, run) in [
         (What::Recovery, "recovery", recovery::measure as Measure),
         (What::Recovered, "recovered", recovered::measure),
@@ -161,6 +191,7 @@ pub fn bench(options: &Options) -> Result<u8, Failure> {
         (What::Latency, "latency", latency::measure),
         (What::Throughput, "throughput", throughput::measure),
         (What::Scale, "scale", scale::measure),
+        (What::Programs, "programs", programs::measure),
     ] {
         if !options.what.is_empty() && !options.what.contains(&what) {
             continue;

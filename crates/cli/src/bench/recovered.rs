@@ -19,11 +19,11 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
             let mut stream = connect(&stand.peer, stand.pair.addr())?;
             echo(&mut stream, b"before")?;
             if recovered {
-                let master = stand.pair.wait_protected(PATIENCE)?;
+                let master = stand.ready()?;
                 stand.pair.switchover()?;
                 stand.pair.wait_master_is(1 - master, PATIENCE)?;
             }
-            stand.pair.wait_protected(PATIENCE)?;
+            stand.ready()?;
             let mut streams = [stream];
             let trips = latency::round_trips(options, &mut streams, SIZE)?;
             report.note(TRIP, &format!("{}, {when}", variant.name()), None, trips.value_at_quantile(0.5) as f64 / 1e3);

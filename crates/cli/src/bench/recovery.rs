@@ -29,7 +29,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
         let (at, share) = (Some(n.into()), f64::from(n));
         for run in 0..options.runs {
             report.progress(&format!("recovery of {n} sessions, {}, run {}", variant.name(), run + 1));
-            let master = stand.pair.wait_protected(PATIENCE)?;
+            let master = stand.ready()?;
             stand.pair.switchover()?;
             // Whoever asks meanwhile, a peer or us, makes it longer.
             std::thread::sleep(Duration::from_micros(150 * u64::from(n)));
@@ -41,7 +41,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
                 return Err(format!("the takeover was of {} sessions", takeover("sessions")).into());
             }
 
-            stand.pair.wait_protected(PATIENCE)?;
+            stand.ready()?;
             let start = Instant::now();
             stand.pair.switchover()?;
             ask_all(&mut connections).map_err(|e| format!("after the takeover back: {e}"))?;

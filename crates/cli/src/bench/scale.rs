@@ -44,7 +44,7 @@ fn one(options: &Options, variant: Variant, report: &mut Report, n: u32) -> Resu
     let own = |what: &str| format!("{}: {what}", variant.name());
     let (at, share) = (Some(n.into()), f64::from(n));
     let mut stand = Stand::new(options, variant, n)?;
-    let mut master = stand.pair.wait_protected(PATIENCE)?;
+    let mut master = stand.ready()?;
     let alone = stand.idle(master);
     let before = stand.memory();
     report.progress(&format!("scale: {n} sessions connect, {}", variant.name()));
@@ -70,7 +70,7 @@ fn one(options: &Options, variant: Variant, report: &mut Report, n: u32) -> Resu
         let done = status["takeover"]["done_us"].as_f64().unwrap_or(f64::NAN) / 1e3;
         report.note(OVER, &own("in the application's hands"), at, done);
         report.note(OVER, &own("until all peers have an answer"), at, answered);
-        stand.pair.wait_protected(PATIENCE)?;
+        stand.ready()?;
 
         report.progress(&format!("scale: a backup joins {n} sessions, {}, run {run}", variant.name()));
         let client = StreamClient::start(&stand.peer, stand.pair.addr(), &StreamOptions::new(u64::from(run)))?;
@@ -79,7 +79,7 @@ fn one(options: &Options, variant: Variant, report: &mut Report, n: u32) -> Resu
         stand.pair.kill_all(1 - master);
         let start = Instant::now();
         stand.pair.restart(1 - master)?;
-        stand.pair.wait_protected(PATIENCE)?;
+        stand.ready()?;
         let took = start.elapsed().as_secs_f64() * 1e3;
         report.note(JOIN, &own("from its start"), at, took);
         report.note(JOIN_SENT, &own("from its start"), at, (stand.sent(master) - sent) / 1e6);

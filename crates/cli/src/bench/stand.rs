@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tcpr_lab::client::connect_via;
 use tcpr_lab::member::{example, Pair, Service};
 use tcpr_lab::{allow_descriptors, wait_for, wait_listening, Host, Lab, Process};
 
-use super::{usage, Options, Variant};
+use super::{usage, Options, Standby, Variant};
 use crate::failure::Failure;
 
 /// Where the server echoes; the next port takes bytes, the one after it gives them.
@@ -28,6 +29,7 @@ const OPENERS: u32 = 8;
 pub struct Stand {
     // Dropped in this order: processes first, then the hosts.
     pub pair: Pair,
+    hot: bool,
     plain: [Process; 2],
     pub peer: Host,
     _lab: Lab,
@@ -70,7 +72,8 @@ impl Stand {
             command.extend(spread.iter().map(String::as_str));
         }
         pair.start_both(&command)?;
-        let stand = Stand { pair, plain, peer, _lab: lab };
+        let hot = variant.standby == Standby::Hot;
+        let stand = Stand { pair, hot, plain, peer, _lab: lab };
         // One that ends at once says why.
         let process = |i| stand.pair.process(i).expect("started");
         let ended = || (0..2).find(|&i| process(i).try_exit().is_some());
@@ -79,13 +82,18 @@ impl Stand {
         if let Some(i) = ended() {
             return Err(format!("tcpr run ended: {}", process(i).err().trim()).into());
         }
-        stand.pair.wait_protected(PATIENCE)?;
+        stand.ready()?;
         for i in 0..2 {
             for port in [PORT, PLAIN_PORT] {
                 wait_listening(stand.pair.host(i), port, PATIENCE)?;
             }
         }
         Ok(stand)
+    }
+
+    /// Waits until a takeover would lose nothing; tells who is master.
+    pub fn ready(&self) -> Result<usize, Failure> {
+        follows(&self.pair, self.hot)
     }
 
     /// The server on this member, with nothing of tcpr at work.
@@ -186,6 +194,18 @@ impl Holders {
         }
         Ok(())
     }
+}
+
+/// Waits until the pair is protected, and the backup's program follows if it is `hot`; tells who is master.
+pub fn follows(pair: &Pair, hot: bool) -> Result<usize, Failure> {
+    let master = pair.wait_protected(PATIENCE)?;
+    let mut standby = Value::Null;
+    let follows = !hot
+        || wait_for(PATIENCE, || {
+            standby = pair.status(master).map_or(Value::Null, |status| status["standby"].clone());
+            standby["state"] == "following"
+        });
+    follows.then_some(master).ok_or_else(|| format!("the backup's program does not follow: {standby}").into())
 }
 
 /// How many sessions a process may hold; the limit of the members, which are started later, is raised with ours.

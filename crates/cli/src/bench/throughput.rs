@@ -8,7 +8,7 @@ use tcpr_lab::Host;
 
 use super::report::{Group, Report};
 use super::stand::{connect, echo, Stand, PATIENCE};
-use super::{Options, Variant};
+use super::{usage, Options, Variant};
 use crate::failure::Failure;
 
 /// What is written at once where the size of writes is not what is measured.
@@ -22,6 +22,7 @@ const BY_SIZE: Group = group("echo, one stream, by size of writes", "MB/s", "byt
 const BY_WAY: Group = group("writes of 64 KiB", "MB/s", "streams");
 const RATIO: Group = group("protected / unprotected", "", "streams");
 const CPU: Group = group("processor time of both members", "s/Gbit", "streams");
+const SENT: Group = group("sent by the master for each byte", "", "streams");
 const CONGESTION: Group = group("echo, one stream, by congestion control", "MB/s", "");
 const VISITS: Group = group("connections opened, used once and closed", "1/s", "");
 
@@ -50,7 +51,7 @@ impl Way {
 
 pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Result<(), Failure> {
     let stand = Stand::new(options, variant, 0)?;
-    let bench = Bench { options, stand: &stand, variant, master: stand.pair.wait_protected(PATIENCE)? };
+    let bench = Bench { options, stand: &stand, variant, master: stand.ready()? };
     for run in 1..=options.runs {
         for &size in &options.sizes {
             report.progress(&format!("throughput: writes of {size} bytes, run {run}"));
@@ -69,6 +70,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
                     both[usize::from(protected)] = rate.bytes;
                     report.note(BY_WAY, &format!("{what}, {name}"), at, rate.bytes / 1e6);
                     report.note(CPU, &format!("{what}, {name}"), at, rate.cpu);
+                    report.note(SENT, &format!("{what}, {name}"), at, rate.sent);
                 }
                 report.note(RATIO, &format!("{what}, {}", variant.name()), at, both[1] / both[0]);
             }
@@ -94,6 +96,8 @@ struct Rate {
     bytes: f64,
     /// Processor seconds for each gigabit.
     cpu: f64,
+    /// What left the master, to the peer and to the partner, for each byte of payload.
+    sent: f64,
 }
 
 struct Bench<'a> {
@@ -119,7 +123,8 @@ impl Bench<'_> {
     fn rate(&self, way: Way, protected: bool, streams: usize, block: usize) -> Result<Rate, Failure> {
         let to = way.port(self.address(protected));
         let all: Vec<TcpStream> = (0..streams).map(|_| connect(&self.stand.peer, to)).collect::<Result<_, _>>()?;
-        let (cpu, start) = (self.stand.cpu(protected), Instant::now());
+        let master = self.stand.pair.host(self.master);
+        let (sent, cpu, start) = (master.enter(usage::sent), self.stand.cpu(protected), Instant::now());
         let mut bytes = 0;
         std::thread::scope(|threads| {
             let all: Vec<_> = all.iter().map(|s| threads.spawn(|| self.stream(way, s, block))).collect();
@@ -131,7 +136,8 @@ impl Bench<'_> {
         })?;
         let bytes = bytes as f64;
         let cpu = (self.stand.cpu(protected) - cpu) / (bytes * 8.0 / 1e9);
-        Ok(Rate { bytes: bytes / start.elapsed().as_secs_f64(), cpu })
+        let sent = (master.enter(usage::sent) - sent) / bytes;
+        Ok(Rate { bytes: bytes / start.elapsed().as_secs_f64(), cpu, sent })
     }
 
     /// One stream, as fast as it goes; how many bytes it moved.
