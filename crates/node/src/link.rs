@@ -21,7 +21,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use handshake::{Fault, LinkConfig, CAUSES, DATA, IMAGE, OPTIONS, PROTOCOL, TRACE};
+pub use handshake::{Fault, LinkConfig, CAUSES, DATA, OPTIONS, PROGRAM_SNAPSHOT, PROTOCOL, TRACE};
 pub use listener::{Listener, Rejections, MAX_HALF_OPEN};
 pub use message::{decode, encode, Continuation, Goodbye, Hello, Malformed, Message, MAX_BYTES, MAX_MESSAGE};
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tcpr_session::trace::memory::snapshot as told;
 
-use super::image::{
+use super::format::{
     bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Head, Places, Rights, Scratch, Words, MAGIC, PAGE,
 };
 use super::mappings::{read_mappings, Region, NAME};

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::copy::CAPABILITIES;
-use super::image::{
+use super::format::{
     bytes_at, hash_of_file, kernel_and_processor, thread_pointer, Places, Rights, Scratch, Words, MAGIC, MOST_DESCRIPTORS,
     MOST_MAPPINGS,
 };

@@ -1,7 +1,7 @@
 //! The descriptors of the leader. The leader lists them itself: a copy that had them, too, would keep connections open that the
 //! program closes meanwhile, and files in epoll instances.
 
-use super::image::{Descriptor, Make, Scratch, Words, OPTIONS};
+use super::format::{Descriptor, Make, Scratch, Words, OPTIONS};
 use super::mappings::NAME;
 use super::process::{line, number, number_in, read_file, read_link, skip};
 use super::state::THREADS;

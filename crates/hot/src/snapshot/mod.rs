@@ -12,13 +12,13 @@
 //! - `listing`: the leader's descriptors. `copy`: in the copy
 //! - `fresh`: in the fresh process. `remake`: its descriptors
 //! - `park`: threads that wait, and threads made again
-//! - `image`: what goes from the one to the other; `mappings`,
+//! - `format`: what goes from the one to the other; `mappings`,
 //!   `process`: what the kernel tells of a process
 //! - `state`: what both have in common. `switch`: saved registers
 
 mod copy;
+mod format;
 mod fresh;
-mod image;
 mod listing;
 mod mappings;
 pub mod park;
@@ -38,7 +38,7 @@ use crate::{activity, clocks, engine, handlers, next, partner, thread};
 pub use fresh::become_snapshot;
 pub use state::note_surroundings;
 
-use image::Scratch;
+use format::Scratch;
 use state::{swap, FAULTS, ROBUST, TIMERS, TRIED, TRIES, WRITER};
 
 /// So often a snapshot is tried where something is under way that cannot be kept.

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::image::{Descriptor, Make, OPTIONS};
+use super::format::{Descriptor, Make, OPTIONS};
 use crate::descriptors;
 use crate::forms::live;
 use crate::next;

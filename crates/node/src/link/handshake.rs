@@ -28,7 +28,7 @@ pub const TRACE: u16 = 4;
 /// The first that has records of the application's data.
 pub const DATA: u16 = 5;
 /// The version since which the program of a hot standby may come as a snapshot.
-pub const IMAGE: u16 = 6;
+pub const PROGRAM_SNAPSHOT: u16 = 6;
 /// The oldest protocol that it speaks.
 const OLDEST: u16 = 1;
 

@@ -26,7 +26,7 @@ mod kind {
     pub const ACK: u8 = 3;
     pub const FORWARD: u8 = 4;
     pub const ALONE: u8 = 5;
-    pub const IMAGE: u8 = 6;
+    pub const PROGRAM_SNAPSHOT: u8 = 6;
     pub const HELLO: u8 = 16;
     pub const SNAPSHOT_BEGIN: u8 = 17;
     pub const SNAPSHOT_END: u8 = 18;
@@ -37,9 +37,9 @@ mod kind {
     pub const BYE: u8 = 23;
     pub const PROGRAM: u8 = 24;
     pub const STANDBY: u8 = 25;
-    pub const IMAGE_BEGIN: u8 = 26;
-    pub const IMAGE_END: u8 = 27;
-    pub const IMAGE_STORED: u8 = 28;
+    pub const PROGRAM_SNAPSHOT_BEGIN: u8 = 26;
+    pub const PROGRAM_SNAPSHOT_END: u8 = 27;
+    pub const PROGRAM_SNAPSHOT_STORED: u8 = 28;
 }
 
 /// What the members say to each other; borrowed bytes live until the next call on the link.
@@ -134,19 +134,19 @@ pub enum Message<'a> {
         reason: Cow<'a, str>,
     },
     /// What follows is a snapshot of the master's program. Since protocol version 6, as all of it.
-    ImageBegin {
+    ProgramSnapshotBegin {
         /// Which life of the program.
         life: u64,
         /// Where its trace was then.
         at: u64,
     },
     /// A piece of it.
-    Image {
+    ProgramSnapshot {
         /// The bytes.
         bytes: &'a [u8],
     },
     /// It is whole, or there will be none.
-    ImageEnd {
+    ProgramSnapshotEnd {
         /// Which life of the program.
         life: u64,
         /// How many bytes it has.
@@ -155,7 +155,7 @@ pub enum Message<'a> {
         trouble: Cow<'a, str>,
     },
     /// So much of it is stored.
-    ImageStored {
+    ProgramSnapshotStored {
         /// Which life of the program.
         life: u64,
         /// How many bytes.
@@ -253,13 +253,13 @@ struct Standby<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct ImageBegin {
+struct ProgramSnapshotBegin {
     life: u64,
     at: u64,
 }
 
 #[derive(Serialize, Deserialize)]
-struct ImageEnd<'a> {
+struct ProgramSnapshotEnd<'a> {
     life: u64,
     bytes: u64,
     #[serde(borrow)]
@@ -267,7 +267,7 @@ struct ImageEnd<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct ImageStored {
+struct ProgramSnapshotStored {
     life: u64,
     bytes: u64,
 }
@@ -356,16 +356,24 @@ pub fn encode_head<'a>(message: &Message<'a>, state: &mut Continuation, out: &mu
             let reason = Cow::Borrowed(reason.as_ref());
             put_control(kind::STANDBY, &Standby { life, head, executed, records, state, reason }, out)?;
         }
-        Message::ImageBegin { life, at } => put_control(kind::IMAGE_BEGIN, &ImageBegin { life, at }, out)?,
-        Message::Image { bytes } => {
+        Message::ProgramSnapshotBegin { life, at } => {
+            put_control(kind::PROGRAM_SNAPSHOT_BEGIN, &ProgramSnapshotBegin { life, at }, out)?
+        }
+        Message::ProgramSnapshot { bytes } => {
             put_length(1 + bytes.len(), out)?;
-            out.push(kind::IMAGE);
+            out.push(kind::PROGRAM_SNAPSHOT);
             return Ok(bytes);
         }
-        Message::ImageEnd { life, bytes, ref trouble } => {
-            put_control(kind::IMAGE_END, &ImageEnd { life, bytes, trouble: Cow::Borrowed(trouble.as_ref()) }, out)?;
+        Message::ProgramSnapshotEnd { life, bytes, ref trouble } => {
+            put_control(
+                kind::PROGRAM_SNAPSHOT_END,
+                &ProgramSnapshotEnd { life, bytes, trouble: Cow::Borrowed(trouble.as_ref()) },
+                out,
+            )?;
         }
-        Message::ImageStored { life, bytes } => put_control(kind::IMAGE_STORED, &ImageStored { life, bytes }, out)?,
+        Message::ProgramSnapshotStored { life, bytes } => {
+            put_control(kind::PROGRAM_SNAPSHOT_STORED, &ProgramSnapshotStored { life, bytes }, out)?
+        }
         Message::Bye { ref reason } => {
             put_control(kind::BYE, &Reason { reason: Cow::Borrowed(reason.text()) }, out)?;
         }
@@ -417,18 +425,18 @@ pub fn decode<'a>(message: &'a [u8], state: &mut Continuation) -> Result<Message
             let Standby { life, head, executed, records, state, reason } = take_control(kind, body)?;
             Message::Standby { life, head, executed, records, state, reason }
         }
-        kind::IMAGE_BEGIN => {
-            let ImageBegin { life, at } = take_control(kind, body)?;
-            Message::ImageBegin { life, at }
+        kind::PROGRAM_SNAPSHOT_BEGIN => {
+            let ProgramSnapshotBegin { life, at } = take_control(kind, body)?;
+            Message::ProgramSnapshotBegin { life, at }
         }
-        kind::IMAGE => Message::Image { bytes: body },
-        kind::IMAGE_END => {
-            let ImageEnd { life, bytes, trouble } = take_control(kind, body)?;
-            Message::ImageEnd { life, bytes, trouble }
+        kind::PROGRAM_SNAPSHOT => Message::ProgramSnapshot { bytes: body },
+        kind::PROGRAM_SNAPSHOT_END => {
+            let ProgramSnapshotEnd { life, bytes, trouble } = take_control(kind, body)?;
+            Message::ProgramSnapshotEnd { life, bytes, trouble }
         }
-        kind::IMAGE_STORED => {
-            let ImageStored { life, bytes } = take_control(kind, body)?;
-            Message::ImageStored { life, bytes }
+        kind::PROGRAM_SNAPSHOT_STORED => {
+            let ProgramSnapshotStored { life, bytes } = take_control(kind, body)?;
+            Message::ProgramSnapshotStored { life, bytes }
         }
         kind::BYE => Message::Bye { reason: take_control::<Reason<'_>>(kind, body)?.reason.into() },
         other => return Err(Malformed::Kind(other)),
@@ -539,10 +547,10 @@ pub(crate) mod tests {
                 reason: String::from_utf8_lossy(bytes),
             },
             12 => Message::Program { trouble: String::from_utf8_lossy(bytes) },
-            13 => Message::ImageBegin { life: position, at: epoch.number },
-            14 => Message::Image { bytes },
-            15 => Message::ImageEnd { life: position, bytes: epoch.number, trouble: String::from_utf8_lossy(bytes) },
-            16 => Message::ImageStored { life: position, bytes: epoch.number },
+            13 => Message::ProgramSnapshotBegin { life: position, at: epoch.number },
+            14 => Message::ProgramSnapshot { bytes },
+            15 => Message::ProgramSnapshotEnd { life: position, bytes: epoch.number, trouble: String::from_utf8_lossy(bytes) },
+            16 => Message::ProgramSnapshotStored { life: position, bytes: epoch.number },
             _ => Message::Bye { reason: String::from_utf8_lossy(bytes).into() },
         }
     }
@@ -644,7 +652,7 @@ pub(crate) mod tests {
             if let Ok(message) = decode(&out[prefix..cut], &mut Continuation::default()) {
                 let shorter = matches!(
                     message,
-                    Message::Records { .. } | Message::Forward { .. } | Message::Alone { .. } | Message::Image { .. }
+                    Message::Records { .. } | Message::Forward { .. } | Message::Alone { .. } | Message::ProgramSnapshot { .. }
                 );
                 prop_assert!(shorter);
             }

@@ -27,7 +27,7 @@ impl Manager {
             self.serving.program_starts();
             self.standby.program_starts(self.role.role());
         }
-        match program.start_if_due(now, self.standby.image()) {
+        match program.start_if_due(now, self.standby.program_snapshot()) {
             Ok(Some(pidfd)) => {
                 log::info!(pid = program.pid().unwrap_or(0); "started the program");
                 if let Err(error) = self.poller.add(pidfd, Token::Program) {

@@ -135,7 +135,7 @@ pub struct Manager {
     serving: serving::Serving,
     standby: standby::Standby,
     /// So much of a snapshot of the partner's program is here, which it has yet to be told.
-    images_stored: Option<(u64, u64)>,
+    program_snapshot_stored: Option<(u64, u64)>,
     epochs: disk::EpochFile,
     _lock: disk::Lock,
 
@@ -316,7 +316,7 @@ impl Manager {
             throttle: throttle::Throttle::default(),
             serving: serving::Serving::new(ours.clone()),
             standby: standby::Standby::new(hot, config.service.standby_trace_bytes),
-            images_stored: None,
+            program_snapshot_stored: None,
             takeover: takeover::Takeover::new(ours, hooked),
             cleanup,
             control,

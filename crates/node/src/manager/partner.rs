@@ -422,10 +422,10 @@ impl Manager {
                 }
             }
             message @ Message::Standby { .. } => self.standby.hear(now, &message),
-            message @ (Message::ImageBegin { .. }
-            | Message::Image { .. }
-            | Message::ImageEnd { .. }
-            | Message::ImageStored { .. }) => self.hear_of_image(&message),
+            message @ (Message::ProgramSnapshotBegin { .. }
+            | Message::ProgramSnapshot { .. }
+            | Message::ProgramSnapshotEnd { .. }
+            | Message::ProgramSnapshotStored { .. }) => self.hear_of_program_snapshot(&message),
             Message::Program { trouble } => self.partner.hear_of_program(&trouble),
             Message::Bye { reason } => {
                 log::info!(reason:%; "the partner says good-bye");

@@ -19,12 +19,14 @@ use super::control::{StandbyState, StandbyStatus};
 use super::link::PartnerLink;
 use super::program::Program;
 use super::Manager;
-use crate::link::{Message, IMAGE, TRACE};
+use crate::link::{Message, PROGRAM_SNAPSHOT, TRACE};
 use crate::trace_memory::TraceMemory;
 
-mod image;
+mod program_snapshot;
 #[cfg(test)]
 mod tests;
+
+use program_snapshot::ProgramSnapshots;
 
 /// So much of the trace goes into the log at once where the partner has yet to catch up.
 const PIECE: u64 = 256 << 10;
@@ -172,7 +174,7 @@ pub(super) struct Standby {
     broken: Option<Broken>,
     given_up: u64,
     /// The leader's life that was given up for want of a snapshot.
-    imageless: u64,
+    snapshotless: u64,
     due: Now,
     told: Option<Told>,
     /// Since when the follower comes to the end of the trace, to take over.
@@ -181,8 +183,8 @@ pub(super) struct Standby {
     standing: Option<Vec<Standing>>,
     promotions: u64,
     /// Snapshots of the program, and whether the partner knows of such.
-    images: image::Images,
-    images_are_spoken: bool,
+    snapshots: ProgramSnapshots,
+    snapshots_are_spoken: bool,
 }
 
 impl Standby {
@@ -206,14 +208,14 @@ impl Standby {
             opened: BySession::default(),
             broken: None,
             given_up: 0,
-            imageless: 0,
+            snapshotless: 0,
             due: Duration::ZERO,
             told: None,
             promoting: None,
             standing: None,
             promotions: 0,
-            images: image::Images::default(),
-            images_are_spoken: true,
+            snapshots: ProgramSnapshots::default(),
+            snapshots_are_spoken: true,
         }
     }
 
@@ -223,7 +225,7 @@ impl Standby {
 
     pub(super) fn poll_timeout(&self, now: Now) -> Option<Now> {
         let due = self.memory.is_some().then_some(self.due);
-        due.into_iter().chain(self.images.due(now)).chain(self.promoting.map(|_| now + LOOK)).min()
+        due.into_iter().chain(self.snapshots.due(now)).chain(self.promoting.map(|_| now + LOOK)).min()
     }
 
     /// The takeover waits for the follower.
@@ -242,7 +244,7 @@ impl Standby {
             return;
         }
         (self.taken, self.left_out) = (false, false);
-        if role == Role::Backup && self.awaits_image() {
+        if role == Role::Backup && self.awaits_program_snapshot() {
             // It is replaced when that is whole.
             return;
         }
@@ -250,9 +252,10 @@ impl Standby {
             self.broken = None;
         }
         // Whoever begins to follow begins with the first record, or with a snapshot.
-        let lacks = self.memory.as_ref().is_some_and(|m| m.mode() == mode::FOLLOW && m.kept() > 0) && !self.begins_with_image();
+        let lacks = self.memory.as_ref().is_some_and(|m| m.mode() == mode::FOLLOW && m.kept() > 0)
+            && !self.begins_with_program_snapshot();
         if lacks && self.broken.is_none() && self.memory.as_ref().is_some_and(|m| !is_ill(m.state())) {
-            if role == Role::Backup && self.images_are_spoken {
+            if role == Role::Backup && self.snapshots_are_spoken {
                 // It waits for one.
                 return self.begin_life();
             }
@@ -292,7 +295,7 @@ impl Standby {
         (self.said_complete, self.named, self.said_end) = (false, false, false);
         (self.unrecorded, self.adopted) = (None, None);
         self.standing = None;
-        self.images = image::Images::default();
+        self.snapshots = ProgramSnapshots::default();
     }
 
     /// The program's first process asks for the memory.
@@ -302,7 +305,7 @@ impl Standby {
         }
         self.decide(role);
         // One that was started before a snapshot came cannot begin in the middle of the trace. It is replaced when that is whole.
-        if self.follows() && self.image().is_none() && self.memory.as_ref().is_some_and(|m| m.kept() > 0) {
+        if self.follows() && self.program_snapshot().is_none() && self.memory.as_ref().is_some_and(|m| m.kept() > 0) {
             self.left_out = true;
             return None;
         }
@@ -375,7 +378,11 @@ impl Standby {
 
     /// The same for a partner that has yet to catch up, as fast as the link takes it.
     fn catch_up(&mut self, now: Now, filter: &mut Filter, waiting: u64) {
-        if self.say_end(now, filter) || self.complete || !self.leads() || waiting > AHEAD && self.named || self.waits_for_image()
+        if self.say_end(now, filter)
+            || self.complete
+            || !self.leads()
+            || waiting > AHEAD && self.named
+            || self.waits_for_program_snapshot()
         {
             return;
         }
@@ -441,11 +448,11 @@ impl Standby {
         let end = memory.head().saturating_sub(most_kept(memory));
         let partner = self.partner.as_ref().filter(|p| p.life == self.life);
         let follower = partner.filter(|p| !is_ill(p.state) && p.head >= memory.kept());
-        match (follower, self.images.need_the_trace(memory, self.shipped)) {
+        match (follower, self.snapshots.need_the_trace(memory, self.shipped)) {
             (_, Some(needed)) => memory.give_up(end.min(needed)),
             (Some(follower), None) => memory.give_up(end.min(follower.head).min(self.shipped)),
-            (None, None) if partner.is_some_and(|p| is_ill(p.state)) && !self.images.are_awaited() => {}
-            (None, None) if self.images_are_spoken && self.images.may_come(memory) => memory.give_up(end),
+            (None, None) if partner.is_some_and(|p| is_ill(p.state)) && !self.snapshots.are_awaited() => {}
+            (None, None) if self.snapshots_are_spoken && self.snapshots.may_come(memory) => memory.give_up(end),
             (None, None) => {}
         }
     }
@@ -482,7 +489,7 @@ impl Standby {
         let before = self.partner.as_ref().filter(same).map_or(Lag::Joining, |p| p.lag);
         let lag = if self.complete { before.hears(now, *executed, *head) } else { before };
         if lag.is_close(now) {
-            self.images.note_follower(now);
+            self.snapshots.note_follower(now);
         }
         self.partner = Some(Report {
             lag,
@@ -499,7 +506,7 @@ impl Standby {
     pub(super) fn forget_partner(&mut self) {
         self.partner = None;
         self.told = None;
-        self.images.forget_partner(self.memory.as_ref());
+        self.snapshots.forget_partner(self.memory.as_ref());
     }
 }
 
@@ -529,14 +536,14 @@ impl Standby {
         let end = at.saturating_add(bytes.len() as u64);
         // The link was lost, and it begins again.
         let fresh = &bytes[(head.saturating_sub(at) as usize).min(bytes.len())..];
-        if at > head && self.images_are_spoken && (head == 0 || self.images.await_the_trace()) {
+        if at > head && self.snapshots_are_spoken && (head == 0 || self.snapshots.await_the_trace()) {
             // A snapshot comes first, or the trace behind it again from its position on.
             return again;
         }
-        self.images.note_trace();
+        self.snapshots.note_trace();
         memory.give_up(memory.executed().min(end.saturating_sub(most_kept(memory))));
         let is_full = self.broken.is_none() && at <= head && !fresh.is_empty() && !memory.append(head, fresh);
-        if is_full && self.images_are_spoken {
+        if is_full && self.snapshots_are_spoken {
             log::warn!(behind = head.saturating_sub(memory.executed()); "the program here is too slow for the trace of the partner's: it begins anew, with a snapshot");
             self.begin_life();
             return true;
@@ -624,7 +631,7 @@ impl Standby {
     /// Tells the leader how far the follower has come, if that has changed.
     fn report(&mut self, link: &mut PartnerLink) {
         // A leader that makes snapshots is told, too, that nothing is here.
-        if !link.is_up() || !link.speaks(TRACE) || !self.follows() && self.given_up == 0 && !link.speaks(IMAGE) {
+        if !link.is_up() || !link.speaks(TRACE) || !self.follows() && self.given_up == 0 && !link.speaks(PROGRAM_SNAPSHOT) {
             return;
         }
         let Some(memory) = &self.memory else { return };
@@ -648,7 +655,7 @@ impl Manager {
         }
         self.standby.decide(self.role.role());
         self.go_on_promoting(now);
-        self.image_timers(now);
+        self.program_snapshot_timers(now);
         if self.ships_trace() {
             let acknowledged = self.filter.log().needs_replica().then(|| self.filter.log().acknowledged());
             let behind = self.replication.behind(self.filter.log().written(), acknowledged);

@@ -3,7 +3,7 @@ use tcpr_session::filter::{Engine, FilterConfig};
 use tcpr_session::record::{self, Record};
 use tcpr_session::tuple::FourTuple;
 
-use super::image::APART;
+use super::program_snapshot::APART;
 use crate::trace_memory::Place;
 use tcpr_session::trace::memory::snapshot;
 
@@ -21,7 +21,7 @@ fn filter() -> Filter {
 /// The partner's version knows no snapshots, if nothing else is said.
 fn leader() -> Standby {
     let mut leader = Standby::new(true, LIMIT);
-    leader.images_are_spoken = false;
+    leader.snapshots_are_spoken = false;
     leader.program_starts(Role::Starting);
     assert!(leader.take_memory(Role::Master).is_some());
     begins(&leader);
@@ -35,7 +35,7 @@ fn begins(leader: &Standby) {
 
 fn follower() -> Standby {
     let mut follower = Standby::new(true, LIMIT);
-    follower.images_are_spoken = false;
+    follower.snapshots_are_spoken = false;
     follower.program_starts(Role::Backup);
     assert!(follower.take_memory(Role::Backup).is_some());
     follower
@@ -258,7 +258,7 @@ fn a_gap_and_a_memory_that_is_full_are_said() {
     assert!(follower.cannot_promote().unwrap().contains("full"));
     // Where there are snapshots, it begins with one.
     let mut follower = self::follower();
-    follower.images_are_spoken = true;
+    follower.snapshots_are_spoken = true;
     assert!(follower.follow(7, 0, &vec![0; LIMIT as usize + 1], TracePart::Complete), "the program is started anew");
     follower.program_starts(Role::Backup);
     assert!(follower.take_memory(Role::Backup).is_some() && follower.follows() && follower.life == 0);
@@ -322,7 +322,7 @@ fn after_a_lost_link_a_follower_goes_on_with_a_trace_whose_beginning_is_gone() {
     records(&leader, b"and then");
     leader.begin_shipping();
     follower.snapshot_begins();
-    leader.images_are_spoken = true;
+    leader.snapshots_are_spoken = true;
     leader.catch_up(NOW, &mut filter, 0);
     assert!(!leader.named, "it may be that the partner needs a snapshot");
     executes(&follower, &mut leader);
@@ -348,22 +348,24 @@ fn without_snapshots_nobody_begins_to_follow_a_trace_without_its_beginning() {
 }
 
 /// What the leader's manager says to the follower's, of a snapshot. Returns whether the program is to be started with one.
-fn image(leader: &mut Standby, follower: &mut Standby, now: Now) -> bool {
+fn program_snapshot(leader: &mut Standby, follower: &mut Standby, now: Now) -> bool {
     let (mut start, mut stored) = (false, None);
-    leader.go_on_with_image(now, true, &mut |message| match message {
-        Message::ImageBegin { life, at } => follower.image_begins(*life, *at).unwrap(),
-        Message::Image { bytes } => stored = follower.image_goes_on(bytes).unwrap(),
-        Message::ImageEnd { life, trouble, .. } if !trouble.is_empty() => follower.no_image(*life, trouble.to_string()),
-        Message::ImageEnd { life, bytes, .. } => start |= follower.image_ends(*life, *bytes),
+    leader.go_on_with_program_snapshot(now, true, &mut |message| match message {
+        Message::ProgramSnapshotBegin { life, at } => follower.program_snapshot_begins(*life, *at).unwrap(),
+        Message::ProgramSnapshot { bytes } => stored = follower.program_snapshot_goes_on(bytes).unwrap(),
+        Message::ProgramSnapshotEnd { life, trouble, .. } if !trouble.is_empty() => {
+            follower.no_program_snapshot(*life, trouble.to_string())
+        }
+        Message::ProgramSnapshotEnd { life, bytes, .. } => start |= follower.program_snapshot_ends(*life, *bytes),
         other => panic!("{other:?}"),
     });
-    stored.into_iter().for_each(|(life, bytes)| leader.image_stored(life, bytes));
+    stored.into_iter().for_each(|(life, bytes)| leader.program_snapshot_stored(life, bytes));
     start
 }
 
 /// The partner, whose version knows snapshots, has nothing.
 fn has_nothing(leader: &mut Standby) {
-    leader.images_are_spoken = true;
+    leader.snapshots_are_spoken = true;
     let (state, reason) = (state::STARTING, "".into());
     leader.hear(NOW, &Message::Standby { life: 0, head: 0, executed: 0, records: 0, state, reason });
 }
@@ -372,13 +374,13 @@ fn has_nothing(leader: &mut Standby) {
 fn who_cannot_begin_with_the_trace_begins_with_a_snapshot() {
     let (mut leader, _, mut filter) = long_trace();
     let mut late = self::follower();
-    late.images_are_spoken = true;
+    late.snapshots_are_spoken = true;
     leader.forget_partner();
     leader.begin_shipping();
     has_nothing(&mut leader);
     // A program that leads on has recorded more when the snapshot begins, and what the log has of that comes first.
     let before = leader.memory.as_ref().unwrap().head();
-    assert!(!image(&mut leader, &mut late, NOW));
+    assert!(!program_snapshot(&mut leader, &mut late, NOW));
     assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::ASKED);
     leader.catch_up(NOW, &mut filter, 0);
     assert!(!deliver(&mut filter, &mut late) && late.life == 0, "the trace waits for the snapshot");
@@ -392,14 +394,14 @@ fn who_cannot_begin_with_the_trace_begins_with_a_snapshot() {
         leader.catch_up(NOW, &mut filter, 0);
         let again = deliver(&mut filter, &mut late);
         assert!(!again && late.broken.is_none(), "{:?}", late.broken);
-        image(&mut leader, &mut late, NOW)
+        program_snapshot(&mut leader, &mut late, NOW)
     });
     assert!(starts && leader.complete && late.exact && late.life == leader.life);
     let theirs = late.memory.as_ref().unwrap();
     assert_eq!((theirs.kept(), theirs.head(), theirs.executed()), (before, before + 9, before));
     // The program is started with it.
     late.program_starts(Role::Backup);
-    let fd = late.image().expect("a snapshot");
+    let fd = late.program_snapshot().expect("a snapshot");
     assert!(late.take_memory(Role::Backup).is_some() && late.follows());
     let mut there = Vec::new();
     std::io::Read::read_to_end(&mut std::fs::File::open(format!("/proc/self/fd/{fd}")).unwrap(), &mut there).unwrap();
@@ -407,8 +409,8 @@ fn who_cannot_begin_with_the_trace_begins_with_a_snapshot() {
     assert!(late.cannot_promote().is_some(), "not before it follows");
     executes(&late, &mut leader);
     assert!(late.cannot_promote().is_none());
-    late.forget_read_image();
-    assert!(late.image().is_none());
+    late.forget_read_program_snapshot();
+    assert!(late.program_snapshot().is_none());
     // One that is started again waits for another snapshot, and what the log says means nothing to it meanwhile.
     late.program_starts(Role::Backup);
     assert!(late.take_memory(Role::Backup).is_some() && late.follows() && late.life == 0);
@@ -416,9 +418,9 @@ fn who_cannot_begin_with_the_trace_begins_with_a_snapshot() {
     leader.ship(NOW, &mut filter);
     assert!(!deliver(&mut filter, &mut late) && late.broken.is_none());
     has_nothing(&mut leader);
-    assert!(!image(&mut leader, &mut late, NOW));
+    assert!(!program_snapshot(&mut leader, &mut late, NOW));
     assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::NONE, "not so soon");
-    assert!(!image(&mut leader, &mut late, NOW + 5 * APART));
+    assert!(!program_snapshot(&mut leader, &mut late, NOW + 5 * APART));
     assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::ASKED);
 }
 
@@ -439,13 +441,13 @@ fn a_program_of_which_no_snapshot_can_be_made_is_followed_from_its_beginning_or_
         leader.forget_partner();
         leader.begin_shipping();
         has_nothing(&mut leader);
-        image(&mut leader, &mut late, NOW);
+        program_snapshot(&mut leader, &mut late, NOW);
         let memory = leader.memory.as_ref().unwrap();
         assert_eq!(memory.snapshot_state(), snapshot::ASKED);
         memory.ask_for_snapshot();
         memory.write_snapshot(snapshot::REFUSED, 0, b"");
-        image(&mut leader, &mut late, NOW);
-        assert!(leader.images.outgoing.is_none() && leader.leads() && leader.broken.is_none());
+        program_snapshot(&mut leader, &mut late, NOW);
+        assert!(leader.snapshots.outgoing.is_none() && leader.leads() && leader.broken.is_none());
         for _ in 0..100 {
             leader.catch_up(NOW, &mut filter, 0);
             deliver(&mut filter, &mut late);
@@ -475,17 +477,17 @@ fn later_there_is_one(mut leader: Standby, mut late: Standby, mut filter: Filter
         leader.catch_up(NOW, &mut filter, 0);
         leader.give_up_the_beginning();
     }
-    assert!(!image(&mut leader, &mut late, NOW + APART));
+    assert!(!program_snapshot(&mut leader, &mut late, NOW + APART));
     let memory = leader.memory.as_ref().unwrap();
     assert_ne!(memory.snapshot_state(), snapshot::ASKED, "not so soon");
-    assert!(!image(&mut leader, &mut late, NOW + 5 * APART));
+    assert!(!program_snapshot(&mut leader, &mut late, NOW + 5 * APART));
     let memory = leader.memory.as_ref().unwrap();
     assert_eq!(memory.snapshot_state(), snapshot::ASKED);
     memory.write_snapshot(snapshot::DONE, memory.head(), b"the program");
-    let starts = (0..9).any(|_| image(&mut leader, &mut late, NOW + 5 * APART));
+    let starts = (0..9).any(|_| program_snapshot(&mut leader, &mut late, NOW + 5 * APART));
     assert!(starts && late.life == leader.life && late.broken.is_none());
     late.program_starts(Role::Backup);
-    assert!(late.image().is_some() && late.take_memory(Role::Backup).is_some());
+    assert!(late.program_snapshot().is_some() && late.take_memory(Role::Backup).is_some());
     let head = late.memory.as_ref().unwrap().head();
     let (executed, state, reason) = (head, state::FOLLOWING, "".into());
     leader.hear(NOW, &Message::Standby { life: leader.life, head, executed, records: 0, state, reason });
@@ -495,7 +497,7 @@ fn later_there_is_one(mut leader: Standby, mut late: Standby, mut filter: Filter
     let (life, head) = (leader.life, leader.memory.as_ref().unwrap().kept());
     let report = Message::Standby { life, head: head - 1, executed: 0, records: 0, state: state::DIVERGED, reason: "x".into() };
     leader.hear(NOW, &report);
-    assert!(!image(&mut leader, &mut late, NOW + 500 * APART) && leader.images.outgoing.is_none());
+    assert!(!program_snapshot(&mut leader, &mut late, NOW + 500 * APART) && leader.snapshots.outgoing.is_none());
 }
 
 #[test]
@@ -523,32 +525,32 @@ fn a_follower_that_stands_still_is_not_close() {
 fn half_a_snapshot() -> (Standby, Standby, u64) {
     let (mut leader, _, _) = long_trace();
     let mut late = self::follower();
-    late.images_are_spoken = true;
+    late.snapshots_are_spoken = true;
     leader.forget_partner();
     leader.begin_shipping();
     has_nothing(&mut leader);
-    image(&mut leader, &mut late, NOW);
+    program_snapshot(&mut leader, &mut late, NOW);
     let at = leader.memory.as_ref().unwrap().head();
     leader.memory.as_ref().unwrap().write_snapshot(snapshot::WRITING, at, &[1; 1000]);
-    image(&mut leader, &mut late, NOW);
+    program_snapshot(&mut leader, &mut late, NOW);
     (leader, late, at)
 }
 
 #[test]
 fn a_snapshot_that_ends_with_the_link_leaves_the_leader_as_it_was() {
     let (mut leader, mut late, _) = half_a_snapshot();
-    assert!(late.images.incoming.is_some() && late.life == leader.life);
+    assert!(late.snapshots.incoming.is_some() && late.life == leader.life);
     leader.forget_partner();
     late.forget_partner();
     assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::NONE);
-    assert!(leader.leads() && leader.broken.is_none() && late.images.incoming.is_none());
+    assert!(leader.leads() && leader.broken.is_none() && late.snapshots.incoming.is_none());
     // It begins anew over the next link.
-    assert!(!late.forget_half_image(), "no program was left out");
+    assert!(!late.forget_half_program_snapshot(), "no program was left out");
     late.decide(Role::Backup);
     assert!(late.life == 0 && late.follows());
     leader.begin_shipping();
     has_nothing(&mut leader);
-    image(&mut leader, &mut late, NOW + 5 * APART);
+    program_snapshot(&mut leader, &mut late, NOW + 5 * APART);
     assert_eq!(leader.memory.as_ref().unwrap().snapshot_state(), snapshot::ASKED);
 }
 
@@ -557,30 +559,30 @@ fn a_snapshot_that_ends_with_the_link_leaves_the_leader_as_it_was() {
 fn a_program_that_starts_while_a_snapshot_comes_does_not_lose_it() {
     let (mut leader, mut late, at) = half_a_snapshot();
     late.program_starts(Role::Backup);
-    assert!(late.images.incoming.is_some() && late.life == leader.life && !late.taken);
+    assert!(late.snapshots.incoming.is_some() && late.life == leader.life && !late.taken);
     // Nobody begins in the middle of the trace. Who was told so is started anew if the snapshot is lost, too.
     assert!(late.take_memory(Role::Backup).is_none());
-    assert!(!late.forget_half_image(), "the rest of it comes");
+    assert!(!late.forget_half_program_snapshot(), "the rest of it comes");
     let mut cut = self::follower();
-    cut.images_are_spoken = true;
-    cut.image_begins(leader.life, at).unwrap();
+    cut.snapshots_are_spoken = true;
+    cut.program_snapshot_begins(leader.life, at).unwrap();
     assert!(cut.take_memory(Role::Backup).is_none());
     cut.forget_partner();
-    assert!(cut.forget_half_image() && !cut.forget_half_image());
+    assert!(cut.forget_half_program_snapshot() && !cut.forget_half_program_snapshot());
     assert!(cut.take_memory(Role::Backup).is_some(), "the next program can follow");
     // It was too slow once more: another snapshot may follow, for this one is of no use.
     let report = |life| Message::Standby { life, head: at, executed: at, records: 0, state: state::FOLLOWING, reason: "".into() };
     leader.hear(NOW, &report(leader.life));
-    assert!(leader.images.outgoing.is_some());
+    assert!(leader.snapshots.outgoing.is_some());
     leader.hear(NOW, &report(0));
-    assert!(leader.images.outgoing.is_none() && leader.images.refused.is_none());
+    assert!(leader.snapshots.outgoing.is_none() && leader.snapshots.refused.is_none());
 }
 
 #[test]
 fn a_snapshot_at_an_impossible_position_is_refused() {
     let mut late = self::follower();
-    assert!(late.image_begins(7, u64::MAX).is_err() && late.images.incoming.is_none());
-    assert!(late.image_begins(7, u64::MAX / 2).is_ok());
+    assert!(late.program_snapshot_begins(7, u64::MAX).is_err() && late.snapshots.incoming.is_none());
+    assert!(late.program_snapshot_begins(7, u64::MAX / 2).is_ok());
     assert_eq!(late.memory.as_ref().unwrap().head(), u64::MAX / 2);
 }
 

@@ -16,7 +16,7 @@ use tcpr_session::Now;
 use super::super::program::Program;
 use super::super::Manager;
 use super::{is_ill, Broken, Standby};
-use crate::link::{Message, IMAGE};
+use crate::link::{Message, PROGRAM_SNAPSHOT};
 use crate::trace_memory::TraceMemory;
 
 /// Longest piece in one message.
@@ -55,7 +55,7 @@ pub(super) struct Outgoing {
 
 /// What is known of snapshots of this life of the program.
 #[derive(Default)]
-pub(super) struct Images {
+pub(super) struct ProgramSnapshots {
     pub(super) outgoing: Option<Outgoing>,
     pub(super) incoming: Option<Incoming>,
     /// Why the last try came to nothing.
@@ -81,7 +81,7 @@ pub(super) struct Incoming {
     used: bool,
 }
 
-impl Images {
+impl ProgramSnapshots {
     /// When something is to be done, if a snapshot is under way.
     pub(super) fn due(&self, now: Now) -> Option<Now> {
         self.outgoing.is_some().then_some(now + NAP)
@@ -146,44 +146,44 @@ fn is_long(memory: &TraceMemory) -> bool {
 /// As leader.
 impl Standby {
     /// Whether the partner's program cannot begin with what is kept of the trace, or had better not.
-    fn needs_image(&self) -> bool {
+    fn needs_program_snapshot(&self) -> bool {
         let (Some(memory), Some(partner)) = (self.memory.as_ref().filter(|_| self.leads()), &self.partner) else { return false };
         let mine = partner.life == self.life;
         let there = if mine { partner.head } else { 0 };
         let records = matches!(memory.state(), state::RECORDING | state::LIVE);
         let is_long = there == 0 && !self.complete && is_long(memory);
-        let is_lost = mine && is_ill(partner.state) && !self.images.are_awaited();
+        let is_lost = mine && is_ill(partner.state) && !self.snapshots.are_awaited();
         records && self.broken.is_none() && !is_lost && (there < memory.kept() || is_long)
     }
 
     /// Whether the trace is not to be shipped from its beginning, for a snapshot may come first.
-    pub(super) fn waits_for_image(&self) -> bool {
-        let Some(memory) = self.memory.as_ref().filter(|m| self.images_are_spoken && self.images.may_come(m)) else {
+    pub(super) fn waits_for_program_snapshot(&self) -> bool {
+        let Some(memory) = self.memory.as_ref().filter(|m| self.snapshots_are_spoken && self.snapshots.may_come(m)) else {
             return false;
         };
         let unknown = self.partner.is_none() && (memory.kept() > 0 || is_long(memory)) && !self.complete;
-        self.images.hold_the_trace() || self.images.outgoing.is_none() && (unknown || self.needs_image())
+        self.snapshots.hold_the_trace() || self.snapshots.outgoing.is_none() && (unknown || self.needs_program_snapshot())
     }
 
     /// Goes on with a snapshot, or begins one where it is needed. `room`: pieces of it delay nobody now.
-    pub(super) fn go_on_with_image(&mut self, now: Now, room: bool, send: &mut impl FnMut(&Message<'_>)) {
-        if self.images.outgoing.is_none() && self.needs_image() {
-            self.begin_image(now, send);
+    pub(super) fn go_on_with_program_snapshot(&mut self, now: Now, room: bool, send: &mut impl FnMut(&Message<'_>)) {
+        if self.snapshots.outgoing.is_none() && self.needs_program_snapshot() {
+            self.begin_program_snapshot(now, send);
         }
         let Some(memory) = &self.memory else { return };
-        let Some(one) = &mut self.images.outgoing else { return };
+        let Some(one) = &mut self.snapshots.outgoing else { return };
         let (told, made) = (memory.snapshot_state(), memory.snapshot_made());
         // Where there is another way, that is taken soon.
         let patience = if one.position.is_none() && memory.kept() == 0 { SHORT_PATIENCE } else { PATIENCE };
         if one.position.is_none() {
             match made.filter(|_| matches!(told, snapshot::WRITING | snapshot::DONE)) {
                 Some((at, _)) if at < memory.kept() || at > memory.head() => {
-                    return self.fail_image(send, "the program says nonsense of its snapshot".to_owned());
+                    return self.fail_program_snapshot(send, "the program says nonsense of its snapshot".to_owned());
                 }
                 Some((at, pause)) => {
                     log::info!(position = at, pause_us = pause / 1000; "a snapshot of the program goes to the partner");
                     (one.position, one.moved) = (Some(at), now);
-                    send(&Message::ImageBegin { life: self.life, at });
+                    send(&Message::ProgramSnapshotBegin { life: self.life, at });
                     // The trace goes on from there.
                     (self.shipped, self.complete, self.said_complete, self.named) = (at, false, false, false);
                 }
@@ -192,26 +192,26 @@ impl Standby {
         }
         if told == snapshot::REFUSED {
             let why = memory.reason();
-            return self.fail_image(send, format!("no snapshot of the program can be made: {why}"));
+            return self.fail_program_snapshot(send, format!("no snapshot of the program can be made: {why}"));
         }
         while one.position.is_some() && one.sent - one.stored < UNDER_WAY && room {
             let Some(bytes) = memory.read_snapshot(PIECE) else {
-                return self.fail_image(send, "the program says nonsense of its snapshot".to_owned());
+                return self.fail_program_snapshot(send, "the program says nonsense of its snapshot".to_owned());
             };
             if bytes.is_empty() {
                 break;
             }
-            send(&Message::Image { bytes: &bytes });
+            send(&Message::ProgramSnapshot { bytes: &bytes });
             (one.sent, one.moved) = (one.sent + bytes.len() as u64, now);
         }
         // The state was read before the bytes were.
         if told == snapshot::DONE && one.position.is_some() && memory.snapshot_is_read() {
             let (bytes, ms) = (one.sent, (now - one.begun).as_millis() as u64);
             log::info!(bytes, ms; "the partner has a snapshot of the program");
-            send(&Message::ImageEnd { life: self.life, bytes, trouble: "".into() });
+            send(&Message::ProgramSnapshotEnd { life: self.life, bytes, trouble: "".into() });
             memory.end_snapshot();
-            self.images.outgoing = None;
-            (self.images.refused, self.images.said_refused) = (None, false);
+            self.snapshots.outgoing = None;
+            (self.snapshots.refused, self.snapshots.said_refused) = (None, false);
         } else if now > one.moved + patience {
             let reason = memory.reason();
             let why = match (one.position, reason.is_empty()) {
@@ -219,57 +219,57 @@ impl Standby {
                 (None, true) => "the program has made no snapshot: its first thread does not wait for descriptors".to_owned(),
                 (None, false) => format!("the program has made no snapshot: {reason}"),
             };
-            self.fail_image(send, why);
+            self.fail_program_snapshot(send, why);
         }
     }
 
-    fn begin_image(&mut self, now: Now, send: &mut impl FnMut(&Message<'_>)) {
+    fn begin_program_snapshot(&mut self, now: Now, send: &mut impl FnMut(&Message<'_>)) {
         let Some(memory) = &self.memory else { return };
-        if let Some(why) = &self.images.refused {
+        if let Some(why) = &self.snapshots.refused {
             if memory.kept() == 0 {
                 // The trace is there from its beginning.
                 return;
             }
-            if !std::mem::replace(&mut self.images.said_refused, true) {
-                send(&Message::ImageEnd { life: self.life, bytes: 0, trouble: why.into() });
+            if !std::mem::replace(&mut self.snapshots.said_refused, true) {
+                send(&Message::ProgramSnapshotEnd { life: self.life, bytes: 0, trouble: why.into() });
             }
         }
-        if now < self.images.next || !IS_KNOWN && (memory.kept() == 0 || self.images.refused.is_some()) {
+        if now < self.snapshots.next || !IS_KNOWN && (memory.kept() == 0 || self.snapshots.refused.is_some()) {
             return;
         }
-        self.images.tries += 1;
-        self.images.next = now + APART * (1 << self.images.tries.min(7)).min(100);
+        self.snapshots.tries += 1;
+        self.snapshots.next = now + APART * (1 << self.snapshots.tries.min(7)).min(100);
         if !IS_KNOWN {
-            return self.fail_image(send, "no snapshots of programs are made on this processor".to_owned());
+            return self.fail_program_snapshot(send, "no snapshots of programs are made on this processor".to_owned());
         }
         memory.ask_for_snapshot();
-        self.images.outgoing = Some(Outgoing { moved: now, begun: now, position: None, sent: 0, stored: 0 });
+        self.snapshots.outgoing = Some(Outgoing { moved: now, begun: now, position: None, sent: 0, stored: 0 });
     }
 
     /// There is no snapshot this time. The leader goes on; if its trace is there from the beginning, the partner can follow that.
     /// Else it is tried again later, for what was in the way may go.
-    fn fail_image(&mut self, send: &mut impl FnMut(&Message<'_>), why: String) {
+    fn fail_program_snapshot(&mut self, send: &mut impl FnMut(&Message<'_>), why: String) {
         log::warn!(why = why.as_str(); "the partner gets no snapshot of the program");
         let Some(memory) = &self.memory else { return };
         memory.end_snapshot();
-        let began = self.images.outgoing.take().is_some_and(|one| one.position.is_some());
-        self.images.refused = Some(why.clone());
+        let began = self.snapshots.outgoing.take().is_some_and(|one| one.position.is_some());
+        self.snapshots.refused = Some(why.clone());
         if began || memory.kept() > 0 {
-            self.images.said_refused = true;
-            send(&Message::ImageEnd { life: self.life, bytes: 0, trouble: why.into() });
+            self.snapshots.said_refused = true;
+            send(&Message::ProgramSnapshotEnd { life: self.life, bytes: 0, trouble: why.into() });
         }
     }
 
     /// The partner's program follows us no more, and nothing of a snapshot that is on its way is of use there.
     pub(super) fn partner_begins_anew(&mut self) {
-        if self.images.outgoing.take_if(|one| one.position.is_some()).is_some() {
+        if self.snapshots.outgoing.take_if(|one| one.position.is_some()).is_some() {
             self.memory.iter().for_each(TraceMemory::end_snapshot);
         }
     }
 
     /// The partner has stored so much of the snapshot.
-    pub(super) fn image_stored(&mut self, life: u64, bytes: u64) {
-        if let Some(one) = self.images.outgoing.as_mut().filter(|_| life == self.life) {
+    pub(super) fn program_snapshot_stored(&mut self, life: u64, bytes: u64) {
+        if let Some(one) = self.snapshots.outgoing.as_mut().filter(|_| life == self.life) {
             one.stored = bytes.clamp(one.stored, one.sent);
         }
     }
@@ -278,9 +278,9 @@ impl Standby {
 /// As follower.
 impl Standby {
     /// A snapshot of the leader's program comes.
-    pub(super) fn image_begins(&mut self, life: u64, at: u64) -> io::Result<()> {
-        self.images.incoming = None;
-        if !self.hot || self.given_up == life && self.imageless != life {
+    pub(super) fn program_snapshot_begins(&mut self, life: u64, at: u64) -> io::Result<()> {
+        self.snapshots.incoming = None;
+        if !self.hot || self.given_up == life && self.snapshotless != life {
             return Ok(());
         }
         if at > u64::MAX / 2 {
@@ -290,7 +290,7 @@ impl Standby {
         let Some(memory) = &self.memory else { return Ok(()) };
         memory.set_mode(mode::FOLLOW);
         memory.begin_at(at);
-        (self.life, self.broken, self.given_up, self.imageless) = (life, None, 0, 0);
+        (self.life, self.broken, self.given_up, self.snapshotless) = (life, None, 0, 0);
         // SAFETY: the name is a C string; the call takes nothing else.
         let fd = unsafe { libc::memfd_create(c"tcpr-program".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
@@ -298,14 +298,16 @@ impl Standby {
         }
         // SAFETY: the kernel just gave us this descriptor; nobody else knows it.
         let file = unsafe { File::from_raw_fd(fd) };
-        self.images.incoming = Some(Incoming { life, file, bytes: 0, look_at: LOOK_EVERY, whole: false, used: false });
-        self.images.awaits_trace = true;
+        self.snapshots.incoming = Some(Incoming { life, file, bytes: 0, look_at: LOOK_EVERY, whole: false, used: false });
+        self.snapshots.awaits_trace = true;
         Ok(())
     }
 
     /// A piece of it. Returns life and length of what is here.
-    pub(super) fn image_goes_on(&mut self, bytes: &[u8]) -> io::Result<Option<(u64, u64)>> {
-        let Some(one) = self.images.incoming.as_mut().filter(|one| !one.whole && one.life == self.life) else { return Ok(None) };
+    pub(super) fn program_snapshot_goes_on(&mut self, bytes: &[u8]) -> io::Result<Option<(u64, u64)>> {
+        let Some(one) = self.snapshots.incoming.as_mut().filter(|one| !one.whole && one.life == self.life) else {
+            return Ok(None);
+        };
         one.file.write_all(bytes)?;
         one.bytes += bytes.len() as u64;
         if one.bytes >= one.look_at {
@@ -320,30 +322,32 @@ impl Standby {
     }
 
     /// Whether a part of a snapshot of this life is here, and the rest comes.
-    pub(super) fn awaits_image(&self) -> bool {
-        self.images.incoming.as_ref().is_some_and(|one| !one.whole && one.life == self.life)
+    pub(super) fn awaits_program_snapshot(&self) -> bool {
+        self.snapshots.incoming.as_ref().is_some_and(|one| !one.whole && one.life == self.life)
     }
 
     /// It is whole. Returns whether the program is to be started with it.
-    pub(super) fn image_ends(&mut self, life: u64, bytes: u64) -> bool {
-        let Some(one) = self.images.incoming.as_mut().filter(|one| one.life == life && life == self.life) else { return false };
+    pub(super) fn program_snapshot_ends(&mut self, life: u64, bytes: u64) -> bool {
+        let Some(one) = self.snapshots.incoming.as_mut().filter(|one| one.life == life && life == self.life) else {
+            return false;
+        };
         one.whole = one.bytes == bytes && bytes > 0;
         if !one.whole {
-            self.images.incoming = None;
-            self.no_image(life, "the snapshot of the program has come only in part".to_owned());
+            self.snapshots.incoming = None;
+            self.no_program_snapshot(life, "the snapshot of the program has come only in part".to_owned());
             return false;
         }
         true
     }
 
     /// There is none: this life cannot be followed, unless one comes later.
-    pub(super) fn no_image(&mut self, life: u64, why: String) {
-        self.images.incoming = None;
+    pub(super) fn no_program_snapshot(&mut self, life: u64, why: String) {
+        self.snapshots.incoming = None;
         if !self.hot || self.given_up == life {
             return;
         }
         log::error!(why = why.as_str(); "the program here cannot follow the master's");
-        self.imageless = life;
+        self.snapshotless = life;
         if self.follows() {
             // Whatever program there is waits for a trace that does not come: it is to be replaced.
             (self.life, self.exact, self.taken) = (life, false, true);
@@ -354,8 +358,8 @@ impl Standby {
     }
 
     /// The program is about to be started: whether it begins with a snapshot.
-    pub(super) fn begins_with_image(&mut self) -> bool {
-        let one = self.images.incoming.as_mut().filter(|one| one.whole && one.life == self.life && !one.used);
+    pub(super) fn begins_with_program_snapshot(&mut self) -> bool {
+        let one = self.snapshots.incoming.as_mut().filter(|one| one.whole && one.life == self.life && !one.used);
         one.is_some_and(|one| {
             one.used = true;
             true
@@ -363,16 +367,16 @@ impl Standby {
     }
 
     /// The snapshot that the program which is about to start begins with.
-    pub(in super::super) fn image(&self) -> Option<RawFd> {
-        self.images.incoming.as_ref().filter(|one| one.used && self.follows()).map(|one| one.file.as_raw_fd())
+    pub(in super::super) fn program_snapshot(&self) -> Option<RawFd> {
+        self.snapshots.incoming.as_ref().filter(|one| one.used && self.follows()).map(|one| one.file.as_raw_fd())
     }
 
     /// A snapshot that was lost with the link: this member waits for another one. Returns whether the program is to be started
     /// anew: it was told that it cannot follow.
     #[must_use]
-    pub(super) fn forget_half_image(&mut self) -> bool {
+    pub(super) fn forget_half_program_snapshot(&mut self) -> bool {
         let is_empty = self.memory.as_ref().is_some_and(|m| m.kept() > 0) && !self.taken;
-        if !self.follows() || !is_empty || self.images.incoming.is_some() || self.broken.is_some() {
+        if !self.follows() || !is_empty || self.snapshots.incoming.is_some() || self.broken.is_some() {
             return false;
         }
         self.begin_life();
@@ -380,9 +384,9 @@ impl Standby {
     }
 
     /// The program that was started with it has read it.
-    pub(super) fn forget_read_image(&mut self) {
+    pub(super) fn forget_read_program_snapshot(&mut self) {
         let follows = self.taken && self.memory.as_ref().is_some_and(|m| m.state() == state::FOLLOWING);
-        self.images.incoming.take_if(|one| one.used && follows);
+        self.snapshots.incoming.take_if(|one| one.used && follows);
     }
 }
 
@@ -395,23 +399,23 @@ fn available_memory() -> Option<u64> {
 
 impl Manager {
     /// What the partner says of a snapshot.
-    pub(in super::super) fn hear_of_image(&mut self, message: &Message<'_>) {
+    pub(in super::super) fn hear_of_program_snapshot(&mut self, message: &Message<'_>) {
         let is_backup = self.role.role() == Role::Backup;
         let failed = match *message {
-            Message::ImageStored { life, bytes } => return self.standby.image_stored(life, bytes),
+            Message::ProgramSnapshotStored { life, bytes } => return self.standby.program_snapshot_stored(life, bytes),
             _ if !is_backup => return,
-            Message::ImageBegin { life, at } => self.standby.image_begins(life, at),
-            Message::Image { bytes } => self.standby.image_goes_on(bytes).map(|stored| {
+            Message::ProgramSnapshotBegin { life, at } => self.standby.program_snapshot_begins(life, at),
+            Message::ProgramSnapshot { bytes } => self.standby.program_snapshot_goes_on(bytes).map(|stored| {
                 if let Some((life, bytes)) = stored {
-                    self.images_stored = Some((life, bytes));
+                    self.program_snapshot_stored = Some((life, bytes));
                 }
             }),
-            Message::ImageEnd { life, ref trouble, .. } if !trouble.is_empty() => {
-                self.standby.no_image(life, trouble.clone().into_owned());
+            Message::ProgramSnapshotEnd { life, ref trouble, .. } if !trouble.is_empty() => {
+                self.standby.no_program_snapshot(life, trouble.clone().into_owned());
                 Ok(())
             }
-            Message::ImageEnd { life, bytes, .. } => {
-                if self.standby.image_ends(life, bytes) {
+            Message::ProgramSnapshotEnd { life, bytes, .. } => {
+                if self.standby.program_snapshot_ends(life, bytes) {
                     log::info!(bytes; "a snapshot of the partner's program is here: ours is started anew with it");
                     self.program.iter_mut().for_each(Program::replace);
                 }
@@ -421,28 +425,28 @@ impl Manager {
         };
         if let Err(error) = failed {
             let life = self.standby.life;
-            self.standby.no_image(life, format!("the snapshot of the program cannot be taken: {error}"));
+            self.standby.no_program_snapshot(life, format!("the snapshot of the program cannot be taken: {error}"));
         }
     }
 
     /// What is due with snapshots.
-    pub(super) fn image_timers(&mut self, now: Now) {
+    pub(super) fn program_snapshot_timers(&mut self, now: Now) {
         if self.link.is_up() {
-            self.standby.images_are_spoken = self.link.speaks(IMAGE);
+            self.standby.snapshots_are_spoken = self.link.speaks(PROGRAM_SNAPSHOT);
         }
-        if let Some((life, bytes)) = self.images_stored.take() {
-            self.link.send(&Message::ImageStored { life, bytes });
+        if let Some((life, bytes)) = self.program_snapshot_stored.take() {
+            self.link.send(&Message::ProgramSnapshotStored { life, bytes });
         }
-        self.standby.forget_read_image();
-        if self.role.role() == Role::Backup && self.standby.forget_half_image() {
+        self.standby.forget_read_program_snapshot();
+        if self.role.role() == Role::Backup && self.standby.forget_half_program_snapshot() {
             self.program.iter_mut().for_each(Program::replace);
         }
-        if self.ships_trace() && self.link.speaks(IMAGE) {
+        if self.ships_trace() && self.link.speaks(PROGRAM_SNAPSHOT) {
             let acknowledged = self.filter.log().needs_replica().then(|| self.filter.log().acknowledged());
             let behind = self.replication.behind(self.filter.log().written(), acknowledged);
             let room = behind <= BEHIND && self.link.has_room();
             let Manager { standby, link, .. } = self;
-            standby.go_on_with_image(now, room, &mut |message| link.send(message));
+            standby.go_on_with_program_snapshot(now, room, &mut |message| link.send(message));
         }
     }
 }
