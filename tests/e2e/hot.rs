@@ -531,15 +531,23 @@ fn coroutines_of_python_go_on() {
     w.no_reset();
 }
 
-/// A server that is no member: it answers each line with the number of its connection, and the line.
-fn serve_numbered_lines(w: &World) {
+/// A server that is no member: it answers each line with the number of its connection, and the line. `http`: each line is that of
+/// a request, whose headers follow.
+fn serve_numbered_lines(w: &World, http: bool) {
     let listener = w.peer.enter(|| TcpListener::bind("192.0.2.9:7000")).expect("a listener");
     std::thread::spawn(move || {
         for (n, stream) in listener.incoming().flatten().enumerate() {
             std::thread::spawn(move || {
                 let mut lines = BufReader::new(stream.try_clone().expect("cloned")).lines();
                 while let Some(Ok(line)) = lines.next() {
-                    (&stream).write_all(format!("{n} {line}\n").as_bytes()).expect("answered");
+                    let answer = if http {
+                        lines.by_ref().map_while(Result::ok).take_while(|header| !header.is_empty()).for_each(drop);
+                        let said = format!("{n} {}\n", line.split(' ').nth(1).unwrap_or_default());
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{said}", said.len())
+                    } else {
+                        format!("{n} {line}\n")
+                    };
+                    (&stream).write_all(answer.as_bytes()).expect("answered");
                 }
             });
         }
@@ -549,16 +557,44 @@ fn serve_numbered_lines(w: &World) {
 /// A proxy keeps each client with the connection that it has made for it, to a server that is no member.
 #[test]
 fn haproxy_goes_on_with_its_pairs_of_connections() {
-    let place = Dir::new("hot-haproxy");
-    let text = "global\n nbthread 1\ndefaults\n mode tcp\n timeout connect 60s\n timeout client 600s\n timeout server 600s\n\
-        listen proxy\n bind *:5555\n server one 192.0.2.9:7000\n";
+    haproxy("tcp", 1);
+}
+
+#[test]
+fn haproxy_goes_on_with_requests_of_its_clients() {
+    haproxy("http", 1);
+}
+
+#[test]
+fn haproxy_goes_on_with_several_threads() {
+    haproxy("http", 4);
+}
+
+fn haproxy(mode: &str, threads: usize) {
+    let place = Dir::new(&format!("hot-haproxy-{mode}-{threads}"));
+    let http = mode == "http";
+    let text = format!(
+        "global\n nbthread {threads}\n maxconn 200\ndefaults\n mode {mode}\n timeout connect 60s\n timeout client 600s\n \
+        timeout server 600s\n timeout http-keep-alive 600s\n{}listen proxy\n bind *:5555\n server one 192.0.2.9:7000\n",
+        if http { " http-reuse never\n" } else { "" }
+    );
+    let ask = |t: &mut Talker, line: &str| {
+        if !http {
+            return rooms_ask(t, line);
+        }
+        t.say(&format!("GET {line} HTTP/1.1\r\nHost: example.net\r\n"));
+        assert_eq!(t.line(), "HTTP/1.1 200 OK");
+        while !t.line().is_empty() {}
+        t.line()
+    };
     let service = hot("proxy").extra("[[service.outgoing]]\naddress = \"192.0.2.9:7000\"\n");
-    let mut w = World::new("hotproxy", service, &["haproxy", "-db", "-f", &place.file("haproxy", text)]);
-    serve_numbered_lines(&w);
+    let label = format!("hap{mode}{threads}");
+    let mut w = World::new(&label, service, &["haproxy", "-db", "-f", &place.file("haproxy", &text)]);
+    serve_numbered_lines(&w, http);
     follows(&w);
     let mut talkers: Vec<(Talker, String)> = (0..6).map(|_| (Talker::new(&w), String::new())).collect();
     for (t, who) in &mut talkers {
-        rooms_ask(t, "hello").split(' ').next().unwrap_or_default().clone_into(who);
+        ask(t, "/hello").split(' ').next().unwrap_or_default().clone_into(who);
     }
     for (round, fault) in w.faults(5).into_iter().enumerate() {
         follows(&w);
@@ -569,7 +605,7 @@ fn haproxy_goes_on_with_its_pairs_of_connections() {
                 let stop = &stop;
                 threads.spawn(move || {
                     for n in 0.. {
-                        assert_eq!(rooms_ask(t, &format!("{round} {n}")), format!("{who} {round} {n}"), "{fault:?}");
+                        assert_eq!(ask(t, &format!("/{round}/{n}")), format!("{who} /{round}/{n}"), "{fault:?}");
                         if stop.load(Relaxed) {
                             break;
                         }
@@ -696,7 +732,7 @@ fn stunnel_goes_on_with_its_tls_sessions() {
     );
     let service = hot("stunnel").extra("[[service.outgoing]]\naddress = \"192.0.2.9:7000\"\n");
     let mut w = World::new("stunnel", service, &["stunnel4", &place.file("stunnel", &text)]);
-    serve_numbered_lines(&w);
+    serve_numbered_lines(&w, false);
     follows(&w);
     let mut talkers: Vec<TlsTalker> =
         (0..4).map(|_| TlsTalker::new(&w, "TLSv1_3", "b'%s\\n'", "lambda f: f.readline()")).collect();

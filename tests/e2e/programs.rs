@@ -426,7 +426,7 @@ type Row = (&'static str, &'static str, &'static str, &'static str, (&'static st
 /// Programs that other tests try, under load and through all faults.
 const ELSEWHERE: &[Row] = &[
     ("HAProxy, TCP", "haproxy", "goes on", "goes on", (include_str!("hot.rs"), "haproxy_goes_on_with_its_pairs_of_connections")),
-    ("HAProxy, HTTP", "haproxy", "goes on", UNTRIED, (include_str!("proxies.rs"), "haproxy_in_http_mode")),
+    ("HAProxy, HTTP", "haproxy", "goes on", "goes on", (include_str!("hot.rs"), "haproxy_goes_on_with_requests_of_its_clients")),
     ("socat", "socat", "goes on", NO_PROCESSES, (include_str!("proxies.rs"), "socat_with_a_process_for_each_client")),
     ("nginx, stream", "libnginx-mod-stream", "goes on", NO_PROCESSES, (include_str!("proxies.rs"), "nginx_as_a_stream_proxy")),
     (
