@@ -94,7 +94,7 @@ pub(super) fn connection(fd: c_int) -> Result<(u32, FourTuple, Origin), Failure>
 /// Waits up to 5 seconds for a manager that is starting.
 ///
 /// Returns 0, or -1 with errno ENOTCONN (no manager answers, or none could be started: the configuration is missing or wrong,
-/// a privilege lacks), EACCES (this program was not started by the manager that it found), ENOTSUP (libtcpr was loaded by
+/// a privilege is missing), EACCES (this program was not started by the manager that it found), ENOTSUP (libtcpr was loaded by
 /// dlopen, so that the program's calls do not reach it).
 ///
 /// # Safety
@@ -168,9 +168,9 @@ pub extern "C-unwind" fn tcpr_wait_role(role: c_int, timeout_ms: c_int) -> c_int
 /// more until one is registered again.
 ///
 /// Under `tcpr run` a program never sees its member become a backup if it was the master: it is killed and started again. With
-/// `on_demote = "disconnect"`, or without `tcpr run`, it goes on: its connections end (ECONNABORTED), and it is told. So it does for a
-/// moment when `tcpr run` stops and its connections go to the partner, before it gets SIGTERM. Whoever goes on must take ECONNABORTED,
-/// and EROFS of the data calls, for a loss of the role, too: one that is back after a moment may not be told.
+/// `on_demote = "disconnect"`, or without `tcpr run`, it goes on: its connections end (ECONNABORTED), and it is told. This also
+/// happens briefly when `tcpr run` hands its connections to the partner, before SIGTERM. A program that goes on must treat
+/// ECONNABORTED, and EROFS from the data calls, as loss of the role: a role that returns at once may not be reported.
 ///
 /// A program that forbids itself system calls (seccomp) registers before it does so.
 ///

@@ -57,7 +57,7 @@ pub fn accept_now(listener: c_int, flags: c_int) -> Option<(c_int, Option<Socket
     }
     // Another thread may be faster, and then we would block. Non-blocking mode would be seen by everybody who shares the
     // listener. A timeout is seen only by threads that block at this moment, and the hook has them go on when they see it.
-    // Who lends one does so alone: another one who takes its own back would have us block for ever.
+    // Only one thread may set the timeout at a time: a second one that restored it would leave us blocked for ever.
     let mut known = lock(&LENDING);
     let alone = doorbell::Alone::with(listener)?;
     // Those before us may have left nothing.

@@ -99,7 +99,7 @@ pub fn next(client: &Client, listener: c_int, port: u16) -> Option<(RecoveredInf
         // `pending` does not tell: it falls only when the manager has heard of the sessions that we handed out.
         let mut last = queue.sessions.is_empty() && !queue.more;
         if last && std::mem::take(&mut queue.several) {
-            // The manager rings as long as it believes that something is here, be it at this moment. Now it hears that nothing is.
+            // The manager rings doorbells until it hears that this stash is empty; one may ring right now. It hears it here.
             fetch(queue, client, port, 0);
             last = queue.sessions.is_empty() && !queue.more;
         }

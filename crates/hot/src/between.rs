@@ -1,8 +1,8 @@
 //! What goes between parts of the program while it follows: pipes, pairs of sockets and event counters of this member hold what the
 //! program has written and not read, by the trace. At a promotion it goes on with that.
 //!
-//! In the trace a read may stand before the write that it got its bytes from: a thread's record comes after its call. So what was
-//! read and is not there is owed, and the next write is shorter by that. All this happens in the order of the trace: before the
+//! In the trace a read may stand before the write that it got its bytes from: a thread's record comes after its call. The
+//! missing bytes are remembered, and removed from the next write. All this happens in the order of the trace: before the
 //! record of the call is done.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -48,12 +48,12 @@ struct Inner {
 /// Programs tell threads things without a lock, too: a clock's hand, a flag. So each thread of the follower runs alone, from
 /// one record of its own to the next. The thread whose turn is next waits for it, but no longer than this.
 const ALONE_NS: i64 = 1_000_000;
-/// At the end of the trace, so long is waited for the thread that still runs: sockets take their places when all wait.
+/// How long the last running thread is waited for at the end of the trace. Sockets take their places when all threads wait.
 const LAST_NS: i64 = 100_000_000;
 /// After this time, a thread whose turn was not yet looks again though nobody has woken it.
 const AGAIN_NS: i64 = 10_000_000;
-/// How long it is waited for room in the trace. The manager makes some every 20 ms; a partner that is gone delays that until it is
-/// missed.
+/// How long a thread waits for room in the trace. The manager makes some every 20 ms; a partner that is gone delays that until it
+/// is missed.
 const ROOM_NS: i64 = 500_000_000;
 const NAP_NS: i64 = 200_000;
 /// A turn is short as a rule: so often a thread looks for its own before it sleeps. It does not yield meanwhile: on a busy machine

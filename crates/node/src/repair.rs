@@ -13,7 +13,7 @@
 //!   segment himself; its acknowledgement sets the timers right.
 //! - A TIME_WAIT socket of the same addresses is replaced if it had timestamps; without, `restore` fails, and
 //!   [`crate::sockdiag`] can remove it in silence.
-//! - Our own FIN, where it was already sent: [`RestoreSpec::fin_sent`]. The peer's FIN cannot be restored, only
+//! - Our own FIN, where it was already sent: [`SocketSpec::fin_sent`]. The peer's FIN cannot be restored, only
 //!   received: inject it again as a segment ([`crate::rawsock`]), like all input that is to be read again.
 
 use std::io;
@@ -40,7 +40,7 @@ const SO_BUF_LOCK: libc::c_int = 72;
 
 /// All that makes up a connection in the state ESTABLISHED.
 #[derive(Debug, Clone, Copy)]
-pub struct RestoreSpec<'a> {
+pub struct SocketSpec<'a> {
     /// Our end. The address need not be on this machine yet.
     pub local: SocketAddr,
     /// The other end.
@@ -80,7 +80,7 @@ pub struct RestoreSpec<'a> {
     pub fin_sent: bool,
 }
 
-/// What the kernel knows of a connection, in the terms of [`RestoreSpec`].
+/// What the kernel knows of a connection, in the terms of [`SocketSpec`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketState {
     /// The kernel's number of the TCP state; 1 is ESTABLISHED.
@@ -97,25 +97,25 @@ pub struct SocketState {
     pub rcv_nxt_seq: u32,
     /// Bytes received and not yet read by the application.
     pub unread: u32,
-    /// The peer's MSS, as in [`RestoreSpec::mss`].
+    /// The peer's MSS, as in [`SocketSpec::mss`].
     pub mss: u16,
     /// Bytes that we now put into a segment.
     pub snd_mss: u32,
-    /// See [`RestoreSpec::snd_wscale`].
+    /// See [`SocketSpec::snd_wscale`].
     pub snd_wscale: Option<u8>,
-    /// See [`RestoreSpec::rcv_wscale`].
+    /// See [`SocketSpec::rcv_wscale`].
     pub rcv_wscale: Option<u8>,
-    /// See [`RestoreSpec::sack`].
+    /// See [`SocketSpec::sack`].
     pub sack: bool,
-    /// See [`RestoreSpec::timestamps`]; the present value.
+    /// See [`SocketSpec::timestamps`]; the present value.
     pub timestamps: Option<u32>,
-    /// See [`RestoreSpec::snd_wnd`].
+    /// See [`SocketSpec::snd_wnd`].
     pub snd_wnd: u32,
-    /// See [`RestoreSpec::max_window`].
+    /// See [`SocketSpec::max_window`].
     pub max_window: u32,
-    /// See [`RestoreSpec::rcv_wnd`].
+    /// See [`SocketSpec::rcv_wnd`].
     pub rcv_wnd: u32,
-    /// See [`RestoreSpec::rcv_wup`].
+    /// See [`SocketSpec::rcv_wup`].
     pub rcv_wup: u32,
     /// Segments sent again, in the life of the socket.
     pub retransmitted: u32,
@@ -142,7 +142,7 @@ impl RestoreError {
 /// # Errors
 /// Of the step that failed, named in the text. EADDRNOTAVAIL or EADDRINUSE: this machine already has a connection
 /// with these addresses.
-pub fn restore(spec: &RestoreSpec<'_>) -> Result<OwnedFd, RestoreError> {
+pub fn restore(spec: &SocketSpec<'_>) -> Result<OwnedFd, RestoreError> {
     let socket = step("socket", tcp_socket(&spec.local))?;
     let fd = socket.as_raw_fd();
     step("TCP_REPAIR (needs CAP_NET_ADMIN)", set_tcp(fd, libc::TCP_REPAIR, &REPAIR_ON))?;
@@ -296,7 +296,7 @@ struct RepairWindow {
 }
 
 /// The options, and how many there are.
-fn options(spec: &RestoreSpec<'_>) -> ([RepairOption; 4], usize) {
+fn options(spec: &SocketSpec<'_>) -> ([RepairOption; 4], usize) {
     // Always with a window scale: without it the kernel would go on with the shift that it chose for itself in
     // connect. A shift of 0 both ways is the same as no scaling.
     let (snd_wscale, rcv_wscale) = match (spec.snd_wscale, spec.rcv_wscale) {
@@ -318,7 +318,7 @@ fn options(spec: &RestoreSpec<'_>) -> ([RepairOption; 4], usize) {
 }
 
 /// Sends all of `slices`, making room where the send buffer of a new socket is too small.
-fn push(fd: i32, spec: &RestoreSpec<'_>, slices: &[&[u8]; 2], raised: &mut bool) -> io::Result<()> {
+fn push(fd: i32, spec: &SocketSpec<'_>, slices: &[&[u8]; 2], raised: &mut bool) -> io::Result<()> {
     let mut done = 0;
     let total = slices[0].len() + slices[1].len();
     while done < total {
@@ -339,7 +339,7 @@ fn push(fd: i32, spec: &RestoreSpec<'_>, slices: &[&[u8]; 2], raised: &mut bool)
 
 /// Lifts what limits the bytes that wait in the socket. Only done when needed: most sessions have less in
 /// flight than a new socket takes.
-fn make_room(fd: i32, spec: &RestoreSpec<'_>) -> io::Result<()> {
+fn make_room(fd: i32, spec: &SocketSpec<'_>) -> io::Result<()> {
     let bytes: usize = spec.snd_queue.iter().chain(&spec.unsent).map(|slice| slice.len()).sum();
     // The kernel doubles the value and charges its own overhead to it, which is less than the other half.
     let size = libc::c_int::try_from(bytes.saturating_mul(2) + (256 << 10)).unwrap_or(libc::c_int::MAX / 2);
@@ -467,7 +467,7 @@ impl Plain for libc::tcp_info {}
 mod tests {
     use super::*;
 
-    const SPEC: RestoreSpec<'_> = RestoreSpec {
+    const SPEC: SocketSpec<'_> = SocketSpec {
         local: SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::new(192, 0, 2, 1), 1)),
         peer: SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::new(192, 0, 2, 2), 2)),
         snd_una_seq: 0,
@@ -486,7 +486,7 @@ mod tests {
         fin_sent: false,
     };
 
-    fn codes(spec: &RestoreSpec<'_>) -> Vec<(u32, u32)> {
+    fn codes(spec: &SocketSpec<'_>) -> Vec<(u32, u32)> {
         let (options, n) = options(spec);
         options[..n].iter().map(|option| (option.code, option.value)).collect()
     }
@@ -498,9 +498,9 @@ mod tests {
 
     #[test]
     fn no_window_scaling_is_a_scale_of_nought() {
-        let spec = RestoreSpec { rcv_wscale: None, timestamps: None, ..SPEC };
+        let spec = SocketSpec { rcv_wscale: None, timestamps: None, ..SPEC };
         assert_eq!(codes(&spec), [(2, 1460), (3, 0), (4, 0)]);
-        let spec = RestoreSpec { sack: false, ..SPEC };
+        let spec = SocketSpec { sack: false, ..SPEC };
         assert_eq!(codes(&spec), [(2, 1460), (3, 9 << 16 | 7), (8, 0)]);
     }
 }

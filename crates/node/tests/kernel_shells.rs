@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tcpr_node::doorbell;
 use tcpr_node::nfqueue::{Queue, QueuedPacket};
 use tcpr_node::rawsock::{RawSender, MARK};
-use tcpr_node::repair::{close_silently, read_state, restore, RestoreSpec, SocketState};
+use tcpr_node::repair::{close_silently, read_state, restore, SocketSpec, SocketState};
 use tcpr_node::sockdiag::{state, Ours, SockDiag};
 use tcpr_node::vip::Vip;
 
@@ -306,7 +306,7 @@ fn a_queue_pushed_as_sent_is_retransmitted_when_its_timer_runs_out() {
     let (first, second) = lost.split_at(1234);
     let tap = net.tap();
     let start = Instant::now();
-    let restored = net.a(|| restore(&RestoreSpec { snd_queue: [first, second], ..spec(&before, local, peer) }).unwrap());
+    let restored = net.a(|| restore(&SocketSpec { snd_queue: [first, second], ..spec(&before, local, peer) }).unwrap());
     let state = read_state(restored.as_fd()).unwrap();
     assert_eq!((state.unacked, state.unsent), (5000, 0));
     poll_in(&[tap.0.as_raw_fd()], 10_000);
@@ -331,7 +331,7 @@ fn unsent_bytes_leave_at_once_and_the_queue_follows() {
     net.b(|| iptables("-D INPUT -p tcp --sport 5555 -j DROP"));
     let start = Instant::now();
     let _restored = net.a(|| {
-        let spec = RestoreSpec {
+        let spec = SocketSpec {
             snd_queue: [&bytes[..10], &bytes[10..5000]],
             unsent: [&bytes[5000..6000], &bytes[6000..]],
             ..spec(&before, local, peer)
@@ -353,7 +353,7 @@ fn a_peer_that_acknowledged_more_than_we_knew_is_believed() {
     let (local, peer) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
     close_silently(server.into()).unwrap();
     // The record is older: nothing is known of the acknowledgement.
-    let restored = net.a(|| restore(&RestoreSpec { snd_queue: [b"01234", b"56789"], ..spec(&before, local, peer) }).unwrap());
+    let restored = net.a(|| restore(&SocketSpec { snd_queue: [b"01234", b"56789"], ..spec(&before, local, peer) }).unwrap());
     let mut server = TcpStream::from(restored);
     client.write_all(b"go on").unwrap();
     server.set_nonblocking(false).unwrap();
@@ -374,7 +374,7 @@ fn more_than_a_new_socket_takes_is_restored_whole() {
     let bytes = pattern(9 << 20, 8);
     let (queue, unsent) = bytes.split_at(3 << 20);
     let restored = net.a(|| {
-        let spec = RestoreSpec {
+        let spec = SocketSpec {
             snd_queue: [&queue[..1000], &queue[1000..]],
             unsent: [&unsent[..5 << 20], &unsent[5 << 20..]],
             ..spec(&before, local, peer)
@@ -397,7 +397,7 @@ fn a_fin_that_was_sent_is_restored() {
     close_silently(server.into()).unwrap();
     net.b(|| iptables("-D INPUT -p tcp --sport 5555 -j DROP"));
     let restored = net.a(|| {
-        let spec = RestoreSpec { snd_queue: [b"bye", b""], fin_sent: true, ..spec(&before, local, peer) };
+        let spec = SocketSpec { snd_queue: [b"bye", b""], fin_sent: true, ..spec(&before, local, peer) };
         restore(&spec).unwrap()
     });
     let mut all = Vec::new();
@@ -543,7 +543,7 @@ fn cost_of_restoration() {
                 for i in 0..count {
                     let ip = Ipv4Addr::new(192, 0, 2, 2 + (i / 1000) as u8);
                     let peer = SocketAddr::new(ip.into(), 1000 + (i % 1000) as u16);
-                    let spec = RestoreSpec { snd_queue: [&bytes, b""], ..plain_spec(SERVICE, peer) };
+                    let spec = SocketSpec { snd_queue: [&bytes, b""], ..plain_spec(SERVICE, peer) };
                     sockets.push(restore(&spec).unwrap());
                 }
             });
@@ -606,7 +606,7 @@ fn an_injected_segment_is_received_whatever_the_filters_say() {
         // A peer that exists nowhere: only its address is on the other host.
         net.b(|| iptables("-A INPUT -p tcp -j DROP"));
         let from = SocketAddrV4::new(PEER, 4000);
-        let spec = RestoreSpec { timestamps: None, ..plain_spec(SERVICE, from.into()) };
+        let spec = SocketSpec { timestamps: None, ..plain_spec(SERVICE, from.into()) };
         let mut server = TcpStream::from(net.a(|| restore(&spec).unwrap()));
         let epoll = Epoll::new(server.as_raw_fd());
         let tap = net.tap();
@@ -998,8 +998,8 @@ impl Epoll {
 }
 
 /// The restoration of a connection as it was, with nothing in its queues.
-fn spec(state: &SocketState, local: SocketAddr, peer: SocketAddr) -> RestoreSpec<'static> {
-    RestoreSpec {
+fn spec(state: &SocketState, local: SocketAddr, peer: SocketAddr) -> SocketSpec<'static> {
+    SocketSpec {
         local,
         peer,
         snd_una_seq: state.snd_una_seq,
@@ -1019,8 +1019,8 @@ fn spec(state: &SocketState, local: SocketAddr, peer: SocketAddr) -> RestoreSpec
     }
 }
 
-fn plain_spec(local: SocketAddr, peer: SocketAddr) -> RestoreSpec<'static> {
-    RestoreSpec {
+fn plain_spec(local: SocketAddr, peer: SocketAddr) -> SocketSpec<'static> {
+    SocketSpec {
         local,
         peer,
         snd_una_seq: 1000,

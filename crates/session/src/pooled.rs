@@ -37,7 +37,8 @@ impl<T: 'static> Blank for VecDeque<T> {
     }
 }
 
-/// A `T`, which needs memory only while it is not empty. So it is read as it is, and changed by name of what that costs.
+/// A `T`, which needs memory only while it is not empty. Reading needs no call. Each method that
+/// changes the value says in its name whether it may allocate.
 #[derive(Debug)]
 pub struct Pooled<T>(Option<Box<T>>);
 

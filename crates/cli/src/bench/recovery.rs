@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tcpr_node::repair::{self, RestoreSpec};
+use tcpr_node::repair::{self, SocketSpec};
 
 use super::report::{Group, Report};
 use super::stand::{ask_all, connect, echo, Stand, PATIENCE};
@@ -76,7 +76,7 @@ pub fn measure(options: &Options, variant: Variant, report: &mut Report) -> Resu
 /// The floor: what the kernel needs to make such sockets, with nothing around it.
 fn bare(stand: &Stand, n: u32) -> Result<f64, Failure> {
     stand.peer.enter(|| {
-        let spec = |i: u32| RestoreSpec {
+        let spec = |i: u32| SocketSpec {
             local: SocketAddr::new(stand.peer.ip(), (10_000 + i) as u16),
             peer: SocketAddr::new(stand.pair.host(0).ip(), 9),
             snd_una_seq: 1000,

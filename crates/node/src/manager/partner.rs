@@ -93,7 +93,7 @@ impl Partner {
     /// How this member introduces itself. It is to do that again after a while, if heartbeats do not get through.
     fn hello(&mut self, now: Now, protocol: u16, view: PartnerView) -> Hello {
         self.greet_at = now + GREET_EVERY;
-        // Whoever is introduced to us anew takes our program for well.
+        // A partner that has just connected assumes that our program is healthy.
         self.program_told = None;
         Hello {
             protocol,
@@ -120,7 +120,7 @@ impl Partner {
         }
     }
 
-    /// Whether the partner is to be told this of our program; if so, it counts as told. The partner takes our program for well
+    /// Whether the partner is to be told this of our program; if so, it counts as told. The partner assumes that our program is healthy
     /// until we say otherwise.
     fn tells_program(&mut self, trouble: &str) -> bool {
         let news = self.program_told.as_deref().unwrap_or_default() != trouble;

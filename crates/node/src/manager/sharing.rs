@@ -1,6 +1,6 @@
 //! Which of several processes gets the next recovered session. The kernel wakes the same one again and again (with
-//! EPOLLEXCLUSIVE whoever waited first; without, whoever is fastest), so one that has more than another waits for that one
-//! to ask, and the doorbell wakes others meanwhile. Who accepts at all is not known before it asks.
+//! EPOLLEXCLUSIVE whoever waited first; without, whoever is fastest), so a process with more sessions than another waits
+//! until the other has asked, and the doorbell wakes others meanwhile. Who accepts at all is not known before it asks.
 
 use std::collections::HashMap;
 use std::time::Duration;

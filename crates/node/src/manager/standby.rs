@@ -109,7 +109,7 @@ impl Broken {
         Broken { state: state::FULL, why: why.into() }
     }
 
-    /// What the log says of it: the state, and the words. Partners of old said the words alone.
+    /// What the log says of it: the state, and the words. Partners of older versions sent the words alone.
     fn encode(&self) -> Vec<u8> {
         [&[self.state as u8], self.why.as_bytes()].concat()
     }

@@ -32,7 +32,8 @@ const BARRIER: Duration = Duration::from_secs(3);
 const BARRIER_UNTIL_LISTENING: Duration = Duration::from_secs(30);
 /// The barrier goes on as long as the application accepts, up to this.
 const MOST_BARRIER: Duration = Duration::from_secs(10);
-/// A session that nobody has accepted, and of all others nobody one, for so long is reset; the same where nobody listens.
+/// A recovered session is reset if the program has accepted no session at all for this long. The second value holds while
+/// nothing listens.
 const ACCEPT_WAIT: Duration = Duration::from_secs(10);
 const LISTEN_WAIT: Duration = Duration::from_secs(60);
 /// How often it is looked at.
@@ -891,7 +892,7 @@ fn to_hand_out(filter: &Filter, queue: &Queue) -> usize {
 }
 
 fn make_socket(spec: &RestoreSpec) -> Result<OwnedFd, repair::RestoreError> {
-    repair::restore(&repair::RestoreSpec {
+    repair::restore(&repair::SocketSpec {
         local: spec.tuple.local,
         peer: spec.tuple.peer,
         snd_una_seq: spec.snd_una,

@@ -1,7 +1,8 @@
-//! Packets that went around the queues, because the rules were gone for a while: what the local TCP took meanwhile no store
-//! holds, and what it sent nobody released. When the rules are back the kernel is asked of every session how far it has come.
+//! Packets that went around the queues, because the rules were gone for a while. The local TCP received input meanwhile that is
+//! in no store, and sent output that the gate never released. When the rules are back, the kernel is asked how far each session
+//! has come.
 //!
-//! Bytes of input that only the local TCP has seen are nobody's to give again. Their place in the store is taken (the stream
+//! No member can give input again that only the local TCP has seen. Their place in the store is taken (the stream
 //! must go on behind them), and the session is torn until the application has done with them, and until its output that may
 //! have left is committed. After that it is as good as any other: nothing of it would be needed by the next master.
 

@@ -1,6 +1,6 @@
 //! Sessions of which the store does not know what the kernel knows: packets went around the queue while its rules were
-//! gone, or a process says what cannot be. Nobody can restore them; they go on here as what they are, and are reset at a
-//! failover.
+//! gone, or a process reported something impossible. They cannot be restored: they continue on this member, and are
+//! reset at a failover.
 
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ impl Filter {
         if !self.gate.serves() || !live.loose() {
             return;
         }
-        // An end is an end.
+        // A FIN cannot be taken back: the session stays ended.
         let in_done = Some(taken).filter(|taken| *taken > s.in_ackable() && !s.in_fin);
         let out_done = Some(sent).filter(|sent| *sent > live.announced_end(s) && !s.out_fin);
         if in_done.is_none() && out_done.is_none() {
@@ -112,7 +112,7 @@ impl Filter {
         let out = out_done.unwrap_or(s.out_done);
         let adopted = Adopted { session: id, in_done: in_done.unwrap_or(s.in_done), out_done: out, out_base: out };
         if in_done.is_some() {
-            self.forget_early(id);
+            self.forget_out_of_order(id);
         }
         let position = self.write(0, |log| record::encode_adopted(&adopted, log));
         let (s, live) = (self.store.get(id).expect("known"), self.live.get_mut(&id).expect("live"));

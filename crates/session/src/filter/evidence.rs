@@ -45,7 +45,7 @@ pub(super) struct Evidence {
 
 impl Filter {
     /// The peers' evidence is waited for.
-    pub(super) fn await_proofs(&mut self, now: Now) {
+    pub(super) fn await_evidence(&mut self, now: Now) {
         for (&id, live) in self.live.iter_mut().filter(|(_, l)| l.stage == Stage::Probing) {
             let next = now + ASK_AGAIN;
             live.recovery.get_or_make().evidence =
@@ -55,7 +55,7 @@ impl Filter {
     }
 
     /// A segment of a peer whose evidence is waited for.
-    pub(super) fn note_proof(&mut self, now: Now, id: SessionId, segment: &Segment<'_>) {
+    pub(super) fn note_evidence(&mut self, now: Now, id: SessionId, segment: &Segment<'_>) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let timestamps = segment.options().timestamps.filter(|_| s.open.timestamps);
         let echoes = timestamps.is_some_and(|(_, echo)| live.peer.time.sent(echo));
@@ -90,7 +90,7 @@ impl Filter {
         evidence.window = segment.window();
         if let Some((value, echo)) = timestamps.filter(|_| echoes) {
             // It has heard of our clock what the store may not know. Its own may have come round since it was last told.
-            live.peer.time.hears_proof(now, value, echo);
+            live.peer.time.hears_evidence(now, value, echo);
         }
         // One byte that nobody pushes is a keepalive's, or asks for window: it may be an old one.
         if segment.sequence_length() > 1 || segment.sequence_length() == 1 && segment.flags() & (flags::PSH | flags::FIN) != 0 {
@@ -99,10 +99,10 @@ impl Filter {
         }
         // A block below the acknowledgement tells of what came twice (D-SACK, RFC 2883), as our probe's byte did.
         evidence.holes |= segment.sacks().any(|(from, _)| from.after(segment.ack()));
-        self.judge_proof(now, id);
+        self.judge_evidence(now, id);
     }
 
-    fn judge_proof(&mut self, now: Now, id: SessionId) {
+    fn judge_evidence(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
         let Some((evidence, since)) = live.recovery.evidence.and_then(|p| Some((p, p.since?))) else { return };
         let whole = evidence.nxt <= s.in_ackable() || evidence.lowest.is_some_and(|lowest| lowest <= s.in_ackable());
@@ -141,14 +141,14 @@ impl Filter {
         self.actions.push(Action::Probed(id));
     }
 
-    pub(super) fn proof_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
+    pub(super) fn evidence_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let live = self.live.get_mut(&id)?;
         let evidence = live.recovery.get_mut_if_any()?.evidence.as_mut()?;
         if evidence.next > now {
             return Some(evidence.next);
         }
         if evidence.since.is_some() {
-            self.judge_proof(now, id);
+            self.judge_evidence(now, id);
             return None;
         }
         evidence.asks += 1;

@@ -396,7 +396,7 @@ impl Filter {
             self.mark_dirty(now, session);
         }
         if fresh.is_some() || duplicate {
-            self.tail_acked(now, session, fresh.unwrap_or(0));
+            self.old_output_acked(now, session, fresh.unwrap_or(0));
         }
         ack
     }
@@ -416,11 +416,11 @@ impl Filter {
             return true;
         }
         if offset > in_end as i64 {
-            return self.keep_early(now, session, offset as u64, payload, fin);
+            return self.keep_out_of_order(now, session, offset as u64, payload, fin);
         }
         let fresh = &payload[(in_end as i64 - offset) as usize..];
         if fin {
-            self.forget_early(session);
+            self.forget_out_of_order(session);
         }
         if self.live[&session].reassembly.is_blank() {
             self.append_input(now, session, in_end, fresh, fin);
@@ -494,7 +494,7 @@ impl Filter {
         }
         let mut short = s.clone();
         short.shorten(stands);
-        self.forget_early(session);
+        self.forget_out_of_order(session);
         let mut records = Vec::new();
         short.snapshot(&mut records);
         let position = self.tell_anew(session, &records);
@@ -511,7 +511,7 @@ impl Filter {
     /// While a session is being restored its packets wait; their ACK is the probe's answer.
     fn held_back_in(&mut self, now: Now, id: Option<u32>, session: SessionId, segment: &Segment<'_>, bytes: &[u8]) {
         if self.live[&session].recovery.evidence.is_some() {
-            self.note_proof(now, session, segment);
+            self.note_evidence(now, session, segment);
             let live =
                 self.live.get_mut(&session).filter(|l| segment.sequence_length() > 0 && l.recovery.held_in.len() < MAX_HELD_IN);
             return match live {
@@ -546,7 +546,7 @@ impl Filter {
                     if !live.peer.answers() {
                         self.actions.push(Action::Probed(session));
                     }
-                    self.tail_acked(now, session, fresh);
+                    self.old_output_acked(now, session, fresh);
                 }
             }
             Judgement::Ignored | Judgement::Forged(_) => self.counters.disbelieved += 1,

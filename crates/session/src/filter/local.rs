@@ -1,6 +1,6 @@
 //! What the local TCP has of a session, in stream offsets: how far it has sent, what it knows to be acknowledged, how far it
-//! has received, and where its window ends. Its segments move all that ([`Local::on_segment`]); beside them speak the socket
-//! that is made for it, and the kernel when it is asked.
+//! has received, and where its window ends. Its segments move all that ([`Local::on_segment`]). Two other sources
+//! update it: the socket that is made for it, and the kernel's answers to queries.
 
 use crate::store::Session;
 

@@ -471,7 +471,7 @@ impl Filter {
         self.orphan(id);
         self.write(0, |out| record::encode_end(id, reason, out));
         self.processes.turns.close(id);
-        self.forget_early(id);
+        self.forget_out_of_order(id);
         self.unseen.forget(id);
         if let Some(mut live) = self.live.remove(&id) {
             if !live.established {

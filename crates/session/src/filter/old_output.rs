@@ -67,7 +67,7 @@ impl OldOutput {
 
 impl Filter {
     /// Starts to send what there is.
-    pub(super) fn start_tail(&mut self, now: Now, id: SessionId) {
+    pub(super) fn start_old_output(&mut self, now: Now, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let end = s.out_sendable();
         if live.peer.una() >= end {
@@ -78,11 +78,11 @@ impl Filter {
         let old = OldOutput { end, nxt, highest: nxt, cwnd, recover: 0, duplicates: 0, next, tries: 0, lost: 0, longest };
         live.recovery.get_or_make().old_output = Some(old);
         self.timers.set(next, id);
-        self.send_tail(id);
+        self.send_old_output(id);
     }
 
     /// Sends what window and network allow.
-    fn send_tail(&mut self, id: SessionId) {
+    fn send_old_output(&mut self, id: SessionId) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get(&id)) else { return };
         let Some(old) = live.recovery.old_output else { return };
         let window = u64::from(live.peer.window_bytes(s));
@@ -125,7 +125,7 @@ impl Filter {
     }
 
     /// The peer has acknowledged `fresh` bytes more, or (0) the same as before.
-    pub(super) fn tail_acked(&mut self, now: Now, id: SessionId, fresh: u64) {
+    pub(super) fn old_output_acked(&mut self, now: Now, id: SessionId, fresh: u64) {
         let (Some(s), Some(live)) = (self.store.get(id), self.live.get_mut(&id)) else { return };
         let Some(old) = live.recovery.get_mut_if_any().and_then(|r| r.old_output.as_mut()) else { return };
         let acked = live.peer.una();
@@ -148,10 +148,10 @@ impl Filter {
                 self.resend_piece(id);
             }
         }
-        self.send_tail(id);
+        self.send_old_output(id);
     }
 
-    pub(super) fn tail_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
+    pub(super) fn old_output_timeout(&mut self, now: Now, id: SessionId) -> Option<Now> {
         let (s, live) = (self.store.get(id)?, self.live.get_mut(&id)?);
         let old = live.recovery.get_mut_if_any()?.old_output.as_mut()?;
         if old.next > now {
@@ -176,7 +176,7 @@ impl Filter {
             // An old byte asks whether it has opened: a new one would be beyond it.
             self.probe(id);
         } else {
-            self.send_tail(id);
+            self.send_old_output(id);
         }
         Some(next)
     }
@@ -200,7 +200,7 @@ impl Filter {
             if fits < old.longest {
                 old.longest = fits;
                 old.nxt = acked;
-                self.send_tail(id);
+                self.send_old_output(id);
             }
             return;
         }

@@ -263,7 +263,7 @@ impl Filter {
     /// A session that the application had made, and that is probed: it has to be asked for.
     pub(super) fn await_call(&mut self, now: Now, id: SessionId) {
         self.uncalled(now, id);
-        self.start_tail(now, id);
+        self.start_old_output(now, id);
         self.answer_kept(now);
     }
 

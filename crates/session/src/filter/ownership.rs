@@ -171,7 +171,7 @@ impl Ownership {
         self.orphan = true;
     }
 
-    /// What it has asked for in a turn that never came to its end was never asked for.
+    /// Requests of a turn that did not end are dropped.
     pub fn roll_back(&mut self, s: &Session) {
         self.orphan = true;
         self.fin_asked = s.out_fin;

@@ -172,12 +172,12 @@ impl Filter {
 
     /// Keeps input that came out of order. Where there is no room for that of all sessions, those are forgotten that have waited
     /// for the longest: who leaves a hole open costs the others nothing. False: there is none all the same.
-    pub(super) fn keep_early(&mut self, now: Now, id: SessionId, offset: u64, bytes: &[u8], fin: bool) -> bool {
+    pub(super) fn keep_out_of_order(&mut self, now: Now, id: SessionId, offset: u64, bytes: &[u8], fin: bool) -> bool {
         let cost = cost_of(&self.live[&id].reassembly.gaps(offset, offset + bytes.len() as u64));
         while self.reassemblies.cost + cost > MAX_REASSEMBLIES {
             let Some(oldest) = self.reassemblies.holes.values().copied().find(|other| *other != id) else { return false };
             self.counters.early_forgotten += 1;
-            self.forget_early(oldest);
+            self.forget_out_of_order(oldest);
             // The local TCP may have it, and acknowledge it; that is held until the peer has sent it again, as every TCP does
             // for which a receiver has forgotten what it acknowledged selectively (RFC 2018, section 8).
             self.stray_late(now, oldest);
@@ -190,7 +190,7 @@ impl Filter {
         self.change_reassembly(id, |queue| queue.join(at, stream))
     }
 
-    pub(super) fn forget_early(&mut self, id: SessionId) {
+    pub(super) fn forget_out_of_order(&mut self, id: SessionId) {
         if self.live.get(&id).is_some_and(|live| !live.reassembly.is_blank()) {
             self.change_reassembly(id, Reassembly::clear);
         }
@@ -198,7 +198,7 @@ impl Filter {
 
     /// What is kept out of order by all sessions together, in bytes of memory.
     #[must_use]
-    pub fn early_bytes(&self) -> usize {
+    pub fn out_of_order_bytes(&self) -> usize {
         self.reassemblies.cost
     }
 }

@@ -86,7 +86,7 @@ impl Filter {
         self.start_over(now, &BySession::default());
         self.tear_mid_turn();
         if self.config.asynchronous {
-            self.await_proofs(now);
+            self.await_evidence(now);
         }
         self.answer_kept(now);
     }
@@ -511,8 +511,8 @@ impl Filter {
                 self.resend_timeout(now, id),
                 self.handshake_timeout(now, id),
                 self.called_timeout(now, id),
-                self.tail_timeout(now, id),
-                self.proof_timeout(now, id),
+                self.old_output_timeout(now, id),
+                self.evidence_timeout(now, id),
                 self.astray_timeout(now, id),
                 self.gate_timeout(now, id),
             ];

@@ -23,7 +23,7 @@ use crate::Now;
 const MOST: usize = 64;
 /// When one is tried again; until the listener has answered once it is asked for one at a time, each in its turn.
 const AGAIN: Duration = Duration::from_millis(20);
-/// A listener whose queue is full does not answer: asked twice as late each time, so many times.
+/// A listener with a full queue does not answer. The wait doubles with each retry, up to this many times.
 const SLOWEST: u32 = 4;
 /// A listener whose program hears of the first of several connections only gets the next one when it has accepted the one
 /// before, or has not for so long.
@@ -242,7 +242,7 @@ impl Filter {
         if !later {
             self.queue_half(id);
         }
-        self.start_tail(now, id);
+        self.start_old_output(now, id);
         self.open_halves(now);
     }
 

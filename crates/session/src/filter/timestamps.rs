@@ -111,7 +111,7 @@ impl Timestamps {
     }
 
     /// A segment of a peer that has heard of our clock what the store may not know.
-    pub fn hears_proof(&mut self, now: Now, value: u32, echo: u32) {
+    pub fn hears_evidence(&mut self, now: Now, value: u32, echo: u32) {
         if self.forgets(now) {
             self.recent = value;
         }

@@ -23,7 +23,7 @@ pub(super) struct Progress {
     /// The same, as the hooks tell it. What the kernel says is a floor of `in_read`, and not added to this: a read that it
     /// counted may be told afterwards.
     pub told: u64,
-    /// Who read last, and the how manieth read of all that was.
+    /// The thread that read last, and the serial number of that read.
     pub last_read: (Thread, u64),
     /// How much was read before this turn.
     before: u64,

@@ -11,7 +11,7 @@ pub(super) struct Put {
     pub value: Option<Box<[u8]>>,
     /// The group of the turn.
     pub group: u32,
-    /// The how manieth of all.
+    /// Its number among all puts.
     serial: u64,
 }
 

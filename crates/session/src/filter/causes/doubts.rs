@@ -20,7 +20,7 @@ struct Doubt {
 #[derive(PartialEq, Eq, Debug)]
 pub(super) enum Shown {
     Nothing,
-    /// It is none of those that it may have been, and so more than one's.
+    /// The connection belongs to none of its candidates, so several clients share it.
     Shared,
     /// It is this one's.
     Whose(SessionId),
@@ -78,7 +78,7 @@ impl Doubts {
         self.unclear.get(&id)?.among.as_ref()
     }
 
-    /// Whether that one was read from when the session was opened, if it is that one's.
+    /// Whether the program had read from this client when the session was opened. True if that is not known.
     pub fn was_read(&self, id: SessionId, client: SessionId) -> bool {
         self.among(id).and_then(|among| among.get(&client).copied()).unwrap_or(true)
     }

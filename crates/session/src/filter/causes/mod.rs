@@ -1,5 +1,5 @@
 //! What made the application connect. A proxy has a connection of its own for each client; after a takeover each connect has
-//! to get the one that belongs to the same client, or nobody's data is safe from anybody. So each connection that the
+//! to get the one that belongs to the same client. Otherwise one client could see another client's data. So each connection that the
 //! application makes has a [`Cause`], which is in the log, and a connect is answered with the session of the same cause, and of
 //! the same place among those of that cause to that destination, or not at all.
 //!
@@ -55,7 +55,7 @@ pub(super) use known::Known;
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Caller {
     Own,
-    /// `sure`: by more than that another thread has accepted it, and nobody has touched it since.
+    /// `sure`: the evidence is stronger than that another thread has accepted the client, and nobody has touched it since.
     Of {
         session: SessionId,
         read: bool,

@@ -20,7 +20,7 @@ struct Gate {
     session: SessionId,
     since: Now,
     until: Now,
-    /// Its input is before the barrier no more.
+    /// The session's input has been delivered.
     shown: bool,
 }
 

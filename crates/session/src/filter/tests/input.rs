@@ -355,7 +355,7 @@ fn what_comes_in_order_takes_the_place_of_what_was_injected_ahead_of_it() {
         let all: Vec<u8> = std::iter::repeat_n(0, 1400).chain(std::iter::repeat_n(1, 100)).collect();
         assert!(input_of(r.session()) == all && !r.session().in_fin);
         r.stored();
-        assert_eq!(r.f.early_bytes(), 0);
+        assert_eq!(r.f.out_of_order_bytes(), 0);
     }
 }
 
@@ -536,17 +536,17 @@ fn out_of_order_input_is_bounded_over_all_sessions() {
             assert!(r.passes(&actions));
         }
     }
-    let all = r.f.early_bytes();
+    let all = r.f.out_of_order_bytes();
     assert!(all > 240_000 * usize::from(sessions) && all < 250_000 * usize::from(sessions));
     // A byte each: it counts as what it costs.
-    let before = r.f.early_bytes();
+    let before = r.f.out_of_order_bytes();
     r.port = 1999;
     r.handshake(false);
     r.kernel(say(ACK, 0, 0, b""));
     for at in 0..1000u64 {
         r.peer(say(ACK, 1 + at * 2, 0, b"x"));
     }
-    assert!(r.f.early_bytes() >= before + 90_000);
+    assert!(r.f.out_of_order_bytes() >= before + 90_000);
     let mut most = 0;
     for i in 0..300u16 {
         r.port = 2000 + i;
@@ -556,7 +556,7 @@ fn out_of_order_input_is_bounded_over_all_sessions() {
             let actions = r.peer(say(ACK, 1 + k * 60_000, 0, &piece[..59_999]));
             assert!(r.passes(&actions));
         }
-        most = most.max(r.f.early_bytes());
+        most = most.max(r.f.out_of_order_bytes());
     }
     assert!(most > 63 << 20 && most <= 64 << 20, "{most}");
     assert!(r.f.counters().early_forgotten > 0);
@@ -587,7 +587,7 @@ fn out_of_order_input_is_bounded_over_all_sessions() {
         let at = r.session().in_end();
         r.peer(say(RST, at, 0, b""));
     }
-    assert_eq!((r.f.early_bytes(), r.f.store().len()), (0, 0));
+    assert_eq!((r.f.out_of_order_bytes(), r.f.store().len()), (0, 0));
 }
 
 /// What continues a piece makes it longer: a hole costs what came behind it, however small that came.
@@ -597,9 +597,9 @@ fn what_came_early_costs_little_beside_its_bytes() {
     for at in 0..20_000u64 {
         r.peer(say(ACK, 1 + at, 0, b"x"));
     }
-    assert!(r.f.early_bytes() < 50_000, "{}", r.f.early_bytes());
+    assert!(r.f.out_of_order_bytes() < 50_000, "{}", r.f.out_of_order_bytes());
     r.peer(say(ACK, 0, 0, b"x"));
-    assert_eq!((r.session().in_end(), r.f.early_bytes()), (20_001, 0));
+    assert_eq!((r.session().in_end(), r.f.out_of_order_bytes()), (20_001, 0));
 }
 
 #[test]
