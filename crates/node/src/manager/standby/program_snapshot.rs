@@ -256,6 +256,8 @@ impl Standby {
         self.snapshots.refused = Some(why.clone());
         if began || memory.kept() > 0 {
             self.snapshots.said_refused = true;
+            // Nobody there has any use for the trace now.
+            self.complete = false;
             send(&Message::ProgramSnapshotEnd { life: self.life, bytes: 0, trouble: why.into() });
         }
     }

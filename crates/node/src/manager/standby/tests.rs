@@ -471,12 +471,15 @@ fn later_there_is_one(mut leader: Standby, mut late: Standby, mut filter: Filter
     let (state, reason) = late.state();
     let report = Message::Standby { life: leader.life, head: 0, executed: 0, records: 0, state, reason: reason.into() };
     leader.hear(NOW, &report);
-    // The trace does not fill meanwhile.
+    // The trace does not fill meanwhile, and goes to nobody.
+    let written = filter.log().written();
     for _ in 0..100 {
         records(&leader, &vec![1; LIMIT as usize / 20]);
+        leader.ship(NOW, &mut filter);
         leader.catch_up(NOW, &mut filter, 0);
         leader.give_up_the_beginning();
     }
+    assert_eq!(filter.log().written(), written);
     assert!(!program_snapshot(&mut leader, &mut late, NOW + APART));
     let memory = leader.memory.as_ref().unwrap();
     assert_ne!(memory.snapshot_state(), snapshot::ASKED, "not so soon");
