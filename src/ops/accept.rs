@@ -49,6 +49,9 @@ fn elsewhere(fd: c_int, accept: impl FnOnce() -> c_int) -> c_int {
     new
 }
 
+/// More loans in a row than there are.
+const MOST_LOANS: u32 = 20;
+
 /// What an accepted connection is.
 enum Accepted {
     /// The manager's, to wake whoever waits on the listener.
@@ -86,6 +89,7 @@ unsafe fn take(fd: c_int, to: *mut sockaddr, length: *mut socklen_t, flags: c_in
     let saved = errno::get();
     let mut peer = Name::default();
     let mut rung = false;
+    let mut in_vain = 0;
     let new = loop {
         let taken = client.and_then(|client| inside(None, || recovered(client, fd, port, flags, rung)));
         if let Some(new) = taken {
@@ -105,6 +109,10 @@ unsafe fn take(fd: c_int, to: *mut sockaddr, length: *mut socklen_t, flags: c_in
         if new < 0 {
             if errno::get() == libc::EAGAIN && blocking && !has_receive_timeout(fd) {
                 // Another thread had lent the listener a timeout for a moment: see `lent_timeout`.
+                in_vain += 1;
+                if in_vain == MOST_LOANS {
+                    inside((), || lent_timeout::take_for_the_programs(fd));
+                }
                 continue;
             }
             return -1;

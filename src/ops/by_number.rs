@@ -5,7 +5,7 @@ use libc::{c_int, c_long, c_uint};
 use tcpr_node::channel::client::Bypass;
 
 use super::descriptors::{close, close_range, dup2, dup3};
-use super::{fork, input, lock_in, output, sockets};
+use super::{accept, fork, input, lock_in, output, sockets};
 use crate::{real, table, turn};
 
 /// As in the C library. Node closes its sockets by number, and the runtimes of several languages wait by number.
@@ -33,6 +33,12 @@ pub unsafe fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long
         libc::SYS_sendmsg => return unsafe { output::sendmsg(a as c_int, b as _, c as _) } as c_long,
         // SAFETY: the caller's arguments.
         libc::SYS_sendfile => return unsafe { output::sendfile(a as c_int, b as _, c as _, d as _) } as c_long,
+        // SAFETY: the caller's arguments.
+        libc::SYS_accept => return c_long::from(unsafe { accept::accept(a as c_int, b as _, c as _) }),
+        // SAFETY: the caller's arguments.
+        libc::SYS_accept4 => return c_long::from(unsafe { accept::accept4(a as c_int, b as _, c as _, d as c_int) }),
+        // SAFETY: the caller's arguments.
+        libc::SYS_listen => return c_long::from(unsafe { sockets::listen(a as c_int, b as c_int) }),
         // SAFETY: the caller's arguments.
         libc::SYS_shutdown => return c_long::from(unsafe { sockets::shutdown(a as c_int, b as c_int) }),
         libc::SYS_close => {
@@ -74,7 +80,7 @@ pub unsafe fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long
         libc::SYS_futex_waitv => turn::before_wait(|| false),
         libc::SYS_futex if turn::is_dirty() => {
             const COMMANDS: c_int = !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
-            if matches!(b as c_int & COMMANDS, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET) {
+            if matches!(b as c_int & COMMANDS, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET) && !is_lock(c as u32) {
                 turn::before_wait(|| false);
             }
         }
@@ -82,4 +88,22 @@ pub unsafe fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long
     }
     // SAFETY: the caller's arguments.
     unsafe { real::syscall(number, a, b, c, d, e, f) }
+}
+
+/// Whether a futex with this value is a lock that another thread holds: who waits for that is in the middle of its work. A mutex of
+/// Rust's standard library has the value 2 then, its `RwLock` one of the two highest bits; a thread that is parked has all bits.
+fn is_lock(value: u32) -> bool {
+    const SOMEBODY_WAITS: u32 = 3 << 30;
+    value == 2 || value & SOMEBODY_WAITS != 0 && value != u32::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_known_by_its_value() {
+        assert!(is_lock(2) && is_lock(0x7fff_ffff) && is_lock(0xbfff_ffff) && is_lock(1 << 30 | 1));
+        assert!(!is_lock(0) && !is_lock(1) && !is_lock(3) && !is_lock(u32::MAX), "a condition, a thread that is parked");
+    }
 }

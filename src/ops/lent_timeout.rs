@@ -47,6 +47,13 @@ pub fn has_receive_timeout(fd: c_int) -> bool {
     t.tv_sec != 0 || t.tv_usec != 0
 }
 
+/// The listener had a short timeout whenever it was looked at for a while: the program itself has set it.
+pub fn take_for_the_programs(listener: c_int) {
+    if let Some(found) = sys::option::<libc::timeval>(listener, libc::SOL_SOCKET, libc::SO_RCVTIMEO) {
+        *lock(&LENDING) = found;
+    }
+}
+
 /// Accepts what waits on the listener, without blocking. `None` also if others do the same there for long.
 pub fn accept_now(listener: c_int, flags: c_int) -> Option<(c_int, Option<SocketAddr>)> {
     if !sys::is_ready(listener, libc::POLLIN) {

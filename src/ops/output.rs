@@ -204,7 +204,8 @@ fn transmit(
         }
         inside((), || turn::blocked(client));
         match patience.wait_writable(fd) {
-            Ok(()) => {}
+            // Meanwhile a file that is mapped there may have become shorter.
+            Ok(()) => source.checked = Checked::default(),
             Err(error) => {
                 inside((), || turn::unblocked(client));
                 match written {

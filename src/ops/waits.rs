@@ -3,6 +3,7 @@
 
 use libc::{c_int, clockid_t, pthread_cond_t, pthread_mutex_t, sembuf, size_t, timespec};
 
+use crate::memory::Checked;
 use crate::{real, turn};
 
 /// As in the C library.
@@ -37,7 +38,11 @@ unsafe fn before(operations: *const sembuf, n: size_t) {
     if !turn::is_dirty() || operations.is_null() || n > MOST {
         return;
     }
-    // SAFETY: not null; the caller vouches for the rest.
+    if !Checked::default().is_readable(operations, n * size_of::<sembuf>()) {
+        // The kernel refuses them.
+        return;
+    }
+    // SAFETY: not null, and found readable.
     let operations = unsafe { std::slice::from_raw_parts(operations, n) };
     if operations.iter().any(|o| o.sem_op <= 0 && c_int::from(o.sem_flg) & libc::IPC_NOWAIT == 0) {
         turn::before_wait(|| false);

@@ -1,7 +1,7 @@
 //! Hot standby: the program's state survives. Every client here checks state, and not only bytes.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -47,7 +47,11 @@ pub struct Talker {
 
 impl Talker {
     pub fn new(w: &World) -> Talker {
-        let to = w.peer.enter(|| connect(w.pair.addr())).expect("connected");
+        Talker::to(w, w.pair.addr())
+    }
+
+    pub fn to(w: &World, address: SocketAddr) -> Talker {
+        let to = w.peer.enter(|| connect(address)).expect("connected");
         to.set_read_timeout(Some(ANSWER)).expect("a timeout");
         to.set_nodelay(true).expect("no delay");
         let from = BufReader::new(to.try_clone().expect("cloned"));

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tcpr_lab::member::Service;
 use tcpr_lab::{wait_for, wait_until};
 
+use crate::hot::Talker;
 use crate::requests::connect;
 use crate::world::{built, engine, Dir, Fault, World, PATIENCE, PORT};
 
@@ -556,4 +557,119 @@ fn connections_that_nobody_accepts_are_reset() {
 fn deaf_on_the_second() -> String {
     let server = built("listeners");
     format!("if [ $TCPR_MEMBER = a ]; then exec {server} 5555 poll; else exec {server} 5555 deaf; fi")
+}
+
+/// Answers each line with the name of the listener that the connection came from. A virtual IP that is not here yet can be bound.
+const BY_ADDRESS: &str = "
+import selectors, socket
+selector = selectors.DefaultSelector()
+for address in ('192.0.2.200', '192.0.2.201'):
+    listener = socket.socket()
+    listener.setsockopt(socket.IPPROTO_IP, 15, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, 5555))
+    listener.listen(64)
+    selector.register(listener, selectors.EVENT_READ, (True, address))
+while True:
+    for key, _ in selector.select():
+        listens, address = key.data
+        if listens:
+            selector.register(key.fileobj.accept()[0], selectors.EVENT_READ, (False, address))
+        elif line := key.fileobj.recv(1000):
+            key.fileobj.sendall(address.encode() + b' ' + line)
+        else:
+            selector.unregister(key.fileobj)
+            key.fileobj.close()
+";
+
+/// A program with a listener for each of two virtual IPs means something by that.
+#[test]
+fn each_session_comes_from_the_listener_of_its_own_address() {
+    let service = Service::new("two", PORT).set("service", "virtual_ip", "[\"192.0.2.200/24\", \"192.0.2.201/24\"]").lines();
+    let mut w = World::new("twoaddr", service, &["/usr/bin/python3", "-c", BY_ADDRESS]);
+    let addresses = ["192.0.2.200", "192.0.2.201"];
+    let mut talkers: Vec<(Talker, &str)> = Vec::new();
+    for n in 0..6 {
+        let address = addresses[n % 2];
+        talkers.push((Talker::to(&w, format!("{address}:5555").parse().expect("an address")), address));
+    }
+    let mut ask = |what: &str| {
+        for (t, address) in &mut talkers {
+            t.say(what);
+            assert_eq!(t.line(), format!("{address} {what}"));
+        }
+    };
+    ask("first");
+    for fault in w.faults(5) {
+        w.fail_over(fault);
+        ask(&format!("{fault:?}"));
+    }
+    w.no_reset();
+}
+
+/// The program accepts by the system call's number: it has its sessions back, and sees no doorbell.
+#[test]
+fn who_accepts_by_number_is_handed_sessions() {
+    const BY_NUMBER: &str = "
+import ctypes, platform, selectors, socket
+library = ctypes.CDLL(None, use_errno=True)
+number = 288 if platform.machine() == 'x86_64' else 242
+listener = socket.create_server(('', 5555))
+selector = selectors.DefaultSelector()
+selector.register(listener, selectors.EVENT_READ)
+while True:
+    for key, _ in selector.select():
+        if key.fileobj is listener:
+            fd = library.syscall(number, listener.fileno(), None, None, 0)
+            if fd >= 0:
+                selector.register(socket.socket(fileno=fd), selectors.EVENT_READ)
+        elif line := key.fileobj.recv(1000):
+            key.fileobj.sendall(line if line.endswith(b'ask\\r\\n') else b'what? ' + line)
+        else:
+            selector.unregister(key.fileobj)
+            key.fileobj.close()
+";
+    let mut w = World::new("bynumber", Service::new("number", PORT).lines(), &["/usr/bin/python3", "-c", BY_NUMBER]);
+    let mut talkers: Vec<Talker> = (0..4).map(|_| Talker::new(&w)).collect();
+    for fault in w.faults(4) {
+        w.fail_over(fault);
+        for t in &mut talkers {
+            t.say("ask");
+            assert_eq!(t.line(), "ask", "{fault:?}");
+        }
+    }
+    w.no_reset();
+}
+
+/// A listener with a timeout as short as a lent one: accept returns when that is over, and its program does its other work.
+#[test]
+fn a_listener_has_a_short_timeout_of_its_own() {
+    const SHORT: &str = "
+import socket, struct
+listener = socket.create_server(('', 5555))
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack('ll', 0, 5000))
+clients = []
+while True:
+    try:
+        client = listener.accept()[0]
+        client.setblocking(False)
+        clients.append(client)
+    except BlockingIOError:
+        pass
+    for client in clients:
+        try:
+            client.sendall(client.recv(1000))
+        except BlockingIOError:
+            pass
+";
+    let mut w = World::new("shorttime", Service::new("short", PORT).lines(), &["/usr/bin/python3", "-c", SHORT]);
+    let mut talkers: Vec<Talker> = (0..3).map(|_| Talker::new(&w)).collect();
+    for fault in w.faults(3) {
+        for t in &mut talkers {
+            t.say("hello");
+            assert_eq!(t.line(), "hello", "{fault:?}");
+        }
+        w.fail_over(fault);
+    }
+    w.no_reset();
 }

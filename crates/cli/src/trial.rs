@@ -10,7 +10,7 @@ use tcpr_node::config::Config;
 use tcpr_node::conntrack::{self, Conntrack};
 use tcpr_node::nfqueue::Queue;
 use tcpr_node::rawsock::{RawSender, MARK_LOCAL};
-use tcpr_node::rules::Rules;
+use tcpr_node::rules::{tools_path, Rules};
 use tcpr_session::segment::{flags, Build, Segment};
 use tcpr_session::seq::Seq;
 use tcpr_session::tuple::FourTuple;
@@ -183,7 +183,7 @@ fn queue(first: u16) -> io::Result<Queue> {
 fn counts() -> Vec<(String, u64)> {
     let mut counts = Vec::new();
     for program in ["iptables-save", "iptables-legacy-save", "ip6tables-save", "ip6tables-legacy-save"] {
-        let Ok(output) = Command::new(program).arg("-c").output() else { continue };
+        let Ok(output) = Command::new(program).arg("-c").env("PATH", tools_path()).output() else { continue };
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             let refuses = ["-j DROP", "-j REJECT", ":INPUT DROP", ":OUTPUT DROP"].iter().any(|word| line.contains(word));
             let Some((rest, numbers)) = line.split_once('[').filter(|_| refuses) else { continue };

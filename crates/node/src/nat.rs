@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::process::Command;
 
 use crate::config::Config;
-use crate::rules::TOOL_MARK;
+use crate::rules::{tools_path, TOOL_MARK};
 
 /// What the tools for packet rules print, whatever has made the rules. Needs the privilege to see them.
 #[must_use]
@@ -20,7 +20,7 @@ pub fn rulesets() -> Vec<String> {
         ("nft", &["list", "ruleset"]),
     ];
     let said = |(program, arguments): &(&str, &[&str])| {
-        let output = Command::new(program).args(*arguments).env(TOOL_MARK, "1").output().ok()?;
+        let output = Command::new(program).args(*arguments).env(TOOL_MARK, "1").env("PATH", tools_path()).output().ok()?;
         String::from_utf8(output.stdout).ok()
     };
     tools.iter().filter_map(said).collect()

@@ -20,6 +20,7 @@
 mod nft;
 mod tool;
 
+pub use tool::tools_path;
 pub(crate) use tool::TOOL_MARK;
 
 #[cfg(test)]

@@ -499,9 +499,7 @@ impl Manager {
         if left == 0 {
             return t.handed.next_ring(port);
         }
-        if t.doorbells.listeners(port).is_none() && self.who_accepts(port).around_hooks {
-            log::info!(port; "a port is accepted by system calls that no hook sees: its sessions come out of its listener");
-            self.splice_port(now, port);
+        if t.doorbells.listeners(port).is_none() && self.splice_if_needed(now, port) {
             return None;
         }
         match self.takeover.doorbells.decide(now, port, left, alone, more) {
@@ -552,6 +550,10 @@ impl Manager {
         let (t, asking) = (&mut self.takeover, Asking { channel, number, port });
         // A process asks when its stash is empty.
         t.handed.asks_again(now, channel, port);
+        if t.doorbells.listeners(port).is_none() && t.ready.get(&port).is_some_and(|queue| !queue.is_empty()) {
+            self.splice_if_needed(now, port);
+        }
+        let t = &mut self.takeover;
         if max == 0 || max > 1 && t.is_alone(port) {
             return self.hand_out(now, &asking, max as usize);
         }
@@ -712,6 +714,27 @@ impl Manager {
         self.takeover.report.done_us = (now - started).as_micros() as u64;
         self.publish_pending();
         log::info!(report:? = self.takeover.report; "takeover done");
+    }
+
+    /// Looks who accepts from a port, and leaves its sessions to its listeners if nobody else can hand them out. Returns whether
+    /// it does so.
+    fn splice_if_needed(&mut self, now: Now, port: u16) -> bool {
+        if self.who_accepts(port).around_hooks {
+            log::info!(port; "a port is accepted by system calls that no hook sees: its sessions come out of its listener");
+        } else if self.listens_by_address(port) {
+            log::info!(port; "a port has a listener for one of several virtual IPs: its sessions come out of their listeners");
+        } else {
+            return false;
+        }
+        self.splice_port(now, port);
+        true
+    }
+
+    /// Whether it matters from which listener a session comes.
+    fn listens_by_address(&mut self, port: u16) -> bool {
+        let of_one = |l: &TcpSocket| l.local.port() == port && !l.local.ip().is_unspecified();
+        self.virtual_ip.addrs().count() > 1
+            && self.sockdiag.listeners(&self.takeover.ours).is_ok_and(|all| all.iter().any(of_one))
     }
 
     /// How a port is accepted from.

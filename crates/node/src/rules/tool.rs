@@ -12,6 +12,13 @@ use std::process::{Command, Stdio};
 
 /// A daemon's PATH often lacks the directories in which iptables is.
 const DIRECTORIES: [&str; 5] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"];
+
+/// `PATH` with the directories of such tools: that of a plain user lacks some.
+#[must_use]
+pub fn tools_path() -> String {
+    DIRECTORIES.join(":")
+}
+
 const SECONDS_FOR_LOCK: &str = "5";
 
 /// A family of addresses: each has tools and tables of its own.
@@ -195,7 +202,7 @@ pub(super) fn run(program: &Path, args: &[&str], input: &str) -> io::Result<Stri
         .args(args)
         // Ours may say LD_PRELOAD=libtcpr.so; and what is parsed shall not be translated.
         .env_clear()
-        .env("PATH", DIRECTORIES.join(":"))
+        .env("PATH", tools_path())
         .env("LC_ALL", "C")
         .env(TOOL_MARK, "1")
         .stdin(Stdio::piped())
