@@ -512,13 +512,19 @@ impl Filter {
 
     /// Output of a session that no hook knows: each segment is its own turn, and its input is done at once.
     pub(super) fn commit_unattached(&mut self, now: Now, session: SessionId, fin: bool) {
+        let read = self.store.get(session).expect("known").in_end();
+        self.commit_read(now, session, read, fin);
+    }
+
+    /// The same where only so much of the input was read.
+    pub(super) fn commit_read(&mut self, now: Now, session: SessionId, read: u64, fin: bool) {
         let s = self.store.get(session).expect("known");
         let live = self.live.get_mut(&session).expect("live");
         if s.out_fin {
             live.announced.truncate(0, &mut self.pools.announced);
         }
         let pending = live.announced.len();
-        let (in_done, from) = (s.in_end(), s.out_done);
+        let (in_done, from) = (read.clamp(s.in_done, s.in_end()), s.out_done);
         let entry = Committed {
             session,
             in_done: in_done as u32,
@@ -662,10 +668,10 @@ impl Filter {
         if !live.ownership.answered(WhyAsked::Output) {
             return;
         }
-        live.ownership.set_read_known(true);
+        live.ownership.set_read_known(Some(read));
         self.judge_held(now, session);
         if let Some(live) = self.live.get_mut(&session) {
-            live.ownership.set_read_known(false);
+            live.ownership.set_read_known(None);
         }
     }
 

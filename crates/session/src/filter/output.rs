@@ -281,14 +281,14 @@ impl Filter {
                 self.gate.defer(session);
                 return false;
             }
-            if live.ownership.is_attached() && !live.ownership.take_read_known() {
+            let Some(read) = live.ownership.take_read_known() else {
                 // What it has read went around the hooks as well: the kernel knows.
                 if live.ownership.ask(WhyAsked::Output) {
                     self.ask_readers(session);
                     self.actions.push(Action::AskUnread(session));
                 }
                 return false;
-            }
+            };
             if gap {
                 let start = h.start;
                 self.sent_around(now, session, start);
@@ -310,7 +310,7 @@ impl Filter {
                 self.run_commits(now);
             } else {
                 // No hook knows this session: nothing tells its turns.
-                self.commit_unattached(now, session, false);
+                self.commit_read(now, session, read, false);
             }
             return true;
         }

@@ -89,7 +89,7 @@ pub(super) struct Ownership {
     lost: bool,
     /// Why it is asked what was read, and that the answer is there, for the packet that is judged now.
     asked: u8,
-    read_known: bool,
+    read_known: Option<u64>,
 }
 
 impl Ownership {
@@ -256,13 +256,13 @@ impl Ownership {
         self.asked != 0
     }
 
-    /// What was read is known, or not known any more, for the output that is judged now.
-    pub fn set_read_known(&mut self, known: bool) {
-        self.read_known = known;
+    /// How much input was read is known, or not known any more, for the output that is judged now.
+    pub fn set_read_known(&mut self, read: Option<u64>) {
+        self.read_known = read;
     }
 
-    pub fn take_read_known(&mut self) -> bool {
-        std::mem::take(&mut self.read_known)
+    pub fn take_read_known(&mut self) -> Option<u64> {
+        self.read_known.take()
     }
 }
 

@@ -937,11 +937,14 @@ fn output_of_a_session_without_hooks_is_its_own_turn() {
     let mut r = Rig::new();
     r.handshake(false);
     r.peer(say(ACK, 0, 0, b"GET"));
-    r.kernel(say(ACK, 0, 3, b"200"));
+    // Another request, which nobody has read, is not done with that.
+    r.peer(say(ACK, 3, 0, b"GET"));
+    r.unread = 3;
+    r.kernel(say(ACK, 0, 6, b"200"));
     let actions = r.stored();
     assert!(r.passes(&actions));
     let s = r.session();
-    assert_eq!((s.in_done, s.out_done), (3, 3));
+    assert_eq!((s.in_done, s.in_end(), s.out_done), (3, 6, 3));
 }
 
 #[test]
