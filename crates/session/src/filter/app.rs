@@ -668,11 +668,9 @@ impl Filter {
         if !live.ownership.answered(WhyAsked::Output) {
             return;
         }
-        live.ownership.set_read_known(Some(read));
+        self.processes.set_read_known(session, read);
         self.judge_held(now, session);
-        if let Some(live) = self.live.get_mut(&session) {
-            live.ownership.set_read_known(None);
-        }
+        self.processes.forget_read_known();
     }
 
     /// The process of this channel lives: what it ended, it ended behind our back, and on purpose.

@@ -281,7 +281,7 @@ impl Filter {
                 self.gate.defer(session);
                 return false;
             }
-            let Some(read) = live.ownership.take_read_known() else {
+            let Some(read) = self.processes.take_read_known(session) else {
                 // What it has read went around the hooks as well: the kernel knows.
                 if live.ownership.ask(WhyAsked::Output) {
                     self.ask_readers(session);

@@ -87,9 +87,8 @@ pub(super) struct Ownership {
     fin_asked: bool,
     /// What hooks announced is not what was sent: its state cannot be known any more.
     lost: bool,
-    /// Why it is asked what was read, and that the answer is there, for the packet that is judged now.
+    /// Why it is asked what was read.
     asked: u8,
-    read_known: Option<u64>,
 }
 
 impl Ownership {
@@ -254,15 +253,6 @@ impl Ownership {
     /// Whether it is asked, for any reason.
     pub fn is_asked(&self) -> bool {
         self.asked != 0
-    }
-
-    /// How much input was read is known, or not known any more, for the output that is judged now.
-    pub fn set_read_known(&mut self, read: Option<u64>) {
-        self.read_known = read;
-    }
-
-    pub fn take_read_known(&mut self) -> Option<u64> {
-        self.read_known.take()
     }
 }
 

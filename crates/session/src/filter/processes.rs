@@ -65,6 +65,8 @@ pub(super) struct Processes {
     readers: BTreeSet<SessionId>,
     /// Those that were asked about before the output that is judged now.
     asked: Vec<SessionId>,
+    /// How much input was read of the session whose output is judged now, where the kernel has just told it.
+    read_known: Option<(SessionId, u64)>,
 }
 
 impl Processes {
@@ -85,6 +87,7 @@ impl Processes {
             last_death: None,
             readers: BTreeSet::new(),
             asked: Vec::new(),
+            read_known: None,
         }
     }
 
@@ -318,6 +321,21 @@ impl Processes {
     pub fn ask_readers(&mut self, session: SessionId) -> &[SessionId] {
         self.asked = self.readers.iter().copied().filter(|other| *other != session).take(MAX_READERS).collect();
         &self.asked
+    }
+
+    /// How much input of this session was read is known for the output that is judged now.
+    pub fn set_read_known(&mut self, session: SessionId, read: u64) {
+        self.read_known = Some((session, read));
+    }
+
+    /// It is known for one packet.
+    pub fn take_read_known(&mut self, session: SessionId) -> Option<u64> {
+        self.read_known.take_if(|(of, _)| *of == session).map(|(_, read)| read)
+    }
+
+    /// That packet is judged.
+    pub fn forget_read_known(&mut self) {
+        self.read_known = None;
     }
 
     /// Output that no hook announced was sent on this session: it answers what was read of it and of those that were asked.
