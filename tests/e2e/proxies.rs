@@ -354,7 +354,8 @@ fn haproxy(mode: &str, threads: &str, options: &str) -> Config {
          backend out\n  {}  server s 192.0.2.9:7777\n",
         if mode == "http" { "http-reuse never\n" } else { "" },
     );
-    Config::new(&format!("haproxy-{mode}-{}", threads.len() + options.len()), &text)
+    let name = [mode, threads, options].concat().replace(|c: char| !c.is_ascii_alphanumeric(), "");
+    Config::new(&format!("haproxy-{name}"), &text)
 }
 
 #[test]

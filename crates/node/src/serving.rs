@@ -107,11 +107,13 @@ impl Watch {
         seen
     }
 
-    /// Asks, unless it still looks.
-    pub fn ask(&mut self, question: Question) {
-        if !self.asked {
+    /// Asks, unless it still looks. Returns whether it did.
+    pub fn ask(&mut self, question: Question) -> bool {
+        let idle = !self.asked;
+        if idle {
             self.asked = self.ask.send(question).is_ok();
         }
+        idle
     }
 }
 

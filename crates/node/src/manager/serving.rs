@@ -25,14 +25,15 @@ pub(super) struct Serving {
     /// What is wrong, and since when; what of it is in the log.
     trouble: Option<(Now, String)>,
     said: Option<String>,
-    /// Ports on which a process has ever said that it listens.
+    /// Ports on which a process has ever said that it listens, and how many these were when it was looked.
     told: BTreeSet<u16>,
+    asked_with: usize,
 }
 
 impl Serving {
     pub(super) fn new(ours: Ours) -> Serving {
         let watch = Watch::new(ours).map_err(|error| log::warn!(error:%; "cannot watch who serves the protected ports")).ok();
-        Serving { watch, due: Duration::ZERO, seen: None, trouble: None, said: None, told: BTreeSet::new() }
+        Serving { watch, due: Duration::ZERO, seen: None, trouble: None, said: None, told: BTreeSet::new(), asked_with: 0 }
     }
 
     /// What was seen was of the one before it.
@@ -110,10 +111,13 @@ impl Manager {
         let rests = self.program.as_ref().filter(|_| !self.may_start_program());
         let program = rests.map(|program| (program.name().to_owned(), program.is_hooked()));
         let Some(watch) = &mut self.serving.watch else { return };
-        if let Some(seen) = watch.take() {
+        // A program that joined meanwhile would be taken for a stranger.
+        if let Some(seen) = watch.take().filter(|_| self.serving.told.len() == self.serving.asked_with) {
             self.serving.seen = Some(seen);
         }
-        watch.ask(Question { joined, told, unhooked: !self.filter.hooked(), program });
+        if watch.ask(Question { joined, told, unhooked: !self.filter.hooked(), program }) {
+            self.serving.asked_with = self.serving.told.len();
+        }
         let trouble = self.program_trouble();
         let serving = &mut self.serving;
         if trouble.as_ref() != serving.trouble.as_ref().map(|(_, text)| text) {
