@@ -89,7 +89,7 @@ unsafe fn take(fd: c_int, to: *mut sockaddr, length: *mut socklen_t, flags: c_in
     let saved = errno::get();
     let mut peer = Name::default();
     let mut rung = false;
-    let mut in_vain = 0;
+    let mut in_vain = 0u32;
     let new = loop {
         let taken = client.and_then(|client| inside(None, || recovered(client, fd, port, flags, rung)));
         if let Some(new) = taken {
@@ -110,8 +110,8 @@ unsafe fn take(fd: c_int, to: *mut sockaddr, length: *mut socklen_t, flags: c_in
             if errno::get() == libc::EAGAIN && blocking && !has_receive_timeout(fd) {
                 // Another thread had lent the listener a timeout for a moment: see `lent_timeout`.
                 in_vain += 1;
-                if in_vain == MOST_LOANS {
-                    inside((), || lent_timeout::take_for_the_programs(fd));
+                if in_vain.is_multiple_of(MOST_LOANS) {
+                    inside((), || lent_timeout::look_for_the_programs(fd));
                 }
                 continue;
             }

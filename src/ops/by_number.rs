@@ -90,8 +90,9 @@ pub unsafe fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long
     unsafe { real::syscall(number, a, b, c, d, e, f) }
 }
 
-/// Whether a futex with this value is a lock that another thread holds: who waits for that is in the middle of its work. A mutex of
-/// Rust's standard library has the value 2 then, its `RwLock` one of the two highest bits; a thread that is parked has all bits.
+/// Whether a futex with this value is a lock that another thread holds: a thread that waits for one is in the middle of its work. A
+/// mutex of Rust's standard library has the value 2 then, its `RwLock` one of the two highest bits; a thread that is parked has all
+/// bits. A condition of that library counts from 0, and its second wait looks like a mutex: the turn ends half a second later.
 fn is_lock(value: u32) -> bool {
     const SOMEBODY_WAITS: u32 = 3 << 30;
     value == 2 || value & SOMEBODY_WAITS != 0 && value != u32::MAX

@@ -1,6 +1,7 @@
 //! Accepting without waiting on a listener that blocks: the listener is lent a short receive timeout for that moment.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
 
 use libc::c_int;
@@ -14,6 +15,17 @@ use crate::sys;
 static LENDING: Mutex<libc::timeval> = Mutex::new(libc::timeval { tv_sec: 0, tv_usec: 0 });
 /// For the moment in which nobody waits for long on a listener: see `accept_now`.
 const LENT: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 1000 };
+
+/// The program has set such a timeout on some socket.
+static SETS_SUCH: AtomicBool = AtomicBool::new(false);
+
+/// The program has set this receive timeout.
+pub fn note_set(timeout: &libc::timeval) {
+    // The kernel rounds up what it is given.
+    if timeout.tv_sec == 0 && (1..=10_000).contains(&timeout.tv_usec) {
+        SETS_SUCH.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Keeps the threads of this process from lending: over a fork, and where a copy of a listener's descriptor is closed, which would
 /// end a loan's lock.
@@ -47,10 +59,16 @@ pub fn has_receive_timeout(fd: c_int) -> bool {
     t.tv_sec != 0 || t.tv_usec != 0
 }
 
-/// The listener had a short timeout whenever it was looked at for a while: the program itself has set it.
-pub fn take_for_the_programs(listener: c_int) {
+/// The listener had a short timeout whenever it was looked at for a while. If the program sets such ones, and the listener has it
+/// while nobody lends, it is the program's.
+pub fn look_for_the_programs(listener: c_int) {
+    if !SETS_SUCH.load(Ordering::Relaxed) {
+        return;
+    }
+    let mut known = lock(&LENDING);
+    let Some(_alone) = doorbell::Alone::with(listener) else { return };
     if let Some(found) = sys::option::<libc::timeval>(listener, libc::SOL_SOCKET, libc::SO_RCVTIMEO) {
-        *lock(&LENDING) = found;
+        *known = found;
     }
 }
 

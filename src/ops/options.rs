@@ -8,6 +8,7 @@ use libc::{c_int, socklen_t};
 
 use super::attach::connection;
 use super::kept_options::{outlives, tell};
+use super::lent_timeout;
 use crate::guard::inside;
 use crate::memory::Checked;
 use crate::table::{self, Entry};
@@ -70,6 +71,10 @@ pub unsafe fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_v
     }
     // SAFETY: the caller's arguments.
     let result = unsafe { real::setsockopt(fd, level, name, value, length) };
+    if result == 0 && (level, name) == (libc::SOL_SOCKET, libc::SO_RCVTIMEO) && length as usize >= size_of::<libc::timeval>() {
+        // SAFETY: the kernel has just read so much there; nothing is known of its alignment.
+        lent_timeout::note_set(&unsafe { value.cast::<libc::timeval>().read_unaligned() });
+    }
     if result == 0 && !table::is_plain(fd) && outlives(level, name) && manager::acts() {
         let saved = errno::get();
         if let Some((client, handle)) = connection(fd) {

@@ -202,6 +202,7 @@ hooks! {
             libc::SYS_gettid => super::names::gettid().into(),
             libc::SYS_getpid => super::names::getpid().into(),
             libc::SYS_clock_gettime => super::clocks::clock_gettime(a as c_int, b as *mut libc::timespec).into(),
+            libc::SYS_accept => super::sockets::accept(a as c_int, b as *mut libc::sockaddr, c as *mut libc::socklen_t).into(),
             libc::SYS_accept4 => super::sockets::accept4(a as c_int, b as *mut libc::sockaddr, c as *mut libc::socklen_t, d as c_int).into(),
             // Nobody could see what goes through its rings.
             libc::SYS_io_uring_setup => errno::c(-i64::from(libc::ENOSYS)),

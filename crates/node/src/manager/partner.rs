@@ -120,8 +120,8 @@ impl Partner {
         }
     }
 
-    /// Whether the partner is to be told this of our program; if so, it counts as told. The partner assumes that our program is healthy
-    /// until we say otherwise.
+    /// Whether the partner is to be told this of our program; if so, it counts as told. The partner assumes that our program is
+    /// healthy until we say otherwise.
     fn tells_program(&mut self, trouble: &str) -> bool {
         let news = self.program_told.as_deref().unwrap_or_default() != trouble;
         if news {

@@ -810,11 +810,10 @@ impl Manager {
             _ if memory.is_none() => (StandbyState::None, String::new()),
             _ if !why.is_empty() => (word(own, false), why),
             None if master && standby.partner.is_none() => (StandbyState::None, String::new()),
-            Some(p) if p.lag.is_close(now) || !p.reason.is_empty() => (word(p.state, standby.complete), p.reason.clone()),
-            Some(Report { lag: Lag::Since(..), .. }) => {
+            Some(p) if !is_ill(p.state) && p.lag.time(now) >= CATCH_UP => {
                 (StandbyState::Joining, "the program on the partner does not keep up".to_owned())
             }
-            Some(p) => (word(p.state, false), String::new()),
+            Some(p) => (word(p.state, standby.complete && p.lag.is_close(now)), p.reason.clone()),
             None if standby.follows() => (word(own, standby.exact), String::new()),
             None => (StandbyState::Joining, String::new()),
         };

@@ -519,8 +519,8 @@ fn a_follower_that_stands_still_is_not_close() {
         lag = lag.hears(NOW + second * n, 19 * far, u64::from(n + 1) * far);
     }
     assert!(!lag.is_close(NOW + 30 * second), "{lag:?}");
+    // Who has executed all is close for as long as nothing more comes.
     let again = lag.hears(NOW + 30 * second, 31 * far, 31 * far);
-    // What it had not executed when it was last heard of is as old as that.
     assert!(again == Lag::None && again.is_close(NOW + 3000 * second));
 }
 

@@ -1,6 +1,6 @@
 //! What made the application connect. A proxy has a connection of its own for each client; after a takeover each connect has
-//! to get the one that belongs to the same client. Otherwise one client could see another client's data. So each connection that the
-//! application makes has a [`Cause`], which is in the log, and a connect is answered with the session of the same cause, and of
+//! to get the one that belongs to the same client. Otherwise one client could see another client's data. So each connection
+//! that the application makes has a [`Cause`], which is in the log, and a connect is answered with the session of the same cause, and of
 //! the same place among those of that cause to that destination, or not at all.
 //!
 //! A cause is known where there is but one candidate: a session that the connecting thread has read from or accepted in this
