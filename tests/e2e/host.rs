@@ -6,7 +6,7 @@ use tcpr_lab::client::{ChatClients, ChatOptions};
 use tcpr_lab::member::{Hosted, Pair, Service};
 use tcpr_lab::{wait_for, Firewall, Host};
 
-use crate::world::{built, Fault, World, FOUR, PATIENCE, PORT, SIX};
+use crate::world::{built, Dir, Fault, World, FOUR, PATIENCE, PORT, SIX};
 
 fn chat(label: &str, by: Hosted, prepare: impl FnOnce(&Pair)) -> World {
     World::prepared(label, Service::new("chat", PORT).lines(), &[&built("plain_chat_server"), "5555"], by, FOUR, prepare)
@@ -106,10 +106,12 @@ fn a_backup_without_rules_protects_nobody() {
     let mut w = chat("fwn", Hosted::ByRun, |_| {});
     let clients = clients(&mut w);
     let master = w.protected();
-    let flush = format!("for i in $(seq 400); do {} -t security -F; done", iptables(&w));
     let backup = w.pair.host(1 - master);
     std::thread::scope(|s| {
-        let flushing = s.spawn(|| backup.tool(&flush).expect("the loop"));
+        // For as long as this is there.
+        let lasts = Dir::new("flushing");
+        let flush = format!("while [ -d {} ]; do {} -t security -F; done", lasts.0.display(), iptables(&w));
+        let flushing = s.spawn(move || backup.tool(&flush).expect("the loop"));
         let told = wait_for(PATIENCE, || {
             let said = w.pair.status(master).ok();
             said.is_some_and(|s| s["protected"] == false && s["partner"]["trouble"] == "its packet rules are missing")
